@@ -1,0 +1,51 @@
+"""RabbitMQ messaging for Django in which no message is lost.
+
+The names below are loaded on first use, so that importing the package needs no loaded apps.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from messaging.exceptions import Reject, Retry
+    from messaging.handlers import handler
+    from messaging.message import Message, ReceivedMessage
+    from messaging.publisher import apublish, apublish_many, publish, publish_many
+
+__all__ = [
+    "Message",
+    "ReceivedMessage",
+    "Reject",
+    "Retry",
+    "apublish",
+    "apublish_many",
+    "handler",
+    "publish",
+    "publish_many",
+]
+
+_HOMES = {
+    "Message": "messaging.message",
+    "ReceivedMessage": "messaging.message",
+    "Reject": "messaging.exceptions",
+    "Retry": "messaging.exceptions",
+    "apublish": "messaging.publisher",
+    "apublish_many": "messaging.publisher",
+    "handler": "messaging.handlers",
+    "publish": "messaging.publisher",
+    "publish_many": "messaging.publisher",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,19 @@
+"""Wiring."""
+
+from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
+
+
+class MessagingConfig(AppConfig):
+    """The app: label `messaging`."""
+
+    name = "messaging"
+    verbose_name = _("Messaging")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Find the handlers of every installed app and register the system checks."""
+        from messaging import checks  # noqa: F401  (registers itself)
+        from messaging.handlers import registry
+
+        registry.discover()

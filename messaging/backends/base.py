@@ -1,0 +1,273 @@
+"""What a broker must be able to do, and what it promises while doing it.
+
+A backend moves bytes. It knows nothing of rows, handlers or retries: the relay and the consumer decide, a backend
+reports. Each object below owns one connection; `Sender` and `Receiver` may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from messaging.conf import AliasSettings
+from messaging.wire import Properties
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One message on its way to the broker.
+
+    Attributes:
+        token: the caller's name for it, unique among those under way; comes back in the `Outcome`. It also travels as
+            the header `x-messaging-row`, by which a returned message is recognised.
+        exchange: exchange name, "" for the default exchange.
+        routing_key: routing key; surrogate escapes stand for bytes that are not UTF-8.
+        properties: encoded by `Properties.encode()` (content header without class, weight and size).
+        body: the payload.
+        mandatory: whether the broker returns the message when no queue takes it.
+    """
+
+    token: str
+    exchange: str
+    routing_key: str
+    properties: bytes
+    body: bytes
+    mandatory: bool = True
+
+
+class Fate(enum.Enum):
+    """How a sent message ended."""
+
+    CONFIRMED = "confirmed"  # the broker has taken responsibility
+    UNROUTABLE = "unroutable"  # returned: no queue takes it, or its exchange does not exist
+    NACKED = "nacked"  # the broker says: not now (a full queue, a crashed queue)
+    REFUSED = "refused"  # the broker or the protocol can never take it (too large, bad property, no permission)
+    SUSPECT = "suspect"  # the channel or connection was closed over one of those under way: send it alone to find out
+    UNKNOWN = "unknown"  # the connection was lost before the broker answered; it may have arrived
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The fate of one `Outgoing`; `reason` is for people and never holds a credential."""
+
+    token: str
+    fate: Fate
+    reason: str = ""
+
+
+class Sender(abc.ABC):
+    """One publishing connection, with publisher confirms and any number of messages under way."""
+
+    @abc.abstractmethod
+    def open(self) -> None:
+        """Connect, or reconnect after a loss. Raises BrokerUnavailable. Does nothing when already open."""
+
+    @abc.abstractmethod
+    def send(self, messages: Sequence[Outgoing]) -> None:
+        """Hand over messages, in order, and return at once. Each gets exactly one `Outcome`, whatever happens.
+
+        Raises BrokerUnavailable, with nothing handed over, when there is no connection.
+        """
+
+    @abc.abstractmethod
+    def outcomes(self, timeout: float) -> list[Outcome]:
+        """Wait up to `timeout` seconds for news and return all there is; an empty list after the timeout."""
+
+    @abc.abstractmethod
+    def wake(self) -> None:
+        """Make a waiting `outcomes()` return now. Called from any thread."""
+
+    @property
+    @abc.abstractmethod
+    def under_way(self) -> int:
+        """How many messages were handed over whose outcome has not been returned by `outcomes()`."""
+
+    @property
+    @abc.abstractmethod
+    def is_open(self) -> bool:
+        """Whether the connection stands, as far as this side can tell."""
+
+    @property
+    @abc.abstractmethod
+    def is_blocked(self) -> bool:
+        """Whether the broker has stopped reading from publishers (a memory or disk alarm): stop feeding."""
+
+    @abc.abstractmethod
+    def close(self, timeout: float = 5.0) -> None:
+        """Wait up to `timeout` seconds for what is under way, then disconnect. Never raises."""
+
+
+class Delivery(abc.ABC):
+    """A message that the broker delivered and now waits for."""
+
+    queue: str
+    exchange: str
+    routing_key: str
+    properties: Properties
+    body: bytes
+    redelivered: bool
+    received_at: float  # time.monotonic() of its arrival
+
+    @abc.abstractmethod
+    def ack(self) -> bool:
+        """Tell the broker that it is done. False when its channel is gone: it will come again."""
+
+    @abc.abstractmethod
+    def requeue(self) -> bool:
+        """Give it back unprocessed, to be delivered again. False when its channel is gone: it will come again."""
+
+    @property
+    @abc.abstractmethod
+    def is_live(self) -> bool:
+        """Whether its channel still stands, so that `ack()` and `requeue()` can reach the broker."""
+
+
+class Receiver(abc.ABC):
+    """One consuming connection. Deliveries arrive through `on_delivery`, called from the backend's own thread."""
+
+    @abc.abstractmethod
+    def open(self) -> None:
+        """Connect, or reconnect after a loss; consumers are not restored. Raises BrokerUnavailable."""
+
+    @abc.abstractmethod
+    def consume(self, queue: str, prefetch: int) -> None:
+        """Start a consumer on `queue` with at most `prefetch` unacknowledged deliveries.
+
+        Raises BrokerUnavailable, or TopologyError when the queue does not exist or cannot be consumed from.
+        """
+
+    @abc.abstractmethod
+    def cancel(self, queue: str) -> None:
+        """Stop the consumer on `queue`; what was delivered stays deliverable to `ack()`. No error if there is none."""
+
+    @property
+    @abc.abstractmethod
+    def consuming(self) -> frozenset[str]:
+        """The queues with a live consumer; one that the broker cancelled (queue deleted) is no longer here."""
+
+    @property
+    @abc.abstractmethod
+    def is_open(self) -> bool:
+        """Whether the connection stands, as far as this side can tell."""
+
+    @property
+    @abc.abstractmethod
+    def trouble(self) -> str:
+        """Why the connection or a consumer was last lost, in words; "" while all is well."""
+
+    @abc.abstractmethod
+    def close(self, timeout: float = 5.0) -> None:
+        """Send the acknowledgements handed over so far, then disconnect. Never raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeSpec:
+    """An exchange that we declare: durable, never auto-deleted."""
+
+    name: str
+    type: str = "topic"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSpec:
+    """A queue of the known topology.
+
+    Attributes:
+        type: "quorum" or "classic".
+        arguments: further queue arguments of the user's; they win over ours.
+        declare: False when someone else owns the queue: it is only looked at, and nothing is bound to it.
+        bindings: (exchange, routing key) pairs.
+        dead_letter: whether `<name>.dead` is declared and named as its dead-letter queue.
+    """
+
+    name: str
+    type: str = "quorum"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    declare: bool = True
+    bindings: tuple[tuple[str, str], ...] = ()
+    dead_letter: bool = True
+
+    @property
+    def dead(self) -> str:
+        """The name of its dead-letter queue."""
+        return f"{self.name}.dead"
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """All exchanges and queues that one alias knows, from settings and handlers."""
+
+    exchanges: tuple[ExchangeSpec, ...] = ()
+    queues: tuple[QueueSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something at the broker that is not as the topology says.
+
+    Attributes:
+        subject: what it is about, such as `queue "billing"`.
+        problem: what differs, with both values.
+        way_out: what an operator can do.
+        severity: "error" (cannot be used), "loss" (messages can be lost), "warning" (used as it is) or "missing".
+    """
+
+    subject: str
+    problem: str
+    way_out: str
+    severity: str = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """A reading of one queue; None where the source cannot know (never 0)."""
+
+    queue: str
+    ready: int | None = None
+    unacked: int | None = None
+    consumers: int | None = None
+    exists: bool = True
+    source: str = ""
+
+
+class Backend(abc.ABC):
+    """A broker as one alias of `MESSAGING` describes it."""
+
+    def __init__(self, alias: str, settings: AliasSettings) -> None:
+        self.alias = alias
+        self.settings = settings
+
+    @abc.abstractmethod
+    def sender(self) -> Sender:
+        """A new publishing connection, not yet open."""
+
+    @abc.abstractmethod
+    def receiver(self, on_delivery: Callable[[Delivery], None], on_change: Callable[[], None]) -> Receiver:
+        """A new consuming connection, not yet open.
+
+        Args:
+            on_delivery: called in the backend's thread for each delivery; must return at once and never raise.
+            on_change: called in the backend's thread when the connection or a consumer is lost.
+        """
+
+    @abc.abstractmethod
+    def declare(self, topology: Topology) -> list[Difference]:
+        """Create what is missing, on a connection of its own, and return once it may be published into.
+
+        Returns what differs but can be used as it is. Raises TopologyError for what cannot, BrokerUnavailable.
+        """
+
+    @abc.abstractmethod
+    def compare(self, topology: Topology) -> list[Difference]:
+        """The differences between the topology and the broker; changes nothing. Raises BrokerUnavailable."""
+
+    @abc.abstractmethod
+    def depths(self, queues: Iterable[str]) -> list[QueueDepth]:
+        """A reading of each queue within about two seconds. Raises BrokerUnavailable."""
+
+    @abc.abstractmethod
+    def purge_and_delete(self, topology: Topology) -> None:
+        """Delete these queues and exchanges with all they hold. For tests."""

@@ -1,0 +1,212 @@
+"""The registry of handlers: which function takes which messages of which queue."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from django.utils.module_loading import autodiscover_modules
+
+from messaging import conf
+from messaging.exceptions import ConfigurationError
+from messaging.retry import Backoff
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Handler:
+    """One registered function; see `handler()` for the attributes."""
+
+    function: Callable[..., Any]
+    queue: str
+    routing_keys: tuple[str, ...]
+    using: str
+    database: str
+    atomic: bool
+    timeout: float | None
+    max_attempts: int | None
+    backoff: Backoff | None
+    batch: int | None
+
+    @property
+    def name(self) -> str:
+        """Dotted name, as operators see it."""
+        return f"{self.function.__module__}.{self.function.__qualname__}"
+
+    def matches(self, routing_key: str) -> bool:
+        """Whether a message of this queue with this routing key is for this handler."""
+        return not self.routing_keys or any(topic_matches(pattern, routing_key) for pattern in self.routing_keys)
+
+
+class Registry:
+    """Handlers by alias and queue. `registry` is the one that `@handler` fills."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[tuple[str, str], list[Handler]] = {}
+        self._discovered = False
+
+    def add(self, handler: Handler) -> None:
+        """Register a handler; the same function again replaces itself (a module may be imported twice)."""
+        handlers = self._handlers.setdefault((handler.using, handler.queue), [])
+        handlers[:] = [known for known in handlers if known.name != handler.name]
+        handlers.append(handler)
+
+    def discover(self) -> None:
+        """Import `handlers.py` of every installed app, once."""
+        if not self._discovered:
+            autodiscover_modules("handlers")
+            self._discovered = True
+
+    def find(self, using: str, queue: str, routing_key: str) -> Handler | None:
+        """The handler for a message, or None."""
+        for handler in self._handlers.get((using, queue), ()):
+            if handler.matches(routing_key):
+                return handler
+        return None
+
+    def all(self, using: str | None = None) -> list[Handler]:
+        """Every handler, or those of one alias."""
+        return [
+            handler
+            for (alias, _), handlers in sorted(self._handlers.items())
+            for handler in handlers
+            if using is None or alias == using
+        ]
+
+    def queues(self, using: str) -> list[str]:
+        """The queues of an alias that have a handler, sorted."""
+        return sorted(queue for alias, queue in self._handlers if alias == using)
+
+    def clear(self) -> None:
+        """Forget everything. For tests."""
+        self._handlers.clear()
+
+
+registry = Registry()
+
+
+def handler(
+    queue: str,
+    *routing_keys: str,
+    using: str = conf.DEFAULT_ALIAS,
+    database: str = "default",
+    atomic: bool = True,
+    timeout: float | None = None,
+    max_attempts: int | None = None,
+    backoff: Backoff | None = None,
+    batch: int | None = None,
+) -> Callable[[Function], Function]:
+    """Register a function, or an `async def`, as the handler of messages. Put it into an app's `handlers.py`.
+
+    It receives a `ReceivedMessage` (a list of them with `batch`). Returning means processed, raising means retried;
+    raise `Retry(after=60)` or `Reject("why")` to say more.
+
+    Args:
+        queue: the queue to consume from.
+        routing_keys: patterns (`*` one word, `#` any number) bound to the alias's exchange; none takes all that the
+            queue holds.
+        using: alias of `MESSAGING`.
+        database: where the message is recorded and the handler's transaction runs.
+        atomic: whether the record and the handler's writes share one transaction. False for work that takes minutes
+            or hours: the message is acknowledged once a lease on it is durable.
+        timeout: seconds after which the process that runs it is killed, which counts as a failed attempt.
+        max_attempts: started attempts after which the message rests as failed; None for `RETRY`'s.
+        backoff: seconds between attempts, or a callable of the attempt's number; None for `RETRY`'s.
+        batch: receive lists of at most this many messages, one transaction each.
+
+    Raises ConfigurationError for arguments that cannot work.
+    """
+    _check_arguments(queue, routing_keys, atomic=atomic, timeout=timeout, max_attempts=max_attempts, batch=batch)
+
+    def register(function: Function) -> Function:
+        if not callable(function):
+            raise ConfigurationError(f"@handler({queue!r}) needs a function, not {function!r}.")
+        registry.add(
+            Handler(
+                function=function,
+                queue=queue,
+                routing_keys=tuple(routing_keys),
+                using=using,
+                database=database,
+                atomic=atomic,
+                timeout=timeout,
+                max_attempts=max_attempts,
+                backoff=backoff,
+                batch=batch,
+            )
+        )
+        return function
+
+    return register
+
+
+def is_generator(function: Callable[..., Any]) -> bool:
+    """Whether calling it would run nothing of its body: a generator function, sync or async."""
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+def topic_matches(pattern: str, routing_key: str) -> bool:
+    """Whether a topic pattern matches a routing key, as RabbitMQ's topic exchange decides it."""
+    words = routing_key.split(".")
+    reachable = {0}
+    for part in pattern.split("."):
+        if part == "#":
+            reachable = set(range(min(reachable), len(words) + 1)) if reachable else set()
+        else:
+            reachable = {i + 1 for i in reachable if i < len(words) and part in ("*", words[i])}
+    return len(words) in reachable
+
+
+def patterns_overlap(first: str, second: str) -> bool:
+    """Whether some routing key matches both topic patterns."""
+    return _overlap(tuple(first.split(".")), tuple(second.split(".")))
+
+
+def _overlap(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
+    table = [[False] * (len(second) + 1) for _ in range(len(first) + 1)]
+    for i in range(len(first), -1, -1):
+        for j in range(len(second), -1, -1):
+            if i == len(first) and j == len(second):
+                table[i][j] = True
+                continue
+            head = first[i] if i < len(first) else None
+            other = second[j] if j < len(second) else None
+            if head == "#" and (table[i + 1][j] or (other is not None and table[i][j + 1])):
+                table[i][j] = True
+            elif other == "#" and (table[i][j + 1] or (head is not None and table[i + 1][j])):
+                table[i][j] = True
+            elif head is not None and other is not None and "#" not in (head, other):
+                table[i][j] = (head == other or "*" in (head, other)) and table[i + 1][j + 1]
+    return table[0][0]
+
+
+def _check_arguments(
+    queue: Any,
+    routing_keys: Iterable[Any],
+    *,
+    atomic: bool,
+    timeout: float | None,
+    max_attempts: int | None,
+    batch: int | None,
+) -> None:
+    def refuse(problem: str) -> None:
+        raise ConfigurationError(f"@handler({queue!r}): {problem}")
+
+    if not isinstance(queue, str) or not queue:
+        refuse("the queue must be a name, as in @handler('billing', 'orders.placed').")
+    if len(queue.encode()) > 250:
+        refuse("a queue name has at most 250 bytes (255 less those of '.dead').")
+    for key in routing_keys:
+        if not isinstance(key, str) or len(key.encode()) > 255:
+            refuse(f"the routing key {key!r} must be text of at most 255 bytes.")
+    if timeout is not None and timeout <= 0:
+        refuse("timeout is in seconds and must be positive.")
+    if max_attempts is not None and max_attempts < 1:
+        refuse("max_attempts must be at least 1.")
+    if batch is not None and batch < 1:
+        refuse("batch must be at least 1.")
+    if batch is not None and not atomic:
+        refuse("a batch shares one transaction, so it cannot have atomic=False.")

@@ -1,0 +1,71 @@
+"""What the models share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import models
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
+
+from messaging.message import unpack_body
+
+
+class PolledIndex(models.Index):
+    """A partial index that becomes a full one where the database has no partial indexes (MySQL, MariaDB).
+
+    Django skips a conditional index there, and what is polled would be scanned.
+    """
+
+    def create_sql(
+        self, model: type[models.Model], schema_editor: BaseDatabaseSchemaEditor, using: str = "", **kwargs: Any
+    ) -> Any:
+        """The CREATE INDEX statement."""
+        if self.condition is None or schema_editor.connection.features.supports_partial_indexes:
+            return super().create_sql(model, schema_editor, using, **kwargs)
+        full = models.Index(fields=self.fields, name=self.name)
+        return full.create_sql(model, schema_editor, using, **kwargs)
+
+    def remove_sql(self, model: type[models.Model], schema_editor: BaseDatabaseSchemaEditor, **kwargs: Any) -> Any:
+        """The DROP INDEX statement."""
+        if self.condition is None or schema_editor.connection.features.supports_partial_indexes:
+            return super().remove_sql(model, schema_editor, **kwargs)
+        full = models.Index(fields=self.fields, name=self.name)
+        return full.remove_sql(model, schema_editor, **kwargs)
+
+
+class StoredMessage(models.Model):
+    """The message itself, as both the outbox and the inbox keep it.
+
+    Text columns are for people and queries: what a database cannot store is shown escaped there. `wire` holds
+    exchange, routing key and properties to the byte; `body` with `body_encoding` holds the payload to the byte.
+    """
+
+    alias = models.CharField(_("alias"), max_length=100, default="default")
+    message_id = models.CharField(_("message id"), max_length=255, blank=True)
+    queue = models.CharField(_("queue"), max_length=255, blank=True)
+    exchange = models.CharField(_("exchange"), max_length=255, blank=True)
+    routing_key = models.CharField(_("routing key"), max_length=255, blank=True)
+    type = models.CharField(_("type"), max_length=255, blank=True)
+    content_type = models.CharField(_("content type"), max_length=255, blank=True)
+    correlation_id = models.CharField(_("correlation id"), max_length=255, blank=True)
+    causation_id = models.CharField(_("causation id"), max_length=255, blank=True)
+    reply_to = models.CharField(_("reply to"), max_length=255, blank=True)
+    headers = models.JSONField(_("headers"), default=dict, blank=True, encoder=DjangoJSONEncoder)
+    body = models.TextField(_("body"), blank=True)
+    body_encoding = models.CharField(_("body encoding"), max_length=10, blank=True)
+    wire = models.BinaryField(_("envelope"), null=True, editable=False)
+    round = models.PositiveIntegerField(_("round"), default=1)
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    error = models.TextField(_("error"), blank=True)
+    created_at = models.DateTimeField(_("created"), db_default=Now(), editable=False)
+
+    class Meta:
+        abstract = True
+
+    @property
+    def raw_body(self) -> bytes:
+        """The payload's bytes."""
+        return unpack_body(self.body, self.body_encoding)

@@ -1,0 +1,88 @@
+"""Who did what: operators' acts, paused queues and running workers."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.db import models
+from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
+
+
+class AuditRecord(models.Model):
+    """An operator's act on one message or queue. Outlives both the user and the message: nothing refers to them."""
+
+    action = models.CharField(_("action"), max_length=30)
+    at = models.DateTimeField(_("at"), db_default=Now())
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("user"),
+        on_delete=models.SET_NULL,
+        null=True,
+        db_constraint=False,
+        related_name="+",
+    )
+    username = models.CharField(_("user name"), max_length=255, blank=True)
+    reason = models.TextField(_("reason"), blank=True)
+    kind = models.CharField(_("kind"), max_length=20)  # "published", "processed" or "queue"
+    message_pk = models.BigIntegerField(_("row"), null=True)
+    alias = models.CharField(_("alias"), max_length=100)
+    queue = models.CharField(_("queue"), max_length=255, blank=True)
+    message_id = models.CharField(_("message id"), max_length=255, blank=True)
+    state_before = models.CharField(_("state before"), max_length=10, blank=True)
+    state_after = models.CharField(_("state after"), max_length=10, blank=True)
+
+    class Meta:
+        app_label = "messaging"
+        verbose_name = _("audit record")
+        verbose_name_plural = _("audit records")
+        default_permissions = ("view",)
+        indexes = [models.Index(fields=["kind", "message_pk"], name="messaging_audit_message")]
+
+    def __str__(self) -> str:
+        return f"{self.action} · {self.username}"
+
+
+class QueueControl(models.Model):
+    """Whether our consumers take from a queue; no row means that they do."""
+
+    alias = models.CharField(_("alias"), max_length=100, default="default")
+    queue = models.CharField(_("queue"), max_length=255)
+    paused = models.BooleanField(_("paused"), default=False)
+    changed_at = models.DateTimeField(_("changed"), db_default=Now())
+    changed_by = models.CharField(_("changed by"), max_length=255, blank=True)
+    reason = models.TextField(_("reason"), blank=True)
+
+    class Meta:
+        app_label = "messaging"
+        verbose_name = _("queue")
+        verbose_name_plural = _("queues")
+        default_permissions = ("view",)
+        permissions = [("pause_queuecontrol", _("Can pause and resume queues"))]
+        constraints = [models.UniqueConstraint(fields=["alias", "queue"], name="messaging_queue_once")]
+
+    def __str__(self) -> str:
+        return self.queue
+
+
+class Worker(models.Model):
+    """A running consumer process or relay, as long as it says so."""
+
+    name = models.CharField(_("name"), max_length=200, unique=True)
+    kind = models.CharField(_("kind"), max_length=10)  # "consume" or "relay"
+    host = models.CharField(_("host"), max_length=255)
+    pid = models.PositiveIntegerField(_("process id"))
+    alias = models.CharField(_("alias"), max_length=100, default="default")
+    queues = models.JSONField(_("queues"), default=list)
+    paused = models.JSONField(_("paused queues"), default=list)
+    status = models.CharField(_("status"), max_length=255, blank=True)
+    started_at = models.DateTimeField(_("started"), db_default=Now())
+    seen_at = models.DateTimeField(_("last seen"), db_default=Now())
+
+    class Meta:
+        app_label = "messaging"
+        verbose_name = _("worker")
+        verbose_name_plural = _("workers")
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return self.name

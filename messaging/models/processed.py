@@ -1,0 +1,168 @@
+"""The inbox: every message that this site received, and how it ended."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+from typing import Any, Self
+
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
+
+from messaging.message import Envelope
+from messaging.models.base import PolledIndex, StoredMessage
+
+
+class ProcessedMessageQuerySet(models.QuerySet["ProcessedMessage"]):
+    """Named selections of the inbox."""
+
+    def open(self) -> Self:
+        """Rows that wait for something: a claim's end, a retry, or an operator."""
+        return self.filter(state__in=ProcessedMessage.OPEN)
+
+    def failed(self) -> Self:
+        """Rows that rest until an operator acts."""
+        return self.filter(state=ProcessedMessage.State.FAILED)
+
+    def abandoned(self, alias: str) -> Self:
+        """Claims whose worker stopped renewing them, with all that another round needs."""
+        return self.filter(
+            alias=alias, state=ProcessedMessage.State.PROCESSING, leased_until__lt=Now(), wire__isnull=False
+        ).order_by("leased_until")
+
+
+class ProcessedMessage(StoredMessage):
+    """A received message.
+
+    `round` is its present life in the queue; a delivery of a lower round is an old copy. `attempts` counts started
+    attempts since an operator last requeued it. `lease_token` with `leased_until` is a claim by a running worker; a
+    `processing` row without a token is a crash that has been counted and waits for its next delivery.
+    """
+
+    class State(models.TextChoices):
+        PROCESSING = "processing", _("processing")
+        PROCESSED = "processed", _("processed")
+        RETRYING = "retrying", _("retrying")
+        FAILED = "failed", _("failed")
+        REQUEUED = "requeued", _("requeued")
+        DISCARDED = "discarded", _("discarded")
+        SUPERSEDED = "superseded", _("superseded")
+
+    OPEN = (State.PROCESSING, State.RETRYING, State.FAILED, State.REQUEUED)
+    AWAITING = (State.RETRYING, State.REQUEUED)
+
+    state = models.CharField(_("state"), max_length=10, choices=State.choices)
+    key = models.UUIDField(_("key"), editable=False)
+    digest = models.UUIDField(_("digest"), editable=False)
+    handler = models.CharField(_("handler"), max_length=255, blank=True)
+    worker = models.CharField(_("worker"), max_length=200, blank=True)
+    exception_type = models.CharField(_("exception"), max_length=255, blank=True)
+    fingerprint = models.CharField(_("fingerprint"), max_length=32, blank=True, editable=False)
+    received_at = models.DateTimeField(_("received"), db_default=Now(), editable=False)
+    processed_at = models.DateTimeField(_("processed"), null=True, editable=False)
+    failed_at = models.DateTimeField(_("failed"), null=True, editable=False)
+    retry_at = models.DateTimeField(_("next attempt"), null=True, editable=False)
+    lease_token = models.UUIDField(null=True, editable=False)
+    leased_until = models.DateTimeField(_("leased until"), null=True, editable=False)
+    edited_from = models.ForeignKey(
+        "self", verbose_name=_("edited from"), on_delete=models.SET_NULL, null=True, editable=False, related_name="edits"
+    )
+
+    objects = ProcessedMessageQuerySet.as_manager()
+
+    class Meta:
+        app_label = "messaging"
+        verbose_name = _("incoming message")
+        verbose_name_plural = _("incoming messages")
+        default_permissions = ("view",)
+        permissions = [
+            ("requeue_processedmessage", _("Can requeue failed messages")),
+            ("discard_processedmessage", _("Can discard and restore incoming messages")),
+            ("view_payload_processedmessage", _("Can see the payload of incoming messages")),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["alias", "queue", "key"], name="messaging_inbox_identity"),
+        ]
+        indexes = [
+            PolledIndex(fields=["state", "id"], name="messaging_inbox_open", condition=~Q(state="processed")),
+            PolledIndex(fields=["alias", "leased_until"], name="messaging_inbox_leases", condition=Q(state="processing")),
+            PolledIndex(fields=["digest"], name="messaging_inbox_adoption", condition=Q(state="processing")),
+            PolledIndex(fields=["fingerprint", "id"], name="messaging_inbox_fingerprint", condition=~Q(fingerprint="")),
+            models.Index(fields=["message_id"], name="messaging_inbox_message_id"),
+            models.Index(fields=["received_at"], name="messaging_inbox_received"),
+            PolledIndex(fields=["correlation_id"], name="messaging_inbox_correlation", condition=~Q(correlation_id="")),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.queue} · {self.message_id or self.routing_key or self.pk}"
+
+    def envelope(self) -> Envelope:
+        """The message as it arrived, to the byte. Raises WireError when its envelope was never recorded."""
+        return Envelope.from_wire(bytes(self.wire or b""), self.raw_body)
+
+    def move(
+        self, *sources: str, round: int, token: uuid.UUID | None = None, next_round: int | None = None, **changes: Any
+    ) -> bool:
+        """Compare-and-set: change the row if it is still in one of the states, in that round, under that claim.
+
+        Args:
+            sources: the states that it may be in.
+            round: the round that it must be in.
+            token: the claim that must still hold; None when no claim is involved.
+            next_round: the round that begins with this change; None to stay.
+            changes: the new values.
+
+        Returns whether this caller won. The instance takes the plain values of a change that was made.
+        """
+        rows = type(self).objects.using(self._state.db).filter(pk=self.pk, state__in=sources, round=round)
+        if token is not None:
+            rows = rows.filter(lease_token=token)
+        if next_round is not None:
+            changes["round"] = next_round
+        if rows.update(**changes) != 1:
+            return False
+        for name, value in changes.items():
+            if not hasattr(value, "resolve_expression"):
+                setattr(self, name, value)
+        return True
+
+    def renewed(self, seconds: float) -> bool:
+        """Renew this worker's claim for `seconds`. False when the claim was lost."""
+        return self.move(
+            self.State.PROCESSING,
+            round=self.round,
+            token=self.lease_token,
+            leased_until=Now() + timedelta(seconds=seconds),
+        )
+
+
+class Attempt(models.Model):
+    """A failed or crashed attempt. The success path writes the inbox row alone."""
+
+    message = models.ForeignKey(
+        ProcessedMessage, verbose_name=_("message"), on_delete=models.CASCADE, related_name="attempt_set"
+    )
+    number = models.PositiveIntegerField(_("number"))
+    round = models.PositiveIntegerField(_("round"))
+    worker = models.CharField(_("worker"), max_length=200, blank=True)
+    started_at = models.DateTimeField(_("started"), null=True)
+    ended_at = models.DateTimeField(_("ended"), db_default=Now())
+    crashed = models.BooleanField(_("crashed"), default=False)
+    exception_type = models.CharField(_("exception"), max_length=255, blank=True)
+    exception_message = models.TextField(_("message"), blank=True)
+    traceback = models.TextField(_("traceback"), blank=True)
+
+    class Meta:
+        app_label = "messaging"
+        verbose_name = _("attempt")
+        verbose_name_plural = _("attempts")
+        default_permissions = ("view",)
+        ordering = ["id"]
+        constraints = [
+            models.UniqueConstraint(fields=["message", "round", "number"], name="messaging_attempt_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.number}: {self.exception_type}"

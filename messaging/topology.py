@@ -1,0 +1,36 @@
+"""What must exist at the broker: exchanges, queues and bindings, from settings and handlers."""
+
+from __future__ import annotations
+
+from messaging import conf
+from messaging.backends.base import ExchangeSpec, QueueSpec, Topology
+from messaging.handlers import Registry, registry
+
+
+def build(alias: str, handlers: Registry = registry) -> Topology:
+    """The topology of an alias: every queue of `QUEUES` and of the handlers, with its bindings, sorted by name."""
+    settings = conf.get(alias)
+    names = sorted({*settings.queues, *handlers.queues(alias)})
+    return Topology(
+        exchanges=(ExchangeSpec(settings.exchange),) if settings.exchange else (),
+        queues=tuple(_queue(name, settings, handlers) for name in names),
+    )
+
+
+def only(topology: Topology, queues: list[str]) -> Topology:
+    """The part of a topology that concerns these queues."""
+    return Topology(topology.exchanges, tuple(queue for queue in topology.queues if queue.name in queues))
+
+
+def _queue(name: str, settings: conf.AliasSettings, handlers: Registry) -> QueueSpec:
+    options = settings.queue(name)
+    keys = [key for handler in handlers.all(settings.alias) if handler.queue == name for key in handler.routing_keys]
+    ours = [(settings.exchange, key) for key in keys] if settings.exchange else []
+    return QueueSpec(
+        name=name,
+        type=options.type,
+        arguments=dict(options.arguments),
+        declare=options.declare,
+        bindings=tuple(dict.fromkeys([*ours, *options.bindings])),
+        dead_letter=options.dead_letter,
+    )
