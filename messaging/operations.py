@@ -1,0 +1,269 @@
+"""What operators do, for the admin and for scripts: one verb each.
+
+Every verb acts only on rows in the right state, says what it skipped and why, and leaves an audit record for each row
+in the same transaction. None of them talks to the broker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from django.db import router, transaction
+from django.db.models import QuerySet
+from django.db.models.functions import Now
+from django.utils.translation import gettext as _
+
+from messaging import conf
+from messaging.killpoints import kill_point
+from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
+from messaging.publisher import compose_round, wake_relays
+
+BATCH = 500
+
+In = ProcessedMessage.State
+Out = PublishedMessage.State
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who acts, and why.
+
+    Attributes:
+        user: a user of the site; None for a script.
+        name: shown where the user is gone; the user's own name unless given.
+        reason: free text for the audit.
+    """
+
+    user: Any = None
+    name: str = ""
+    reason: str = ""
+
+    @property
+    def username(self) -> str:
+        """The name to record."""
+        return self.name or (self.user.get_username() if self.user is not None else "")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What an operation did.
+
+    Attributes:
+        done: primary keys of the rows acted upon.
+        created: primary keys of rows that it made.
+        skipped: reason, for people, to the primary keys left as they were.
+    """
+
+    done: list[int] = field(default_factory=list)
+    created: list[int] = field(default_factory=list)
+    skipped: dict[str, list[int]] = field(default_factory=dict)
+
+    def skip(self, row_id: int, reason: str) -> None:
+        """Note that a row was left as it was."""
+        self.skipped.setdefault(reason, []).append(row_id)
+
+    @property
+    def skipped_count(self) -> int:
+        """How many rows were left as they were."""
+        return sum(len(ids) for ids in self.skipped.values())
+
+
+def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
+    """Send failed (or retrying) messages round again at once, with fresh attempts."""
+
+    def act(row: ProcessedMessage, outcome: Outcome) -> bool:
+        if row.state not in (In.FAILED, In.RETRYING):
+            return _wrong_state(row, outcome)
+        if row.wire is None:
+            outcome.skip(row.pk, _("its content was never received"))
+            return False
+        cancel_rounds(row)
+        row.move(row.state, round=row.round, next_round=row.round + 1, state=In.REQUEUED, attempts=0, retry_at=None)
+        compose_round(row, Now()).save(using=rows.db, force_insert=True)
+        return True
+
+    return _each(rows, "requeue", act, by, wake=True)
+
+
+def discard(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
+    """Lay failed or retrying messages aside; a copy still under way will not run."""
+
+    def act(row: ProcessedMessage, outcome: Outcome) -> bool:
+        if row.state not in (In.FAILED, In.RETRYING):
+            return _wrong_state(row, outcome)
+        cancel_rounds(row)
+        return row.move(row.state, round=row.round, next_round=row.round + 1, state=In.DISCARDED, retry_at=None)
+
+    return _each(rows, "discard", act, by)
+
+
+def restore(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
+    """Bring discarded messages back as failed."""
+
+    def act(row: ProcessedMessage, outcome: Outcome) -> bool:
+        if row.state != In.DISCARDED:
+            return _wrong_state(row, outcome)
+        return row.move(row.state, round=row.round, state=In.FAILED)
+
+    return _each(rows, "restore", act, by)
+
+
+def release(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
+    """Publish drafts, and failed messages once more."""
+    return _each(rows, "publish", _to_pending(Out.DRAFT, Out.FAILED), by, wake=True)
+
+
+def replay(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
+    """Send published messages again under their own ids, to repair a loss at the broker; consumers dedupe."""
+    return _each(rows, "replay", _to_pending(Out.PUBLISHED), by, wake=True)
+
+
+def publish_copy(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
+    """Publish each message's content as a new message with a new id."""
+
+    def act(row: PublishedMessage, outcome: Outcome) -> bool:
+        if row.inbox_id is not None:
+            return _belongs_to_inbox(row, outcome)
+        copy = row.copied()
+        copy.save(using=rows.db, force_insert=True)
+        outcome.created.append(copy.pk)
+        return True
+
+    return _each(rows, "copy", act, by, wake=True)
+
+
+def discard_published(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
+    """Lay drafts, pending and failed messages aside."""
+
+    def act(row: PublishedMessage, outcome: Outcome) -> bool:
+        if row.inbox_id is not None:
+            return _belongs_to_inbox(row, outcome)
+        if row.state not in (Out.DRAFT, Out.PENDING, Out.FAILED):
+            return _wrong_state(row, outcome)
+        return _change(row, state=Out.DISCARDED, due_at=None, lease_owner="", lease_token=None)
+
+    return _each(rows, "discard", act, by)
+
+
+def restore_published(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
+    """Bring discarded messages back: as failed where sending had failed, else as drafts."""
+
+    def act(row: PublishedMessage, outcome: Outcome) -> bool:
+        if row.inbox_id is not None:
+            return _belongs_to_inbox(row, outcome)
+        if row.state != Out.DISCARDED:
+            return _wrong_state(row, outcome)
+        return _change(row, state=Out.FAILED if row.error else Out.DRAFT)
+
+    return _each(rows, "restore", act, by)
+
+
+def set_paused(
+    queue: str, paused: bool, by: Operator, *, using: str = conf.DEFAULT_ALIAS, database: str | None = None
+) -> QueueControl:
+    """Stop our consumers from taking from a queue, or let them go on. They notice within seconds."""
+    database = database or router.db_for_write(QueueControl)
+    with transaction.atomic(using=database):
+        control, _created = QueueControl.objects.using(database).update_or_create(
+            alias=using,
+            queue=queue,
+            defaults={"paused": paused, "changed_at": Now(), "changed_by": by.username, "reason": by.reason},
+        )
+        AuditRecord.objects.using(database).create(
+            action="pause" if paused else "resume",
+            user=by.user,
+            username=by.username,
+            reason=by.reason,
+            kind="queue",
+            alias=using,
+            queue=queue,
+        )
+    control.refresh_from_db(using=database)
+    return control
+
+
+def cancel_rounds(row: ProcessedMessage) -> int:
+    """Discard the outbox rows of earlier rounds that were not sent yet. Returns how many."""
+    return (
+        PublishedMessage.objects.using(row._state.db)
+        .pending()
+        .filter(inbox=row)
+        .update(state=Out.DISCARDED, due_at=None, lease_owner="", lease_token=None)
+    )
+
+
+def _to_pending(*sources: str) -> Callable[[PublishedMessage, Outcome], bool]:
+    def act(row: PublishedMessage, outcome: Outcome) -> bool:
+        if row.inbox_id is not None:
+            return _belongs_to_inbox(row, outcome)
+        if row.state not in sources:
+            return _wrong_state(row, outcome)
+        # A draft keeps a moment that lies ahead.
+        return _change(row, state=Out.PENDING, attempts=0, error="", due_at=row.next_due())
+
+    return act
+
+
+def _change(row: PublishedMessage, **changes: Any) -> bool:
+    if PublishedMessage.objects.using(row._state.db).filter(pk=row.pk, state=row.state).update(**changes) != 1:
+        return False
+    row.state = changes["state"]
+    return True
+
+
+def _belongs_to_inbox(row: PublishedMessage, outcome: Outcome) -> bool:
+    outcome.skip(row.pk, _("it is a round of an incoming message: act on that one"))
+    return False
+
+
+def _wrong_state(row: ProcessedMessage | PublishedMessage, outcome: Outcome) -> bool:
+    outcome.skip(row.pk, _("it is %(state)s") % {"state": row.get_state_display()})
+    return False
+
+
+def _each(
+    rows: QuerySet[Any], action: str, act: Callable[[Any, Outcome], bool], by: Operator, *, wake: bool = False
+) -> Outcome:
+    """Act on each row, locked, in transactions of `BATCH` rows; a row that changed meanwhile is judged as it is now."""
+    outcome = Outcome()
+    database = rows.db
+    for ids in _batches(list(rows.values_list("pk", flat=True).order_by("pk"))):
+        with transaction.atomic(using=database):
+            locked = rows.model._base_manager.using(database).select_for_update()
+            audit = []
+            for row in locked.filter(pk__in=ids).order_by("pk"):
+                before = row.state
+                if act(row, outcome):
+                    outcome.done.append(row.pk)
+                    audit.append(_record(action, row, before, by))
+            AuditRecord.objects.using(database).bulk_create(audit)
+            kill_point("operations.requeued")
+            if wake and audit:
+                for alias in {record.alias for record in audit}:
+                    wake_relays(database, conf.get(alias))
+    return outcome
+
+
+def _record(action: str, row: Any, before: str, by: Operator) -> AuditRecord:
+    return AuditRecord(
+        action=action,
+        user=by.user,
+        username=by.username,
+        reason=by.reason,
+        kind="processed" if isinstance(row, ProcessedMessage) else "published",
+        message_pk=row.pk,
+        alias=row.alias,
+        queue=row.queue,
+        message_id=row.message_id,
+        state_before=before,
+        state_after=row.state,
+    )
+
+
+def _batches(ids: Iterable[int]) -> Iterator[list[int]]:
+    iterator = iter(ids)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch

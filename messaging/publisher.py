@@ -1,0 +1,360 @@
+"""Publishing: a row in the caller's transaction. The relay does the rest."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.db import connections, models, router, transaction
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from messaging import conf, killpoints
+from messaging.exceptions import PayloadError, PublishError, WireError
+from messaging.killpoints import kill_point
+from messaging.message import (
+    CAUSATION,
+    OURS,
+    ROUTING_KEY,
+    Envelope,
+    Message,
+    Running,
+    encode_body,
+    pack_body,
+    running,
+    storable,
+)
+from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.wire import Properties, to_json
+
+CHANNEL = "messaging_outbox"
+MAX_SECONDS = 10 * 366 * 86400
+BATCH = 1000
+
+State = PublishedMessage.State
+
+
+def publish(
+    routing_key: str,
+    payload: Any,
+    *,
+    exchange: str | None = None,
+    queue: str | None = None,
+    headers: Mapping[str, Any] | None = None,
+    message_id: str | uuid.UUID | None = None,
+    correlation_id: str | uuid.UUID | None = None,
+    content_type: str | None = None,
+    type: str | None = None,
+    reply_to: str | None = None,
+    priority: int | None = None,
+    expiration: float | timedelta | None = None,
+    mandatory: bool = True,
+    delay: float | timedelta | None = None,
+    at: datetime | None = None,
+    using: str = conf.DEFAULT_ALIAS,
+    database: str | None = None,
+) -> PublishedMessage:
+    """Publish a message: it is sent once the caller's transaction has committed, and not at all if it rolls back.
+
+    Args:
+        routing_key: up to 255 bytes.
+        payload: bytes and text are sent as they are, anything else as JSON.
+        exchange: None for the alias's `EXCHANGE`; "" for the default exchange.
+        queue: send straight to this queue, past all exchanges; its consumer still sees `routing_key`.
+        headers: plain values; names that begin with "x-messaging-" are ours.
+        message_id: up to 255 bytes; a UUID unless given. A consumer processes each id once.
+        correlation_id: inside a handler, that of the handled message unless given.
+        content_type: decides how text is encoded; guessed from the payload unless given.
+        type, reply_to: AMQP properties, up to 255 bytes.
+        priority: 0 to 255.
+        expiration: seconds after which the broker may drop it from a queue.
+        mandatory: whether it is an error that no queue takes it.
+        delay: seconds to wait before sending.
+        at: an aware datetime to send at, instead of `delay`.
+        using: alias of `MESSAGING`.
+        database: whose outbox; the handler's inside a handler, else what the database router says.
+
+    Returns the outbox row. Raises PublishError for what can never be sent, ConfigurationError for an unknown alias.
+    """
+    message = Message(
+        routing_key,
+        payload,
+        exchange=exchange,
+        queue=queue,
+        headers=headers,
+        message_id=message_id,
+        correlation_id=correlation_id,
+        content_type=content_type,
+        type=type,
+        reply_to=reply_to,
+        priority=priority,
+        expiration=expiration,
+        mandatory=mandatory,
+        delay=delay,
+        at=at,
+    )
+    return publish_many([message], using=using, database=database)[0]
+
+
+def publish_many(
+    messages: Iterable[Message], *, using: str = conf.DEFAULT_ALIAS, database: str | None = None
+) -> list[PublishedMessage]:
+    """Publish messages with few statements; all or none. Arguments and errors as for `publish()`."""
+    settings = conf.get(using)
+    current = running.get()
+    database = database or (current.database if current else router.db_for_write(PublishedMessage))
+    rows = [compose(message, settings, current) for message in messages]
+    if current is not None and not current.atomic:
+        return _save_once(rows, database, settings)
+    return _save(rows, database, settings)
+
+
+def compose(message: Message, settings: conf.AliasSettings, current: Running | None = None) -> PublishedMessage:
+    """The unsaved outbox row of a message. Raises PublishError."""
+    try:
+        body, content_type = encode_body(message.payload, message.content_type)
+    except PayloadError as error:
+        raise PublishError(str(error)) from error
+    exchange, queue = _destination(message, settings)
+    text, body_encoding = pack_body(body)
+    due = _due(message)
+    row = PublishedMessage(
+        alias=settings.alias,
+        state=State.PENDING,
+        message_id=_short("message_id", message.message_id or _new_id(current, exchange, queue, message.routing_key)),
+        exchange=exchange,
+        queue=queue,
+        routing_key=_short("routing_key", message.routing_key),
+        type=_short("type", message.type or ""),
+        content_type=_short("content_type", content_type),
+        correlation_id=_short("correlation_id", message.correlation_id or _correlation(current)),
+        causation_id=storable(current.message.id, 255) if current and current.message else "",
+        reply_to=_short("reply_to", message.reply_to or ""),
+        body=text,
+        body_encoding=body_encoding,
+        priority=_priority(message.priority),
+        expiration=_expiration(message.expiration),
+        mandatory=message.mandatory,
+        publish_at=due,
+        due_at=due,
+    )
+    _set_headers(row, dict(message.headers or {}))
+    return row
+
+
+async def apublish(routing_key: str, payload: Any, **options: Any) -> PublishedMessage:
+    """`publish()` for async code; takes the same arguments."""
+    return await sync_to_async(partial(publish, routing_key, payload, **options))()
+
+
+async def apublish_many(messages: Iterable[Message], **options: Any) -> list[PublishedMessage]:
+    """`publish_many()` for async code; takes the same arguments."""
+    return await sync_to_async(partial(publish_many, list(messages), **options))()
+
+
+def seal(row: PublishedMessage) -> tuple[str, str, bytes, bytes]:
+    """What an outbox row puts on the wire: exchange, routing key, properties, body. Raises WireError, ValueError."""
+    if row.wire is None:
+        properties, address = _properties(row), (row.exchange, row.routing_key)
+    else:
+        envelope = Envelope.from_wire(bytes(row.wire), row.raw_body)
+        properties, address = envelope.properties, (envelope.exchange, envelope.routing_key)
+    if row.queue:
+        address = ("", row.queue)
+    return *address, properties.encode(), row.raw_body
+
+
+def compose_round(row: ProcessedMessage, due: models.expressions.Combinable) -> PublishedMessage:
+    """The unsaved outbox row that sends an inbox row's message to its queue for the row's present round.
+
+    Straight to the queue, so that no other service sees it twice. Raises WireError without a recorded envelope.
+    """
+    envelope = row.envelope().for_round(row.queue, row.round, row.key)
+    return PublishedMessage(
+        alias=row.alias,
+        state=State.PENDING,
+        message_id=row.message_id,
+        exchange="",
+        queue=row.queue,
+        routing_key=row.routing_key,
+        type=row.type,
+        content_type=row.content_type,
+        correlation_id=row.correlation_id,
+        causation_id=row.causation_id,
+        reply_to=row.reply_to,
+        headers=row.headers,
+        body=row.body,
+        body_encoding=row.body_encoding,
+        wire=envelope.to_wire(),
+        round=row.round,
+        inbox=row,
+        publish_at=due,
+        due_at=due,
+    )
+
+
+def wake_relays(database: str, settings: conf.AliasSettings) -> None:
+    """Tell waiting relays, where the database can: once per transaction, because each NOTIFY slows its commit."""
+    connection = connections[database]
+    if not settings.notify or connection.vendor != "postgresql":
+        return
+    if connection.in_atomic_block:
+        told = getattr(connection, "_messaging_told", None)
+        # Django forgets the hooks of what is rolled back, as PostgreSQL forgets its notifications.
+        if told is not None and any(entry[1] is told for entry in connection.run_on_commit):
+            return
+        hook = _Told()
+        connection._messaging_told = hook  # type: ignore[attr-defined]
+        transaction.on_commit(hook, using=database)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, settings.alias])
+
+
+class _Told:
+    """A commit hook that does nothing: its presence says that relays are told when this transaction commits."""
+
+    def __call__(self) -> None:
+        pass
+
+
+def _save(rows: list[PublishedMessage], database: str, settings: conf.AliasSettings) -> list[PublishedMessage]:
+    if not rows:
+        return []
+    if len(rows) == 1:
+        rows[0].save(using=database, force_insert=True)
+    else:
+        PublishedMessage.objects.using(database).bulk_create(rows, batch_size=BATCH)
+    kill_point("publisher.saved")
+    if killpoints.armed():
+        transaction.on_commit(partial(kill_point, "publisher.committed"), using=database)
+    wake_relays(database, settings)
+    return rows
+
+
+def _save_once(rows: list[PublishedMessage], database: str, settings: conf.AliasSettings) -> list[PublishedMessage]:
+    """Save what an earlier run of the same handler has not saved; ids are derived from the cause."""
+    ids = [row.message_id for row in rows]
+    known = {
+        row.message_id: row
+        for row in PublishedMessage.objects.using(database).filter(
+            alias=settings.alias, message_id__in=ids, causation_id=rows[0].causation_id if rows else ""
+        )
+    }
+    _save([row for row in rows if row.message_id not in known], database, settings)
+    return [known.get(row.message_id, row) for row in rows]
+
+
+def _properties(row: PublishedMessage) -> Properties:
+    headers = dict(row.headers)
+    if row.causation_id:
+        headers[CAUSATION] = row.causation_id
+    if row.queue:
+        headers.update(_original_address(row))
+    return Properties.build(
+        headers=headers or None,
+        content_type=row.content_type or None,
+        delivery_mode=2,
+        priority=row.priority,
+        correlation_id=row.correlation_id or None,
+        reply_to=row.reply_to or None,
+        expiration=None if row.expiration is None else str(row.expiration),
+        message_id=row.message_id or None,
+        timestamp=_epoch(row.created_at),
+        type=row.type or None,
+    )
+
+
+def _original_address(row: PublishedMessage) -> dict[str, str]:
+    return {ROUTING_KEY: row.routing_key} if row.routing_key != row.queue else {}
+
+
+def _destination(message: Message, settings: conf.AliasSettings) -> tuple[str, str]:
+    if message.queue:
+        if message.exchange:
+            raise PublishError("Give either queue or exchange: a queue is reached through the default exchange.")
+        return "", _short("queue", message.queue)
+    exchange = settings.exchange if message.exchange is None else message.exchange
+    return _short("exchange", exchange), ""
+
+
+def _new_id(current: Running | None, exchange: str, queue: str, routing_key: str) -> uuid.UUID:
+    if current is not None and not current.atomic:
+        return current.next_id(f"{exchange}:{queue}:{routing_key}")
+    return uuid.uuid4()
+
+
+def _correlation(current: Running | None) -> str:
+    if current is None or current.message is None:
+        return ""
+    return storable(current.message.correlation_id or current.message.id, 255)
+
+
+def _set_headers(row: PublishedMessage, headers: dict[str, Any]) -> None:
+    ours = sorted(name for name in headers if str(name) in OURS or str(name) == CAUSATION)
+    if ours:
+        raise PublishError(f"The header {ours[0]!r} is set by this app; choose another name.")
+    row.headers = to_json(headers)
+    try:
+        if row.headers != headers:  # bytes, datetimes and decimals exist in AMQP, not in JSON
+            envelope = Envelope(row.exchange, row.routing_key, _properties(row), b"")
+            properties = envelope.properties.edited(add_headers=headers)
+            row.wire = Envelope(row.exchange, row.routing_key, properties, b"").to_wire()
+        elif headers:
+            Properties.build(headers=headers).encode()
+    except WireError as error:
+        raise PublishError(f"The headers cannot be sent: {error}") from error
+
+
+def _short(name: str, value: object) -> str:
+    text = str(value)
+    try:
+        length = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise PublishError(f"{name} is not valid Unicode text.") from error
+    if length > 255:
+        raise PublishError(f"{name} has {length} bytes; AMQP allows 255.")
+    if "\x00" in text:
+        raise PublishError(f"{name} contains a NUL character.")
+    return text
+
+
+def _priority(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 255:
+        raise PublishError(f"priority is {value!r}; it is a whole number from 0 to 255.")
+    return value
+
+
+def _seconds(name: str, value: Any) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= MAX_SECONDS:
+        raise PublishError(f"{name} is {value!r}; it is a number of seconds from 0 to ten years.")
+    return float(seconds)
+
+
+def _expiration(value: float | timedelta | None) -> int | None:
+    # RabbitMQ takes at most 32 bits of milliseconds.
+    return None if value is None else min(round(_seconds("expiration", value) * 1000), 2**32 - 1)
+
+
+def _due(message: Message) -> models.expressions.Combinable | datetime:
+    if message.at is not None:
+        if message.delay is not None:
+            raise PublishError("Give either delay or at, not both.")
+        at: Any = message.at
+        if not isinstance(at, datetime) or timezone.is_naive(at):
+            raise PublishError(f"at is {at!r}; it must be a datetime with a time zone.")
+        return at
+    if message.delay is None:
+        return Now()
+    return Now() + timedelta(seconds=_seconds("delay", message.delay))
+
+
+def _epoch(moment: Any) -> int | None:
+    # A row that was never read back has an expression here.
+    return int(moment.timestamp()) if isinstance(moment, datetime) else None
