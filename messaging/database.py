@@ -1,0 +1,132 @@
+"""Questions about databases: is it up, was that a conflict, how long may a lock be waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from django.db import InterfaceError, OperationalError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+CONFLICTS = {"40001", "40P01"}  # PostgreSQL: serialization failure, deadlock
+MYSQL_CONFLICTS = {1213}  # deadlock
+LOCK_WAITS = {"55P03"}  # PostgreSQL: lock not available
+MYSQL_LOCK_WAITS = {1205, 3572}  # lock wait timeout exceeded
+POSTGRESQL_IN_ERROR = 3  # libpq's PQTRANS_INERROR
+CONNECT_TIMEOUT = 5  # seconds
+
+
+def is_up(database: str) -> bool:
+    """Whether the database answers `SELECT 1` on a fresh connection.
+
+    Only this tells an outage from a statement or lock timeout: both are `OperationalError`.
+    """
+    probe = connections[database].copy()
+    if probe.vendor in ("postgresql", "mysql"):
+        options = {"connect_timeout": CONNECT_TIMEOUT, **probe.settings_dict.get("OPTIONS", {})}
+        options.pop("pool", None)
+        probe.settings_dict = {**probe.settings_dict, "OPTIONS": options}
+    try:
+        with probe.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            cursor.fetchone()
+        return True
+    except Exception:
+        return False
+    finally:
+        try:
+            probe.close()
+        except Exception:  # a connection that never came to be
+            pass
+
+
+def is_database_error(error: BaseException) -> bool:
+    """Whether an error may mean that the database is away: ask `is_up()`."""
+    return isinstance(error, (OperationalError, InterfaceError))
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether running the same transaction again may succeed: a deadlock, a serialization failure, a busy SQLite."""
+    state, code = _codes(error)
+    return state in CONFLICTS or code in MYSQL_CONFLICTS or _is_busy(error)
+
+
+def is_lock_wait(error: BaseException) -> bool:
+    """Whether another transaction held a lock longer than we were willing to wait."""
+    state, code = _codes(error)
+    return state in LOCK_WAITS or code in MYSQL_LOCK_WAITS or _is_busy(error)
+
+
+def is_doomed(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the open transaction can only be rolled back.
+
+    PostgreSQL answers COMMIT in a failed transaction with ROLLBACK and no error, so that Django runs its commit hooks.
+    """
+    if connection.needs_rollback or connection.closed_in_transaction:
+        return True
+    info = getattr(connection.connection, "info", None) if connection.vendor == "postgresql" else None
+    return info is not None and int(info.transaction_status) == POSTGRESQL_IN_ERROR
+
+
+def close_old() -> None:
+    """Close this thread's connections that broke or outlived `CONN_MAX_AGE`, unless a transaction is open on them."""
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
+
+
+@contextmanager
+def brief_locks(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+    """Inside a transaction, wait at most `seconds` for locks. Not restored after an error, which ends the transaction."""
+    if connection.vendor == "postgresql":
+        _execute(connection, f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
+        yield
+        _execute(connection, "SET LOCAL lock_timeout TO DEFAULT")
+    elif connection.vendor == "mysql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT @@SESSION.innodb_lock_wait_timeout")
+            before = int(cursor.fetchone()[0])
+        _execute(connection, f"SET SESSION innodb_lock_wait_timeout = {max(1, round(seconds))}")
+        try:
+            yield
+        finally:
+            if connection.connection is not None:
+                _execute(connection, f"SET SESSION innodb_lock_wait_timeout = {before}")
+    else:
+        yield
+
+
+@contextmanager
+def transaction_mode(connection: BaseDatabaseWrapper, mode: str) -> Iterator[None]:
+    """On SQLite, begin transactions in this mode; nothing elsewhere."""
+    if connection.vendor != "sqlite":
+        yield
+        return
+    sqlite = cast(Any, connection)
+    before = sqlite.transaction_mode
+    sqlite.transaction_mode = mode
+    try:
+        yield
+    finally:
+        sqlite.transaction_mode = before
+
+
+def _execute(connection: BaseDatabaseWrapper, statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def _codes(error: BaseException) -> tuple[str, int | None]:
+    """The SQLSTATE of PostgreSQL's drivers and the error number of MySQL's."""
+    cause = error.__cause__ or error
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or ""
+    code = cause.args[0] if cause.args and isinstance(cause.args[0], int) else None
+    return str(state), code
+
+
+def _is_busy(error: BaseException) -> bool:
+    """SQLite's SQLITE_BUSY, SQLITE_LOCKED and their kin."""
+    cause = error.__cause__ or error
+    name = getattr(cause, "sqlite_errorname", "")
+    return isinstance(name, str) and name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))

@@ -1,0 +1,254 @@
+"""Recording what failed: the attempt, what follows from it, and the scheduled publish that is the retry."""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+import traceback as tracebacks
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from types import FrameType, TracebackType
+from typing import Any
+
+from django.db import DataError, IntegrityError, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from messaging import conf, inbox, signals
+from messaging.exceptions import MessagingError
+from messaging.handlers import Handler, registry
+from messaging.inbox import AlreadyRecorded, Place
+from messaging.ledger import Entry
+from messaging.message import storable
+from messaging.models import Attempt, ProcessedMessage
+from messaging.publisher import compose_round
+from messaging.retry import Decision, decide
+
+State = ProcessedMessage.State
+TRACEBACK_LIMIT = 64 * 1024  # characters kept of a traceback: its end, where the error is
+LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt that failed.
+
+    Attributes:
+        error: what went wrong.
+        worker: who ran it.
+        handler: what ran; None when no handler was found or it never started.
+        started: seconds since the epoch; None when no attempt was started.
+        crashed: whether the process died with it.
+        counted: whether the attempt is recorded already.
+    """
+
+    error: BaseException
+    worker: str
+    handler: Handler | None = None
+    started: float | None = None
+    crashed: bool = False
+    counted: bool = False
+
+
+def record(place: Place, failure: Failure, database: str, settings: conf.AliasSettings) -> ProcessedMessage:
+    """Commit a failed attempt with its consequence: another round, or rest as failed.
+
+    One transaction writes the inbox row, the attempt and the retry's outbox row. Raises AlreadyRecorded when the
+    message was recorded otherwise meanwhile, SetAside when a twin is about to.
+    """
+    try:
+        return _record(place, failure, database, settings)
+    except DataError as error:
+        if not place.escape(error):
+            raise
+        return _record(place, failure, database, settings)
+
+
+def _record(place: Place, failure: Failure, database: str, settings: conf.AliasSettings) -> ProcessedMessage:
+    row = place.row
+    number = row.attempts + (failure.started is not None and not failure.counted)
+    decision = _decide(number, failure, settings)
+    values = _values(failure, decision, number)
+    retrying = decision.retry_after is not None
+    with place.tentative(), transaction.atomic(using=database):
+        before = row.round
+        place.write(database, next_round=before + 1 if retrying else None, **values)
+        if failure.started is not None and not failure.counted:
+            _attempt(row, failure, number, before).save(using=database, force_insert=True)
+        if retrying:
+            compose_round(row, _due(decision)).save(using=database, force_insert=True)
+    signal = signals.message_retrying if retrying else signals.message_failed
+    signal.send_robust(type(row), row=row, attempt=number)
+    return row
+
+
+def send_round(place: Place, worker: str, database: str) -> None:
+    """Commit that a message goes round again now, without an attempt. Raises AlreadyRecorded, SetAside."""
+    values = {"state": State.RETRYING, "worker": worker, "retry_at": Now(), "lease_token": None, "leased_until": None}
+    with place.tentative(), transaction.atomic(using=database):
+        place.write(database, next_round=place.row.round + 1, **values)
+        compose_round(place.row, Now()).save(using=database, force_insert=True)
+
+
+def record_crash(entry: Entry, error: MessagingError, worker: str) -> None:
+    """Record that a process died while it ran `entry`. Its message comes again, from the broker or by a retry."""
+    settings = conf.get(entry.alias)
+    key, digest = entry.identity
+    for _ in range(10):
+        row = ProcessedMessage.objects.using(entry.database).filter(
+            alias=entry.alias, queue=entry.queue, key=key
+        ).first()
+        try:
+            if row is None:
+                _insert_crash(entry, error, worker)
+            elif row.round != entry.round or row.state not in (State.PROCESSING, *ProcessedMessage.AWAITING):
+                return  # it ended some other way: nothing is left to count
+            elif row.state == State.PROCESSING and str(row.lease_token or "") != entry.token:
+                _count_crash(row, entry, error, worker)
+            else:
+                handler = registry.find(entry.alias, entry.queue, row.routing_key)
+                failure = Failure(error, worker, handler, entry.started, crashed=True)
+                record(inbox.existing(row), failure, entry.database, settings)
+            return
+        except (AlreadyRecorded, IntegrityError):
+            continue
+
+
+def _insert_crash(entry: Entry, error: MessagingError, worker: str) -> None:
+    """A row without content: the crash is counted, and the redelivery will bring the content."""
+    key, digest = entry.identity
+    failure = Failure(error, worker, started=entry.started, crashed=True)
+    row = ProcessedMessage(
+        alias=entry.alias,
+        queue=entry.queue,
+        key=key,
+        digest=digest,
+        message_id=entry.message_id,
+        round=entry.round,
+        state=State.PROCESSING,
+        attempts=1,
+        handler=entry.handler,
+        worker=worker,
+        error=describe(error),
+        exception_type=_type_name(error),
+    )
+    with transaction.atomic(using=entry.database):
+        row.save(using=entry.database, force_insert=True)
+        _attempt(row, failure, 1, entry.round).save(using=entry.database, force_insert=True)
+
+
+def _count_crash(row: ProcessedMessage, entry: Entry, error: MessagingError, worker: str) -> None:
+    """The message is running again elsewhere: only the count is added."""
+    failure = Failure(error, worker, started=entry.started, crashed=True)
+    with transaction.atomic(using=entry.database):
+        if not row.move(row.state, round=row.round, token=row.lease_token, attempts=F("attempts") + 1):
+            raise AlreadyRecorded
+        _attempt(row, failure, row.attempts + 1, row.round).save(using=entry.database, force_insert=True)
+
+
+def describe(error: BaseException) -> str:
+    """One line for lists: the exception's type and text. Errors of this app speak for themselves."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MessagingError):
+        return storable(text or _type_name(error), 2000)
+    return storable(f"{type(error).__name__}: {text}" if text else type(error).__name__, 2000)
+
+
+def fingerprint(error: BaseException, handler: str) -> str:
+    """Groups failures: exception class, innermost application frame (without its line) and handler."""
+    frame = _application_frame(error.__traceback__)
+    place = f"{frame.f_globals.get('__name__', '')}.{frame.f_code.co_qualname}" if frame else _normalised(error)
+    return blake2b(f"{_type_name(error)}|{place}|{handler}".encode("utf-8", "replace"), digest_size=16).hexdigest()
+
+
+def _normalised(error: BaseException) -> str:
+    return re.sub(r"\d+", "0", str(error))[:200]
+
+
+def _decide(number: int, failure: Failure, settings: conf.AliasSettings) -> Decision:
+    handler = failure.handler
+    if handler is None and failure.started is None:
+        return Decision(None, "no attempt was made")
+    return decide(
+        number,
+        failure.error,
+        max_attempts=(handler and handler.max_attempts) or settings.retry.max_attempts,
+        backoff=handler.backoff if handler else None,
+        policy=settings.retry,
+    )
+
+
+def _values(failure: Failure, decision: Decision, number: int) -> dict[str, Any]:
+    handler = failure.handler.name if failure.handler else ""
+    retrying = decision.retry_after is not None
+    return {
+        "state": State.RETRYING if retrying else State.FAILED,
+        "attempts": number,
+        "handler": handler[:255],
+        "worker": failure.worker,
+        "error": describe(failure.error),
+        "exception_type": _type_name(failure.error),
+        "fingerprint": fingerprint(failure.error, handler),
+        "retry_at": _due(decision) if retrying else None,
+        "failed_at": None if retrying else Now(),
+        "lease_token": None,
+        "leased_until": None,
+    }
+
+
+def _due(decision: Decision) -> Any:
+    return Now() + timedelta(seconds=decision.retry_after or 0.0)
+
+
+def _attempt(row: ProcessedMessage, failure: Failure, number: int, round_: int) -> Attempt:
+    return Attempt(
+        message=row,
+        number=number,
+        round=round_,
+        worker=failure.worker,
+        started_at=datetime.fromtimestamp(failure.started, UTC) if failure.started is not None else None,
+        crashed=failure.crashed,
+        exception_type=_type_name(failure.error),
+        exception_message=storable(str(failure.error), 10_000),
+        traceback=_traceback(failure.error),
+    )
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"[-255:]
+
+
+def _traceback(error: BaseException) -> str:
+    if error.__traceback__ is None:
+        return ""
+    try:
+        text = "".join(tracebacks.format_exception(type(error), error, _without_ours(error.__traceback__)))
+    except Exception as problem:  # an exception whose own text fails
+        text = f"The traceback cannot be shown: {type(problem).__name__}."
+    text = "\n".join(storable(line) for line in text.split("\n"))
+    return text if len(text) <= TRACEBACK_LIMIT else "…\n" + text[-TRACEBACK_LIMIT:]
+
+
+def _without_ours(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback from where the user's code begins; whole when it never got there."""
+    rest = trace
+    while rest is not None and _is_ours(rest.tb_frame):
+        rest = rest.tb_next
+    return rest or trace
+
+
+def _is_ours(frame: FrameType) -> bool:
+    name = str(frame.f_globals.get("__name__", ""))
+    return name.partition(".")[0] in ("messaging", "asgiref", "contextlib", "concurrent")
+
+
+def _application_frame(trace: TracebackType | None) -> FrameType | None:
+    found = None
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if not path.startswith((*LIBRARIES, "<")) and not _is_ours(trace.tb_frame):
+            found = trace.tb_frame
+        trace = trace.tb_next
+    return found

@@ -1,0 +1,226 @@
+"""Where a received message is recorded, and whether it is to run at all.
+
+`find()` looks up its row, `gate()` decides from it, and a `Place` is the row that the outcome will be written to:
+inserted where there is none, changed by compare-and-set where there is one.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.db import DataError, IntegrityError, OperationalError, connections, transaction
+from django.db.models import BooleanField, Case, Q, Value, When
+from django.db.models.functions import Now
+
+from messaging.database import brief_locks, is_lock_wait
+from messaging.exceptions import WireError
+from messaging.message import CAUSATION, OURS, Envelope, pack_body, storable
+from messaging.models import ProcessedMessage
+from messaging.wire import to_json
+
+TWIN_WAIT = 2.0  # seconds that a record waits for another transaction with the same message
+
+State = ProcessedMessage.State
+
+
+class AlreadyRecorded(Exception):
+    """Another transaction recorded this message first: look again."""
+
+
+class SetAside(Exception):
+    """A twin holds the record in an open transaction: try again later, without spending an attempt."""
+
+
+class Verdict(enum.Enum):
+    """What the recorded row says about a delivery."""
+
+    RUN = "run"
+    DONE = "done"  # recorded already, or an old copy whose successor is durable: acknowledge it unrun
+    CRASHED = "crashed"  # an unfinished claim of a dead worker
+    COUNTED = "counted"  # a crash that its supervisor reported; this delivery brings the content
+    REUSED = "reused"  # another message with the same id
+
+
+@dataclass(slots=True)
+class Place:
+    """The row that the outcome of a delivery is written to.
+
+    Attributes:
+        row: unsaved for a message that was never recorded.
+        sources: the states that it may be in when it is changed.
+        token: the claim that must still hold; None without a claim.
+        escaped: whether the row was rewritten because the database refused a value.
+    """
+
+    row: ProcessedMessage
+    sources: tuple[str, ...] = ()
+    token: uuid.UUID | None = None
+    escaped: bool = False
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there is no row yet."""
+        return self.row.pk is None
+
+    def write(self, database: str, *, next_round: int | None = None, **changes: Any) -> None:
+        """Record it, within the caller's transaction.
+
+        Raises AlreadyRecorded when someone else did, SetAside when someone else is about to.
+        """
+        connection = connections[database]
+        try:
+            with brief_locks(connection, TWIN_WAIT):
+                if self.is_new:
+                    self._insert(database, next_round=next_round, **changes)
+                elif not self.row.move(
+                    *self.sources, round=self.row.round, token=self.token, next_round=next_round, **changes
+                ):
+                    raise AlreadyRecorded
+        except OperationalError as error:
+            # A busy SQLite says nothing about twins.
+            if is_lock_wait(error) and connection.vendor != "sqlite":
+                raise SetAside from error
+            raise
+
+    def _insert(self, database: str, *, next_round: int | None, **changes: Any) -> None:
+        row = self.row
+        for name, value in changes.items():
+            setattr(row, name, value)
+        if next_round is not None:
+            row.round = next_round
+        try:
+            row.save(using=database, force_insert=True)
+        except IntegrityError as error:
+            raise AlreadyRecorded from error
+
+    @contextmanager
+    def tentative(self) -> Iterator[None]:
+        """Around a transaction: what is rolled back there is taken back in the row as well."""
+        before, adding = dict(self.row.__dict__), self.row._state.adding
+        try:
+            yield
+        except BaseException:
+            self.row.__dict__.clear()
+            self.row.__dict__.update(before)
+            self.row._state.adding = adding
+            raise
+
+    def escape(self, error: BaseException) -> bool:
+        """If the database refused a value, rewrite the row so that any database takes it; once.
+
+        Refused are characters that a narrow character set lacks, or JSON nested too deeply. Nothing is lost: `wire`
+        and the encoded body keep every byte. Returns whether it is worth another try.
+        """
+        if self.escaped or not isinstance(error, DataError):
+            return False
+        self.escaped = True
+        _escape(self.row)
+        return True
+
+    def claim(self, database: str, worker: str, seconds: float) -> None:
+        """Commit that a worker runs it, under a lease. Raises AlreadyRecorded when someone else did."""
+        token = uuid.uuid4()
+        with self.tentative(), transaction.atomic(using=database):
+            self.write(
+                database,
+                state=State.PROCESSING,
+                worker=worker,
+                lease_token=token,
+                leased_until=Now() + timedelta(seconds=seconds),
+            )
+        self.sources, self.token = (State.PROCESSING,), token
+
+
+def find(database: str, alias: str, queue: str, envelope: Envelope, *, redelivered: bool) -> ProcessedMessage | None:
+    """The row of a delivery, annotated with `lease_lives`; None when it was never recorded.
+
+    A redelivered message without an id adopts an unfinished row of the same content.
+    """
+    rows = ProcessedMessage.objects.using(database).annotate(
+        lease_lives=Case(
+            When(leased_until__gt=Now(), then=Value(True)), default=Value(False), output_field=BooleanField()
+        )
+    )
+    if envelope.key is not None:
+        return rows.filter(alias=alias, queue=queue, key=envelope.key).first()
+    if not redelivered:
+        return None
+    unfinished = Q(lease_token__isnull=True) | Q(leased_until__lte=Now())
+    return (
+        rows.filter(
+            unfinished, alias=alias, queue=queue, digest=envelope.digest, state=State.PROCESSING, message_id=""
+        )
+        .order_by("id")
+        .first()
+    )
+
+
+def gate(row: ProcessedMessage, envelope: Envelope) -> Verdict:
+    """What a recorded row says about a delivery of the same key. Pure."""
+    if row.digest != envelope.digest:
+        return Verdict.REUSED
+    if envelope.round < row.round:
+        return Verdict.DONE
+    if row.state in ProcessedMessage.AWAITING:
+        return Verdict.RUN
+    if row.state == State.PROCESSING:
+        if row.lease_token is None:
+            return Verdict.COUNTED
+        return Verdict.DONE if getattr(row, "lease_lives", False) else Verdict.CRASHED
+    # A higher round than recorded: the inbox was set back to an older state, and the retry is newer than the failure.
+    if row.state == State.FAILED and envelope.round > row.round:
+        return Verdict.RUN
+    return Verdict.DONE
+
+
+def existing(row: ProcessedMessage) -> Place:
+    """The place of a recorded row, as it was read."""
+    return Place(row, (row.state,), row.lease_token if row.state == State.PROCESSING else None)
+
+
+def fresh(alias: str, queue: str, envelope: Envelope, *, key: uuid.UUID | None = None) -> Place:
+    """The place of a message that was never recorded."""
+    row = ProcessedMessage(alias=alias, queue=queue, key=key or envelope.key or uuid.uuid4(), round=envelope.round)
+    fill(row, envelope)
+    return Place(row)
+
+
+def fill(row: ProcessedMessage, envelope: Envelope) -> None:
+    """Put the content of a message into its row."""
+    properties = envelope.properties
+    headers = {name: value for name, value in properties.headers.items() if name not in OURS}
+    row.digest = envelope.digest
+    row.message_id = storable(envelope.message_id, 255)
+    row.exchange = storable(envelope.exchange, 255)
+    row.routing_key = storable(envelope.routing_key, 255)
+    row.type = storable(properties.type or "", 255)
+    row.content_type = storable(properties.content_type or "", 255)
+    row.correlation_id = storable(properties.correlation_id or "", 255)
+    row.causation_id = storable(str(headers.get(CAUSATION) or ""), 255)
+    row.reply_to = storable(properties.reply_to or "", 255)
+    row.headers = to_json(headers)
+    row.body, row.body_encoding = pack_body(envelope.body)
+    try:
+        row.wire = envelope.to_wire()
+    except WireError:  # properties so broken that they cannot be written again
+        row.wire = None
+
+
+def _escape(row: ProcessedMessage) -> None:
+    for name in ("message_id", "exchange", "routing_key", "type", "content_type", "correlation_id", "causation_id"):
+        setattr(row, name, _ascii(getattr(row, name)))
+    row.reply_to = _ascii(row.reply_to)
+    row.headers = {}
+    if row.body_encoding == "":
+        row.body, row.body_encoding = base64.b64encode(row.body.encode()).decode("ascii"), "base64"
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode("ascii")[:255]

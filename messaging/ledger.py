@@ -1,0 +1,166 @@
+"""What a worker process is running right now, where its supervisor can read it after its death.
+
+One fixed-size slot per worker thread in a shared memory-mapped file; no lock, because each slot has one writer.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+import tempfile
+import time
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+
+SLOT = 4096
+_HEAD = struct.Struct("<BdIdI")  # running, started (CLOCK_MONOTONIC), length of the JSON, deadline (0: none), its CRC
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One running attempt.
+
+    Attributes:
+        alias, queue, key, digest, round: the message's identity.
+        message_id: as the inbox shows it.
+        database: where its inbox row is.
+        handler: dotted name.
+        started: seconds since the epoch.
+        timeout: seconds it may run, or None.
+        token: the claim that it runs under; "" without one.
+        batch: how many messages run together; for more than one the entry serves time limits only, and nobody is
+            blamed for a crash, because each of them comes back and then runs alone.
+    """
+
+    alias: str
+    queue: str
+    key: str
+    digest: str
+    round: int
+    message_id: str
+    database: str
+    handler: str
+    started: float
+    timeout: float | None = None
+    token: str = ""
+    batch: int = 1
+
+    def to_json(self) -> str:
+        """As it crosses from a dead process to its successor."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Entry:
+        """Inverse of `to_json()`."""
+        return cls(**json.loads(text))
+
+    @property
+    def identity(self) -> tuple[uuid.UUID, uuid.UUID]:
+        """Key and digest."""
+        return uuid.UUID(self.key), uuid.UUID(self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An entry as its supervisor finds it.
+
+    Attributes:
+        slot: which worker thread runs it.
+        since: when it started, CLOCK_MONOTONIC, the same clock in every process.
+        entry: what runs.
+    """
+
+    slot: int
+    since: float
+    entry: Entry
+
+
+class Slot:
+    """One worker thread's place."""
+
+    def __init__(self, memory: mmap.mmap, index: int) -> None:
+        self._memory = memory
+        self._offset = index * SLOT
+
+    @contextmanager
+    def running(self, entry: Entry) -> Iterator[None]:
+        """Show `entry` as running for the duration of the block."""
+        self._write(entry)
+        try:
+            yield
+        finally:
+            self._memory[self._offset] = 0
+
+    def _write(self, entry: Entry) -> None:
+        text = entry.to_json().encode()
+        if len(text) > SLOT - _HEAD.size:
+            text = replace(entry, message_id="", handler=entry.handler[:255]).to_json().encode()
+        now = time.monotonic()
+        deadline = now + entry.timeout if entry.timeout is not None else 0.0
+        head = _HEAD.pack(0, now, len(text), deadline, zlib.crc32(text))
+        # The flag goes off first and on last: whoever dies in between was running nothing yet.
+        self._memory[self._offset] = 0
+        self._memory[self._offset : self._offset + _HEAD.size] = head
+        self._memory[self._offset + _HEAD.size : self._offset + _HEAD.size + len(text)] = text
+        self._memory[self._offset] = 1
+
+
+class Ledger:
+    """The slots of one process. The supervisor creates it, the child attaches to it through an inherited descriptor."""
+
+    def __init__(self, fd: int, slots: int) -> None:
+        self.fd = fd
+        self.slots = slots
+        self._memory = mmap.mmap(fd, slots * SLOT)
+
+    @classmethod
+    def create(cls, slots: int) -> Ledger:
+        """A new, empty ledger in an unnamed file, which goes away with its last process."""
+        with tempfile.TemporaryFile(prefix="messaging-ledger-") as file:
+            file.truncate(slots * SLOT)
+            return cls(os.dup(file.fileno()), slots)
+
+    @classmethod
+    def attach(cls, fd: int, slots: int) -> Ledger:
+        """The ledger behind an inherited descriptor, which is kept from this process's own children."""
+        os.set_inheritable(fd, False)
+        return cls(fd, slots)
+
+    def slot(self, index: int) -> Slot:
+        """The place of worker thread `index`, from 0."""
+        return Slot(self._memory, index)
+
+    def running_entries(self) -> list[Running]:
+        """What is running, or was when the process died."""
+        return [running for index in range(self.slots) if (running := self._read(index))]
+
+    def overdue(self, now: float) -> list[Running]:
+        """What has run longer than its timeout at `now` (CLOCK_MONOTONIC)."""
+        return [running for index in range(self.slots) if (running := self._read(index, now))]
+
+    def clear(self) -> None:
+        """Forget everything; for the next process on the same slots."""
+        for index in range(self.slots):
+            self._memory[index * SLOT] = 0
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._memory.close()
+        os.close(self.fd)
+
+    def _read(self, index: int, overdue_at: float | None = None) -> Running | None:
+        offset = index * SLOT
+        running, since, length, deadline, checksum = _HEAD.unpack_from(self._memory, offset)
+        if not running or length > SLOT - _HEAD.size:
+            return None
+        if overdue_at is not None and not 0.0 < deadline <= overdue_at:
+            return None
+        text = self._memory[offset + _HEAD.size : offset + _HEAD.size + length]
+        if zlib.crc32(text) != checksum:  # read while it was being written
+            return None
+        return Running(index, since, Entry.from_json(text.decode()))

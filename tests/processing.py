@@ -1,0 +1,80 @@
+"""What the tests of the processor share: deliveries without a broker, and a registry of their own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from messaging.handlers import Handler, Registry
+from messaging.message import encode_body
+from messaging.models import PublishedMessage
+from messaging.publisher import seal
+from messaging.wire import Properties
+
+
+@dataclass
+class Arrived:
+    """A delivery as a backend would hand it over."""
+
+    queue: str
+    exchange: str
+    routing_key: str
+    properties: Properties
+    body: bytes
+    redelivered: bool = False
+
+
+def arrived(
+    payload: Any = "hello",
+    *,
+    queue: str = "work",
+    routing_key: str = "work.do",
+    message_id: str | None = "",
+    redelivered: bool = False,
+    headers: dict[str, Any] | None = None,
+    content_type: str | None = None,
+    **properties: Any,
+) -> Arrived:
+    """A delivery of a new message; `message_id=None` for one without an id."""
+    body, guessed = encode_body(payload, content_type)
+    identity = str(uuid.uuid4()) if message_id == "" else message_id
+    built = Properties.build(
+        headers=headers, content_type=content_type or guessed, message_id=identity, delivery_mode=2, **properties
+    )
+    return Arrived(queue, "messaging", routing_key, built, body, redelivered)
+
+
+def sent(row: PublishedMessage, *, redelivered: bool = False) -> Arrived:
+    """The delivery of an outbox row."""
+    exchange, routing_key, properties, body = seal(row)
+    return Arrived(row.queue, exchange, routing_key, Properties.decode(properties), body, redelivered)
+
+
+def registered(registry: Registry, function: Callable[..., Any], **options: Any) -> Handler:
+    """Register a function and return its handler."""
+    values: dict[str, Any] = {
+        "queue": "work",
+        "routing_keys": (),
+        "using": "default",
+        "database": "default",
+        "atomic": True,
+        "timeout": None,
+        "max_attempts": 3,
+        "backoff": 10,
+        "batch": None,
+    }
+    handler = Handler(function=function, **{**values, **options})
+    registry.add(handler)
+    return handler
+
+
+@dataclass
+class Acks:
+    """Counts acknowledgements."""
+
+    times: list[str] = field(default_factory=list)
+
+    def __call__(self) -> None:
+        self.times.append("ack")
