@@ -1,6 +1,6 @@
 """Every setting of the app, with its default; read from `settings.MESSAGING` on each access.
 
-    MESSAGING = {"default": {"URL": "amqp://user:password@host:5672/vhost", "QUEUES": {"billing": {}}}}
+`MESSAGING = {"default": {"URL": "amqp://user:password@host:5672/vhost", "QUEUES": {"billing": {}}}}`
 """
 
 from __future__ import annotations
@@ -160,7 +160,9 @@ def parse_url(url: str, where: str = "The URL") -> dict[str, Any]:
     """
     scheme, separator, rest = str(url).partition("://")
     if not separator or not scheme:
-        raise ConfigurationError(f'{where}["URL"] is no URL; it should look like "amqp://user:password@host:5672/vhost".')
+        raise ConfigurationError(
+            f'{where}["URL"] is no URL; it should look like "amqp://user:password@host:5672/vhost".'
+        )
     if scheme == "database":
         return {"scheme": scheme, "hosts": (), "vhost": rest, "username": "", "password": ""}
     authority, _, path = rest.partition("/")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 from django.db import InterfaceError, OperationalError, connections
@@ -32,13 +32,11 @@ def is_up(database: str) -> bool:
             cursor.execute("SELECT 1")
             cursor.fetchone()
         return True
-    except Exception:
+    except Exception:  # noqa: BLE001  whatever the driver raises, it does not answer
         return False
     finally:
-        try:
+        with suppress(Exception):  # a connection that never came to be
             probe.close()
-        except Exception:  # a connection that never came to be
-            pass
 
 
 def is_database_error(error: BaseException) -> bool:
@@ -78,7 +76,7 @@ def close_old() -> None:
 
 @contextmanager
 def brief_locks(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
-    """Inside a transaction, wait at most `seconds` for locks. Not restored after an error, which ends the transaction."""
+    """Inside a transaction, wait at most `seconds` for locks; an error ends the transaction, and with it the limit."""
     if connection.vendor == "postgresql":
         _execute(connection, f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
         yield
@@ -103,7 +101,7 @@ def transaction_mode(connection: BaseDatabaseWrapper, mode: str) -> Iterator[Non
     if connection.vendor != "sqlite":
         yield
         return
-    sqlite = cast(Any, connection)
+    sqlite = cast("Any", connection)
     before = sqlite.transaction_mode
     sqlite.transaction_mode = mode
     try:

@@ -94,11 +94,11 @@ def send_round(place: Place, worker: str, database: str) -> None:
 def record_crash(entry: Entry, error: MessagingError, worker: str) -> None:
     """Record that a process died while it ran `entry`. Its message comes again, from the broker or by a retry."""
     settings = conf.get(entry.alias)
-    key, digest = entry.identity
+    key, _digest = entry.identity
     for _ in range(10):
-        row = ProcessedMessage.objects.using(entry.database).filter(
-            alias=entry.alias, queue=entry.queue, key=key
-        ).first()
+        row = (
+            ProcessedMessage.objects.using(entry.database).filter(alias=entry.alias, queue=entry.queue, key=key).first()
+        )
         try:
             if row is None:
                 _insert_crash(entry, error, worker)
@@ -225,7 +225,7 @@ def _traceback(error: BaseException) -> str:
         return ""
     try:
         text = "".join(tracebacks.format_exception(type(error), error, _without_ours(error.__traceback__)))
-    except Exception as problem:  # an exception whose own text fails
+    except Exception as problem:  # noqa: BLE001  an exception whose own text fails
         text = f"The traceback cannot be shown: {type(problem).__name__}."
     text = "\n".join(storable(line) for line in text.split("\n"))
     return text if len(text) <= TRACEBACK_LIMIT else "…\n" + text[-TRACEBACK_LIMIT:]

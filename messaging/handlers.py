@@ -174,9 +174,9 @@ def _overlap(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
                 continue
             head = first[i] if i < len(first) else None
             other = second[j] if j < len(second) else None
-            if head == "#" and (table[i + 1][j] or (other is not None and table[i][j + 1])):
-                table[i][j] = True
-            elif other == "#" and (table[i][j + 1] or (head is not None and table[i + 1][j])):
+            if (head == "#" and (table[i + 1][j] or (other is not None and table[i][j + 1]))) or (
+                other == "#" and (table[i][j + 1] or (head is not None and table[i + 1][j]))
+            ):
                 table[i][j] = True
             elif head is not None and other is not None and "#" not in (head, other):
                 table[i][j] = (head == other or "*" in (head, other)) and table[i + 1][j + 1]

@@ -154,9 +154,7 @@ def find(database: str, alias: str, queue: str, envelope: Envelope, *, redeliver
         return None
     unfinished = Q(lease_token__isnull=True) | Q(leased_until__lte=Now())
     return (
-        rows.filter(
-            unfinished, alias=alias, queue=queue, digest=envelope.digest, state=State.PROCESSING, message_id=""
-        )
+        rows.filter(unfinished, alias=alias, queue=queue, digest=envelope.digest, state=State.PROCESSING, message_id="")
         .order_by("id")
         .first()
     )

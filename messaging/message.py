@@ -77,9 +77,16 @@ class Envelope:
     row_key: uuid.UUID | None = None
 
     @classmethod
-    def received(cls, exchange: str, routing_key: str, properties: Properties, body: bytes) -> Envelope:
-        """Restore the original addresses from a delivery's headers, if they are there."""
+    def received(
+        cls, exchange: str, routing_key: str, properties: Properties, body: bytes, queue: str | None = None
+    ) -> Envelope:
+        """Restore the original addresses from a delivery's headers, if they are there.
+
+        With `queue`, what another queue's retry says is not believed: someone forwarded it.
+        """
         headers = properties.headers
+        if queue is not None and QUEUE in headers and _text(headers[QUEUE], "") != queue:
+            return cls(exchange, routing_key, properties, body)
         round_ = headers.get(ROUND)
         return cls(
             exchange=_text(headers.get(EXCHANGE), exchange),

@@ -48,7 +48,7 @@ def publish(
     message_id: str | uuid.UUID | None = None,
     correlation_id: str | uuid.UUID | None = None,
     content_type: str | None = None,
-    type: str | None = None,
+    type: str | None = None,  # noqa: A002  AMQP's own name
     reply_to: str | None = None,
     priority: int | None = None,
     expiration: float | timedelta | None = None,
@@ -69,7 +69,8 @@ def publish(
         message_id: up to 255 bytes; a UUID unless given. A consumer processes each id once.
         correlation_id: inside a handler, that of the handled message unless given.
         content_type: decides how text is encoded; guessed from the payload unless given.
-        type, reply_to: AMQP properties, up to 255 bytes.
+        type: the message's type, up to 255 bytes.
+        reply_to: the queue that expects an answer, up to 255 bytes.
         priority: 0 to 255.
         expiration: seconds after which the broker may drop it from a queue.
         mandatory: whether it is an error that no queue takes it.

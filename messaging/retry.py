@@ -53,7 +53,7 @@ def pause(attempt: int, backoff: Backoff | None, policy: RetrySettings) -> float
     if backoff is not None:
         try:
             seconds = float(backoff(attempt) if callable(backoff) else backoff)
-        except Exception:
+        except Exception:  # noqa: BLE001  it is the user's own code
             seconds = -1.0
         if 0 <= seconds <= LONGEST:
             return seconds

@@ -31,6 +31,10 @@ def effect(message: ReceivedMessage) -> None:
     Effect.objects.create(key=message.id, value=str(message.payload))
 
 
+def ignore(message: ReceivedMessage) -> None:
+    pass
+
+
 def nothing() -> None:
     pass
 
@@ -97,7 +101,7 @@ def test_an_id_reused_for_other_content_is_kept_and_flagged(handle: Handle) -> N
 
 @pytest.mark.parametrize("ids", [("id", "ID"), ("a", "a "), ("\udcff", "\udcfe"), ("x" * 255, "x" * 254 + "y")])
 def test_ids_that_a_collation_might_equate_are_different(handle: Handle, ids: tuple[str, str]) -> None:
-    processor = handle(lambda message: None)
+    processor = handle(ignore)
     for identity in ids:
         processor.process(arrived("same", message_id=identity), nothing)
     assert ProcessedMessage.objects.filter(state=State.PROCESSED).count() == 2
@@ -206,7 +210,7 @@ def swallow_error(message: ReceivedMessage) -> None:
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT * FROM there_is_no_such_table")
-    except Exception:
+    except Exception:  # noqa: BLE001  swallowing it is the point
         pass
 
 
@@ -344,7 +348,7 @@ def claim_of(delivery: Arrived) -> dict[str, Any]:
 def test_an_expired_claim_is_a_crash_and_counts(handle: Handle) -> None:
     processor, delivery = handle(), arrived(redelivered=True)
     ProcessedMessage.objects.create(**claim_of(delivery), leased_until=Now() - timedelta(seconds=60))
-    processor._up_since["default"] = -1e9
+    processor.outages.up_since["default"] = -1e9
     assert processor.process(delivery, nothing).action == "ack"
     row = only_row()
     assert (row.state, row.attempts, row.round) == (State.RETRYING, 1, 2)
@@ -357,7 +361,7 @@ def test_the_sweep_sends_abandoned_claims_round_again_once(handle: Handle) -> No
     for _ in range(2):
         ProcessedMessage.objects.create(**claim_of(arrived()), leased_until=Now() - timedelta(seconds=1))
     assert processor.sweep() == 0, "the leases tell nothing before the database was up for a whole lease"
-    processor._up_since["default"] = -1e9
+    processor.outages.up_since["default"] = -1e9
     assert processor.sweep() == 2
     assert processor.sweep() == 0
     assert PublishedMessage.objects.pending().count() == 2
@@ -396,7 +400,7 @@ def test_a_crash_on_a_first_delivery_counts_and_its_redelivery_goes_round_again(
 
 
 def test_a_message_without_id_adopts_its_own_crash(handle: Handle) -> None:
-    processor, delivery = handle(lambda message: None), arrived(message_id=None)
+    processor, delivery = handle(ignore), arrived(message_id=None)
     import uuid
 
     from messaging.message import Envelope

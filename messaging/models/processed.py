@@ -67,7 +67,12 @@ class ProcessedMessage(StoredMessage):
     lease_token = models.UUIDField(null=True, editable=False)
     leased_until = models.DateTimeField(_("leased until"), null=True, editable=False)
     edited_from = models.ForeignKey(
-        "self", verbose_name=_("edited from"), on_delete=models.SET_NULL, null=True, editable=False, related_name="edits"
+        "self",
+        verbose_name=_("edited from"),
+        on_delete=models.SET_NULL,
+        null=True,
+        editable=False,
+        related_name="edits",
     )
 
     objects = ProcessedMessageQuerySet.as_manager()
@@ -87,7 +92,9 @@ class ProcessedMessage(StoredMessage):
         ]
         indexes = [
             PolledIndex(fields=["state", "id"], name="messaging_inbox_open", condition=~Q(state="processed")),
-            PolledIndex(fields=["alias", "leased_until"], name="messaging_inbox_leases", condition=Q(state="processing")),
+            PolledIndex(
+                fields=["alias", "leased_until"], name="messaging_inbox_leases", condition=Q(state="processing")
+            ),
             PolledIndex(fields=["digest"], name="messaging_inbox_adoption", condition=Q(state="processing")),
             PolledIndex(fields=["fingerprint", "id"], name="messaging_inbox_fingerprint", condition=~Q(fingerprint="")),
             models.Index(fields=["message_id"], name="messaging_inbox_message_id"),
@@ -103,7 +110,12 @@ class ProcessedMessage(StoredMessage):
         return Envelope.from_wire(bytes(self.wire or b""), self.raw_body)
 
     def move(
-        self, *sources: str, round: int, token: uuid.UUID | None = None, next_round: int | None = None, **changes: Any
+        self,
+        *sources: str,
+        round: int,  # noqa: A002  the column's name
+        token: uuid.UUID | None = None,
+        next_round: int | None = None,
+        **changes: Any,
     ) -> bool:
         """Compare-and-set: change the row if it is still in one of the states, in that round, under that claim.
 

@@ -1,0 +1,79 @@
+"""Calling handlers, and the proof that what they did is committed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+
+from asgiref.sync import async_to_sync
+from django.db import connections, transaction
+
+from messaging.database import is_doomed, transaction_mode
+from messaging.exceptions import CommitNotProven
+from messaging.handlers import Handler
+from messaging.message import ReceivedMessage, Running, running
+
+logger = logging.getLogger("messaging.processor")
+
+UNPROVEN = (
+    "The handler returned, but its transaction was rolled back: it called set_rollback(True), closed the database "
+    "connection, or caught a database error without a savepoint of its own."
+)
+
+
+@dataclass
+class _Proof:
+    """A commit hook; only that it ran proves the commit."""
+
+    given: bool = False
+
+    def __call__(self) -> None:
+        self.given = True
+
+
+@contextmanager
+def proven_commit(database: str, what: object, *, mode: str) -> Iterator[None]:
+    """A transaction that ends either proven to be committed, or with an error.
+
+    A handler can leave its transaction normally and yet rolled back. And a commit hook that raises does so after the
+    commit: that is logged, since the work is done.
+
+    Args:
+        database: where.
+        what: named in the log.
+        mode: how SQLite begins the transaction.
+    """
+    connection, proof = connections[database], _Proof()
+    try:
+        with transaction_mode(connection, mode), transaction.atomic(using=database, durable=True):
+            transaction.on_commit(proof, using=database)
+            yield
+            refuse_doomed(database)
+    except BaseException:
+        if not proof.given:
+            raise
+        logger.exception("%r is processed, but a commit hook failed.", what)
+    if not proof.given:
+        raise CommitNotProven(UNPROVEN)
+
+
+def refuse_doomed(database: str) -> None:
+    """Raise CommitNotProven where the transaction will be rolled back, whatever its commit says."""
+    if is_doomed(connections[database]):
+        raise CommitNotProven(UNPROVEN)
+
+
+def call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], context: Running) -> None:
+    """Call a handler, sync or async, so that `publish()` inside it knows what it runs for."""
+    token = running.set(context)
+    try:
+        if iscoroutinefunction(handler.function):
+            # async_to_sync brings the ORM's calls back into this thread, and so into this transaction.
+            async_to_sync(handler.function)(argument)
+        else:
+            handler.function(argument)
+    finally:
+        running.reset(token)

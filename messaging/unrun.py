@@ -1,0 +1,135 @@
+"""What is recorded without running a handler: dead letters, reused ids, crashes, and what no handler takes."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any
+
+from messaging import conf, failures, inbox
+from messaging.exceptions import IdReused, MessagingError, ProcessDied
+from messaging.failures import Failure
+from messaging.handlers import Handler
+from messaging.inbox import AlreadyRecorded, Verdict
+from messaging.message import ROUTING_KEY, Envelope, storable
+from messaging.models import ProcessedMessage
+
+LOOKS = 10  # at a row that others keep changing
+
+REASONS = {
+    "expired": "it expired in the queue",
+    "maxlen": "the queue was full",
+    "delivery_limit": "it was delivered too often",
+    "rejected": "a consumer rejected it",
+}
+
+
+def record_unrun(
+    database: str,
+    queue: str,
+    envelope: Envelope,
+    error: MessagingError,
+    *,
+    worker: str,
+    settings: conf.AliasSettings,
+    redelivered: bool,
+) -> bool:
+    """Record a message that no handler can take, or that the broker gave up, as failed.
+
+    Returns whether the inbox answers for it now. Raises SetAside when a twin is about to record it.
+    """
+    for _ in range(LOOKS):
+        row = inbox.find(database, settings.alias, queue, envelope, redelivered=redelivered)
+        if row is None:
+            place = inbox.fresh(settings.alias, queue, envelope)
+        else:
+            verdict = inbox.gate(row, envelope)
+            if verdict is Verdict.REUSED:
+                record_reused(database, row, envelope, worker=worker, settings=settings)
+                return True
+            if verdict is Verdict.DONE:
+                return True
+            bring_content(row, envelope, database)
+            place = inbox.existing(row)
+        try:
+            failures.record(place, Failure(error, worker), database, settings)
+            return True
+        except AlreadyRecorded:
+            redelivered = True
+    return False
+
+
+def record_reused(
+    database: str, row: ProcessedMessage, envelope: Envelope, *, worker: str, settings: conf.AliasSettings
+) -> None:
+    """Keep and flag a message whose id another one took first."""
+    place = inbox.fresh(settings.alias, row.queue, envelope, key=envelope.reused_key)
+    error = IdReused(
+        f"The message id was used before, by another message (row {row.pk}) with other content. "
+        "Requeue it to process it all the same, or discard it."
+    )
+    with suppress(AlreadyRecorded):  # this very message was flagged before
+        failures.record(place, Failure(error, worker), database, settings)
+
+
+def record_counted(
+    database: str,
+    row: ProcessedMessage,
+    envelope: Envelope,
+    handler: Handler,
+    *,
+    worker: str,
+    settings: conf.AliasSettings,
+) -> None:
+    """Send a message round again whose crash was counted before its content was known."""
+    bring_content(row, envelope, database)
+    last = row.attempt_set.order_by("-id").first()
+    error = ProcessDied(last.exception_message if last else "The process that ran it died.")
+    failure = Failure(error, worker, handler, time.time(), crashed=True, counted=True)
+    with suppress(AlreadyRecorded):
+        failures.record(inbox.existing(row), failure, database, settings)
+
+
+def record_abandoned(
+    database: str, row: ProcessedMessage, handler: Handler | None, settings: conf.AliasSettings
+) -> bool:
+    """Count the crash of a worker that stopped renewing its claim. False when it was recorded otherwise meanwhile."""
+    error = ProcessDied(f"The worker {row.worker} stopped renewing its claim: it died, or lost the database.")
+    failure = Failure(error, row.worker, handler, time.time(), crashed=True)
+    try:
+        failures.record(inbox.existing(row), failure, database, settings)
+        return True
+    except AlreadyRecorded:
+        return False
+
+
+def bring_content(row: ProcessedMessage, envelope: Envelope, database: str) -> None:
+    """Fill in a row that was made for a crash alone."""
+    if row.wire is None:
+        inbox.fill(row, envelope)
+        row.save(using=database)
+
+
+def revive(envelope: Envelope, queue: str) -> tuple[Envelope, str]:
+    """A dead letter as it was first published, and why the broker gave it up, in words."""
+    headers = envelope.properties.headers
+    death = _death(headers.get("x-death"), queue)
+    reason = str(death.get("reason") or headers.get("x-first-death-reason") or "unknown")
+    text = f"The broker gave it up: {REASONS.get(reason, 'reason ' + storable(reason, 100))}."
+    if envelope.target or not death:
+        return envelope, text
+    keys = death.get("routing-keys") if ROUTING_KEY not in headers else None
+    revived = Envelope(
+        exchange=str(death.get("exchange", envelope.exchange)),
+        routing_key=str(keys[0]) if isinstance(keys, list) and keys else envelope.routing_key,
+        properties=envelope.properties,
+        body=envelope.body,
+        round=envelope.round,
+        row_key=envelope.row_key,
+    )
+    return revived, text
+
+
+def _death(deaths: Any, queue: str) -> dict[str, Any]:
+    entries = deaths if isinstance(deaths, list) else []
+    return next((entry for entry in entries if isinstance(entry, dict) and entry.get("queue") == queue), {})

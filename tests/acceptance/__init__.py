@@ -1,0 +1,1 @@
+"""Real processes, a real broker, real databases."""

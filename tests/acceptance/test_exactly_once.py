@@ -1,0 +1,69 @@
+"""Two relays and two consumers, one of them killed every second: every effect exactly once.
+
+`MESSAGES=10000` runs the long form.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import time
+
+import pytest
+
+from tests.site import Running, Site, SiteFactory
+
+pytestmark = [pytest.mark.broker, pytest.mark.postgres, pytest.mark.chaos]
+
+HANDLERS = """
+from messaging import handler
+from tests.app.models import Effect
+
+@handler("counted", "counted.*", backoff=0.1, max_attempts=50)
+def count(message):
+    Effect.objects.create(key=message.id, value=str(message.payload["number"]))
+"""
+
+PUBLISH = """
+from messaging import Message, publish_many
+for start in range(0, {count}, 500):
+    publish_many([
+        Message("counted.one", {{"number": number, "filling": "x" * 1000}})
+        for number in range(start, min(start + 500, {count}))
+    ])
+"""
+
+COUNT = int(os.environ.get("MESSAGES", "2000"))
+
+
+def test_every_effect_happens_exactly_once_while_processes_are_killed(site: SiteFactory) -> None:
+    made = site("postgres", handlers=HANDLERS, options={"LEASE": 3})
+    made.manage("topology")
+    commands = [("relay",), ("relay",), ("consume", "--no-relay"), ("consume", "--no-relay")]
+    running = [made.start(*command) for command in commands]
+    made.shell(PUBLISH.format(count=COUNT))
+    kills = chaos(made, running, commands)
+    assert made.states("published").get("published", 0) >= COUNT
+    assert set(made.states("published")) == {"published"}
+    assert made.states() == {"processed": COUNT}
+    assert made.value("SELECT COUNT(*) FROM app_effect") == COUNT
+    assert made.value("SELECT COUNT(DISTINCT key) FROM app_effect") == COUNT
+    assert kills >= 3
+    for process in running:
+        assert process.stop() == 0
+
+
+def chaos(site: Site, running: list[Running], commands: list[tuple[str, ...]]) -> int:
+    """Kill one process group each second until all is processed; returns how many were killed."""
+    chance = random.Random(17)
+    deadline = time.monotonic() + max(120.0, COUNT / 20)
+    for kills in itertools.count():
+        if site.states() == {"processed": COUNT} and set(site.states("published")) == {"published"} and kills >= 3:
+            return kills
+        assert time.monotonic() < deadline, f"{site.states()} {site.states('published')} after {kills} kills"
+        victim = chance.randrange(len(running))
+        running[victim].kill()
+        running[victim] = site.start(*commands[victim])
+        time.sleep(1)  # the pace of the killing, not a wait for anything
+    raise AssertionError

@@ -1,0 +1,132 @@
+"""Killed with SIGKILL between any two durable steps, a message is neither lost nor processed twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from messaging.killpoints import POINTS
+from tests.site import Running, Site, SiteFactory
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.broker
+
+HANDLERS = """
+from messaging import handler, publish
+from tests.app.models import Effect
+
+@handler("steps", "steps.*", max_attempts=5, backoff=0.1)
+def step(message):
+    Effect.objects.create(key=message.id, value=message.routing_key)
+    publish("next.step", message.id)
+    if message.routing_key == "steps.flaky" and message.attempt == 1:
+        raise ValueError("the first attempt fails")
+
+@handler("next", "next.*")
+def after(message):
+    Effect.objects.create(key=message.causation_id, value="next")
+
+@handler("long", "long.*", atomic=False, max_attempts=5, backoff=0.1)
+def long(message):
+    Effect.objects.get_or_create(key=message.id, value=message.routing_key)
+
+@handler("doomed", "doomed.*", max_attempts=1)
+def doomed(message):
+    Effect.objects.create(key=message.id, value=message.routing_key)
+    if Effect.objects.filter(value="cure").count() == 0:
+        raise ValueError("until it is cured")
+"""
+
+PUBLISH = 'from django.db import transaction; from messaging import publish\nwith transaction.atomic(): publish("{}", "x")'
+
+# Where a kill point is passed: which process is killed, and by what kind of message.
+CONSUMER = {
+    "relay.leased": "steps.plain",
+    "relay.sent": "steps.plain",
+    "relay.confirmed": "steps.plain",
+    "relay.marked": "steps.plain",
+    "consumer.received": "steps.plain",
+    "processor.claimed": "long.work",
+    "processor.handled": "steps.plain",
+    "processor.committed": "steps.plain",
+    "processor.rolled_back": "steps.flaky",
+    "processor.recorded": "steps.flaky",
+    "consumer.acked": "steps.plain",
+}
+COMMANDS = {"publisher.saved", "publisher.committed", "operations.requeued"}
+
+
+def test_every_kill_point_has_a_test() -> None:
+    assert set(POINTS) == set(CONSUMER) | COMMANDS
+
+
+@pytest.fixture
+def steps(site: SiteFactory, any_db: str) -> Site:
+    return site(any_db, handlers=HANDLERS, options={"LEASE": 2})
+
+
+def armed(site: Site, point: str) -> tuple[dict[str, str], Path]:
+    marker = site.folder / "kill"
+    marker.touch()
+    return {"MESSAGING_KILL_AT": point, "MESSAGING_KILL_FILE": str(marker)}, marker
+
+
+def settle(site: Site, consumer: Running) -> None:
+    """Wait until nothing is under way any more, then stop."""
+
+    def is_settled() -> bool:
+        return set(site.states()) <= {"processed"} and set(site.states("published")) <= {"published"}
+
+    wait_until(is_settled, deadline=60, what="every row published and processed")
+    assert consumer.stop() == 0
+
+
+@pytest.mark.parametrize("point", sorted(CONSUMER))
+def test_killed_in_the_consumer_or_its_relay(steps: Site, point: str) -> None:
+    env, marker = armed(steps, point)
+    consumer = steps.start("consume", "--concurrency", "1", env=env)
+    consumer.wait_for_output("Consuming")
+    routing_key = CONSUMER[point]
+    steps.shell(PUBLISH.format(routing_key))
+    wait_until(lambda: not marker.exists(), deadline=60, what=f"{point} to be passed")
+    followers = 1 if routing_key.startswith("steps") else 0
+    wait_until(lambda: steps.states().get("processed") == 1 + followers, deadline=60, what="the messages to be processed")
+    settle(steps, consumer)
+    found = steps.sql("SELECT value, COUNT(*) FROM app_effect GROUP BY value ORDER BY value")
+    assert found == [("next", 1), (routing_key, 1)][1 - followers :]
+    assert steps.value("SELECT COUNT(DISTINCT message_id) FROM messaging_publishedmessage") == 1 + followers
+
+
+def test_killed_before_the_commit_nothing_was_published(steps: Site) -> None:
+    env, marker = armed(steps, "publisher.saved")
+    killed = steps.manage("shell", "-c", PUBLISH.format("steps.plain"), check=False, env=env)
+    assert (killed.returncode, marker.exists()) == (-9, False)
+    assert steps.states("published") == {}
+
+
+def test_killed_after_the_commit_it_is_published_later(steps: Site) -> None:
+    env, marker = armed(steps, "publisher.committed")
+    killed = steps.manage("shell", "-c", PUBLISH.format("steps.plain"), check=False, env=env)
+    assert (killed.returncode, marker.exists()) == (-9, False)
+    assert steps.states("published") == {"pending": 1}
+    consumer = steps.start("consume")
+    wait_until(lambda: steps.states() == {"processed": 2}, deadline=60, what="both messages")
+    settle(steps, consumer)
+
+
+def test_killed_while_requeueing_nothing_is_half_done(steps: Site) -> None:
+    consumer = steps.start("consume")
+    steps.shell(PUBLISH.format("doomed.work"))
+    wait_until(lambda: steps.states() == {"failed": 1}, deadline=60, what="the failure")
+    steps.shell('from tests.app.models import Effect; Effect.objects.create(key="k", value="cure")')
+    env, marker = armed(steps, "operations.requeued")
+    killed = steps.manage("requeue_messages", "--queue", "doomed", check=False, env=env)
+    assert (killed.returncode, marker.exists()) == (-9, False)
+    assert steps.states() == {"failed": 1}
+    assert steps.states("published") == {"published": 1}
+    assert steps.value("SELECT COUNT(*) FROM messaging_auditrecord") == 0
+    steps.manage("requeue_messages", "--queue", "doomed")
+    wait_until(lambda: steps.states() == {"processed": 1}, deadline=60, what="the requeued message")
+    settle(steps, consumer)
+    assert steps.value("SELECT COUNT(*) FROM app_effect WHERE value = 'doomed.work'") == 1
