@@ -1,0 +1,41 @@
+# `make` lists the targets. PYTHON chooses the Python that .venv is made of, ARGS goes to pytest.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN = $(VENV)/bin
+export VENV
+
+.DEFAULT_GOAL := help
+.PHONY: help environment run run-rabbitmq test test-all lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: run-rabbitmq ## the demo site, its consumer and a broker in this terminal (PORT, ADMIN_PASSWORD)
+
+run-rabbitmq: ## the same on RabbitMQ, with a private node where none is reachable at MESSAGING_URL
+	@$(PYTHON) -m tools.run --rabbitmq
+
+test: ## the tests, with private RabbitMQ and PostgreSQL servers
+	@$(PYTHON) -m tools.test $(ARGS)
+
+test-all: ## the long ones too
+	@$(PYTHON) -m tools.test -m "" $(ARGS)
+
+environment: ## .venv with what requirements.txt lists
+	@$(PYTHON) -m tools.environment
+
+lint: environment ## style, types, import contracts, migrations, system checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	ENV_FILE=/dev/null DATABASE_URL=sqlite://:memory: $(BIN)/python manage.py makemigrations --check --dry-run
+	ENV_FILE=/dev/null DATABASE_URL=sqlite://:memory: $(BIN)/python manage.py check --fail-level WARNING
+
+format: environment ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## forget .venv, caches and the demo site's data
+	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info

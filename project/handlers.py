@@ -1,0 +1,52 @@
+"""The demo shop's handlers. An order is taken to three queues; two of the handlers have a hard life."""
+
+import logging
+import random
+
+from django.db import transaction
+
+from messaging import ReceivedMessage, Reject, handler
+from project.models import Order, Outage, Step
+
+logger = logging.getLogger(__name__)
+
+
+class ServiceDown(Exception):
+    """The service that a handler depends on does not answer."""
+
+
+@handler("hello")
+def hello(message: ReceivedMessage) -> None:
+    """Greet whoever is named in the message."""
+    logger.info("Received: %s", message.payload)
+
+
+@handler("stock", "orders.placed")
+def reserve_stock(message: ReceivedMessage) -> None:
+    """Take the article from the shelf; always works."""
+    _record(message, "stock reserved")
+
+
+@handler("parcels", "orders.placed", backoff=3)
+def book_parcel(message: ReceivedMessage) -> None:
+    """Book a parcel with a carrier whose service fails every second time: the message is retried until it works."""
+    _record(message, "parcel booked")
+    if random.random() < 0.5:
+        raise ServiceDown("The carrier did not answer; what this attempt wrote is rolled back.")
+
+
+@handler("invoices", "orders.placed", max_attempts=2, backoff=2)
+def write_invoice(message: ReceivedMessage) -> None:
+    """Write the invoice. During an outage the message fails, and waits for an operator to requeue it."""
+    if Outage.objects.exists():
+        raise ServiceDown("The invoicing service is down. Repair it on the start page, then requeue this message.")
+    _record(message, "invoice written")
+
+
+def _record(message: ReceivedMessage, name: str) -> None:
+    number = message.payload["order"]
+    order = Order.objects.filter(pk=number).first()
+    if order is None:
+        raise Reject(f"There is no order {number}.")
+    Step.objects.create(order=order, name=name)
+    transaction.on_commit(lambda: logger.info("Order %s: %s", number, name))

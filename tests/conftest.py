@@ -1,0 +1,164 @@
+"""Fixtures that every test may use: real services, and sites that run as processes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+
+from tests.services import MISSING, Broker, Database, Services, missing
+from tests.site import SiteFactory
+from tools.postgresql import PostgreSQL
+from tools.rabbitmq import RabbitMQ
+from tools.services import ServiceMissing
+
+services = Services()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With xdist, start the services once, before the workers, which find them in the environment."""
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker and config.getoption("numprocesses", None) and not config.option.collectonly:
+        services.share()
+
+
+def pytest_unconfigure() -> None:
+    """End every service that this process started."""
+    services.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say once more, in red and last, what was left untested for want of a service."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = [str(report.longrepr[2]) for report in skipped if isinstance(report.longrepr, tuple)]
+    for reason in sorted({reason for reason in reasons if MISSING in reason}):
+        count = reasons.count(reason)
+        terminalreporter.write_line(
+            f"{count} tests did not run. {reason.removeprefix('Skipped: ')}", red=True, bold=True
+        )
+
+
+@pytest.fixture(scope="session")
+def shared_broker() -> Broker:
+    """The broker of this run, at the virtual host that it came with."""
+    try:
+        return services.broker()
+    except ServiceMissing as error:
+        missing(error)
+        raise
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(shared_broker: Broker, worker_id: str) -> Iterator[Broker]:
+    """The broker of this run, at a virtual host of this test process's own. Do not stop it: see `own_rabbitmq`."""
+    if not shared_broker.can_add_vhosts:
+        yield shared_broker
+        return
+    name = f"test-{worker_id}-{uuid4().hex[:8]}"
+    url = shared_broker.add_vhost(name)
+    yield Broker(url, shared_broker.management_url, shared_broker.ctl_prefix)
+    shared_broker.delete_vhost(name)
+
+
+@pytest.fixture(scope="session")
+def broker_url(rabbitmq: Broker) -> str:
+    """The AMQP URL of `rabbitmq`, one virtual host for the whole test process."""
+    return rabbitmq.url
+
+
+@pytest.fixture(scope="session")
+def management_url(rabbitmq: Broker) -> str:
+    """The base URL of the management API, with credentials; skips where the broker was given without one."""
+    if rabbitmq.management_url is None:
+        pytest.skip("needs the management API: set MESSAGING_TEST_MANAGEMENT_URL")
+    return rabbitmq.management_url
+
+
+@pytest.fixture
+def vhost_url(rabbitmq: Broker) -> Iterator[str]:
+    """The AMQP URL of a virtual host for this test alone; skips where none can be made."""
+    name = f"test-{uuid4().hex[:12]}"
+    yield rabbitmq.add_vhost(name)
+    rabbitmq.delete_vhost(name)
+
+
+@pytest.fixture(scope="session")
+def _own_rabbitmq() -> RabbitMQ:
+    try:
+        return services.node()
+    except ServiceMissing as error:
+        missing(error)
+        raise
+
+
+@pytest.fixture
+def own_rabbitmq(_own_rabbitmq: RabbitMQ) -> RabbitMQ:
+    """A node that nobody else uses, running: stop it, kill it, start it again. The next test finds it running."""
+    if not _own_rabbitmq.is_available:
+        _own_rabbitmq.stop()
+        _own_rabbitmq.start()
+    return _own_rabbitmq
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Database:
+    """The PostgreSQL server of this run. Do not stop it: see `own_postgres`."""
+    try:
+        return services.database()
+    except ServiceMissing as error:
+        missing(error)
+        raise
+
+
+@pytest.fixture(scope="session")
+def _own_postgres() -> PostgreSQL:
+    try:
+        return services.cluster()
+    except ServiceMissing as error:
+        missing(error)
+        raise
+
+
+@pytest.fixture
+def own_postgres(_own_postgres: PostgreSQL) -> PostgreSQL:
+    """A PostgreSQL server that nobody else uses, running: stop it, kill it, start it again."""
+    if not _own_postgres.is_running:
+        _own_postgres.start()
+    return _own_postgres
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(
+    django_db_modify_db_settings_parallel_suffix: None, request: pytest.FixtureRequest
+) -> None:
+    """Send Django to this run's PostgreSQL where TEST_DB=postgres asks for it."""
+    from django.db import connections
+
+    settings = connections["default"].settings_dict
+    if settings["ENGINE"] == "django.db.backends.postgresql":
+        import environ
+
+        database: Database = request.getfixturevalue("postgres")
+        url = environ.Env.db_url_config(database.dsn)
+        settings.update({name: url[name] for name in ("NAME", "USER", "PASSWORD", "HOST", "PORT")})
+
+
+@pytest.fixture(scope="session")
+def _site_templates(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[SiteFactory]:
+    factory = SiteFactory(tmp_path_factory.mktemp("sites"), request.getfixturevalue)
+    yield factory
+    factory.close()
+
+
+@pytest.fixture
+def site(_site_templates: SiteFactory) -> Iterator[SiteFactory]:
+    """`site(db="sqlite" | "postgres", ...)`: the project as processes of its own; see `SiteFactory.__call__`."""
+    yield _site_templates
+    _site_templates.close_sites()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def any_db(request: pytest.FixtureRequest) -> str:
+    """Both databases in turn, for `site(db=any_db)`."""
+    return str(request.param)

@@ -1,0 +1,18 @@
+"""Settings of the sites that tests start as processes of their own: the demo site's, ruled by the environment.
+
+Beside those of `project.settings`: `EXTRA_APPS` (comma-separated), `MESSAGING_QUEUES` and `MESSAGING_OPTIONS` (JSON).
+"""
+
+from project.settings import *  # noqa: F403
+from project.settings import INSTALLED_APPS, MESSAGING, env
+
+DEBUG = env.bool("DEBUG", default=False)
+SECRET_KEY = "tests"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+# The demo site has handlers of its own, which would take the messages of those under test.
+ROOT_URLCONF = "tests.urls"
+INSTALLED_APPS = [name for name in INSTALLED_APPS if not name.startswith("project")]
+INSTALLED_APPS += ["tests.app", *env.list("EXTRA_APPS", default=[])]
+
+MESSAGING["default"]["QUEUES"] = env.json("MESSAGING_QUEUES", default={})
+MESSAGING["default"] |= env.json("MESSAGING_OPTIONS", default={})
