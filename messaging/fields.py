@@ -248,6 +248,10 @@ def _encode_value(value: Any, depth: int) -> bytes:
         return _encode_decimal(value)
     if isinstance(value, datetime):
         return _encode_time(value)
+    return _encode_nested(value, depth)
+
+
+def _encode_nested(value: Any, depth: int) -> bytes:
     if isinstance(value, Mapping):
         return _long("F", _encode_table(value, _deeper(depth)))
     if isinstance(value, (list, tuple)):

@@ -5,10 +5,10 @@ The headers stay the bytes they arrived as; they are decoded for reading only, a
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from struct import Struct
-from struct import error as StructError
 from typing import Any
 
 from messaging.exceptions import WireError
@@ -156,7 +156,7 @@ def prepend_header(payload: bytes, name: str, value: str) -> bytes:
             start = _FLAGS.pack(flags | _HEADERS) + payload[_FLAGS.size : offset]
             return b"".join((start, _LENGTH.pack(len(entry)), entry, payload[offset:]))
         (length,) = _LENGTH.unpack_from(payload, offset)
-    except (IndexError, StructError) as error:
+    except (IndexError, struct.error) as error:
         raise WireError("The properties are cut short.") from error
     return b"".join((payload[:offset], _LENGTH.pack(length + len(entry)), entry, payload[offset + _LENGTH.size :]))
 

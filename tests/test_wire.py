@@ -20,15 +20,13 @@ from messaging.fields import MAX_DEPTH
 from messaging.wire import Properties, decode_table, encode_table, prepend_header, to_json
 
 names = st.text(max_size=40).filter(lambda name: len(name.encode()) <= 255)
-moments = st.datetimes(datetime(1970, 1, 1), datetime(9999, 1, 1), timezones=st.just(UTC)).map(
-    lambda moment: moment.replace(microsecond=0)
-)
+moments = st.integers(0, 253_402_214_400).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
 decimals = st.builds(
     lambda raw, scale: Decimal(raw).scaleb(-scale), st.integers(-(2**31), 2**31 - 1), st.integers(0, 9)
 )
 scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False), st.text(),
-    st.binary(), decimals, moments,
+    st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False),
+    st.text(), st.binary(), decimals, moments,
 )  # fmt: skip
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4))
 tables = st.dictionaries(names, values, max_size=6)
@@ -133,7 +131,7 @@ def test_we_read_what_pika_writes(table: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    "field, value",
     [
         (b"b\xff", -1), (b"B\xff", 255), (b"s\xff\xfe", -2), (b"U\xff\xfe", -2), (b"u\xff\xfe", 65534),
         (b"I\xff\xff\xff\xff", -1), (b"i\xff\xff\xff\xff", 2**32 - 1), (b"l" + b"\xff" * 8, -1),
@@ -167,12 +165,12 @@ def test_malformed_tables_are_wire_errors(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
+    "value, text",
     [
-        (2**63, "64 bits"), (Decimal("1e20"), "decimal"), (Decimal("NaN"), "decimal"),
-        (Decimal("0.12345678901"), "decimal"),
-        (datetime(2024, 1, 1), "time zone"), (datetime(1969, 1, 1, tzinfo=UTC), "1970"), ({1, 2}, "set"),
-        (math.nan, "nan"), (-math.inf, "inf"), ("\ud800", "surrogate"), ({1: 2}, "header name"), ([{"deep": object()}], "deep"),
+        (2**63, "64 bits"), (Decimal("1e20"), "decimal"), (Decimal("NaN"), "decimal"), ({1, 2}, "set"),
+        (Decimal("0.12345678901"), "decimal"), (datetime(2024, 1, 1, tzinfo=UTC).replace(tzinfo=None), "time zone"),
+        (datetime(1969, 1, 1, tzinfo=UTC), "1970"), (math.nan, "nan"), (-math.inf, "inf"), ("\ud800", "surrogate"),
+        ({1: 2}, "header name"), ([{"deep": object()}], "deep"),
     ],
 )  # fmt: skip
 def test_what_amqp_cannot_carry_is_refused_by_name(value: Any, text: str) -> None:
@@ -197,7 +195,7 @@ def test_depth_is_limited_in_both_directions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "text"),
+    "changes, text",
     [
         ({"message_id": "é" * 128}, "message_id"), ({"priority": 256}, "priority"), ({"priority": -1}, "-1"),
         ({"delivery_mode": "2"}, "delivery_mode"), ({"timestamp": 2**64}, "timestamp"), ({"type": 5}, "type"),

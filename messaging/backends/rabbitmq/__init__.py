@@ -1,0 +1,85 @@
+"""RabbitMQ through pika. Only this package imports pika.
+
+`RabbitMQ` is the way in: `sender` publishes over a `lane`, `receiver` consumes through a `subscription` per queue,
+`declare`, `management` and `differences` look after the topology. They all stand on `connection`, which owns the I/O
+thread, and on `frames`, which reads what pika would not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from messaging.backends.base import Backend, Delivery, Difference, QueueDepth, Topology
+from messaging.backends.rabbitmq import declare
+from messaging.backends.rabbitmq.errors import ChannelRefused
+from messaging.backends.rabbitmq.logs import logger
+from messaging.backends.rabbitmq.management import Management
+from messaging.backends.rabbitmq.receiver import RabbitReceiver
+from messaging.backends.rabbitmq.sender import RabbitSender
+from messaging.backends.rabbitmq.session import Session
+from messaging.exceptions import BrokerUnavailable
+
+__all__ = ["RabbitMQ"]
+
+_READING_SECONDS = 1.0
+
+
+class RabbitMQ(Backend):
+    """The backend of `amqp://` and `amqps://`."""
+
+    def sender(self) -> RabbitSender:
+        """A new publishing connection, not yet open."""
+        return RabbitSender(self.settings)
+
+    def receiver(self, on_delivery: Callable[[Delivery], None], on_change: Callable[[], None]) -> RabbitReceiver:
+        """A new consuming connection, not yet open."""
+        return RabbitReceiver(self.settings, on_delivery, on_change)
+
+    def declare(self, topology: Topology) -> list[Difference]:
+        """Create what is missing; see the contract."""
+        with Session(self.settings, "topology") as session:
+            return declare.Declarer(session).declare(topology)
+
+    def compare(self, topology: Topology) -> list[Difference]:
+        """The differences; bindings and all arguments at once only where `MANAGEMENT_URL` is set."""
+        if self.settings.management_url:
+            try:
+                return Management(self.settings).compare(topology)
+            except BrokerUnavailable as error:
+                logger.warning("%s The broker itself is asked instead.", error)
+        with Session(self.settings, "topology check") as session:
+            return list(declare.compare(session, topology))
+
+    def depths(self, queues: Iterable[str]) -> list[QueueDepth]:
+        """A reading of each queue, from the management API where it answers, else from passive declarations."""
+        names = list(dict.fromkeys(queues))
+        readings: dict[str, QueueDepth] = {}
+        if self.settings.management_url:
+            try:
+                found = Management(self.settings, _READING_SECONDS).depths(names, _READING_SECONDS)
+                readings = {reading.queue: reading for reading in found}
+            except BrokerUnavailable as error:
+                logger.debug("%s", error)
+        missing = [name for name in names if name not in readings]
+        if missing:
+            with Session(self.settings, "readings", timeout=_READING_SECONDS) as session:
+                readings |= {name: _look(session, name) for name in missing}
+        return [readings[name] for name in names]
+
+    def purge_and_delete(self, topology: Topology) -> None:
+        """Delete these queues and exchanges with all they hold. For tests."""
+        with Session(self.settings, "tests") as session:
+            for queue in topology.queues:
+                for name in (queue.name, queue.dead):
+                    session.delete_queue(name)
+            for exchange in topology.exchanges:
+                if not declare.is_builtin(exchange.name):
+                    session.delete_exchange(exchange.name)
+
+
+def _look(session: Session, name: str) -> QueueDepth:
+    try:
+        ready, consumers = session.look_at_queue(name)
+    except ChannelRefused as refusal:
+        return QueueDepth(name, exists=refusal.code != 404, source="passive declare")
+    return QueueDepth(name, ready, None, consumers, source="passive declare")

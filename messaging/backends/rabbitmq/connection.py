@@ -1,0 +1,249 @@
+"""One connection to the broker, in an I/O thread of its own.
+
+pika's connections may be touched by one thread only, so everything happens there; other threads hand over callbacks.
+A `Connection` is used once: after a loss a new one is made, so nothing of an old one can be mistaken for the new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import pika
+from pika.adapters.select_connection import IOLoop
+
+from messaging.backends.rabbitmq import parameters
+from messaging.backends.rabbitmq.errors import Loss
+from messaging.backends.rabbitmq.frames import Confirm, take_frames
+from messaging.backends.rabbitmq.logs import hush_this_thread, logger
+from messaging.conf import AliasSettings
+from messaging.exceptions import BrokerUnavailable
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT = 10.0
+_READ_SIZE = 65536
+
+
+class LosslessConnection(pika.SelectConnection):  # type: ignore[misc]
+    """pika's connection with frames read by us: headers stay bytes, and confirms take a short cut.
+
+    Overriding the reading here leaves pika as it is for everybody else in the process.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._inbound = bytearray()
+        self.confirms: dict[int, Callable[[Confirm], None]] = {}
+        super().__init__(*args, **kwargs)
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        self._inbound += data_in
+        for frame, size in take_frames(self._inbound):
+            self.bytes_received += size
+            if isinstance(frame, Confirm):
+                handler = self.confirms.get(frame.channel_number)
+                if handler is not None:
+                    handler(frame)
+            else:
+                self._process_frame(frame)
+
+    def _proto_connection_made(self, transport: Any) -> None:
+        transport._MAX_RECV_BYTES = _READ_SIZE  # pika reads 4 KB at a time
+        super()._proto_connection_made(transport)
+
+    def write(self, data: bytes) -> None:
+        """Send frames that are already encoded, in one piece."""
+        if data and self.is_open:
+            self.bytes_sent += len(data)
+            self._adapter_emit_data(data)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the operating system has not taken yet."""
+        return self._get_write_buffer_size() if self._transport is not None else 0
+
+    def abort(self, error: Exception) -> None:
+        """Drop the connection without the handshake that a dead peer would never answer."""
+        if self._transport is not None:
+            self._terminate_stream(error)
+
+    def later(self, delay: float, callback: Callable[[], None]) -> None:
+        """Call back in the I/O thread after `delay` seconds."""
+        self._adapter_call_later(delay, callback)
+
+
+class Connection:
+    """A connection and its I/O thread.
+
+    Args:
+        settings: the alias's.
+        role: what it is for, such as "publisher".
+        on_lost: called once, in the I/O thread, when the open connection ends for whatever reason.
+    """
+
+    def __init__(self, settings: AliasSettings, role: str, on_lost: Callable[[Loss], None] | None = None) -> None:
+        self._settings = settings
+        self._role = role
+        self._on_lost = on_lost
+        self._lock = threading.Lock()
+        self._waiting: set[Future[Any]] = set()
+        self._loss: Loss | None = None
+        self._thread: threading.Thread | None = None
+        self.io: LosslessConnection
+        self.peer = ""
+        self.is_blocked = False
+
+    def open(self, timeout: float = CONNECT_TIMEOUT) -> None:
+        """Connect to the first host that answers, `timeout` seconds each. Raises BrokerUnavailable."""
+        failures = []
+        for candidate in parameters.for_hosts(self._settings, self._role, timeout):
+            self.peer = f"{candidate.host}:{candidate.port}"
+            loss = self._try(candidate, timeout)
+            if loss is None:
+                return
+            failures.append(f"{self.peer}: {loss.reason}")
+        raise BrokerUnavailable(
+            f'Cannot connect to RabbitMQ, virtual host "{self._settings.vhost}", as user '
+            f'"{self._settings.username}" ({"; ".join(failures)}).'
+        )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was opened and has not ended."""
+        return self._thread is not None and self._loss is None
+
+    @property
+    def in_io_thread(self) -> bool:
+        """Whether the caller runs in the I/O thread, where nothing may wait."""
+        return threading.current_thread() is self._thread
+
+    def run(self, callback: Callable[[], None]) -> None:
+        """Run a callback in the I/O thread soon. Raises BrokerUnavailable when the connection has ended."""
+        with self._lock:
+            if self._thread is None or self._loss is not None:
+                raise self._unavailable()
+            self.io.ioloop.add_callback_threadsafe(callback)
+
+    def call(self, start: Callable[[Future[T]], None], timeout: float) -> T:
+        """Run `start` in the I/O thread and wait up to `timeout` seconds for the future that it must complete.
+
+        Raises BrokerUnavailable when the connection ends first or the answer does not come, else what the future got.
+        """
+        if self.in_io_thread:
+            raise RuntimeError("A backend's callback must not call a method that waits for the broker.")
+        future: Future[T] = Future()
+        self._waiting.add(future)
+        try:
+            self.run(lambda: self._start(start, future))
+            return future.result(timeout)
+        except TimeoutError:
+            raise BrokerUnavailable(f"RabbitMQ at {self.peer} did not answer within {timeout:g} seconds.") from None
+        finally:
+            self._waiting.discard(future)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Disconnect after what was handed over; a peer that does not answer is left after `timeout` seconds."""
+        thread = self._thread
+        if thread is None:
+            return
+        for attempt, seconds in ((self._close, timeout), (self._drop, 2.0)):
+            with contextlib.suppress(BrokerUnavailable):
+                self.run(attempt)
+            if not self.in_io_thread:
+                thread.join(seconds)
+            if not thread.is_alive():
+                return
+
+    def _try(self, candidate: pika.ConnectionParameters, timeout: float) -> Loss | None:
+        opened: Future[Loss | None] = Future()
+        thread = threading.Thread(
+            target=self._main, args=(candidate, opened), name=f"messaging-rabbitmq-{self._role}", daemon=True
+        )
+        self._loss, self._thread = None, thread
+        thread.start()
+        try:
+            loss = opened.result(timeout + 5)  # pika's own timeout comes first unless name resolution hangs
+        except TimeoutError:
+            loss = Loss("it did not answer in time")
+            self._loss = loss
+            self.io.ioloop.add_callback_threadsafe(self.io.ioloop.stop)
+        if loss is not None:
+            self._thread = None
+        return loss
+
+    def _main(self, candidate: pika.ConnectionParameters, opened: Future[Loss | None]) -> None:
+        """The I/O thread."""
+        hush_this_thread()
+        loop = IOLoop()
+        loss: list[Loss] = []
+
+        def end(_: Any, error: BaseException) -> None:
+            loss.append(Loss.of(error))
+            loop.stop()
+
+        try:
+            self.io = LosslessConnection(
+                candidate,
+                on_open_callback=lambda _: opened.set_result(None),
+                on_open_error_callback=end,
+                on_close_callback=end,
+                custom_ioloop=loop,
+            )
+            self.io.add_on_connection_blocked_callback(self._on_blocked)
+            self.io.add_on_connection_unblocked_callback(self._on_unblocked)
+            loop.start()
+        except Exception as error:  # noqa: BLE001 - a defect must end this connection visibly, not hang its users
+            logger.exception("The I/O thread of the connection to %s failed.", self.peer)
+            loss.append(Loss(f"internal error: {error!r}"))
+        self._end(loss[0] if loss else Loss("the connection was abandoned"), opened)
+        loop.close()
+
+    def _end(self, loss: Loss, opened: Future[Loss | None]) -> None:
+        with self._lock:
+            self._loss = self._loss or loss
+        if not opened.done():
+            opened.set_result(loss)
+            return
+        for future in list(self._waiting):
+            if not future.done():
+                future.set_exception(self._unavailable())
+        if self._on_lost is not None:
+            self._on_lost(loss)
+
+    def _start(self, start: Callable[[Future[T]], None], future: Future[T]) -> None:
+        try:
+            start(future)
+        except Exception as error:  # noqa: BLE001 - it is raised where the future is awaited
+            if not future.done():
+                future.set_exception(error)
+
+    def _close(self) -> None:
+        if self.io.is_open:
+            for channel in self.io._channels.values():
+                channel._consumers.clear()  # else pika cancels each and rejects what arrives meanwhile
+            self.io.close()
+
+    def _drop(self) -> None:
+        if not self.io.is_closed:
+            self.io.abort(pika.exceptions.ConnectionClosedByClient(200, "dropped"))
+
+    def _on_blocked(self, _connection: Any, method_frame: Any) -> None:
+        self.is_blocked = True
+        logger.warning("%s takes no messages for now (%s).", self.peer, method_frame.method.reason)
+
+    def _on_unblocked(self, _connection: Any, _method_frame: Any) -> None:
+        self.is_blocked = False
+        logger.info("%s takes messages again.", self.peer)
+
+    def _unavailable(self) -> BrokerUnavailable:
+        reason = self._loss.reason if self._loss else "it is not open"
+        return BrokerUnavailable(f"There is no connection to RabbitMQ at {self.peer}: {reason}.")
+
+
+def complete(future: Future[T], result: T) -> None:
+    """Complete a future that nobody may be waiting for any more."""
+    if not future.done():
+        future.set_result(result)

@@ -1,0 +1,61 @@
+"""Connection parameters and TLS from an alias's settings."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+
+import pika
+
+from messaging.conf import AliasSettings
+from messaging.exceptions import ConfigurationError
+
+# A blocked connection is alive (heartbeats go on) and its messages are kept by the broker: dropping it early would
+# only send them twice. It is dropped in the end, so that a broker that never recovers is left for another host.
+BLOCKED_TIMEOUT = 300.0
+
+
+def for_hosts(settings: AliasSettings, role: str, timeout: float) -> list[pika.ConnectionParameters]:
+    """The parameters of each host of an alias, in order.
+
+    Args:
+        settings: the alias's.
+        role: what the connection is for; shown in the broker's list of connections.
+        timeout: seconds to connect to one host.
+
+    Raises ConfigurationError for unusable TLS settings.
+    """
+    context = _tls(settings) if settings.scheme == "amqps" else None
+    name = f"django {settings.alias} {role} {socket.gethostname()}:{os.getpid()}"
+    return [
+        pika.ConnectionParameters(
+            host=host,
+            port=port,
+            virtual_host=settings.vhost,
+            credentials=pika.PlainCredentials(settings.username, settings.password),
+            heartbeat=settings.heartbeat,
+            socket_timeout=timeout,
+            stack_timeout=timeout,
+            blocked_connection_timeout=max(BLOCKED_TIMEOUT, 5.0 * settings.heartbeat),
+            ssl_options=pika.SSLOptions(context, settings.tls.get("SERVER_NAME") or host) if context else None,
+            client_properties={"connection_name": name, "product": "django-durable-messaging"},
+        )
+        for host, port in settings.hosts
+    ]
+
+
+def _tls(settings: AliasSettings) -> ssl.SSLContext:
+    tls = settings.tls
+    try:
+        context = ssl.create_default_context(cafile=tls.get("CA_FILE"))
+        if tls.get("CERT_FILE"):
+            context.load_cert_chain(tls["CERT_FILE"], tls.get("KEY_FILE"))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f'MESSAGING["{settings.alias}"]["TLS"]: the certificate files cannot be used ({error.strerror or error}).'
+        ) from None
+    if not tls.get("VERIFY", True):
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -1,0 +1,161 @@
+"""Consuming: one channel per queue, so that a channel error over one queue leaves the others alone."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from weakref import WeakSet
+
+from messaging.backends.base import Delivery, Receiver
+from messaging.backends.rabbitmq.connection import Connection, complete
+from messaging.backends.rabbitmq.endpoint import Endpoint
+from messaging.backends.rabbitmq.errors import ChannelRefused, Loss
+from messaging.backends.rabbitmq.logs import logger
+from messaging.backends.rabbitmq.subscription import Subscription
+from messaging.conf import AliasSettings
+from messaging.exceptions import BrokerUnavailable, TopologyError
+
+_ANSWER_TIMEOUT = 30.0  # a queue that has just lost its leader takes its time
+
+
+class RabbitReceiver(Endpoint, Receiver):
+    """One consuming connection and its subscriptions."""
+
+    def __init__(
+        self, settings: AliasSettings, on_delivery: Callable[[Delivery], None], on_change: Callable[[], None]
+    ) -> None:
+        super().__init__(settings, "consumer")
+        self._on_delivery = on_delivery
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._subscriptions: dict[str, Subscription] = {}
+        self._alive: WeakSet[Subscription] = WeakSet()  # cancelled ones too, while deliveries are out
+        self._troubles: dict[str, str] = {}  # by queue
+        self._settled: deque[tuple[Subscription, bytes]] = deque()
+
+    def consume(self, queue: str, prefetch: int) -> None:
+        """Start a consumer; see the contract."""
+        connection = self._connection
+        if connection is None or not connection.is_open:
+            raise self._unavailable()
+        if queue in self.consuming:
+            return
+        subscription = Subscription(queue, prefetch, self, connection)
+        try:
+            connection.call(subscription.start, _ANSWER_TIMEOUT)
+        except ChannelRefused as refusal:
+            words = f'Queue "{queue}" cannot be consumed from: {refusal.code} {refusal.reason}.'
+            self._set_trouble(queue, words)
+            raise TopologyError(words + _way_out(refusal.code, queue)) from None
+        except BrokerUnavailable:
+            subscription.abandon()
+            raise
+        with self._lock:
+            if subscription.is_live:
+                self._subscriptions[queue] = subscription
+                self._alive.add(subscription)
+        if self._troubles.pop(queue, ""):
+            logger.info('Queue "%s" is consumed again.', queue)
+
+    def cancel(self, queue: str) -> None:
+        """Stop the consumer on `queue`; what was delivered can still be settled."""
+        with self._lock:
+            subscription = self._subscriptions.pop(queue, None)
+        self._troubles.pop(queue, None)
+        if subscription is not None:
+            with contextlib.suppress(BrokerUnavailable, ChannelRefused):  # then it has stopped all the more
+                subscription.connection.call(subscription.stop, _ANSWER_TIMEOUT)
+
+    @property
+    def consuming(self) -> frozenset[str]:
+        """The queues with a live consumer."""
+        with self._lock:
+            return frozenset(name for name, one in self._subscriptions.items() if one.is_live)
+
+    @property
+    def trouble(self) -> str:
+        """Why the connection or a consumer was last lost, in words."""
+        return self._connection_trouble or " ".join(list(self._troubles.values()))
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Send the acknowledgements handed over so far, then disconnect."""
+        deadline = time.monotonic() + timeout
+        connection = self._connection
+        if connection is None:
+            return
+        with self._lock:
+            subscriptions, self._subscriptions = list(self._subscriptions.values()), {}
+        with contextlib.suppress(BrokerUnavailable, ChannelRefused):
+            for subscription in subscriptions:
+                connection.call(subscription.stop, max(0.1, deadline - time.monotonic()))
+            connection.call(lambda written: complete(written, None), max(0.1, deadline - time.monotonic()))
+        settling = max((one.settling for one in list(self._alive)), default=0.0)
+        time.sleep(max(0.0, min(settling, deadline - time.monotonic())))
+        connection.close(max(0.5, deadline - time.monotonic()))
+
+    def settle(self, subscription: Subscription, frame: bytes) -> bool:
+        """Send an acknowledgement soon; from any thread. False when the connection is gone."""
+        with self._lock:
+            if not self._settled:
+                try:
+                    subscription.connection.run(self._flush)
+                except BrokerUnavailable:
+                    return False
+            self._settled.append((subscription, frame))
+            return True
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Pass a delivery on; called in the I/O thread."""
+        try:
+            self._on_delivery(delivery)
+        except Exception:  # noqa: BLE001 - it promised not to raise; the message must not hang for that
+            logger.exception('A delivery from queue "%s" was not taken and goes back.', delivery.queue)
+            delivery.requeue()
+
+    def gone(self, subscription: Subscription, words: str) -> None:
+        """A consumer ended without being asked to; called in the I/O thread."""
+        with self._lock:
+            if self._subscriptions.get(subscription.queue) is subscription:
+                del self._subscriptions[subscription.queue]
+        self._set_trouble(subscription.queue, words)
+        self._on_change()
+
+    def _flush(self) -> None:
+        """Write all acknowledgements at once. A channel number is used again, so only live channels get theirs."""
+        with self._lock:
+            settled = list(self._settled)
+            self._settled.clear()
+        frames: dict[Subscription, list[bytes]] = {}
+        for subscription, frame in settled:
+            frames.setdefault(subscription, []).append(frame)
+        for subscription, pieces in frames.items():
+            if subscription.is_live:
+                subscription.connection.io.write(b"".join(pieces))
+                subscription.wrote(len(pieces))
+            subscription.close_if_done()
+
+    def _lost(self, _connection: Connection, loss: Loss) -> None:
+        with self._lock:
+            self._subscriptions.clear()
+            self._settled.clear()
+        self._troubles.clear()
+        if not loss.ours:
+            self._on_change()
+
+    def _set_trouble(self, queue: str, words: str) -> None:
+        if queue not in self._troubles:
+            logger.warning("%s", words)
+        self._troubles[queue] = words
+
+
+def _way_out(code: int | None, queue: str) -> str:
+    if code == 404:
+        return f' Create it: `manage.py topology` declares "{queue}" unless its settings say "declare": False.'
+    if code == 403:
+        return " Give the broker's user the permission to read it, or end its exclusive consumer."
+    if code == 405:
+        return " It is exclusive to another connection; use another queue name."
+    return ""

@@ -1,0 +1,188 @@
+"""A consumer on a channel of its own, and its deliveries."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from pika import spec
+
+from messaging.backends.base import Delivery
+from messaging.backends.rabbitmq.connection import Connection
+from messaging.backends.rabbitmq.errors import ChannelRefused, Loss
+from messaging.backends.rabbitmq.frames import RawProperties, ack_frame, requeue_frame, text
+from messaging.exceptions import BrokerUnavailable
+from messaging.wire import Properties
+
+if TYPE_CHECKING:
+    from messaging.backends.rabbitmq.receiver import RabbitReceiver
+
+# A quorum queue takes 32 acknowledgements of a channel at once; the broker holds further ones back until those are
+# on disk, and forgets them when the channel closes meanwhile. So after a burst a channel is closed a little later.
+_BURST = 30
+_SETTLING_SECONDS = 0.5
+
+_CANCELLED = (
+    'The broker cancelled the consumer of queue "{}": the queue was deleted or is unavailable, or a delivery was held '
+    "longer than its consumer timeout."
+)
+
+
+class Subscription:
+    """One consumer's life; a new one is made after its end, so old deliveries can never reach a new channel."""
+
+    def __init__(self, queue: str, prefetch: int, receiver: RabbitReceiver, connection: Connection) -> None:
+        self.queue = queue
+        self.connection = connection
+        self._prefetch = prefetch
+        self._receiver = receiver
+        self._channel: Any = None
+        self._tag = ""
+        self._started: Future[None] | None = None
+        self._stopping = False
+        self._closed = False
+        self._unsettled: dict[int, bool] = {}
+        self._burst = 0
+        self._burst_at = 0.0
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its channel still stands."""
+        return not self._closed and self.connection.is_open
+
+    def start(self, started: Future[None]) -> None:
+        """Open the channel and consume; in the I/O thread."""
+        self._started = started
+        self._channel = self.connection.io.channel(on_open_callback=self._opened)
+        self._channel.add_on_close_callback(self._on_closed)
+
+    def stop(self, stopped: Future[None]) -> None:
+        """Cancel the consumer, keep the channel until its deliveries are settled; in the I/O thread."""
+        if self._closed or self._stopping:
+            stopped.set_result(None)
+            return
+
+        def done(_: Any) -> None:
+            self._channel._consumers.pop(self._tag, None)
+            if not stopped.done():
+                stopped.set_result(None)
+            self.close_if_done()
+
+        # Not pika's basic_cancel(): that one rejects what arrives meanwhile, and rejects count against a message.
+        self._stopping = True
+        request: Any = spec.Basic.Cancel(consumer_tag=self._tag, nowait=False)
+        self._channel._rpc(request, done, [(spec.Basic.CancelOk, {"consumer_tag": self._tag})])
+
+    def abandon(self) -> None:
+        """Close a channel whose start was not awaited to its end."""
+        self._stopping = True
+        with contextlib.suppress(BrokerUnavailable):
+            self.connection.run(self.close_if_done)
+
+    def close_if_done(self) -> None:
+        """Close the channel of a stopped consumer once nothing on it waits; in the I/O thread."""
+        channel = self._channel
+        if self._stopping and not self._unsettled and channel is not None and channel.is_open:
+            if self.settling > 0:
+                self.connection.io.later(self.settling, self.close_if_done)
+                return
+            channel._consumers.clear()
+            channel.close()
+
+    @property
+    def settling(self) -> float:
+        """Seconds until the channel can be closed without the broker forgetting acknowledgements."""
+        return self._burst_at + _SETTLING_SECONDS - time.monotonic() if self._burst > _BURST else 0.0
+
+    def wrote(self, count: int) -> None:
+        """Take note of acknowledgements that were written; in the I/O thread."""
+        now = time.monotonic()
+        self._burst = count + (self._burst if now - self._burst_at < _SETTLING_SECONDS else 0)
+        self._burst_at = now
+
+    def settle(self, tag: int, frame: bytes) -> bool:
+        """Acknowledge or requeue one delivery, once; from any thread."""
+        if not self.is_live:
+            return False
+        if self._unsettled.pop(tag, None) is None:
+            return True  # settled before; twice would close the channel
+        return self._receiver.settle(self, frame)
+
+    @property
+    def number(self) -> int:
+        """The channel's number."""
+        return int(self._channel.channel_number)
+
+    def _opened(self, channel: Any) -> None:
+        channel.add_on_cancel_callback(self._on_cancelled)
+        channel.basic_qos(prefetch_count=self._prefetch, callback=self._consume)
+
+    def _consume(self, _: Any) -> None:
+        self._tag = self._channel.basic_consume(self.queue, self._on_message, callback=self._consuming)
+
+    def _consuming(self, _: Any) -> None:
+        if self._started is not None and not self._started.done():
+            self._started.set_result(None)
+        self.close_if_done()
+
+    def _on_message(self, _channel: Any, method: Any, properties: RawProperties, body: bytes) -> None:
+        if self._stopping:
+            self.connection.io.write(requeue_frame(self.number, method.delivery_tag))
+            return
+        self._unsettled[method.delivery_tag] = True
+        self._receiver.deliver(RabbitDelivery(self, method, properties.raw, body))
+
+    def _on_cancelled(self, _: Any) -> None:
+        self._stopping = True  # the channel stays for what was delivered on it
+        self._receiver.gone(self, _CANCELLED.format(self.queue))
+        self.close_if_done()
+
+    def _on_closed(self, _channel: Any, error: Exception) -> None:
+        self._closed = True
+        self._unsettled.clear()
+        loss = Loss.of(error)
+        if loss.ours or not self.connection.io.is_open:
+            return  # the connection's own end says more
+        if self._started is not None and not self._started.done():
+            self._started.set_exception(ChannelRefused(loss.code, loss.reason))
+        elif not self._stopping:
+            self._receiver.gone(
+                self, f'The broker closed the channel of queue "{self.queue}": {loss.code} {loss.reason}.'
+            )
+
+
+class RabbitDelivery(Delivery):
+    """A message from RabbitMQ, tied to the channel that it came on."""
+
+    __slots__ = (
+        "_subscription", "_tag", "body", "exchange", "properties", "queue", "received_at", "redelivered", "routing_key",
+    )  # fmt: skip
+
+    def __init__(self, subscription: Subscription, method: Any, raw_properties: bytes, body: bytes) -> None:
+        self._subscription = subscription
+        self._tag = int(method.delivery_tag)
+        self.queue = subscription.queue
+        self.exchange = text(method.exchange)
+        self.routing_key = text(method.routing_key)
+        self.redelivered = bool(method.redelivered)
+        self.properties = Properties.decode(raw_properties)
+        self.body = body
+        self.received_at = time.monotonic()
+
+    def __repr__(self) -> str:
+        return f"<delivery {self._tag} of queue {self.queue!r}>"
+
+    def ack(self) -> bool:
+        """Tell the broker that it is done; from any thread."""
+        return self._subscription.settle(self._tag, ack_frame(self._subscription.number, self._tag))
+
+    def requeue(self) -> bool:
+        """Give it back unprocessed; from any thread."""
+        return self._subscription.settle(self._tag, requeue_frame(self._subscription.number, self._tag))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its channel still stands."""
+        return self._subscription.is_live

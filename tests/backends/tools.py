@@ -1,0 +1,73 @@
+"""Helpers of the backend tests: collecting outcomes and deliveries, with deadlines."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+from uuid import uuid4
+
+from messaging.backends.base import Delivery, Fate, Outcome, Outgoing, Sender
+from messaging.wire import Properties
+from tests.waiting import wait_until
+
+
+def unique(what: str) -> str:
+    """A name that no other test uses."""
+    return f"{what}-{uuid4().hex[:10]}"
+
+
+def message(queue: str, body: bytes = b"body", **changes: Any) -> Outgoing:
+    """A persistent message straight to a queue; `headers` and properties may be given, and `exchange`, `mandatory`."""
+    exchange, key = str(changes.pop("exchange", "")), str(changes.pop("routing_key", queue))
+    mandatory = bool(changes.pop("mandatory", True))
+    properties = changes.pop("raw", None) or Properties.build(**{"delivery_mode": 2, **changes}).encode()
+    assert isinstance(properties, bytes)
+    return Outgoing(uuid4().hex, exchange, key, properties, body, mandatory)
+
+
+def fates(sender: Sender, messages: list[Outgoing], deadline: float = 20.0) -> dict[str, Outcome]:
+    """Wait for the outcome of each message, and that there is one only, by token."""
+    found: dict[str, Outcome] = {}
+    end = time.monotonic() + deadline
+    while len(found) < len(messages):
+        assert time.monotonic() < end, f"{len(messages) - len(found)} outcomes are missing"
+        for outcome in sender.outcomes(0.2):
+            assert outcome.token not in found
+            found[outcome.token] = outcome
+    assert set(found) == {one.token for one in messages}
+    return found
+
+
+def send(sender: Sender, *messages: Outgoing) -> list[Outcome]:
+    """Send messages and return their outcomes in the same order."""
+    sender.send(messages)
+    found = fates(sender, list(messages))
+    return [found[one.token] for one in messages]
+
+
+def confirmed(outcomes: Iterable[Outcome]) -> bool:
+    """Whether all were confirmed."""
+    return all(outcome.fate is Fate.CONFIRMED for outcome in outcomes)
+
+
+class Deliveries:
+    """Collects what a receiver delivers, and counts its changes."""
+
+    def __init__(self) -> None:
+        self.all: list[Delivery] = []
+        self.changes = 0
+        self.thread = ""
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        self.thread = threading.current_thread().name
+        self.all.append(delivery)
+
+    def on_change(self) -> None:
+        self.changes += 1
+
+    def wait(self, count: int, deadline: float = 20.0) -> list[Delivery]:
+        """Wait until `count` deliveries have come."""
+        wait_until(lambda: len(self.all) >= count, deadline=deadline, what=f"{count} deliveries")
+        return list(self.all)
