@@ -101,6 +101,7 @@ def transaction_mode(connection: BaseDatabaseWrapper, mode: str) -> Iterator[Non
     if connection.vendor != "sqlite":
         yield
         return
+    connection.ensure_connection()  # which reads the site's own mode
     sqlite = cast("Any", connection)
     before = sqlite.transaction_mode
     sqlite.transaction_mode = mode

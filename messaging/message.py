@@ -266,7 +266,7 @@ def encode_body(payload: Any, content_type: str | None) -> tuple[bytes, str]:
         charset = _charset(content_type)
         try:
             return payload.encode(charset), content_type or "text/plain; charset=utf-8"
-        except (UnicodeEncodeError, LookupError) as error:
+        except (ValueError, LookupError) as error:
             raise PayloadError(f"The text cannot be encoded as {charset}: {error}.") from error
     if content_type and not _is_json(content_type):
         raise PayloadError(
@@ -299,7 +299,7 @@ def decode_body(body: bytes, content_type: str | None, content_encoding: str | N
     if _media_type(content_type).startswith("text/"):
         try:
             return body.decode(_charset(content_type))
-        except (UnicodeDecodeError, LookupError) as error:
+        except (ValueError, LookupError) as error:
             raise PayloadError(f"The body is not text in {_charset(content_type)}: {error}.") from error
     return body
 

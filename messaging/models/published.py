@@ -35,7 +35,7 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
         """
         rows = self.pending().filter(alias=alias, due_at__isnull=False).order_by("due_at")
         found = rows.annotate(now=Now()).values_list("due_at", "now")[:1]
-        return next((max(0.0, (due - now).total_seconds()) for due, now in found), None)
+        return next((max(0.0, (due - now).total_seconds()) for due, now in found if due is not None), None)
 
     def lease(self, alias: str, owner: str, seconds: float, limit: int) -> list[PublishedMessage]:
         """Take up to `limit` due rows for `seconds`; other relays leave them alone until then.

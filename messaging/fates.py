@@ -1,0 +1,75 @@
+"""What follows from the fate that the broker gave a sent message."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+from messaging.backends.base import Fate, Outcome
+from messaging.leases import Leases, Verdict
+from messaging.models import PublishedMessage
+from messaging.suspects import Suspects
+
+UNROUTABLE_PAUSES = (1.0, 5.0, 30.0)  # seconds before each further try of a message that no queue took
+LONGEST_PAUSE = 60.0  # seconds between tries of a message that its queue does not take now
+MANY = 100_000  # rows whose refusals are counted at once
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """A leased row, and where its lease is kept."""
+
+    leases: Leases
+    row: PublishedMessage
+
+    def fail(self, reason: str) -> None:
+        """It can never be sent."""
+        self.leases.judged(Verdict(self.row, reason))
+
+
+class Judge:
+    """Decides, and notes the decision with the row's leases. `suspects` are to be sent again by the relay."""
+
+    def __init__(self) -> None:
+        self.suspects: Suspects[Held] = Suspects()
+        self._nacks: Counter[tuple[str, int]] = Counter()
+
+    def decide(self, outcome: Outcome, held: Held) -> None:
+        """Decide about one message."""
+        match outcome.fate:
+            case Fate.CONFIRMED:
+                self._nacks.pop(_key(held), None)
+                held.leases.confirmed(held.row)
+            case Fate.UNROUTABLE:
+                self._unroutable(held, outcome.reason)
+            case Fate.NACKED:
+                self._nacked(held, outcome.reason)
+            case Fate.SUSPECT if not self.suspects.is_alone(held):
+                self.suspects.add(held)
+            case Fate.REFUSED | Fate.SUSPECT:
+                held.fail(outcome.reason or "The broker refuses it.")
+            case Fate.UNKNOWN:
+                held.leases.returned(held.row)
+
+    def _unroutable(self, held: Held, reason: str) -> None:
+        row = held.row
+        where = f'queue "{row.queue}"' if row.queue else f'exchange "{row.exchange}", routing key "{row.routing_key}"'
+        problem = f"Unroutable: {where}. {reason}".rstrip()
+        if row.attempts < len(UNROUTABLE_PAUSES):
+            held.leases.judged(Verdict(row, problem, UNROUTABLE_PAUSES[row.attempts]))
+            return
+        way_out = "Create that queue" if row.queue else "Bind a queue to it, by a handler or by `bindings` in QUEUES"
+        held.fail(f"{problem} {way_out}; then publish it again.")
+
+    def _nacked(self, held: Held, reason: str) -> None:
+        """Trouble of the queue's, not of the message: it waits, however long that takes, and nothing is spent."""
+        if len(self._nacks) > MANY:
+            self._nacks.clear()
+        self._nacks[_key(held)] += 1
+        pause = min(LONGEST_PAUSE, 2.0 ** min(self._nacks[_key(held)] - 1, 10)) * random.uniform(0.75, 1.0)
+        held.leases.judged(Verdict(held.row, reason or "The broker does not take it now.", pause, spend=False))
+
+
+def _key(held: Held) -> tuple[str, int]:
+    return held.leases.database, held.row.pk

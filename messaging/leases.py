@@ -1,0 +1,216 @@
+"""The rows that one relay holds in one database, and what it still has to write there about them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from django.db import Error, InterfaceError, OperationalError, connections
+from django.db.models.functions import Now
+
+from messaging.killpoints import kill_point
+from messaging.models import ProcessedMessage, PublishedMessage, Worker
+from messaging.models.published import PublishedMessageQuerySet
+from messaging.signals import message_failed, message_published, message_unpublishable
+
+logger = logging.getLogger("messaging.relay")
+
+DATABASE_PAUSE = 1.0  # seconds between tries while a database does not answer
+MARK_BATCH = 500  # confirmed rows that are marked without waiting for more
+MARK_DELAY = 0.05  # seconds that a confirmed row waits for others, to be marked with them
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is to be written about one row: failed when `retry_in` is None, else another try in so many seconds."""
+
+    row: PublishedMessage
+    reason: str
+    retry_in: float | None = None
+    spend: bool = True
+
+
+class Trouble:
+    """Says once that something is wrong, and once that it is well again."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def begin(self, message: str, reason: object) -> None:
+        """Log `message` unless this trouble was logged before."""
+        if not self.reason:
+            logger.warning("%s: %s", message, reason)
+        self.reason = str(reason) or message
+
+    def end(self, message: str) -> None:
+        """Log `message` if there was trouble."""
+        if self.reason:
+            logger.warning("%s", message)
+        self.reason = ""
+
+
+class Leases:
+    """One outbox as a relay works on it.
+
+    No method raises for a database that does not answer: what could not be written is written later, and a lease that
+    could not be renewed lapses.
+
+    Args:
+        database: alias of `DATABASES`.
+        alias: alias of `MESSAGING` whose rows are served.
+        owner: the relay's name, for operators.
+        seconds: for which a lease holds unless renewed.
+    """
+
+    def __init__(self, database: str, alias: str, owner: str, seconds: float) -> None:
+        self.database = database
+        self._alias, self._owner, self._seconds = alias, owner, seconds
+        self._held: dict[int, PublishedMessage] = {}
+        self._confirmed: list[PublishedMessage] = []
+        self._verdicts: list[Verdict] = []
+        self._releases: list[PublishedMessage] = []
+        self._mark_at = self._renew_at = self._not_before = 0.0
+        self._failures = 0
+        self._trouble = Trouble()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def is_available(self) -> bool:
+        """Whether the database may be asked now: False for a moment after it did not answer."""
+        return time.monotonic() >= self._not_before
+
+    @property
+    def has_unmarked(self) -> bool:
+        """Whether confirmed rows wait to be marked."""
+        return bool(self._confirmed)
+
+    def wait(self) -> float | None:
+        """Seconds until a row can be taken; None when none is pending, or the database does not answer."""
+        seconds = None
+        with self._guard():
+            seconds = self._rows().wait(self._alias)
+        return seconds  # noqa: RET504 - the guard may have swallowed an error
+
+    def take(self, limit: int) -> list[PublishedMessage]:
+        """Lease up to `limit` due rows."""
+        rows: list[PublishedMessage] = []
+        with self._guard():
+            rows = self._rows().lease(self._alias, self._owner, self._seconds, limit)
+            if rows and not self._held:
+                self._renew_at = time.monotonic() + self._seconds / 3
+            self._held.update((row.pk, row) for row in rows)
+        return rows
+
+    def confirmed(self, row: PublishedMessage) -> None:
+        """Note that the broker has it; `write()` marks it."""
+        if not self._confirmed:
+            self._mark_at = time.monotonic() + MARK_DELAY
+        self._confirmed.append(row)
+
+    def judged(self, verdict: Verdict) -> None:
+        """Note a verdict for `write()`."""
+        self._verdicts.append(verdict)
+
+    def returned(self, row: PublishedMessage) -> None:
+        """Note that it was not sent, or nobody knows; `write()` hands it back."""
+        self._releases.append(row)
+
+    def write(self, *, at_once: bool = False) -> None:
+        """Write what was noted, confirmed rows together once enough have gathered, and renew the other leases."""
+        if not self.is_available:
+            return
+        with self._guard():
+            if len(self._confirmed) >= MARK_BATCH or (
+                self._confirmed and (at_once or time.monotonic() >= self._mark_at)
+            ):
+                self._mark_published()
+            while self._verdicts:
+                self._pass(self._verdicts[0])
+                self._forget(self._verdicts.pop(0).row)
+            if self._releases:
+                self._rows().release(self._releases)
+                while self._releases:
+                    self._forget(self._releases.pop())
+            if self._held and time.monotonic() >= self._renew_at:
+                self._rows().renew(list(self._held.values()), self._seconds)
+                self._renew_at = time.monotonic() + self._seconds / 3
+
+    def release_all(self) -> None:
+        """Write what was noted and hand back everything else."""
+        self._not_before = 0.0
+        noted = {row.pk for row in self._confirmed} | {verdict.row.pk for verdict in self._verdicts}
+        self._releases = [row for pk, row in self._held.items() if pk not in noted]
+        self.write(at_once=True)
+
+    def report(self, *, host: str, pid: int, status: str) -> None:
+        """Say in the relay's `Worker` row that it lives."""
+        values = {"kind": "relay", "alias": self._alias, "host": host, "pid": pid, "status": status, "seen_at": Now()}
+        with self._guard():
+            Worker.objects.using(self.database).update_or_create(name=self._owner[:200], defaults=values)
+
+    def sign_off(self) -> None:
+        """Say that this relay has ended."""
+        with self._guard():
+            Worker.objects.using(self.database).filter(name=self._owner[:200]).delete()
+
+    def _rows(self) -> PublishedMessageQuerySet:
+        return PublishedMessage.objects.using(self.database)
+
+    def _forget(self, row: PublishedMessage) -> None:
+        # The same row may be held again under a newer lease.
+        if (held := self._held.get(row.pk)) is not None and held.lease_token == row.lease_token:
+            del self._held[row.pk]
+
+    def _mark_published(self) -> None:
+        kill_point("relay.confirmed")
+        rows = self._confirmed
+        self._rows().mark_published([row.pk for row in rows])
+        kill_point("relay.marked")
+        self._confirmed = []
+        for row in rows:
+            row.state = PublishedMessage.State.PUBLISHED
+            self._forget(row)
+        message_published.send_robust(sender=PublishedMessage, rows=rows)
+
+    def _pass(self, verdict: Verdict) -> None:
+        row = verdict.row
+        try:
+            if verdict.retry_in is not None:
+                row.back_off(verdict.retry_in, verdict.reason, spend=verdict.spend)
+            elif row.mark_failed(verdict.reason):
+                self._announce_failure(row)
+        except (OperationalError, InterfaceError):
+            raise
+        except Error:
+            logger.exception("Could not record what became of outgoing message %s; it will be sent again.", row.pk)
+
+    def _announce_failure(self, row: PublishedMessage) -> None:
+        logger.error("Outgoing message %s (%s) failed: %s", row.pk, row, row.error)
+        message_unpublishable.send_robust(sender=PublishedMessage, row=row)
+        if row.inbox_id is not None:
+            incoming = ProcessedMessage.objects.using(self.database).filter(
+                pk=row.inbox_id, round=row.round, state=ProcessedMessage.State.FAILED
+            )
+            for message in incoming:
+                message_failed.send_robust(sender=ProcessedMessage, row=message)
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Turn a database error into a pause. A first one may be a connection that went stale: it is not logged."""
+        try:
+            yield
+        except Error as error:
+            self._failures += 1
+            connections[self.database].close()
+            if self._failures > 1:
+                self._not_before = time.monotonic() + DATABASE_PAUSE
+                self._trouble.begin(f'Cannot use database "{self.database}", trying again', error)
+        else:
+            if self._failures:
+                self._failures = 0
+                self._trouble.end(f'Database "{self.database}" can be used again.')

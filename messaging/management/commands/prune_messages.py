@@ -1,0 +1,48 @@
+"""`manage.py prune_messages`: retention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from messaging import conf
+from messaging.exceptions import ConfigurationError
+from messaging.retention import BATCH, expired, prune
+
+
+class Command(BaseCommand):
+    """Deletes what ended well long ago, in small batches."""
+
+    help = (
+        "Delete messages that ended well, or were discarded, longer ago than RETENTION says. "
+        "Pending, failed and retrying messages are never deleted, nor are audit records."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """The options."""
+        parser.add_argument("--using", help="only this alias of MESSAGING (default: all)")
+        parser.add_argument("--batch", type=int, default=BATCH, help="rows per transaction (default: %(default)s)")
+        parser.add_argument("--dry-run", action="store_true", help="only count")
+
+    def handle(self, *args: Any, using: str | None, batch: int, dry_run: bool, **options: Any) -> None:
+        """Prune and print the counts."""
+        if batch < 1:
+            raise CommandError("--batch must be at least 1.")
+        try:
+            for alias in [using] if using else conf.aliases():
+                for database in dict.fromkeys([*conf.get(alias).databases, *_handler_databases(alias)]):
+                    self._prune(alias, database, batch, dry_run)
+        except ConfigurationError as error:
+            raise CommandError(str(error)) from error
+
+    def _prune(self, alias: str, database: str, batch: int, dry_run: bool) -> None:
+        for what, rows in expired(alias, database):
+            count = rows.count() if dry_run else prune(rows, batch)
+            self.stdout.write(f"{alias}, {database}: {count} {what} {'would go' if dry_run else 'deleted'}")
+
+
+def _handler_databases(alias: str) -> list[str]:
+    from messaging.handlers import registry
+
+    return sorted({handler.database for handler in registry.all(alias)})

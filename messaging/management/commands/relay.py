@@ -1,0 +1,54 @@
+"""`manage.py relay`: a relay alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from messaging import conf, logs
+from messaging.exceptions import ConfigurationError
+from messaging.relay import Relay
+
+logger = logging.getLogger("messaging.relay")
+
+
+class Command(BaseCommand):
+    """Sends what is in the outbox until it is stopped."""
+
+    help = "Send the messages of the outbox to the broker. The first signal stops it gracefully, the second at once."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """The options."""
+        parser.add_argument("--using", default=conf.DEFAULT_ALIAS, help="alias of MESSAGING (default: %(default)s)")
+        parser.add_argument("--burst", action="store_true", help="stop when nothing is due")
+
+    def handle(self, *args: Any, using: str, burst: bool, **options: Any) -> None:
+        """Run until a signal."""
+        logs.configure(options["verbosity"])
+        try:
+            relay = Relay(using)
+        except ConfigurationError as error:
+            raise CommandError(str(error)) from error
+        stop = threading.Event()
+        _stop_on_signals(relay, stop)
+        logger.info("Relay %s serves %s.", relay.name, relay.settings.safe_url)
+        relay.run(stop, burst=burst)
+        logger.info("Relay %s has stopped.", relay.name)
+
+
+def _stop_on_signals(relay: Relay, stop: threading.Event) -> None:
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(1)  # leases lapse: nothing is lost
+        stop.set()
+        # Not from the handler itself: it may have interrupted the very code whose lock waking takes.
+        threading.Thread(target=relay.wake, daemon=True).start()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)

@@ -1,0 +1,71 @@
+"""Retention: what ended well, or what an operator discarded, is deleted after a while. Nothing unresolved ever is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from django.db import models, transaction
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models.functions import Coalesce, Now
+
+from messaging import conf
+from messaging.models import ProcessedMessage, PublishedMessage
+
+BATCH = 1000
+
+In = ProcessedMessage.State
+Out = PublishedMessage.State
+OPEN = (Out.PENDING, Out.DRAFT, Out.FAILED)
+
+
+def expired(alias: str, database: str = "default") -> Iterator[tuple[str, QuerySet[Any]]]:
+    """What may be deleted by the alias's `RETENTION`, as pairs of what it is and the rows, by the database's clock."""
+    days = conf.get(alias).retention
+    sent = PublishedMessage.objects.using(database).filter(alias=alias)
+    received = ProcessedMessage.objects.using(database).filter(alias=alias)
+    if days.published is not None:
+        yield "published", sent.filter(state=Out.PUBLISHED, published_at__lt=_ago(days.published))
+    if days.discarded is not None:
+        # A discarded row has no time of its own but those of its life; the latest counts.
+        yield "discarded, outgoing", sent.filter(state=Out.DISCARDED, created_at__lt=_ago(days.discarded))
+    if days.processed is not None:
+        yield "processed", _closed(received.filter(state=In.PROCESSED, processed_at__lt=_ago(days.processed)), database)
+    if days.discarded is not None:
+        laid_aside = received.filter(state__in=(In.DISCARDED, In.SUPERSEDED))
+        last = laid_aside.annotate(last=Coalesce("failed_at", "received_at")).filter(last__lt=_ago(days.discarded))
+        yield "discarded, incoming", _closed(last, database)
+
+
+def prune(rows: QuerySet[Any], batch: int = BATCH) -> int:
+    """Delete rows in transactions of at most `batch`, by primary key. Returns how many went, their attempts aside."""
+    deleted = 0
+    model, database, last = rows.model, rows.db, 0
+    while ids := list(rows.filter(pk__gt=last).order_by("pk").values_list("pk", flat=True)[:batch]):
+        last = ids[-1]
+        with transaction.atomic(using=database):
+            # The conditions hold once more inside the transaction: an operator may have replayed a row meanwhile.
+            locked = rows.filter(pk__in=ids)
+            if transaction.get_connection(database).features.has_select_for_update:
+                locked = locked.select_for_update(of=("self",)) if _locks_of(database) else locked.select_for_update()
+            doomed = list(locked.values_list("pk", flat=True))
+            _, by_model = model._base_manager.using(database).filter(pk__in=doomed).delete()
+        deleted += by_model.get(model._meta.label, 0)
+    return deleted
+
+
+def _closed(rows: QuerySet[ProcessedMessage], database: str) -> QuerySet[ProcessedMessage]:
+    """Without the memory that a message still on its way would need in order not to run twice."""
+    outbox = PublishedMessage.objects.using(database).filter(alias=OuterRef("alias"), state__in=OPEN)
+    return rows.exclude(Exists(outbox.filter(Q(inbox=OuterRef("pk"))))).exclude(
+        ~Q(message_id="") & Exists(outbox.filter(message_id=OuterRef("message_id")))
+    )
+
+
+def _ago(days: float) -> models.expressions.Combinable:
+    return Now() - timedelta(days=days)
+
+
+def _locks_of(database: str) -> bool:
+    return bool(transaction.get_connection(database).features.has_select_for_update_of)

@@ -1,0 +1,324 @@
+"""Publishing writes a row in the caller's transaction, or refuses and writes nothing."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.db import connection, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from messaging import Message, apublish, apublish_many, publish, publish_many
+from messaging.exceptions import ConfigurationError, PayloadError, PublishError
+from messaging.message import (
+    CAUSATION,
+    Envelope,
+    ReceivedMessage,
+    Running,
+    decode_body,
+    encode_body,
+    pack_body,
+    running,
+    storable,
+    unpack_body,
+)
+from messaging.models import PublishedMessage
+from messaging.publisher import CHANNEL, seal
+from messaging.wire import Properties
+from tests.settings import TEST_DB
+
+Out = PublishedMessage.State
+rows = PublishedMessage.objects
+jsonable = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+encodable = st.text(alphabet=st.characters(exclude_categories=["Cs"]))
+
+
+def publish_and_fail() -> None:
+    with transaction.atomic():
+        publish("lost", 1)
+        raise RuntimeError
+
+
+def received(row: PublishedMessage) -> ReceivedMessage:
+    exchange, routing_key, properties, body = seal(row)
+    envelope = Envelope.received(exchange, routing_key, Properties.decode(properties), body)
+    return ReceivedMessage(envelope, queue="q")
+
+
+@pytest.mark.django_db
+def test_a_row_holds_all_that_is_sent() -> None:
+    row = publish(
+        "orders.placed",
+        {"order": 17, "total": Decimal("1.50")},
+        headers={"tenant": "acme", "n": 1},
+        correlation_id="c",
+        type="order",
+        reply_to="answers",
+        priority=4,
+        expiration=1.5,
+    )
+    row.refresh_from_db()
+    assert (row.state, row.alias, row.exchange, row.routing_key) == (
+        Out.PENDING,
+        "default",
+        "messaging",
+        "orders.placed",
+    )
+    uuid.UUID(row.message_id)
+    exchange, routing_key, properties, body = seal(row)
+    decoded = Properties.decode(properties)
+    assert (exchange, routing_key, body) == ("messaging", "orders.placed", b'{"order":17,"total":"1.50"}')
+    assert decoded.headers == {"tenant": "acme", "n": 1}
+    assert (decoded.message_id, decoded.correlation_id, decoded.type) == (row.message_id, "c", "order")
+    assert (decoded.reply_to, decoded.priority, decoded.expiration, decoded.delivery_mode) == ("answers", 4, "1500", 2)
+    assert decoded.content_type == "application/json"
+    assert decoded.timestamp == int(row.created_at.timestamp())
+
+
+@pytest.mark.django_db
+def test_straight_to_a_queue_the_consumer_still_sees_the_routing_key() -> None:
+    row = publish("hello.world", "Hello World", queue="hello")
+    assert seal(row)[:2] == ("", "hello")
+    assert received(row).routing_key == "hello.world"
+    assert received(publish("hello", "x", queue="hello")).routing_key == "hello"
+    assert seal(publish("k", "x", exchange=""))[:2] == ("", "k")
+
+
+@pytest.mark.django_db
+def test_headers_that_json_cannot_hold_arrive_as_they_were() -> None:
+    headers = {"raw": b"\x00\xff", "when": datetime(2026, 1, 2, tzinfo=UTC), "plain": "x"}
+    row = publish("k", 1, headers=headers)
+    row.refresh_from_db()
+    message = received(row)
+    assert message.headers["raw"] == b"\x00\xff"
+    assert message.headers["plain"] == "x"
+    assert message.headers["when"] == headers["when"]
+    assert message.id == row.message_id
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"routing_key": "x" * 256},
+        {"routing_key": "ä" * 128},
+        {"routing_key": "a\x00b"},
+        {"routing_key": "\ud800"},
+        {"payload": object()},
+        {"payload": float("nan")},
+        {"payload": {"x"}},
+        {"payload": {"a": 1}, "content_type": "text/plain"},
+        {"payload": "ä", "content_type": "text/plain; charset=ascii"},
+        {"payload": "ä", "content_type": "text/plain; charset=klingon"},
+        {"message_id": "x" * 256},
+        {"correlation_id": "x" * 256},
+        {"type": "x" * 256},
+        {"reply_to": "x" * 256},
+        {"content_type": "x" * 256, "payload": b""},
+        {"exchange": "x" * 256},
+        {"queue": "x" * 256},
+        {"queue": "q", "exchange": "e"},
+        {"priority": -1},
+        {"priority": 256},
+        {"priority": True},
+        {"priority": "high"},
+        {"expiration": -1},
+        {"expiration": float("nan")},
+        {"expiration": "60"},
+        {"delay": -1},
+        {"delay": float("inf")},
+        {"delay": timedelta(days=5000)},
+        {"at": datetime(2026, 1, 1)},  # noqa: DTZ001
+        {"at": "tomorrow"},
+        {"at": datetime(2026, 1, 1, tzinfo=UTC), "delay": 1},
+        {"headers": {"x-messaging-round": 3}},
+        {"headers": {"x-messaging-causation-id": "a"}},
+        {"headers": {"x" * 256: 1}},
+        {"headers": {"n": 2**64}},
+        {"headers": {"o": object()}},
+    ],
+)
+@pytest.mark.django_db
+def test_what_can_never_be_sent_is_refused_and_nothing_written(options: dict[str, Any]) -> None:
+    arguments = {"routing_key": "k", "payload": 1, **options}
+    with pytest.raises(PublishError) as caught:
+        publish(**arguments)
+    assert str(caught.value)
+    assert not rows.exists()
+
+
+@pytest.mark.django_db
+def test_an_unknown_alias_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigurationError, match="no alias"):
+        publish("k", 1, using="nowhere")
+
+
+@pytest.mark.django_db
+def test_many_are_all_or_none() -> None:
+    with pytest.raises(PublishError):
+        publish_many([Message("k", 1), Message("k", object())])
+    assert not rows.exists()
+    assert publish_many([]) == []
+    with CaptureQueriesContext(connection) as queries:
+        saved = publish_many(Message("k", n) for n in range(50))
+    assert len([query for query in queries if "INSERT" in query["sql"]]) < 5  # SQLite limits the values of one
+    assert [row.pk for row in saved] == list(rows.order_by("pk").values_list("pk", flat=True))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_rollback_takes_the_row_along() -> None:
+    with pytest.raises(RuntimeError):
+        publish_and_fail()
+    with transaction.atomic():
+        kept = publish("kept", 1)
+        with pytest.raises(RuntimeError):
+            publish_and_fail()
+    assert list(rows.values_list("pk", flat=True)) == [kept.pk]
+
+
+@pytest.mark.django_db
+def test_delays_are_by_the_clock_of_the_database() -> None:
+    publish("k", 1, delay=timedelta(minutes=5))
+    moment = datetime(2031, 5, 6, 7, 8, 9, tzinfo=UTC)
+    timed = publish("k", 1, at=moment)
+    assert rows.filter(
+        publish_at=F("due_at"),
+        publish_at__gt=Now() + timedelta(seconds=290),
+        publish_at__lte=Now() + timedelta(seconds=300),
+    ).exists()
+    timed.refresh_from_db()
+    assert timed.publish_at == timed.due_at == moment
+    publish("past", 1, at=datetime(2001, 1, 1, tzinfo=UTC))
+    assert rows.due("default").get().routing_key == "past"
+
+
+def cause(*, atomic: bool) -> Running:
+    properties = Properties.build(message_id="the-cause", correlation_id="talk")
+    message = ReceivedMessage(Envelope("messaging", "k", properties, b""), queue="q")
+    return Running(message=message, database="default", atomic=atomic, cause=uuid.UUID(int=7))
+
+
+@pytest.mark.django_db
+def test_inside_a_handler_the_cause_is_recorded() -> None:
+    token = running.set(cause(atomic=True))
+    try:
+        one, other = publish("k", 1), publish("k", 1, correlation_id="own")
+    finally:
+        running.reset(token)
+    assert (one.causation_id, one.correlation_id, other.correlation_id) == ("the-cause", "talk", "own")
+    assert one.message_id != other.message_id
+    assert Properties.decode(seal(one)[2]).headers[CAUSATION] == "the-cause"
+    assert received(one).causation_id == "the-cause"
+
+
+@pytest.mark.django_db
+def test_a_rerun_of_a_handler_without_a_transaction_does_not_double() -> None:
+    def run() -> list[PublishedMessage]:
+        token = running.set(cause(atomic=False))
+        try:
+            return [publish("k", 1), publish("k", 2), publish("other", 1), *publish_many([Message("k", 3)] * 2)]
+        finally:
+            running.reset(token)
+
+    first, second = run(), run()
+    assert len({row.message_id for row in first}) == 5
+    assert [row.pk for row in first] == [row.pk for row in second]
+    assert rows.count() == 5
+
+
+@pytest.mark.django_db(transaction=True)
+def test_async_code_publishes_too() -> None:
+    assert async_to_sync(apublish)("k", 1).pk
+    assert len(async_to_sync(apublish_many)([Message("k", 1), Message("k", 2)])) == 2
+    assert rows.count() == 3
+
+
+@pytest.mark.skipif(TEST_DB != "postgres", reason="NOTIFY is PostgreSQL's")
+@pytest.mark.django_db(transaction=True)
+def test_relays_are_notified_once_per_transaction() -> None:
+    def notifications(queries: CaptureQueriesContext) -> int:
+        return len([query for query in queries if "pg_notify" in query["sql"]])
+
+    arrived: list[Any] = []
+    with connection.cursor() as cursor:
+        cursor.execute(f"LISTEN {CHANNEL}")
+    raw: Any = connection.connection
+    raw.add_notify_handler(arrived.append)
+    with CaptureQueriesContext(connection) as queries, transaction.atomic():
+        publish("k", 1)
+        publish("k", 2)
+        with transaction.atomic():
+            publish("k", 3)
+    assert notifications(queries) == 1
+    with CaptureQueriesContext(connection) as queries, transaction.atomic():
+        with pytest.raises(RuntimeError):
+            publish_and_fail()
+        publish("k", 2)
+    assert notifications(queries) == 2  # the first one was rolled back with its savepoint
+    with connection.cursor() as cursor:
+        cursor.execute("UNLISTEN *")
+    raw.remove_notify_handler(arrived.append)
+    assert [notification.payload for notification in arrived] == ["default", "default"]
+
+
+@given(payload=jsonable)
+@hypothesis_settings(deadline=None)
+def test_json_payloads_survive(payload: Any) -> None:
+    try:
+        body, content_type = encode_body(payload, "application/json")
+    except PayloadError:
+        assert "\\ud" in repr(payload)  # lone surrogates are no text
+        return
+    assert decode_body(body, content_type) == payload
+
+
+@given(payload=encodable)
+def test_text_survives(payload: str) -> None:
+    assert decode_body(*encode_body(payload, None)) == payload
+
+
+@given(payload=st.binary())
+def test_bytes_survive_the_wire_and_the_database(payload: bytes) -> None:
+    assert decode_body(*encode_body(payload, None)) == payload
+    text, encoding = pack_body(payload)
+    assert "\x00" not in text
+    assert unpack_body(text, encoding) == payload
+
+
+@given(body=st.binary(), content_type=st.none() | encodable, encoding=st.none() | encodable)
+def test_any_body_decodes_or_is_a_payload_error(body: bytes, content_type: str | None, encoding: str | None) -> None:
+    with suppress(PayloadError):
+        decode_body(body, content_type, encoding)
+
+
+@given(
+    charset=st.sampled_from(["utf-16", "base64", "rot13", "hex", "idna", "\x00", "undefined", "punycode"]),
+    body=st.binary(),
+)
+def test_odd_charsets_are_payload_errors_at_worst(charset: str, body: bytes) -> None:
+    for kind in ("application/json", "text/plain"):
+        with suppress(PayloadError):
+            decode_body(body, f"{kind}; charset={charset}")
+    with suppress(PayloadError):
+        encode_body("text", f"text/plain; charset={charset}")
+
+
+@given(text=st.text(), limit=st.none() | st.integers(1, 20))
+def test_shown_text_can_be_stored(text: str, limit: int | None) -> None:
+    shown = storable(text, limit)
+    shown.encode()
+    assert "\x00" not in shown
+    assert limit is None or len(shown) <= limit

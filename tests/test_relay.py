@@ -1,0 +1,328 @@
+"""The relay against a real broker: nothing is lost, nothing is skipped, and what cannot be sent is visible."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from urllib.parse import unquote
+
+import pika
+import pytest
+from django.db import connections
+from django.db.models.functions import Now
+from pytest_django import Settings
+
+from messaging.message import Message
+from messaging.models import ProcessedMessage, PublishedMessage, Worker
+from messaging.publisher import publish, publish_many
+from messaging.relay import Relay
+from messaging.signals import message_failed, message_published, message_unpublishable
+from tests.settings import TEST_DB
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.broker, pytest.mark.django_db(transaction=True)]
+
+Out = PublishedMessage.State
+In = ProcessedMessage.State
+
+
+class Desk:
+    """A channel of the test's own, to look at the broker with."""
+
+    def __init__(self, url: str) -> None:
+        self.connection = pika.BlockingConnection(pika.URLParameters(url))
+        self.channel = self.connection.channel()
+
+    def queue(self, name: str, **arguments: Any) -> str:
+        self.channel.queue_declare(name, durable=True, arguments=arguments)
+        return name
+
+    def bodies(self, queue: str) -> list[bytes]:
+        found = []
+        while (message := self.channel.basic_get(queue, auto_ack=True))[0] is not None:
+            found.append(message[2])
+        return found
+
+
+@pytest.fixture
+def desk(vhost_url: str, settings: Settings) -> Iterator[Desk]:
+    settings.MESSAGING = {"default": {"URL": vhost_url, "POLL_INTERVAL": 0.05, "LEASE": 3}}
+    desk = Desk(vhost_url)
+    yield desk
+    with suppress(pika.exceptions.AMQPError):  # a test may have had it cut
+        desk.connection.close()
+
+
+@contextmanager
+def relaying(count: int = 1, **options: Any) -> Iterator[list[Relay]]:
+    """Run relays in threads; they end with the block."""
+    stop = threading.Event()
+    relays = [Relay("default", name=f"relay-{uuid.uuid4()}", **options) for _ in range(count)]
+
+    def run(relay: Relay) -> None:
+        try:
+            relay.run(stop)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=run, args=(relay,)) for relay in relays]
+    for thread in threads:
+        thread.start()
+    try:
+        yield relays
+    finally:
+        stop.set()
+        for relay in relays:
+            relay.wake()
+        for thread in threads:
+            thread.join(30)
+        assert not any(thread.is_alive() for thread in threads)
+
+
+def burst() -> None:
+    Relay("default").run(threading.Event(), burst=True)
+
+
+def states() -> dict[str, int]:
+    found: dict[str, int] = {}
+    for state in PublishedMessage.objects.values_list("state", flat=True):
+        found[state] = found.get(state, 0) + 1
+    return found
+
+
+def state_is(row: PublishedMessage, state: str) -> Callable[[], bool]:
+    def check() -> bool:
+        row.refresh_from_db()
+        return row.state == state
+
+    return check
+
+
+def test_a_burst_sends_what_is_due_and_marks_it_published(desk: Desk) -> None:
+    desk.queue("hello")
+    row = publish("hello", "Hello World", queue="hello")
+    later = publish("hello", "later", queue="hello", delay=3600)
+    told: list[PublishedMessage] = []
+    receive = lambda rows, **kwargs: told.extend(rows)  # noqa: E731
+    message_published.connect(receive, weak=False)
+    try:
+        burst()
+    finally:
+        message_published.disconnect(receive)
+    row.refresh_from_db()
+    later.refresh_from_db()
+    assert (row.state, row.attempts, row.lease_token, row.due_at) == (Out.PUBLISHED, 1, None, None)
+    assert row.published_at is not None
+    assert later.state == Out.PENDING
+    assert [one.pk for one in told] == [row.pk]
+    assert desk.bodies("hello") == [b"Hello World"]
+    assert not Worker.objects.exists()
+
+
+def test_a_receiver_that_raises_changes_nothing(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    desk.queue("hello")
+    publish("hello", "x", queue="hello")
+
+    def receive(**kwargs: Any) -> None:
+        raise RuntimeError("a receiver's own fault")
+
+    message_published.connect(receive, weak=False)
+    try:
+        burst()
+    finally:
+        message_published.disconnect(receive)
+    assert states() == {Out.PUBLISHED: 1}
+
+
+def test_it_declares_the_known_topology_first(desk: Desk, settings: Settings) -> None:
+    options = {"QUEUES": {"billing": {"type": "classic", "bindings": [("messaging", "orders.#")]}}}
+    settings.MESSAGING = {"default": {**settings.MESSAGING["default"], **options}}
+    publish("orders.placed", {"order": 17})
+    burst()
+    assert desk.bodies("billing") == [b'{"order":17}']
+
+
+def test_unroutable_messages_end_failed_after_their_tries(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("messaging.fates.UNROUTABLE_PAUSES", (0.05, 0.05, 0.05))
+    desk.queue("hello")
+    lost = [publish("nobody.listens", 1), publish("x", 1, exchange="no-such-exchange"), publish("x", 1, queue="gone")]
+    tolerated = publish("nobody.listens", 1, mandatory=False)
+    fine = publish_many([Message("hello", str(n), queue="hello") for n in range(50)])
+    told: list[PublishedMessage] = []
+    receive = lambda row, **kwargs: told.append(row)  # noqa: E731
+    message_unpublishable.connect(receive, weak=False)
+    try:
+        with relaying():
+            wait_until(lambda: states() == {Out.PUBLISHED: 51, Out.FAILED: 3}, what="every row at its end")
+    finally:
+        message_unpublishable.disconnect(receive)
+    for row in lost:
+        row.refresh_from_db()
+        assert row.state == Out.FAILED
+        assert row.attempts == 4
+        assert "Unroutable" in row.error
+    assert "nobody.listens" in lost[0].error
+    assert "no-such-exchange" in lost[1].error
+    assert "gone" in lost[2].error
+    tolerated.refresh_from_db()
+    assert tolerated.state == Out.PUBLISHED
+    assert {row.pk for row in told} == {row.pk for row in lost}
+    assert set(desk.bodies("hello")) == {str(n).encode() for n in range(len(fine))}
+
+
+def test_a_round_that_cannot_be_sent_takes_its_incoming_message_along(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("messaging.fates.UNROUTABLE_PAUSES", ())
+    received = ProcessedMessage.objects.create(
+        state=In.RETRYING, queue="gone", round=2, key=uuid.uuid4(), digest=uuid.uuid4(), retry_at=Now()
+    )
+    row = publish("gone", 1, queue="gone")
+    PublishedMessage.objects.filter(pk=row.pk).update(inbox=received, round=2)
+    failed: list[ProcessedMessage] = []
+    receive = lambda row, **kwargs: failed.append(row)  # noqa: E731
+    message_failed.connect(receive, weak=False)
+    try:
+        burst()
+    finally:
+        message_failed.disconnect(receive)
+    received.refresh_from_db()
+    assert received.state == In.FAILED
+    assert received.retry_at is None
+    assert received.failed_at is not None
+    assert "Unroutable" in received.error
+    assert [one.pk for one in failed] == [received.pk]
+
+
+def test_a_row_that_cannot_be_encoded_fails_alone(desk: Desk) -> None:
+    desk.queue("hello")
+    rows = publish_many([Message("hello", str(n), queue="hello") for n in range(5)])
+    PublishedMessage.objects.filter(pk=rows[1].pk).update(wire=b"\x00\xff nonsense")
+    PublishedMessage.objects.filter(pk=rows[2].pk).update(headers=["not", "a", "dict"])
+    PublishedMessage.objects.filter(pk=rows[3].pk).update(body_encoding="base64", body="%%%")
+    burst()
+    ends = dict(PublishedMessage.objects.values_list("pk", "state"))
+    assert ends[rows[1].pk] == ends[rows[2].pk] == Out.FAILED
+    assert ends[rows[0].pk] == ends[rows[4].pk] == Out.PUBLISHED
+
+
+def test_a_message_over_which_the_broker_closes_the_channel_fails_alone(desk: Desk) -> None:
+    desk.queue("hello")
+    rows = publish_many([Message("hello", str(n), queue="hello") for n in range(200)])
+    bad = rows[77]
+    wire = publish("hello", "bad", queue="hello", headers={"when": b"bytes"})
+    PublishedMessage.objects.filter(pk=wire.pk).delete()
+    from messaging.message import Envelope
+    from messaging.wire import Properties
+
+    broken = Envelope("", "hello", Properties.build(message_id="bad", expiration="never"), b"bad")
+    PublishedMessage.objects.filter(pk=bad.pk).update(wire=broken.to_wire())
+    burst()
+    bad.refresh_from_db()
+    assert bad.state == Out.FAILED
+    assert bad.error
+    assert states() == {Out.PUBLISHED: 199, Out.FAILED: 1}
+    assert set(desk.bodies("hello")) == {str(n).encode() for n in range(200) if n != 77}
+
+
+def test_a_full_queue_makes_its_messages_wait_and_spends_nothing(desk: Desk) -> None:
+    desk.queue("full", **{"x-max-length": 1, "x-overflow": "reject-publish"})
+    rows = publish_many([Message("full", str(n), queue="full") for n in range(3)])
+    with relaying():
+        wait_until(lambda: states().get(Out.PUBLISHED) == 1, what="one row published")
+        taken: list[bytes] = []
+
+        def drained() -> bool:
+            taken.extend(desk.bodies("full"))
+            return len(taken) == 3
+
+        wait_until(drained, what="all three in the queue")
+        wait_until(lambda: states() == {Out.PUBLISHED: 3}, what="all rows published")
+    for row in rows:
+        row.refresh_from_db()
+        assert row.attempts == 1
+        assert row.error == ""
+
+
+def test_relays_share_the_work_and_none_sends_twice(desk: Desk) -> None:
+    desk.queue("work")
+    publish_many([Message("work", str(n), queue="work") for n in range(2000)])
+    with relaying(2):
+        wait_until(lambda: states() == {Out.PUBLISHED: 2000}, deadline=60, what="every row published")
+    assert sorted(map(int, desk.bodies("work"))) == list(range(2000))
+
+
+def test_an_abandoned_lease_is_taken_over(desk: Desk) -> None:
+    desk.queue("work")
+    publish_many([Message("work", str(n), queue="work") for n in range(10)])
+    assert len(PublishedMessage.objects.lease("default", "a relay that dies", 0.5, 10)) == 10
+    with relaying():
+        wait_until(lambda: states() == {Out.PUBLISHED: 10}, what="the dead relay's rows published")
+    assert len(desk.bodies("work")) == 10
+
+
+def test_a_lower_id_that_commits_later_is_sent_too(desk: Desk) -> None:
+    desk.queue("work")
+    first = publish("work", "first", queue="work")
+    low = first.pk
+    burst()
+    first.refresh_from_db()
+    PublishedMessage.objects.filter(pk=low).delete()
+    publish("work", "second", queue="work")
+    burst()
+    late = PublishedMessage(id=low, queue="work", routing_key="work", message_id="late", body="late")
+    late.save(force_insert=True)
+    burst()
+    assert desk.bodies("work") == [b"first", b"second", b"late"]
+
+
+def test_an_unreachable_broker_costs_nothing_and_is_said_once(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.MESSAGING = {"default": {"URL": "amqp://user:se-cret@127.0.0.1:1/"}}
+    row = publish("work", 1, queue="work")
+    with caplog.at_level("WARNING", logger="messaging.relay"), relaying() as relays:
+        wait_until(lambda: relays[0]._failures >= 3, what="three tries to connect")
+    row.refresh_from_db()
+    assert (row.state, row.attempts, row.lease_token, row.error) == (Out.PENDING, 0, None, "")
+    warnings = [record for record in caplog.records if record.name == "messaging.relay"]
+    assert len(warnings) == 1
+    assert "se-cret" not in caplog.text
+
+
+def test_a_relay_goes_on_after_its_connection_is_cut(desk: Desk, rabbitmq: Any, vhost_url: str) -> None:
+    desk.queue("work")
+    with relaying():
+        publish("work", "1", queue="work")
+        wait_until(lambda: states() == {Out.PUBLISHED: 1})
+        rabbitmq.ctl("close_all_connections", "--vhost", unquote(vhost_url.rpartition("/")[2]), "test")
+        publish("work", "2", queue="work")
+        wait_until(lambda: states() == {Out.PUBLISHED: 2}, what="the second one published")
+
+
+def test_a_running_relay_reports_itself_and_signs_off(desk: Desk) -> None:
+    with relaying() as relays:
+        wait_until(Worker.objects.exists, what="the worker's row")
+        worker = Worker.objects.get()
+        assert (worker.kind, worker.name, worker.alias) == ("relay", relays[0].name, "default")
+    assert not Worker.objects.exists()
+
+
+@pytest.mark.skipif(TEST_DB != "postgres", reason="NOTIFY is PostgreSQL's")
+def test_notify_wakes_a_relay_long_before_its_next_look(desk: Desk, settings: Settings) -> None:
+    desk.queue("work")
+    settings.MESSAGING = {"default": {**settings.MESSAGING["default"], "POLL_INTERVAL": 600}}
+    with relaying() as relays:
+        wait_until(lambda: relays[0]._is_declared, what="a connected relay")
+        listener = relays[0]._listeners["default"]
+        row = publish("work", "1", queue="work")
+
+        def heard() -> bool:  # it may not have listened yet when the first one was published
+            publish("work", "another", queue="work")
+            return listener.has_heard
+
+        wait_until(heard, interval=0.5, what="a notification heard")
+        wait_until(state_is(row, Out.PUBLISHED), deadline=5, what="the row published")

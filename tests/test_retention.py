@@ -1,0 +1,121 @@
+"""Only what ended well, or was discarded, ever goes."""
+
+from __future__ import annotations
+
+import io
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db.models.functions import Now
+from pytest_django import Settings
+
+from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMessage
+from messaging.retention import expired, prune
+
+pytestmark = pytest.mark.django_db
+
+In = ProcessedMessage.State
+Out = PublishedMessage.State
+OLD = Now() - timedelta(days=31)
+
+
+def outgoing(state: str, *, when: Any = OLD, **fields: Any) -> PublishedMessage:
+    values = {"message_id": str(uuid.uuid4()), "created_at": when, "published_at": when, **fields}
+    return PublishedMessage.objects.create(state=state, **values)
+
+
+def incoming(state: str, *, when: Any = OLD, **fields: Any) -> ProcessedMessage:
+    values = {"message_id": str(uuid.uuid4()), "key": uuid.uuid4(), "digest": uuid.uuid4(), "queue": "work", **fields}
+    times = {"created_at": when, "received_at": when, "processed_at": when, "failed_at": when}
+    return ProcessedMessage.objects.create(state=state, **times, **values)
+
+
+def run(**options: Any) -> str:
+    out = io.StringIO()
+    call_command("prune_messages", stdout=out, **options)
+    return out.getvalue()
+
+
+def test_only_old_rows_that_ended_well_or_were_discarded_go() -> None:
+    for state in Out.values:
+        outgoing(state)
+        outgoing(state, when=Now())
+    for state in In.values:
+        incoming(state)
+        incoming(state, when=Now())
+    text = run()
+    assert "default, default: 1 published deleted" in text
+    assert sorted(PublishedMessage.objects.values_list("state", flat=True)) == sorted(
+        [*Out.values, Out.DRAFT, Out.PENDING, Out.FAILED]
+    )
+    assert sorted(ProcessedMessage.objects.values_list("state", flat=True)) == sorted(
+        [*In.values, In.PROCESSING, In.RETRYING, In.FAILED, In.REQUEUED]
+    )
+
+
+@pytest.mark.parametrize("state", [Out.PENDING, Out.DRAFT, Out.FAILED])
+def test_dedupe_memory_stays_while_a_copy_may_still_come(state: str) -> None:
+    by_id, by_row, free = incoming(In.PROCESSED), incoming(In.PROCESSED), incoming(In.PROCESSED)
+    outgoing(state, message_id=by_id.message_id, when=Now())
+    outgoing(state, message_id="another", inbox=by_row, when=Now())
+    run()
+    assert set(ProcessedMessage.objects.values_list("pk", flat=True)) == {by_id.pk, by_row.pk}
+    PublishedMessage.objects.update(state=Out.PUBLISHED)
+    run()
+    assert not ProcessedMessage.objects.filter(pk__in=[by_id.pk, by_row.pk, free.pk]).exists()
+
+
+def test_messages_without_an_id_do_not_keep_each_other() -> None:
+    incoming(In.PROCESSED, message_id="")
+    outgoing(Out.PENDING, message_id="")
+    run()
+    assert not ProcessedMessage.objects.exists()
+
+
+def test_attempts_go_along_and_audit_records_stay() -> None:
+    row = incoming(In.PROCESSED)
+    Attempt.objects.create(message=row, number=1, round=1)
+    AuditRecord.objects.create(action="requeue", kind="processed", message_pk=row.pk, alias="default", at=OLD)
+    assert "1 processed deleted" in run()
+    assert not Attempt.objects.exists()
+    assert AuditRecord.objects.count() == 1
+
+
+def test_a_dry_run_counts_and_deletes_nothing() -> None:
+    outgoing(Out.PUBLISHED)
+    assert "default, default: 1 published would go" in run(dry_run=True)
+    assert PublishedMessage.objects.count() == 1
+
+
+def test_batches_reach_the_last_row() -> None:
+    for _ in range(7):
+        outgoing(Out.PUBLISHED)
+    assert prune(dict(expired("default"))["published"], 3) == 7
+    assert not PublishedMessage.objects.exists()
+
+
+def test_none_keeps_for_ever_and_zero_nothing(settings: Settings) -> None:
+    settings.MESSAGING = {"default": {"RETENTION": {"published": None, "processed": 0}}}
+    outgoing(Out.PUBLISHED)
+    incoming(In.PROCESSED, when=Now() - timedelta(seconds=1))
+    run()
+    assert PublishedMessage.objects.count() == 1
+    assert not ProcessedMessage.objects.exists()
+
+
+def test_other_aliases_keep_theirs(settings: Settings) -> None:
+    settings.MESSAGING = {"default": {}, "other": {}}
+    outgoing(Out.PUBLISHED)
+    outgoing(Out.PUBLISHED, alias="other")
+    assert "default" not in run(using="other").replace(", default", "")
+    assert PublishedMessage.objects.get().alias == "default"
+
+
+def test_wrong_options_are_refused() -> None:
+    with pytest.raises(CommandError, match="--batch"):
+        run(batch=0)
+    with pytest.raises(CommandError, match="no alias"):
+        run(using="nowhere")
