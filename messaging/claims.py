@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from django.db.models.functions import Now
-
+from messaging.clock import Now
 from messaging.exceptions import DatabaseUnavailable
 from messaging.inbox import SetAside
 from messaging.models import ProcessedMessage

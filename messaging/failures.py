@@ -13,9 +13,9 @@ from typing import Any
 
 from django.db import DataError, IntegrityError, transaction
 from django.db.models import F
-from django.db.models.functions import Now
 
 from messaging import conf, inbox, signals
+from messaging.clock import Now
 from messaging.exceptions import MessagingError
 from messaging.handlers import Handler, registry
 from messaging.inbox import AlreadyRecorded, Place

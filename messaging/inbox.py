@@ -17,8 +17,8 @@ from typing import Any
 
 from django.db import DataError, IntegrityError, OperationalError, connections, transaction
 from django.db.models import BooleanField, Case, Q, Value, When
-from django.db.models.functions import Now
 
+from messaging.clock import Now
 from messaging.database import brief_locks, is_lock_wait
 from messaging.exceptions import WireError
 from messaging.message import CAUSATION, OURS, Envelope, pack_body, storable

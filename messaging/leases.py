@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from django.db import Error, InterfaceError, OperationalError, connections
-from django.db.models.functions import Now
 
+from messaging.clock import Now
 from messaging.killpoints import kill_point
 from messaging.models import ProcessedMessage, PublishedMessage, Worker
 from messaging.models.published import PublishedMessageQuerySet

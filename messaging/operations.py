@@ -13,11 +13,12 @@ from typing import Any
 
 from django.db import router, transaction
 from django.db.models import QuerySet
-from django.db.models.functions import Now
 from django.utils.translation import gettext as _
 
 from messaging import conf
+from messaging.clock import Now
 from messaging.killpoints import kill_point
+from messaging.message import Envelope
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.publisher import compose_round, wake_relays
 
@@ -80,8 +81,13 @@ def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
         if row.wire is None:
             outcome.skip(row.pk, _("its content was never received"))
             return False
+        if not _is_readable(row, outcome):
+            return False
+        if not row.move(
+            row.state, round=row.round, next_round=row.round + 1, state=In.REQUEUED, attempts=0, retry_at=None
+        ):
+            return _changed_meanwhile(row, outcome)
         cancel_rounds(row)
-        row.move(row.state, round=row.round, next_round=row.round + 1, state=In.REQUEUED, attempts=0, retry_at=None)
         compose_round(row, Now()).save(using=rows.db, force_insert=True)
         return True
 
@@ -94,8 +100,12 @@ def discard(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
     def act(row: ProcessedMessage, outcome: Outcome) -> bool:
         if row.state not in (In.FAILED, In.RETRYING):
             return _wrong_state(row, outcome)
+        if not row.move(
+            row.state, round=row.round, next_round=row.round + 1, state=In.DISCARDED, discarded_at=Now(), retry_at=None
+        ):
+            return _changed_meanwhile(row, outcome)
         cancel_rounds(row)
-        return row.move(row.state, round=row.round, next_round=row.round + 1, state=In.DISCARDED, retry_at=None)
+        return True
 
     return _each(rows, "discard", act, by)
 
@@ -106,7 +116,7 @@ def restore(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
     def act(row: ProcessedMessage, outcome: Outcome) -> bool:
         if row.state != In.DISCARDED:
             return _wrong_state(row, outcome)
-        return row.move(row.state, round=row.round, state=In.FAILED)
+        return row.move(row.state, round=row.round, state=In.FAILED) or _changed_meanwhile(row, outcome)
 
     return _each(rows, "restore", act, by)
 
@@ -127,6 +137,8 @@ def publish_copy(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
     def act(row: PublishedMessage, outcome: Outcome) -> bool:
         if row.inbox_id is not None:
             return _belongs_to_inbox(row, outcome)
+        if not _is_readable(row, outcome):
+            return False
         copy = row.copied()
         copy.save(using=rows.db, force_insert=True)
         outcome.created.append(copy.pk)
@@ -143,7 +155,9 @@ def discard_published(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome
             return _belongs_to_inbox(row, outcome)
         if row.state not in (Out.DRAFT, Out.PENDING, Out.FAILED):
             return _wrong_state(row, outcome)
-        return _change(row, state=Out.DISCARDED, due_at=None, lease_owner="", lease_token=None)
+        return _change(
+            row, outcome, state=Out.DISCARDED, discarded_at=Now(), due_at=None, lease_owner="", lease_token=None
+        )
 
     return _each(rows, "discard", act, by)
 
@@ -156,7 +170,7 @@ def restore_published(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome
             return _belongs_to_inbox(row, outcome)
         if row.state != Out.DISCARDED:
             return _wrong_state(row, outcome)
-        return _change(row, state=Out.FAILED if row.error else Out.DRAFT)
+        return _change(row, outcome, state=Out.FAILED if row.error else Out.DRAFT)
 
     return _each(rows, "restore", act, by)
 
@@ -191,7 +205,7 @@ def cancel_rounds(row: ProcessedMessage) -> int:
         PublishedMessage.objects.using(row._state.db)
         .pending()
         .filter(inbox=row)
-        .update(state=Out.DISCARDED, due_at=None, lease_owner="", lease_token=None)
+        .update(state=Out.DISCARDED, discarded_at=Now(), due_at=None, lease_owner="", lease_token=None)
     )
 
 
@@ -202,20 +216,36 @@ def _to_pending(*sources: str) -> Callable[[PublishedMessage, Outcome], bool]:
         if row.state not in sources:
             return _wrong_state(row, outcome)
         # A draft keeps a moment that lies ahead.
-        return _change(row, state=Out.PENDING, attempts=0, error="", due_at=row.next_due())
+        return _change(row, outcome, state=Out.PENDING, attempts=0, error="", due_at=row.next_due())
 
     return act
 
 
-def _change(row: PublishedMessage, **changes: Any) -> bool:
+def _change(row: PublishedMessage, outcome: Outcome, **changes: Any) -> bool:
     if PublishedMessage.objects.using(row._state.db).filter(pk=row.pk, state=row.state).update(**changes) != 1:
-        return False
+        return _changed_meanwhile(row, outcome)
     row.state = changes["state"]
     return True
 
 
 def _belongs_to_inbox(row: PublishedMessage, outcome: Outcome) -> bool:
     outcome.skip(row.pk, _("it is a round of an incoming message: act on that one"))
+    return False
+
+
+def _is_readable(row: ProcessedMessage | PublishedMessage, outcome: Outcome) -> bool:
+    """Whether the stored envelope and body can be read; a damaged row is skipped, and does not stop the others."""
+    try:
+        if row.wire is not None:
+            Envelope.from_wire(bytes(row.wire), row.raw_body)
+    except ValueError as error:
+        outcome.skip(row.pk, _("its stored content is damaged: %(error)s") % {"error": error})
+        return False
+    return True
+
+
+def _changed_meanwhile(row: ProcessedMessage | PublishedMessage, outcome: Outcome) -> bool:
+    outcome.skip(row.pk, _("it changed meanwhile"))
     return False
 
 
@@ -242,7 +272,8 @@ def _each(
             AuditRecord.objects.using(database).bulk_create(audit)
             kill_point("operations.requeued")
             if wake and audit:
-                for alias in {record.alias for record in audit}:
+                # An alias that has left the settings has no relay to wake.
+                for alias in {record.alias for record in audit} & set(conf.aliases()):
                     wake_relays(database, conf.get(alias))
     return outcome
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from django.db import OperationalError, connections, transaction
-from django.db.models.functions import Now
 
 from messaging import conf, failures, inbox, signals, unrun
 from messaging.claims import Claims
+from messaging.clock import Now
 from messaging.database import brief_locks, is_conflict, is_database_error, is_lock_wait
 from messaging.exceptions import DatabaseUnavailable, DeadLettered, HandlerNotFound, MessagingError, PayloadError
 from messaging.execution import call, proven_commit, refuse_doomed

@@ -10,10 +10,10 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import connections, models, router, transaction
-from django.db.models.functions import Now
 from django.utils import timezone
 
 from messaging import conf, killpoints
+from messaging.clock import Now
 from messaging.exceptions import PayloadError, PublishError, WireError
 from messaging.killpoints import kill_point
 from messaging.message import (

@@ -8,9 +8,9 @@ from typing import Any
 
 from django.db import models, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
-from django.db.models.functions import Coalesce, Now
 
 from messaging import conf
+from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 
 BATCH = 1000
@@ -28,14 +28,12 @@ def expired(alias: str, database: str = "default") -> Iterator[tuple[str, QueryS
     if days.published is not None:
         yield "published", sent.filter(state=Out.PUBLISHED, published_at__lt=_ago(days.published))
     if days.discarded is not None:
-        # A discarded row has no time of its own but those of its life; the latest counts.
-        yield "discarded, outgoing", sent.filter(state=Out.DISCARDED, created_at__lt=_ago(days.discarded))
+        yield "discarded, outgoing", sent.filter(state=Out.DISCARDED, discarded_at__lt=_ago(days.discarded))
     if days.processed is not None:
         yield "processed", _closed(received.filter(state=In.PROCESSED, processed_at__lt=_ago(days.processed)), database)
     if days.discarded is not None:
-        laid_aside = received.filter(state__in=(In.DISCARDED, In.SUPERSEDED))
-        last = laid_aside.annotate(last=Coalesce("failed_at", "received_at")).filter(last__lt=_ago(days.discarded))
-        yield "discarded, incoming", _closed(last, database)
+        laid_aside = received.filter(state__in=(In.DISCARDED, In.SUPERSEDED), discarded_at__lt=_ago(days.discarded))
+        yield "discarded, incoming", _closed(laid_aside, database)
 
 
 def prune(rows: QuerySet[Any], batch: int = BATCH) -> int:

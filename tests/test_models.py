@@ -9,8 +9,8 @@ from datetime import timedelta
 import pytest
 from django.core.management import call_command
 from django.db import connections
-from django.db.models.functions import Now
 
+from messaging.clock import Now
 from messaging.message import Message
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.publisher import publish, publish_many

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from django.db import connection, connections, transaction
-from django.db.models.functions import Now
 
 from messaging import Reject, Retry, apublish, publish
+from messaging.clock import Now
 from messaging.exceptions import ProcessDied
 from messaging.handlers import Registry
 from messaging.ledger import Entry

@@ -12,13 +12,13 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.db import connection, transaction
 from django.db.models import F
-from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from messaging import Message, apublish, apublish_many, publish, publish_many
+from messaging.clock import Now
 from messaging.exceptions import ConfigurationError, PayloadError, PublishError
 from messaging.message import (
     CAUSATION,

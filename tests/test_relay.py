@@ -12,9 +12,9 @@ from urllib.parse import unquote
 import pika
 import pytest
 from django.db import connections
-from django.db.models.functions import Now
 from pytest_django import Settings
 
+from messaging.clock import Now
 from messaging.message import Message
 from messaging.models import ProcessedMessage, PublishedMessage, Worker
 from messaging.publisher import publish, publish_many

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db.models.functions import Now
 from pytest_django import Settings
 
+from messaging.clock import Now
 from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMessage
 from messaging.retention import expired, prune
 
@@ -23,13 +23,13 @@ OLD = Now() - timedelta(days=31)
 
 
 def outgoing(state: str, *, when: Any = OLD, **fields: Any) -> PublishedMessage:
-    values = {"message_id": str(uuid.uuid4()), "created_at": when, "published_at": when, **fields}
+    values = {"message_id": str(uuid.uuid4()), "created_at": when, "published_at": when, "discarded_at": when, **fields}
     return PublishedMessage.objects.create(state=state, **values)
 
 
 def incoming(state: str, *, when: Any = OLD, **fields: Any) -> ProcessedMessage:
     values = {"message_id": str(uuid.uuid4()), "key": uuid.uuid4(), "digest": uuid.uuid4(), "queue": "work", **fields}
-    times = {"created_at": when, "received_at": when, "processed_at": when, "failed_at": when}
+    times = {"created_at": when, "received_at": when, "processed_at": when, "failed_at": when, "discarded_at": when}
     return ProcessedMessage.objects.create(state=state, **times, **values)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
-from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
+from messaging.clock import Now
 from messaging.message import unpack_body
 
 
@@ -61,6 +61,7 @@ class StoredMessage(models.Model):
     attempts = models.PositiveIntegerField(_("attempts"), default=0)
     error = models.TextField(_("error"), blank=True)
     created_at = models.DateTimeField(_("created"), db_default=Now(), editable=False)
+    discarded_at = models.DateTimeField(_("discarded"), null=True, editable=False)
 
     class Meta:
         abstract = True

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 from django.db import models
 from django.db.models import Q
-from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
+from messaging.clock import Now
 from messaging.message import Envelope
 from messaging.models.base import PolledIndex, StoredMessage
 

@@ -9,9 +9,10 @@ from typing import Any, Self
 
 from django.db import models, transaction
 from django.db.models import F, Q
-from django.db.models.functions import Greatest, Now
+from django.db.models.functions import Greatest
 from django.utils.translation import gettext_lazy as _
 
+from messaging.clock import Now
 from messaging.message import Envelope, storable
 from messaging.models.base import PolledIndex, StoredMessage
 from messaging.models.processed import ProcessedMessage

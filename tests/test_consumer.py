@@ -1,0 +1,541 @@
+"""`manage.py consume` as real processes on a real broker; and the backlog's order, which is pure."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+
+from messaging.backends.base import Delivery
+from messaging.backlog import Backlog, Job
+from messaging.handlers import Handler
+from messaging.wire import Properties
+from tests.services import Database
+from tests.site import ROOT, Running, Site, SiteFactory
+from tests.waiting import wait_until
+from tools.postgresql import PostgreSQL
+from tools.rabbitmq import RabbitMQ
+
+HANDLERS = """
+import os, time, uuid
+from pathlib import Path
+from messaging import handler
+from tests.app.models import Effect
+
+FOLDER = Path(os.environ["DATA_DIR"])
+
+def note(name):
+    (FOLDER / f"{name}.{uuid.uuid4().hex}").touch()
+
+def act(message):
+    do = message.payload.get("do")
+    note(f"started-{do}")
+    if do == "wait":
+        while not (FOLDER / "go").exists():
+            time.sleep(0.02)
+    if do == "die" and message.attempt == 1:
+        os.kill(os.getpid(), 9)
+    if do == "hang" and message.attempt == 1:
+        time.sleep(600)
+    if do == "exit" and message.attempt == 1:
+        raise SystemExit(3)
+    Effect.objects.create(key=message.id, value=str(message.payload.get("name")))
+
+@handler("work", "work.#", backoff=0.1, timeout=20)
+def work(message):
+    act(message)
+
+@handler("brief", "brief.#", backoff=0.1, timeout=1)
+def brief(message):
+    act(message)
+
+@handler("other", "other.#")
+def other(message):
+    act(message)
+
+@handler("many", "many.#", batch=5)
+def many(messages):
+    note(f"batch-{len(messages)}")
+    for message in messages:
+        Effect.objects.create(key=message.id, value="many")
+"""
+
+PAUSE = "from messaging.operations import Operator, set_paused; set_paused('work', {}, Operator(name='test'))"
+
+
+@pytest.fixture
+def make_site(site: SiteFactory) -> Callable[..., Site]:
+    return lambda **options: site(handlers=HANDLERS, **options)
+
+
+def publish(site: Site, *messages: tuple[str, dict[str, Any]]) -> None:
+    lines = [f"publish({key!r}, {payload!r})" for key, payload in messages]
+    site.shell("from messaging import publish\n" + "\n".join(lines))
+
+
+@contextlib.contextmanager
+def channel(site: Site) -> Iterator[Any]:
+    connection = pika.BlockingConnection(pika.URLParameters(site.broker_url))
+    with contextlib.closing(connection):
+        yield connection.channel()
+
+
+def send(site: Site, queue: str, payload: dict[str, Any], message_id: str | None = None) -> None:
+    """Straight to a queue, without any database."""
+    properties = pika.BasicProperties(content_type="application/json", message_id=message_id, delivery_mode=2)
+    with channel(site) as broker:
+        broker.confirm_delivery()
+        broker.basic_publish("", queue, json.dumps(payload).encode(), properties, mandatory=True)
+
+
+def ready(site: Site, queue: str) -> int:
+    with channel(site) as broker:
+        return int(broker.queue_declare(queue, passive=True).method.message_count)
+
+
+def consume(site: Site, *arguments: str) -> Running:
+    running = site.start("consume", *arguments)
+    running.wait_for_output(r"Connected to", 60)
+    return running
+
+
+def started(site: Site, name: str, count: int = 1, deadline: float = 30.0) -> None:
+    wait_until(lambda: len(list(site.folder.glob(f"started-{name}.*"))) >= count, deadline=deadline, what=name)
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == pid and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def has_processed(site: Site, count: int) -> bool:
+    return site.states().get("processed", 0) == count
+
+
+def test_burst_does_what_there_is_and_ends(make_site: Callable[..., Site], any_db: str) -> None:
+    site = make_site(db=any_db)
+    publish(site, *(("work.a", {"name": n}) for n in range(20)), ("other.a", {"name": "x"}))
+    burst = site.start("consume", "work", "other", "--burst")
+    assert burst.wait(90) == 0, burst.output
+    assert site.states() == {"processed": 21}
+    assert site.states("published") == {"published": 21}
+    assert re.search(
+        r"^Consuming work, other from amqp://\w+@127.0.0.1:\d+/\S* \(1 process x 4 workers\)\. Stop with Ctrl-C\.",
+        burst.output,
+        re.MULTILINE,
+    )
+    assert "Traceback" not in burst.output
+    assert "ResourceWarning" not in burst.output
+    assert site.value("SELECT COUNT(*) FROM messaging_worker") == 0
+
+
+def test_first_signal_finishes_and_hands_back(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    running = consume(site, "work", "--concurrency=1")
+    publish(site, ("work.a", {"do": "wait"}))
+    started(site, "wait")
+    publish(site, *(("work.a", {"name": n}) for n in range(3)))
+    wait_until(lambda: site.states("published") == {"published": 4})
+    os.killpg(running.pid, signal.SIGINT)  # Ctrl-C reaches the children too
+    running.wait_for_output("Stopping: what runs may finish")
+    wait_until(lambda: ready(site, "work") == 3, what="the unstarted ones at the broker")
+    assert running.returncode is None
+    (site.folder / "go").touch()
+    assert running.wait(20) == 0
+    assert site.states() == {"processed": 1}
+    assert "Traceback" not in running.output
+
+
+def test_second_signal_ends_now_and_loses_nothing(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    running = consume(site, "work")
+    publish(site, ("work.a", {"do": "wait"}))
+    started(site, "wait")
+    running.signal(signal.SIGTERM)
+    running.wait_for_output("Stopping: what runs may finish")
+    running.signal(signal.SIGTERM)
+    assert running.wait(3) == 1
+    wait_until(lambda: ready(site, "work") == 1, what="the message at the broker")
+
+
+def test_the_stop_timeout_ends_what_does_not_finish(make_site: Callable[..., Site]) -> None:
+    site = make_site(options={"STOP_TIMEOUT": 1})
+    running = consume(site, "work")
+    publish(site, ("work.a", {"do": "wait"}))
+    started(site, "wait")
+    assert running.stop(10) == 1
+    wait_until(lambda: ready(site, "work") == 1, what="the message at the broker")
+
+
+def test_a_killed_supervisor_takes_its_children_along(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    running = consume(site, "work", "--processes=2")
+    wait_until(lambda: running.output.count("Connected to") == 2)
+    publish(site, ("work.a", {"do": "wait"}))
+    started(site, "wait")
+    children = children_of(running.pid)
+    assert len(children) == 2
+    running.kill_process()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), deadline=2, what="their end")
+    wait_until(lambda: ready(site, "work") == 1, deadline=5, what="the message at the broker")
+
+
+@pytest.mark.parametrize(
+    "queue,do,error,text",
+    [
+        ("work", "die", "ProcessDied", "killed by signal 9"),
+        ("brief", "hang", "HandlerTimeout", "ran longer than its timeout of 1 s"),
+        ("work", "exit", "SystemExit", "3"),
+    ],
+)
+def test_killers_are_counted_and_retried(
+    make_site: Callable[..., Site], any_db: str, queue: str, do: str, error: str, text: str
+) -> None:
+    site = make_site(db=any_db)
+    running = consume(site, queue)
+    publish(site, (f"{queue}.a", {"do": do}))
+    wait_until(lambda: has_processed(site, 1), deadline=60, what=running.output)
+    (attempt,) = site.sql("SELECT exception_type, exception_message FROM messaging_attempt")
+    assert error in attempt[0]
+    assert text in attempt[1]
+    assert site.value("SELECT COUNT(*) FROM app_effect") == 1
+    assert running.stop() == 0
+
+
+def test_a_paused_queue_rests_until_it_is_resumed(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    running = consume(site, "work", "other")
+    site.shell(PAUSE.format(True))
+    running.wait_for_output("The queue work is paused")
+    publish(site, ("work.a", {"name": 1}), ("other.a", {"name": 2}))
+    wait_until(lambda: has_processed(site, 1))
+    wait_until(lambda: ready(site, "work") == 1)
+    send(site, "work.dead", {"name": 3})
+    wait_until(lambda: site.states().get("failed") == 1, what="the dead letter of a paused queue")
+    site.shell(PAUSE.format(False))
+    wait_until(lambda: has_processed(site, 2))
+    assert running.stop() == 0
+
+
+def test_a_queue_paused_before_the_start_is_left_alone(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    site.shell(PAUSE.format(True))
+    site.manage("topology")
+    publish(site, ("work.a", {"name": 1}), ("other.a", {"name": 2}))
+    site.manage("consume", "--burst", "work", "other")
+    assert (ready(site, "work"), site.states()) == (1, {"processed": 1})
+
+
+def test_batches_are_gathered(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    site.manage("topology")
+    for _ in range(12):
+        send(site, "many", {})
+    site.manage("consume", "--burst", "many", "--concurrency=1")
+    assert site.states() == {"processed": 12}, str(site.sql("SELECT * FROM messaging_attempt"))
+    sizes = sorted(path.name.split(".")[0] for path in site.folder.glob("batch-*"))
+    assert sizes[-2:] == ["batch-5", "batch-5"]
+
+
+def test_a_restarted_broker_is_found_again(make_site: Callable[..., Site], own_rabbitmq: RabbitMQ) -> None:
+    site = make_site(broker=own_rabbitmq.url)
+    running = consume(site, "work")
+    send(site, "work", {"name": 1})
+    wait_until(lambda: has_processed(site, 1))
+    own_rabbitmq.stop_app()
+    running.wait_for_output("Trying again until it works")
+    own_rabbitmq.start_app()
+    running.wait_for_output(r"Connected to .* again; consuming work\.", 60)
+    send(site, "work", {"name": 2})
+    wait_until(lambda: has_processed(site, 2))
+    assert running.output.count("Trying again until it works; nothing is lost") == 1
+    assert running.stop() == 0
+
+
+def test_waits_for_a_broker_that_is_not_there_yet(make_site: Callable[..., Site]) -> None:
+    site = make_site(broker="amqp://guest:secret@127.0.0.1:1/")
+    running = site.start("consume", "work")
+    running.wait_for_output("Trying again until it works")
+    assert running.stop() == 0
+    assert "secret" not in running.output
+    assert "Traceback" not in running.output
+
+
+def test_a_deleted_queue_is_declared_again(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    running = consume(site, "work")
+    with channel(site) as broker:
+        broker.queue_delete("work")
+    running.wait_for_output(r"Connected to .* again", 30)
+    publish(site, ("work.a", {"name": 1}))
+    wait_until(lambda: has_processed(site, 1))
+    assert running.stop() == 0
+
+
+def test_an_unusable_queue_ends_the_command_and_stays(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    with channel(site) as broker:
+        broker.queue_declare("work", durable=False)
+    done = site.manage("consume", "work", check=False, timeout=60)
+    assert done.returncode == 1
+    assert "Error: " in done.stderr
+    assert "durable" in done.stderr
+    assert "Traceback" not in done.stderr
+    with channel(site) as broker:
+        broker.queue_declare("work", passive=True)
+
+
+def test_without_the_database_deliveries_are_held(site: SiteFactory, own_postgres: PostgreSQL) -> None:
+    away = site(db="postgres", handlers=HANDLERS, postgres=Database(own_postgres.dsn))
+    running = consume(away, "work")
+    own_postgres.stop()
+    send(away, "work", {"name": 1}, message_id="held")
+    running.wait_for_output("does not answer: consumption pauses")
+    own_postgres.start()
+    running.wait_for_output("The database answers again")
+    wait_until(lambda: has_processed(away, 1))
+    assert away.sql("SELECT attempts, message_id FROM messaging_processedmessage") == [(1, "held")]
+    assert away.value("SELECT COUNT(*) FROM messaging_attempt") == 0
+    assert running.output.count("does not answer: consumption pauses") == 1
+    assert running.stop() == 0
+
+
+def test_a_changed_handler_is_reloaded(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    running = consume(site, "work", "--reload")
+    source = site.folder / "extra" / "handlers.py"
+
+    def touch() -> bool:
+        source.write_text(source.read_text() + "\n")
+        return "handlers.py changed: restarting" in running.output
+
+    wait_until(touch, interval=0.5, what="the restart")
+    wait_until(lambda: running.output.count("Connected to") >= 2)
+    assert running.stop() == 0
+
+
+def test_refuses_what_cannot_work(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    unknown = site.manage("consume", "nothing", check=False)
+    assert unknown.returncode == 1
+    assert "No handler takes from nothing. Queues with handlers:" in unknown.stderr
+    assert "--processes must be at least 1" in site.manage("consume", "--processes=0", check=False).stderr
+    assert 'no alias "else"' in site.manage("consume", "--using=else", check=False).stderr
+
+
+def test_runs_from_call_command_too(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    publish(site, ("work.a", {"name": 1}))
+    site.shell("from django.core.management import call_command; call_command('consume', 'work', burst=True)")
+    assert site.states() == {"processed": 1}
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [[sys.executable, str(ROOT / "manage.py")], [sys.executable, "-W", "error", "-m", "django"], ["django-admin"]],
+    ids=["manage.py", "python -m django", "django-admin"],
+)
+def test_starts_from_anywhere(make_site: Callable[..., Site], launcher: list[str], tmp_path: Path) -> None:
+    site = make_site()
+    publish(site, ("work.a", {"name": 1}))
+    env = site.env | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{site.env['PATH']}"}
+    if "manage.py" in launcher[-1]:
+        env["PYTHONPATH"] = str(site.folder)  # the script's own folder must be found without it
+    command = [*launcher, "consume", "work", "--burst"]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    assert site.states() == {"processed": 1}
+
+
+def test_shows_that_it_lives(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    running = consume(site, "work")
+    sql = "SELECT kind, queues FROM messaging_worker WHERE kind = 'consume'"
+    ((kind, queues),) = wait_until(lambda: site.sql(sql))
+    assert (kind, json.loads(queues)) == ("consume", ["work"])
+    assert running.stop() == 0
+    assert site.value("SELECT COUNT(*) FROM messaging_worker WHERE kind = 'consume'") == 0
+
+
+def test_topology_declares_and_compares(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    missing = site.manage("topology", "--check", check=False)
+    assert missing.returncode == 1
+    assert "work" in missing.stdout
+    assert "work" in site.manage("topology").stdout
+    assert "Everything is as it should be" in site.manage("topology", "--check").stdout
+    assert json.loads(site.manage("topology", "--check", "--json").stdout) == []
+
+
+# The backlog's order
+
+
+class Parcel(Delivery):
+    """A delivery that remembers how it was settled."""
+
+    def __init__(self, queue: str = "work", *, redelivered: bool = False, age: float = 0.0) -> None:
+        self.queue = self.routing_key = queue
+        self.exchange, self.body, self.properties = "", b"", Properties()
+        self.redelivered = redelivered
+        self.received_at = time.monotonic() - age
+        self.settled: list[str] = []
+        self.live = True
+
+    def ack(self) -> bool:
+        self.settled.append("ack")
+        return self.live
+
+    def requeue(self) -> bool:
+        self.settled.append("requeue")
+        return self.live
+
+    @property
+    def is_live(self) -> bool:
+        return self.live
+
+
+def handler(queue: str, *, atomic: bool = True, batch: int | None = None) -> Handler:
+    return Handler(print, queue, (), "default", "default", atomic, None, None, None, batch)
+
+
+HANDLER = {"work": handler("work"), "other": handler("other"), "long": handler("long", atomic=False)}
+BATCH = handler("many", batch=3)
+
+
+@pytest.fixture
+def backlog() -> Backlog:
+    return Backlog(lambda delivery: {**HANDLER, "many": BATCH}.get(delivery.queue), ["work.dead"])
+
+
+def take(backlog: Backlog) -> list[Delivery]:
+    job = backlog.take()
+    assert job is not None
+    return [item.delivery for item in job.items]
+
+
+def try_to_take(backlog: Backlog) -> list[Job | None]:
+    """A thread that takes one job whenever it may; the list fills then."""
+    taken: list[Job | None] = []
+    threading.Thread(target=lambda: taken.append(backlog.take()), daemon=True).start()
+    return taken
+
+
+def test_queues_take_turns(backlog: Backlog) -> None:
+    parcels = [Parcel("work"), Parcel("work"), Parcel("work"), Parcel("other"), Parcel("work.dead")]
+    for parcel in parcels:
+        backlog.put(parcel)
+    assert [take(backlog)[0].queue for _ in parcels] == ["work", "other", "work.dead", "work", "work"]
+
+
+def test_a_suspect_waits_for_what_runs_and_then_runs_alone(backlog: Backlog) -> None:
+    backlog.put(Parcel())
+    first = backlog.take()
+    assert first is not None
+    suspect = Parcel(redelivered=True)
+    for parcel in (suspect, Parcel("other"), Parcel("long"), Parcel("long", redelivered=True)):
+        backlog.put(parcel)
+    assert [take(backlog)[0].queue, take(backlog)[0].queue] == ["long", "long"]
+    taken = try_to_take(backlog)
+    assert taken == []
+    backlog.done(first)
+    (job,) = wait_until(lambda: taken)
+    assert job is not None
+    assert job.head.delivery is suspect
+
+
+def test_nothing_atomic_runs_beside_a_suspect(backlog: Backlog) -> None:
+    backlog.put(Parcel(redelivered=True))
+    alone = backlog.take()
+    assert alone is not None
+    assert alone.is_alone
+    backlog.put(Parcel("other"))
+    backlog.put(Parcel("long", redelivered=True))
+    assert take(backlog)[0].queue == "long"
+    taken = try_to_take(backlog)
+    assert backlog.waiting == 1
+    assert taken == []
+    backlog.done(alone)
+    wait_until(lambda: taken)
+
+
+def test_a_batch_is_of_one_handler_and_without_suspects(backlog: Backlog) -> None:
+    suspect = Parcel("many", redelivered=True)
+    fresh = [Parcel("many") for _ in range(4)]
+    for parcel in (fresh[0], suspect, *fresh[1:]):
+        backlog.put(parcel)
+    job = backlog.take()
+    assert job is not None
+    assert [item.delivery for item in job.items] == fresh[:3]
+    backlog.done(job)
+    assert take(backlog) == [suspect]
+
+
+def test_an_incomplete_batch_waits_only_for_a_moment(backlog: Backlog) -> None:
+    parcel = Parcel("many")
+    backlog.put(parcel)
+    assert take(backlog) == [parcel]
+    assert time.monotonic() - parcel.received_at >= 0.05
+
+
+def test_set_aside_comes_again_later_and_first(backlog: Backlog) -> None:
+    aside, later = Parcel(), Parcel()
+    backlog.put(aside)
+    job = backlog.take()
+    assert job is not None
+    backlog.put_back(job.items, 0.1)
+    backlog.done(job)
+    before = time.monotonic()
+    assert take(backlog) == [aside]
+    assert time.monotonic() - before >= 0.09
+    backlog.put(later)
+    assert take(backlog) == [later]
+
+
+def test_what_the_broker_took_back_is_forgotten(backlog: Backlog) -> None:
+    lost, kept = Parcel(), Parcel()
+    backlog.put(lost)
+    backlog.put(kept)
+    lost.live = False
+    assert backlog.drop_stale() == 1
+    assert take(backlog) == [kept]
+    assert lost.settled == []
+
+
+def test_gives_back_what_is_chosen_but_nothing_acknowledged(backlog: Backlog) -> None:
+    old, young, done = Parcel(age=400), Parcel(), Parcel("long", age=400)
+    backlog.put(done)
+    job = backlog.take()
+    assert job is not None
+    job.head.ack()
+    job.head.ack()
+    backlog.put_back(job.items, 60)
+    backlog.put(old)
+    backlog.put(young)
+    assert backlog.give_back(lambda delivery: time.monotonic() - delivery.received_at > 300) == 1
+    assert (old.settled, young.settled, done.settled) == (["requeue"], [], ["ack"])
+
+
+def test_a_closed_backlog_takes_and_gives_nothing(backlog: Backlog) -> None:
+    taken = try_to_take(backlog)
+    backlog.close()
+    wait_until(lambda: taken == [None])
+    late = Parcel()
+    backlog.put(late)
+    assert late.settled == ["requeue"]

@@ -1,0 +1,98 @@
+"""The ledger: what one process writes, another one reads, also after a sudden death."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+
+from messaging.ledger import SLOT, Entry, Ledger
+
+ENTRY = Entry(
+    alias="default",
+    queue="billing",
+    key=str(uuid4()),
+    digest=str(uuid4()),
+    round=1,
+    message_id="m-1",
+    database="default",
+    handler="shop.handlers.bill",
+    started=1000.0,
+)
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    ledger = Ledger.create(3)
+    yield ledger
+    ledger.close()
+
+
+def test_shows_what_runs_while_it_runs(ledger: Ledger) -> None:
+    before = time.monotonic()
+    with ledger.slot(1).running(ENTRY):
+        (running,) = ledger.running_entries()
+        assert (running.slot, running.entry) == (1, ENTRY)
+        assert before <= running.since <= time.monotonic()
+    assert ledger.running_entries() == []
+
+
+def test_forgets_what_raised(ledger: Ledger) -> None:
+    with pytest.raises(RuntimeError), ledger.slot(0).running(ENTRY):
+        raise RuntimeError
+    assert ledger.running_entries() == []
+
+
+def test_overdue_are_only_those_beyond_their_timeout(ledger: Ledger) -> None:
+    quick, slow = replace(ENTRY, timeout=5.0), replace(ENTRY, timeout=50.0)
+    with ledger.slot(0).running(quick), ledger.slot(1).running(slow), ledger.slot(2).running(ENTRY):
+        now = time.monotonic()
+        assert ledger.overdue(now) == []
+        assert [running.slot for running in ledger.overdue(now + 6)] == [0]
+        assert [running.slot for running in ledger.overdue(now + 60)] == [0, 1]
+
+
+def test_a_killed_process_leaves_its_entries(ledger: Ledger) -> None:
+    code = (
+        "import os, sys; from messaging.ledger import Entry, Ledger\n"
+        "ledger = Ledger.attach(int(sys.argv[1]), 3)\n"
+        "with ledger.slot(2).running(Entry.from_json(sys.argv[2])): os.kill(os.getpid(), 9)"
+    )
+    command = [sys.executable, "-c", code, str(ledger.fd), ENTRY.to_json()]
+    done = subprocess.run(command, pass_fds=[ledger.fd], check=False, timeout=60)
+    assert done.returncode == -9
+    assert [(running.slot, running.entry) for running in ledger.running_entries()] == [(2, ENTRY)]
+    ledger.clear()
+    assert ledger.running_entries() == []
+
+
+def test_an_attached_ledger_is_kept_from_further_children(ledger: Ledger) -> None:
+    os.set_inheritable(ledger.fd, True)
+    attached = Ledger.attach(os.dup(ledger.fd), 3)
+    assert not os.get_inheritable(attached.fd)
+    attached.close()
+
+
+@pytest.mark.parametrize("offset", [8, 30, 60])
+def test_a_torn_entry_is_no_entry(ledger: Ledger, offset: int) -> None:
+    with ledger.slot(0).running(ENTRY):
+        at = offset if offset > 8 else struct.calcsize("<Bd")
+        os.pwrite(ledger.fd, b"\xff\xff\xff", at)
+        assert ledger.running_entries() == []
+
+
+def test_the_longest_names_stay_within_their_slot(ledger: Ledger) -> None:
+    long = replace(ENTRY, message_id="\x01" * 255, queue="é" * 125, handler="x.\u00e9" * 900)
+    with ledger.slot(0).running(long), ledger.slot(1).running(ENTRY):
+        first, second = ledger.running_entries()
+        assert first.entry.key == long.key
+        assert first.entry.queue == long.queue
+        assert second.entry == ENTRY
+    assert SLOT == 4096

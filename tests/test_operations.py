@@ -1,0 +1,203 @@
+"""What operators do, as functions and as a command."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.core.management import CommandError, call_command
+from django.utils import timezone
+
+from messaging import operations
+from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
+from messaging.operations import Operator
+from tests.admin_rows import incoming, outgoing
+
+pytestmark = pytest.mark.django_db
+BY = Operator(name="script", reason="test")
+
+
+def one(row: Any) -> Any:
+    return type(row).objects.filter(pk=row.pk)
+
+
+def test_a_requeue_begins_a_round_with_fresh_attempts() -> None:
+    row = incoming("failed", attempts=8, round=3)
+    outcome = operations.requeue(one(row), BY)
+    row.refresh_from_db()
+    assert outcome.done == [row.pk]
+    assert (row.state, row.round, row.attempts, row.retry_at) == ("requeued", 4, 0, None)
+    out = PublishedMessage.objects.get()
+    assert (out.state, out.exchange, out.queue, out.round, out.inbox_id) == ("pending", "", "billing", 4, row.pk)
+    record = AuditRecord.objects.get()
+    assert (record.action, record.state_before, record.state_after) == ("requeue", "failed", "requeued")
+    assert (record.username, record.reason, record.message_pk) == ("script", "test", row.pk)
+
+
+@pytest.mark.parametrize("act", [operations.requeue, operations.discard])
+def test_acting_on_a_retrying_message_cancels_its_pending_round(act: Any) -> None:
+    row = incoming("retrying", round=2)
+    pending = outgoing("pending", inbox=row, queue="billing", exchange="")
+    act(one(row), BY)
+    pending.refresh_from_db()
+    assert (pending.state, pending.due_at) == ("discarded", None)
+
+
+def test_discarding_fences_copies_and_restoring_makes_failed() -> None:
+    row = incoming("failed")
+    operations.discard(one(row), BY)
+    row.refresh_from_db()
+    assert (row.state, row.round) == ("discarded", 2)
+    operations.restore(one(row), BY)
+    row.refresh_from_db()
+    assert row.state == "failed"
+    assert list(AuditRecord.objects.order_by("pk").values_list("action", flat=True)) == ["discard", "restore"]
+
+
+def test_every_verb_skips_what_is_in_another_state_and_says_why() -> None:
+    rows = [incoming(state) for state in ProcessedMessage.State.values]
+    outcome = operations.requeue(ProcessedMessage.objects.all(), BY)
+    assert len(outcome.done) == 2
+    assert outcome.skipped_count == len(rows) - 2
+    assert "it is processed" in outcome.skipped
+
+
+def test_a_selection_of_several_batches_is_done_whole() -> None:
+    for _ in range(operations.BATCH + 3):
+        outgoing("failed")
+    outcome = operations.release(PublishedMessage.objects.all(), BY)
+    assert len(outcome.done) == operations.BATCH + 3
+    assert AuditRecord.objects.count() == operations.BATCH + 3
+
+
+def test_a_damaged_row_is_skipped_and_does_not_stop_the_others() -> None:
+    damaged = [incoming(wire=b"\x00"), incoming(body=b"\x00")]
+    ProcessedMessage.objects.filter(pk=damaged[1].pk).update(body="A")
+    sound = incoming()
+    outcome = operations.requeue(ProcessedMessage.objects.all(), BY)
+    assert outcome.done == [sound.pk]
+    assert [reason[:29] for reason in outcome.skipped] == ["its stored content is damaged"] * 2
+    out = outgoing("published", wire=b"\x00")
+    assert operations.publish_copy(one(out), BY).skipped_count == 1
+
+
+def test_a_row_of_an_alias_that_left_the_settings_is_acted_upon_all_the_same() -> None:
+    row = incoming(alias="gone")
+    assert operations.requeue(one(row), BY).done == [row.pk]
+
+
+def test_rounds_are_refused_by_every_verb_of_the_outbox() -> None:
+    row = incoming("retrying")
+    pending = outgoing("failed", inbox=row)
+    verbs = (
+        operations.release, operations.replay, operations.publish_copy, operations.discard_published,
+        operations.restore_published,
+    )  # fmt: skip
+    for verb in verbs:
+        outcome = verb(one(pending), BY)
+        assert (outcome.done, outcome.skipped_count) == ([], 1)
+    pending.refresh_from_db()
+    assert pending.state == "failed"
+
+
+def test_restoring_brings_back_what_it_was() -> None:
+    failed, draft = outgoing("failed", error="unroutable"), outgoing("draft")
+    operations.discard_published(PublishedMessage.objects.all(), BY)
+    operations.restore_published(PublishedMessage.objects.all(), BY)
+    failed.refresh_from_db()
+    draft.refresh_from_db()
+    assert (failed.state, draft.state) == ("failed", "draft")
+
+
+def test_pausing_is_recorded() -> None:
+    operations.set_paused("billing", True, BY)
+    control = operations.set_paused("billing", False, BY)
+    assert not control.paused
+    assert QueueControl.objects.count() == 1
+    assert list(AuditRecord.objects.order_by("pk").values_list("action", "kind")) == [
+        ("pause", "queue"), ("resume", "queue"),
+    ]  # fmt: skip
+
+
+def test_the_audit_outlives_the_user() -> None:
+    user = get_user_model().objects.create_user("leaver")
+    operations.discard(one(incoming()), Operator(user=user))
+    user.delete()
+    record = AuditRecord.objects.get()
+    assert (record.user, record.username) == (None, "leaver")
+
+
+def run(*args: str) -> str:
+    out = StringIO()
+    call_command("requeue_messages", *args, stdout=out, no_color=True)
+    return out.getvalue()
+
+
+def states() -> dict[str, str]:
+    return dict(ProcessedMessage.objects.values_list("message_id", "state"))
+
+
+@pytest.mark.parametrize(
+    ("args", "requeued"),
+    [
+        ([], {"a", "b", "c"}),
+        (["--queue", "mail"], {"b"}),
+        (["--queue", "mail", "--queue", "billing"], {"a", "b", "c"}),
+        (["--handler", "shop.bill"], {"a"}),
+        (["--exception", "Boom"], {"a", "c"}),
+        (["--exception", "shop.Boom"], {"a"}),
+        (["--state", "retrying"], {"d"}),
+        (["--id", "a", "--id", "b", "--id", "nothing"], {"a", "b"}),
+        (["--limit", "2"], {"a", "b"}),
+        (["--alias", "other"], set()),
+        (["--before", "2020-01-02"], {"c"}),
+        (["--after", "2020-01-02"], {"a", "b"}),
+        (["--after", "2020-01-01T00:00:00+00:00", "--before", "2020-01-01T00:00:01Z"], {"c"}),
+    ],
+)
+def test_the_command_requeues_what_its_filters_name(args: list[str], requeued: set[str]) -> None:
+    incoming(message_id="a", handler="shop.bill", exception_type="shop.Boom")
+    incoming(message_id="b", queue="mail", exception_type="shop.Bang")
+    old = incoming(message_id="c", exception_type="Boom")
+    ProcessedMessage.objects.filter(pk=old.pk).update(
+        received_at=timezone.now().replace(year=2020, month=1, day=1, hour=0, minute=0, second=0, microsecond=0)
+    )
+    incoming("retrying", message_id="d")
+    incoming("processed", message_id="e")
+    before = states()
+    assert f"{len(requeued)} " in run(*args, "--dry-run")
+    assert states() == before
+    assert f"Requeued {len(requeued)} message" in run(*args)
+    assert {name for name, state in states().items() if state == "requeued"} == requeued
+
+
+def test_the_command_says_what_it_skipped_and_who_did_it() -> None:
+    incoming(wire=None)
+    incoming()
+    get_user_model().objects.create_user("alice")
+    text = run("--reason", "deployed", "--user", "alice")
+    assert "Skipped 1: its content was never received." in text
+    record = AuditRecord.objects.get()
+    assert (record.username, record.reason) == ("alice", "deployed")
+    assert record.user is not None
+    incoming()
+    run()
+    assert AuditRecord.objects.latest("pk").username == "manage.py requeue_messages"
+
+
+@pytest.mark.parametrize(
+    "args", [["--before", "tomorrow"], ["--after", "2020-13-45"], ["--limit", "0"], ["--state", "processed"]]
+)
+def test_the_command_refuses_what_it_cannot_read(args: list[str]) -> None:
+    with pytest.raises(CommandError):
+        run(*args)
+
+
+def test_the_command_takes_more_than_a_batch() -> None:
+    for _ in range(operations.BATCH + 1):
+        incoming()
+    assert f"Requeued {operations.BATCH + 1} messages." in run()
+    assert not ProcessedMessage.objects.filter(state="failed", received_at__lt=timezone.now() + timedelta(1)).exists()

@@ -1,0 +1,307 @@
+"""The supervisor with children that need no Django: stops, deaths, time limits, restarts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from messaging.child_process import describe
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parent.parent
+
+CHILD = """
+import json, os, socket, sys, time, signal, threading
+from pathlib import Path
+from messaging.ledger import Entry, Ledger
+role = json.loads(os.environ["MESSAGING_CHILD"])
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: None)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+control = socket.socket(fileno=role["control"])
+lines = control.makefile("rb")
+ledger = Ledger.attach(role["ledger"], role["slots"])
+folder = Path(sys.argv[1])
+def order():
+    line = lines.readline()
+    if not line:
+        os._exit(1)
+    return json.loads(line)
+def report(**facts):
+    control.sendall(json.dumps(facts).encode() + b"\\n")
+def note(name, text=""):
+    (folder / f"{name}.{role['index']}.{os.getpid()}").write_text(text)
+def entry(**values):
+    defaults = dict(alias="default", queue="q", key="k", digest="d", round=1, message_id="m", database="default",
+        handler="shop.bill", started=time.time())
+    return Entry(**(defaults | values))
+def died_before():
+    return len(list(folder.glob(f"up.{role['index']}.*"))) > 1
+crashed = order()["crashed"]
+note("crashed", json.dumps(crashed))
+for _ in crashed:
+    report(recorded=1)
+note("up")
+def obey():
+    order()
+    report(finished=True)
+    os._exit(0)
+"""
+
+OBEDIENT = "obey()"
+DEAF = "order(); note('asked'); order()"
+
+
+class Supervised:
+    """A supervisor process and what its children left."""
+
+    def __init__(self, folder: Path, body: str, *options: str) -> None:
+        self.folder = folder
+        script = folder / "child.py"
+        script.write_text(CHILD + textwrap.dedent(body))
+        command = [sys.executable, "-m", "messaging.supervisor", *options, f"--python-path={ROOT}", "--"]
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, sys.executable, str(script), str(folder)],
+                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                cwd=folder,
+                start_new_session=True,
+            )
+
+    def notes(self, name: str, index: int = 0) -> list[Path]:
+        """What the children wrote under a name, in order."""
+        return sorted(self.folder.glob(f"{name}.{index}.*"), key=lambda path: path.stat().st_mtime_ns)
+
+    def pids(self, name: str = "up", index: int = 0) -> list[int]:
+        return [int(path.name.split(".")[2]) for path in self.notes(name, index)]
+
+    def wait_for(self, name: str, count: int = 1, index: int = 0, deadline: float = 30.0) -> list[int]:
+        wait_until(
+            lambda: len(self.notes(name, index)) >= count,
+            deadline=deadline,
+            what=f"{count} x {name}; the log:\n{self.log.read_text()}",
+        )
+        return self.pids(name, index)
+
+    def crashed(self, index: int = 0) -> list[list[dict[str, str]]]:
+        return [json.loads(path.read_text() or "[]") for path in self.notes("crashed", index)]
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+
+@pytest.fixture
+def supervise(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
+    started: list[Supervised] = []
+
+    def start(body: str, *options: str) -> Supervised:
+        folder = tmp_path / uuid4().hex[:6]
+        folder.mkdir()
+        started.append(Supervised(folder, body, *options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(one.process.pid, signal.SIGKILL)
+        one.process.wait()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_first_signal_lets_every_child_finish(supervise: Callable[..., Supervised], number: int) -> None:
+    supervised = supervise(OBEDIENT, "--processes=2")
+    supervised.wait_for("up")
+    supervised.wait_for("up", index=1)
+    os.killpg(supervised.process.pid, number)  # the whole group, as a terminal does
+    assert supervised.process.wait(10) == 0
+    assert "Traceback" not in supervised.output()
+
+
+def test_second_signal_ends_it_now(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(DEAF, "--stop-timeout=60")
+    (pid,) = supervised.wait_for("up")
+    supervised.process.send_signal(signal.SIGTERM)
+    supervised.wait_for("asked")
+    assert supervised.process.poll() is None
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.process.wait(5) == 1
+    assert not is_alive(pid)
+
+
+def test_a_terminals_and_a_launchers_signal_are_one_wish(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(
+        """
+        order()
+        time.sleep(1.5)
+        report(finished=True)
+        """
+    )
+    supervised.wait_for("up")
+    supervised.process.send_signal(signal.SIGINT)
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.process.wait(10) == 0
+
+
+def test_the_deadline_ends_what_does_not_finish(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(DEAF, "--stop-timeout=0.5")
+    (pid,) = supervised.wait_for("up")
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.process.wait(10) == 1
+    assert not is_alive(pid)
+
+
+def test_children_end_with_a_killed_supervisor(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(OBEDIENT, "--processes=2")
+    pids = supervised.wait_for("up") + supervised.wait_for("up", index=1)
+    supervised.process.kill()
+    wait_until(lambda: not any(map(is_alive, pids)), deadline=2, what="the end of the children")
+
+
+def test_a_dead_child_is_replaced_and_its_work_reported(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(
+        """
+        if died_before():
+            obey()
+        with ledger.slot(0).running(entry(key="first")), ledger.slot(1).running(entry(key="many", batch=5)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        "--slots=2",
+    )
+    supervised.wait_for("up", 2)
+    before, after = supervised.crashed()
+    assert before == []
+    (crash,) = after
+    assert json.loads(crash["entry"])["key"] == "first"
+    assert (crash["error"], crash["text"]) == (
+        "ProcessDied",
+        "The process that ran it was killed by signal 9 (SIGKILL).",
+    )
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.process.wait(10) == 0
+
+
+def test_a_crash_is_reported_until_it_is_recorded(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(
+        """
+        count = len(list(folder.glob("up.*")))
+        if count >= 3:
+            obey()
+        with ledger.slot(0).running(entry(key=str(count))):
+            os._exit(3)
+        """
+    )
+    script = supervised.folder / "child.py"
+    script.write_text(script.read_text().replace("for _ in crashed:", "for _ in crashed[1:]:"))
+    supervised.wait_for("up", 3)
+    keys = [[json.loads(crash["entry"])["key"] for crash in crashes] for crashes in supervised.crashed()]
+    assert keys == [[], ["1"], ["1", "2"]]
+    assert "exited with status 3" in supervised.crashed()[1][0]["text"]
+
+
+def test_leaving_without_saying_goodbye_is_a_death(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise("obey() if died_before() else os._exit(0)")
+    supervised.wait_for("up", 2)
+    assert "exited with status 0" in supervised.output()
+
+
+def test_only_the_overdue_handler_is_blamed(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(
+        """
+        if died_before():
+            obey()
+        with ledger.slot(0).running(entry(key="slow", timeout=0.5)), ledger.slot(1).running(entry(key="innocent")):
+            time.sleep(600)
+        """,
+        "--slots=2",
+    )
+    pids = supervised.wait_for("up", 2)
+    (crash,) = supervised.crashed()[1]
+    assert json.loads(crash["entry"])["key"] == "slow"
+    assert (crash["error"], crash["text"]) == ("HandlerTimeout", "ran longer than its timeout of 0.5 s")
+    assert not is_alive(pids[0])
+
+
+def test_deaths_in_a_row_slow_down(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise("os._exit(1)")
+    supervised.wait_for("up", 4)
+    pauses = [float(text) for text in re.findall(r"starts in ([\d.]+) s", supervised.output())]
+    assert pauses[0] < 0.3
+    assert pauses[2] > pauses[0]
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.process.wait(10) == 0
+
+
+def test_a_configuration_error_ends_everything(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise("sys.exit(78) if role['index'] else obey()", "--processes=2")
+    assert supervised.process.wait(20) == 1
+    assert len(supervised.notes("up", 1)) == 1
+
+
+def test_ends_when_every_child_is_done(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise("report(finished=True)", "--processes=2")
+    assert supervised.process.wait(20) == 0
+    assert (len(supervised.notes("up")), len(supervised.notes("up", 1))) == (1, 1)
+
+
+def test_a_child_that_grows_is_replaced(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(
+        """
+        if not died_before():
+            memory = b"x" * 300_000_000
+        obey()
+        """,
+        "--max-memory=200",
+    )
+    supervised.wait_for("up", 2)
+    assert "more than 200 MB" in supervised.output()
+    assert supervised.crashed() == [[], []]
+
+
+def test_a_changed_file_restarts_the_children(supervise: Callable[..., Supervised], tmp_path: Path) -> None:
+    source = tmp_path / "handlers.py"
+    source.write_text("1")
+    supervised = supervise(f"report(files=[{str(source)!r}]); note('reported'); obey()", "--reload")
+    supervised.wait_for("reported")
+    time_before = source.stat().st_mtime_ns
+    deadline = time.monotonic() + 20
+    while len(supervised.notes("up")) < 2 and time.monotonic() < deadline:
+        source.write_text("2")  # again and again: the supervisor may not have taken its first look yet
+        os.utime(source, ns=(time_before, max(time.time_ns(), time_before + 1)))
+        time.sleep(0.2)
+    supervised.wait_for("up", 2, deadline=1)
+    assert "handlers.py changed" in supervised.output()
+
+
+def test_needs_no_django() -> None:
+    code = "import sys, messaging.supervisor; print([name for name in sys.modules if name.startswith('django')])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_exit_status_in_words() -> None:
+    assert describe(3) == "exited with status 3"
+    assert describe(-9) == "was killed by signal 9 (SIGKILL)"
+    assert describe(-250) == "was killed by signal 250"
