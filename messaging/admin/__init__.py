@@ -1,0 +1,20 @@
+"""The operator's console, inside Django's admin.
+
+The classes can be registered again on another admin site, or extended: nothing outside this package needs them.
+"""
+
+from django.contrib import admin
+
+from messaging.admin.processed import ProcessedMessageAdmin
+from messaging.admin.published import PublishedMessageAdmin
+from messaging.admin.queues import QueueControlAdmin
+from messaging.admin.records import AuditRecordAdmin, WorkerAdmin
+from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl, Worker
+
+__all__ = ["AuditRecordAdmin", "ProcessedMessageAdmin", "PublishedMessageAdmin", "QueueControlAdmin", "WorkerAdmin"]
+
+admin.site.register(PublishedMessage, PublishedMessageAdmin)
+admin.site.register(ProcessedMessage, ProcessedMessageAdmin)
+admin.site.register(QueueControl, QueueControlAdmin)
+admin.site.register(AuditRecord, AuditRecordAdmin)
+admin.site.register(Worker, WorkerAdmin)

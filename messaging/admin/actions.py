@@ -1,0 +1,211 @@
+"""Carrying out a `Verb` from the admin: what it would do, the confirmation page, doing it, and saying what was done."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin, messages
+from django.contrib.admin import helpers
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.contenttypes.models import ContentType
+from django.db import router
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from messaging.admin.filters import newest_pk
+from messaging.admin.paginator import LIMIT, Bounded, bounded_count
+from messaging.admin.verbs import Verb
+from messaging.operations import BATCH, Operator, Outcome
+
+if TYPE_CHECKING:
+    from messaging.admin.base import MessageAdmin
+
+SAMPLES = 10
+PATIENCE = 10.0  # seconds after which no further batch is begun: web servers end requests that take much longer
+LOGGED = 100  # rows up to which each gets its own log entry
+REASON = 1000  # characters of a reason
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a verb would do: how many rows it acts on, and how many it skips for which reason."""
+
+    count: int
+    skipped: list[tuple[str, int]]
+
+
+def preview(verb: Verb, rows: QuerySet[Any]) -> Preview:
+    """Look at a selection, with bounded counts."""
+    skipped = []
+    if verb.states is not None:
+        labels = dict(rows.model.State.choices)
+        others = rows.order_by().exclude(verb.right_state).values_list("state", flat=True)
+        found = Counter(others[: LIMIT + 1])
+        more = found.total() > LIMIT
+        for state, count in found.most_common():
+            skipped.append((_in_state(labels.get(state, state), count), Bounded(count) if more else count))
+    if verb.lacking:
+        lacking = bounded_count(rows.filter(verb.right_state).exclude(verb.requires))
+        if lacking:
+            skipped.append((str(verb.lacking), lacking))
+    return Preview(bounded_count(rows.filter(verb.eligible)), skipped)
+
+
+def as_action(verb: Verb) -> Any:
+    """A verb as a list action: it shows the confirmation page, and acts when that is posted."""
+
+    @admin.action(permissions=[verb.permission], description=verb.label)
+    def action(model_admin: MessageAdmin, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        across = request.POST.get("select_across") == "1"
+        cutoff = _cutoff(request)
+        if across and cutoff is not None:
+            queryset = queryset.filter(pk__lte=cutoff)
+        if request.POST.get("post"):
+            carry_out(model_admin, request, verb, queryset)
+            return None
+        fields = _repeat(request, verb, queryset, across)
+        return confirm(model_admin, request, verb, queryset, fields, request.get_full_path())
+
+    action.__name__ = verb.name
+    return action
+
+
+def confirm(
+    model_admin: MessageAdmin,
+    request: HttpRequest,
+    verb: Verb,
+    rows: QuerySet[Any],
+    fields: list[tuple[str, str]],
+    back: str,
+) -> TemplateResponse:
+    """The page that says what will happen and asks.
+
+    `fields` is what its form posts beside the answer; `back` is where one goes who does not want it.
+    """
+    opts = model_admin.opts
+    look = preview(verb, rows)
+    samples = list(rows.filter(verb.eligible).only(*model_admin.sample_fields)[:SAMPLES])
+    request.current_app = model_admin.admin_site.name
+    return TemplateResponse(
+        request,
+        "admin/messaging/confirm.html",
+        {
+            **model_admin.admin_site.each_context(request),
+            "title": verb.label if fields else verb.button,
+            "opts": opts,
+            "media": model_admin.media,
+            "verb": verb,
+            "preview": look,
+            "question": _question(look.count),
+            "limit": LIMIT if isinstance(look.count, Bounded) else None,
+            "samples": [(sample, model_admin.badge(sample)) for sample in samples],
+            "unlisted": look.count - len(samples) if not isinstance(look.count, Bounded) else None,
+            "fields": fields,
+            "back": back,
+            "reason_length": REASON,
+        },
+    )
+
+
+def carry_out(model_admin: MessageAdmin, request: HttpRequest, verb: Verb, rows: QuerySet[Any]) -> Outcome:
+    """Act on up to `LIMIT` of the rows, for `PATIENCE` seconds; log it, and tell the operator what was done."""
+    look = preview(verb, rows)
+    database = router.db_for_write(rows.model)
+    ids = iter(rows.filter(verb.eligible).order_by("pk").values_list("pk", flat=True)[:LIMIT])
+    manager = rows.model._default_manager.using(database)
+    outcome, by = Outcome(), operator(request)
+    until = time.monotonic() + PATIENCE
+    while (batch := list(islice(ids, BATCH))) and (time.monotonic() < until or not outcome.done):
+        merge(outcome, verb.act(manager.filter(pk__in=batch), by))
+    log(model_admin, request, verb, outcome)
+    report(model_admin, request, verb, outcome, look, rest=bool(batch) or isinstance(look.count, Bounded))
+    return outcome
+
+
+def operator(request: HttpRequest) -> Operator:
+    """Who sent this request, and the reason given."""
+    reason = request.POST.get("reason", "").replace("\x00", "").strip()
+    return Operator(user=request.user, reason=reason[:REASON])
+
+
+def merge(total: Outcome, part: Outcome) -> None:
+    """Add one outcome to another."""
+    total.done += part.done
+    total.created += part.created
+    for reason, ids in part.skipped.items():
+        total.skipped.setdefault(reason, []).extend(ids)
+
+
+def log(model_admin: MessageAdmin, request: HttpRequest, verb: Verb, outcome: Outcome) -> None:
+    """The admin's own history: an entry per row, one for all where there are many."""
+    count = len(outcome.done)
+    if not count:
+        return
+    reason = operator(request).reason
+    text = f"{verb.button}: {reason}" if reason else str(verb.button)
+    user_id = operator(request).user.pk
+    if count <= LOGGED:
+        rows = model_admin.model._default_manager.only(*model_admin.sample_fields).filter(pk__in=outcome.done)
+        LogEntry.objects.log_actions(user_id, rows, CHANGE, text)
+        return
+    LogEntry.objects.create(
+        user_id=user_id,
+        content_type_id=ContentType.objects.get_for_model(model_admin.model).pk,
+        object_id=None,
+        object_repr=f"{count} {model_admin.opts.verbose_name_plural}"[:200],
+        action_flag=CHANGE,
+        change_message=f"{text} · {verb.done(count)}",
+    )
+
+
+def report(
+    model_admin: MessageAdmin, request: HttpRequest, verb: Verb, outcome: Outcome, look: Preview, *, rest: bool
+) -> None:
+    """Say what was done, what was skipped, and whether there is a rest."""
+    count = len(outcome.done)
+    if count:
+        model_admin.message_user(request, verb.done(count), messages.SUCCESS)
+    skipped = [*look.skipped, *((reason, len(ids)) for reason, ids in outcome.skipped.items())]
+    for reason, number in skipped:
+        model_admin.message_user(request, skip_text(reason, number), messages.WARNING)
+    if rest:
+        text = _("There are more than one step takes; repeat the action for the rest.")
+        model_admin.message_user(request, text, messages.WARNING)
+    if not count and not skipped:
+        model_admin.message_user(request, _("There was nothing to do."), messages.WARNING)
+
+
+def skip_text(reason: str, count: int) -> str:
+    """How many messages were skipped, and why."""
+    text = ngettext("%(count)s message was skipped: %(reason)s.", "%(count)s messages were skipped: %(reason)s.", count)
+    return text % {"count": count, "reason": reason}
+
+
+def _in_state(label: str, count: int) -> str:
+    return ngettext("it is %(state)s", "they are %(state)s", count) % {"state": label}
+
+
+def _question(count: int) -> str:
+    return ngettext("%(count)s message is affected.", "%(count)s messages are affected.", count) % {"count": count}
+
+
+def _cutoff(request: HttpRequest) -> int | None:
+    value = request.POST.get("cutoff", "")
+    return int(value) if value.isascii() and value.isdecimal() and len(value) < 19 else None
+
+
+def _repeat(request: HttpRequest, verb: Verb, rows: QuerySet[Any], across: bool) -> list[tuple[str, str]]:
+    """What the confirmation must post so that the same selection is acted upon, but nothing that arrives later."""
+    selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
+    fields = [("action", verb.name)]
+    if across:
+        fields += [("select_across", "1"), ("cutoff", str(newest_pk(rows.model._default_manager.all())))]
+        selected = selected[:1]  # the admin wants one to be named; the filter decides
+    return fields + [(helpers.ACTION_CHECKBOX_NAME, pk) for pk in selected]

@@ -1,0 +1,238 @@
+"""What the lists and pages of outgoing and incoming messages share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.db.models import Q, QuerySet
+from django.db.models.functions import Left
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.text import capfirst
+from django.utils.translation import gettext_lazy as _
+
+from messaging.admin import payload
+from messaging.admin.actions import as_action, carry_out, confirm
+from messaging.admin.display import moment, shorten, state_badge
+from messaging.admin.filters import newest_pk
+from messaging.admin.paginator import BoundedPaginator
+from messaging.admin.verbs import Verb
+
+if TYPE_CHECKING:
+    Base = admin.ModelAdmin[Any]
+else:
+    Base = admin.ModelAdmin
+
+UNLISTED = ("body", "headers", "wire", "error")
+SEARCHED = 200_000  # newest rows among which columns without an index are searched
+BRIEF = 120  # characters of an error in a list
+
+
+class ReadOnlyAdmin(Base):
+    """Rows that nobody adds, changes or deletes here."""
+
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+    sortable_by = ()
+    list_per_page = 50
+    list_max_show_all = 200
+    change_list_template = "admin/messaging/message_list.html"
+
+    class Media:
+        css = {"all": ("messaging/admin.css",)}
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody may."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody may."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody may: retention removes what is resolved, and nothing else is removed."""
+        return False
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        """Only the list filters: another column in the address could scan the whole table."""
+        return lookup in {getattr(item, "parameter_name", None) for item in self.get_list_filter(request)}  # type: ignore[arg-type]
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """The list, under the model's own name."""
+        title = capfirst(str(self.opts.verbose_name_plural))
+        return super().changelist_view(request, {"title": title, **(extra_context or {})})
+
+    def may(self, request: HttpRequest, codename: str) -> bool:
+        """Whether the user has this permission on the model."""
+        return request.user.has_perm(f"{self.opts.app_label}.{codename}_{self.opts.model_name}")
+
+
+class MessageAdmin(ReadOnlyAdmin):
+    """A list of messages with actions, and a page for each message."""
+
+    verbs: Sequence[Verb] = ()
+    sample_fields: tuple[str, ...] = ("id", "state", "queue", "routing_key", "message_id")
+    ordering = ("-id",)
+    search_fields = ("message_id",)  # get_search_results() decides
+    search_help_text = _(
+        "Exact message id or correlation id. Among the newest 200,000 messages also an exact causation id "
+        "or the beginning of a routing key."
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Rows without what only their own page shows."""
+        rows: QuerySet[Any] = super().get_queryset(request).defer(*UNLISTED)
+        annotated: QuerySet[Any] = rows.annotate(brief=Left("error", BRIEF + 1))
+        return annotated
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Search what has an index first; the rest only among the newest rows."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        indexed = Q(message_id=term) | Q(correlation_id=term)
+        if self.model._default_manager.filter(indexed).exists():
+            return queryset.filter(indexed), False
+        floor = newest_pk(self.model._default_manager.all()) - SEARCHED
+        return queryset.filter(Q(causation_id=term) | Q(routing_key__startswith=term), pk__gt=floor), False
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        """The verbs that this user may use."""
+        actions = super().get_actions(request)
+        for verb in self.verbs:
+            if self.permits(request, verb):
+                actions[verb.name] = (as_action(verb), verb.name, verb.label)  # type: ignore[assignment]
+        return actions
+
+    def get_urls(self) -> list[URLPattern]:
+        """A page for each verb and the payload's download, before the admin's own."""
+        name = f"{self.opts.app_label}_{self.opts.model_name}"
+        wrap = self.admin_site.admin_view
+        own = [
+            path(
+                f"<int:pk>/{verb.name}/",
+                wrap(partial(self.verb_view, verb=verb)),
+                name=f"{name}_{verb.name}",
+            )
+            for verb in self.verbs
+        ]
+        return [*own, path("<int:pk>/payload/", wrap(self.payload_view), name=f"{name}_payload"), *super().get_urls()]
+
+    def permits(self, request: HttpRequest, verb: Verb) -> bool:
+        """Whether this user may use a verb."""
+        allowed: bool = getattr(self, f"has_{verb.permission}_permission")(request)
+        return allowed
+
+    def has_view_payload_permission(self, request: HttpRequest) -> bool:
+        """Whether body and headers are shown."""
+        return self.may(request, "view_payload")
+
+    def verb_view(self, request: HttpRequest, pk: int, verb: Verb) -> HttpResponse:
+        """Ask whether to act on one message (GET), or act (POST)."""
+        if not (self.has_view_permission(request) and self.permits(request, verb)):
+            raise PermissionDenied
+        rows = self.model._default_manager.filter(pk=pk)
+        if not rows.exists():
+            return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))  # type: ignore[attr-defined,no-any-return]
+        if request.method != "POST":
+            return confirm(self, request, verb, rows, [], self.url("change", pk))
+        carry_out(self, request, verb, rows)
+        return HttpResponseRedirect(self.url("change", pk))
+
+    def payload_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """The body as a file."""
+        if not (self.has_view_permission(request) and self.has_view_payload_permission(request)):
+            raise PermissionDenied
+        row = self.model._default_manager.filter(pk=pk).only("body", "body_encoding").first()
+        if row is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))  # type: ignore[attr-defined,no-any-return]
+        return payload.download(row)
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The page of one message."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        row = self.find(object_id)
+        if row is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
+        return self.detail(request, row, extra_context or {})
+
+    def find(self, object_id: str) -> Any:
+        """The row with the beginning of its payload; None if there is none."""
+        if not (object_id.isascii() and object_id.isdecimal() and len(object_id) < 19):
+            return None
+        return payload.with_preview(self.model._default_manager.filter(pk=int(object_id))).first()
+
+    def detail(self, request: HttpRequest, row: Any, extra_context: dict[str, Any]) -> HttpResponse:
+        """Render the page of one message."""
+        request.current_app = self.admin_site.name
+        visible = self.has_view_payload_permission(request)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": capfirst(str(self.opts.verbose_name)),
+            "subtitle": str(row),
+            "opts": self.opts,
+            "original": row,
+            "media": self.media,
+            "badge": self.badge(row),
+            "tools": self.tools(request, row),
+            "payload": payload.present(row) if visible else None,
+            "payload_url": self.url("payload", row.pk),
+            "headers": payload.header_rows(row.headers) if visible else None,
+            **self.describe(request, row),
+            **extra_context,
+        }
+        return TemplateResponse(request, "admin/messaging/message_detail.html", context)
+
+    def describe(self, request: HttpRequest, row: Any) -> dict[str, Any]:
+        """What the page says beside the payload: `headline`, `facts`, `timeline`, `related`."""
+        raise NotImplementedError
+
+    def tools(self, request: HttpRequest, row: Any) -> list[dict[str, Any]]:
+        """The buttons of this row for this user."""
+        return [
+            {"url": self.url(verb.name, row.pk), "label": verb.button, "destructive": verb.destructive}
+            for verb in self.verbs
+            if verb.fits(row) and self.permits(request, verb)
+        ]
+
+    def url(self, name: str, *args: Any) -> str:
+        """The address of one of this model's pages."""
+        full = f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}_{name}"
+        return reverse(full, args=args)
+
+    def badge(self, row: Any) -> SafeString:
+        """The row's state with its shape."""
+        return state_badge(row.state, row.get_state_display())
+
+    @admin.display(description=_("state"))
+    def state_column(self, row: Any) -> SafeString:
+        """The state."""
+        return self.badge(row)
+
+    @admin.display(description=_("message id"))
+    def id_column(self, row: Any) -> SafeString | str:
+        """The message id, shortened."""
+        return format_html("<code>{}</code>", shorten(row.message_id, 9)) if row.message_id else "—"
+
+    @admin.display(description=_("error"))
+    def error_column(self, row: Any) -> SafeString | str:
+        """The beginning of the error."""
+        return shorten(row.brief, BRIEF // 2) if row.brief else ""
+
+    @admin.display(description=_("created"))
+    def created_column(self, row: Any) -> SafeString:
+        """When the row was written."""
+        return moment(row.created_at, seconds=False)

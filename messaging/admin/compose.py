@@ -1,0 +1,108 @@
+"""Writing a message: the page, saving a draft, publishing it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import messages
+from django.contrib.admin import helpers
+from django.db import router, transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils.translation import gettext as _
+
+from messaging import operations
+from messaging.admin.drafts import initial
+from messaging.admin.filters import known_queues
+from messaging.admin.forms import PublishForm
+from messaging.models import PublishedMessage
+from messaging.operations import Operator
+
+if TYPE_CHECKING:
+    from messaging.admin.published import PublishedMessageAdmin
+
+PREFILLED = ("using", "exchange", "queue", "routing_key")  # fields that an address may fill in
+WRITTEN = (
+    "alias", "exchange", "queue", "routing_key", "type", "content_type", "message_id", "correlation_id", "reply_to",
+    "headers", "body", "body_encoding", "wire", "priority", "expiration", "mandatory", "publish_at",
+)  # fmt: skip
+
+
+def compose_view(
+    model_admin: PublishedMessageAdmin, request: HttpRequest, draft: PublishedMessage | None
+) -> HttpResponse:
+    """Show the form (GET); save a draft or publish (POST)."""
+    if request.method == "POST":
+        form = PublishForm(request.POST)
+        if form.is_valid():
+            return _save(model_admin, request, form.row, draft)
+    elif draft is not None:
+        form = PublishForm(initial=initial(draft))
+    else:
+        form = PublishForm(initial={name: request.GET[name] for name in PREFILLED if name in request.GET})
+    return _page(model_admin, request, form, draft)
+
+
+def _page(
+    model_admin: PublishedMessageAdmin, request: HttpRequest, form: PublishForm, draft: PublishedMessage | None
+) -> TemplateResponse:
+    request.current_app = model_admin.admin_site.name
+    fields: Any = helpers.AdminForm(form, form.shown_fieldsets, {}, (), model_admin)  # type: ignore[arg-type]
+    return TemplateResponse(
+        request,
+        "admin/messaging/compose.html",
+        {
+            **model_admin.admin_site.each_context(request),
+            "title": _("Draft of an outgoing message") if draft else _("Write a message"),
+            "subtitle": str(draft) if draft else None,
+            "opts": model_admin.opts,
+            "original": draft,
+            "media": model_admin.media,
+            "form": form,
+            "adminform": fields,
+            "queues": known_queues(),
+            "tools": [tool for tool in model_admin.tools(request, draft) if tool["url"].endswith("/discard/")]
+            if draft
+            else [],
+        },
+    )
+
+
+def _save(
+    model_admin: PublishedMessageAdmin, request: HttpRequest, row: PublishedMessage, draft: PublishedMessage | None
+) -> HttpResponse:
+    publish = "_publish" in request.POST
+    database = router.db_for_write(PublishedMessage)
+    with transaction.atomic(using=database):
+        saved = _write(row, draft, database)
+        if saved and draft is None:
+            model_admin.log_addition(request, row, _("Written as a draft."))
+        elif saved:
+            model_admin.log_change(request, row, _("Draft changed."))
+        if saved and publish:
+            rows = PublishedMessage.objects.using(database).filter(pk=row.pk)
+            operations.release(rows, Operator(user=request.user))
+            model_admin.log_change(request, row, _("Published."))
+    if not saved:
+        text = _("It is no draft any more, so your changes were not saved.")
+        model_admin.message_user(request, text, messages.ERROR)
+    elif publish:
+        text = _("The message is on its way: the relay sends it once its time has come.")
+        model_admin.message_user(request, text, messages.SUCCESS)
+    else:
+        model_admin.message_user(request, _("The draft was saved. It is not published yet."), messages.SUCCESS)
+    if not model_admin.has_view_permission(request):
+        return HttpResponseRedirect(reverse(f"{model_admin.admin_site.name}:index"))
+    return HttpResponseRedirect(model_admin.url("change", row.pk))
+
+
+def _write(row: PublishedMessage, draft: PublishedMessage | None, database: str) -> bool:
+    """Save the row as a draft; False when the draft was published or discarded meanwhile."""
+    row.state, row.due_at = PublishedMessage.State.DRAFT, None
+    if draft is None:
+        row.save(using=database, force_insert=True)
+        return True
+    row.pk = draft.pk
+    drafts = PublishedMessage.objects.using(database).filter(pk=draft.pk, state=PublishedMessage.State.DRAFT)
+    return drafts.update(**{name: getattr(row, name) for name in WRITTEN}) == 1

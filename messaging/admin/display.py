@@ -1,0 +1,87 @@
+"""How states, times and sizes look on every page."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+# A shape beside the word, so that nothing depends on seeing colours.
+SHAPES = {
+    "draft": "✎",
+    "pending": "◷",
+    "published": "✓",
+    "processing": "▶",
+    "processed": "✓",
+    "retrying": "↻",
+    "requeued": "↺",
+    "failed": "✕",
+    "discarded": "⊘",
+    "superseded": "⇥",
+}
+
+
+def state_badge(state: str, label: str) -> SafeString:
+    """A state as a word with a shape."""
+    return format_html(
+        '<span class="msg-state msg-state-{}"><span aria-hidden="true">{}</span> {}</span>',
+        state if state in SHAPES else "unknown",
+        SHAPES.get(state, "?"),
+        label,
+    )
+
+
+def moment(value: datetime | None, *, seconds: bool = True) -> SafeString:
+    """A point in time: local and absolute, UTC as its title, and how far away it is."""
+    if value is None:
+        return format_html('<span class="msg-none">{}</span>', "—")
+    aware = value if timezone.is_aware(value) else timezone.make_aware(value)
+    stamp = format_html(
+        '<time datetime="{}" title="{} UTC">{}</time>',
+        aware.isoformat(),
+        aware.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        timezone.localtime(aware).strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M"),
+    )
+    return format_html('{} <span class="msg-when">{}</span>', stamp, distance(aware))
+
+
+def distance(value: datetime) -> str:
+    """How far a point in time is from now, such as "5 min ago" or "in 40 s"."""
+    seconds = (value - timezone.now()).total_seconds()
+    if abs(seconds) < 1:
+        return _("now")
+    if seconds < 0:
+        return _("%(span)s ago") % {"span": span(-seconds)}
+    return _("in %(span)s") % {"span": span(seconds)}
+
+
+def span(seconds: float) -> str:
+    """A length of time in its largest fitting unit."""
+    if seconds < 90:
+        return _("%(number)d s") % {"number": round(seconds)}
+    if seconds < 5400:
+        return _("%(number)d min") % {"number": round(seconds / 60)}
+    if seconds < 129_600:
+        return _("%(number)d h") % {"number": round(seconds / 3600)}
+    days = round(seconds / 86400)
+    return ngettext("%(number)d day", "%(number)d days", days) % {"number": days}
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    if count < 1024:
+        return ngettext("%(number)d byte", "%(number)d bytes", count) % {"number": count}
+    if count < 1024 * 1024:
+        return f"{count / 1024:.1f} KiB"
+    return f"{count / 1024 / 1024:.1f} MiB"
+
+
+def shorten(text: str, length: int = 36) -> SafeString | str:
+    """Text cut to `length` characters, whole in its title."""
+    if len(text) <= length:
+        return text
+    return format_html('<span title="{}">{}…</span>', text, text[: length - 1])

@@ -1,0 +1,50 @@
+"""Drafts in the form that writes messages: which ones it can hold, and what it shows of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.utils import timezone
+
+from messaging import conf
+from messaging.admin.forms import JSON, TEXT, parse_json, usual_exchange
+from messaging.models import PublishedMessage
+
+
+def is_editable(row: PublishedMessage) -> bool:
+    """Whether the form can hold a draft without changing what it does not show."""
+    return (
+        row.state == PublishedMessage.State.DRAFT
+        and row.wire is None
+        and row.inbox_id is None
+        and not row.body_encoding
+        and bool(row.exchange or row.queue)
+        and row.alias in conf.aliases()
+        and "\r" not in row.body
+    )
+
+
+def initial(row: PublishedMessage) -> dict[str, Any]:
+    """A draft as the form's first values."""
+    names = ("queue", "routing_key", "body", "message_id", "correlation_id", "type", "content_type", "reply_to")
+    return {
+        **{name: getattr(row, name) for name in names},
+        "using": row.alias,
+        "exchange": "" if row.exchange == usual_exchange(row.alias) else row.exchange,
+        "format": JSON if _is_json(row.body) else TEXT,
+        "headers": json.dumps(row.headers, ensure_ascii=False, indent=2) if row.headers else "",
+        "priority": row.priority,
+        "expiration": None if row.expiration is None else row.expiration / 1000,
+        "publish_at": row.publish_at if row.publish_at > timezone.now() else None,
+        "mandatory": row.mandatory,
+    }
+
+
+def _is_json(text: str) -> bool:
+    try:
+        parse_json(text, "")
+    except ValidationError:
+        return False
+    return True

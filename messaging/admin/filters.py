@@ -1,0 +1,194 @@
+"""List filters whose choices come from settings and code: none of them asks the database what values there are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Max, QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from messaging import conf, topology
+from messaging.exceptions import ConfigurationError
+from messaging.handlers import registry
+from messaging.models import ProcessedMessage
+
+PERIODS = {
+    "15m": (_("Past 15 minutes"), timedelta(minutes=15)),
+    "1h": (_("Past hour"), timedelta(hours=1)),
+    "24h": (_("Past 24 hours"), timedelta(days=1)),
+    "7d": (_("Past 7 days"), timedelta(days=7)),
+    "30d": (_("Past 30 days"), timedelta(days=30)),
+}
+_FINGERPRINT = re.compile(r"[0-9a-zA-Z_-]{1,32}")
+
+
+def known_queues() -> list[str]:
+    """The queues of every alias, from settings and handlers."""
+    names: set[str] = set()
+    for alias in conf.aliases():
+        try:
+            names.update(queue.name for queue in topology.build(alias).queues)
+        except ConfigurationError:
+            names.update(registry.queues(alias))
+    return sorted(names)
+
+
+class StateFilter(admin.SimpleListFilter):
+    """By state; incoming messages also by being open."""
+
+    title = _("state")
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
+        """Every state of the model."""
+        opened = [("open", _("open"))] if model_admin.model is ProcessedMessage else []
+        return [*opened, *model_admin.model.State.choices]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows in that state."""
+        value = self.value()
+        if value == "open" and queryset.model is ProcessedMessage:
+            return queryset.filter(state__in=ProcessedMessage.OPEN)
+        return queryset.filter(state=value) if value in queryset.model.State.values else queryset
+
+
+class _KnownFilter(admin.SimpleListFilter):
+    """By a column whose values the code knows; another one that a link asks for is kept, not silently dropped."""
+
+    parameter_name: str
+
+    def names(self) -> list[str]:
+        raise NotImplementedError
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
+        names, value = self.names(), self.value()
+        return [(name, name) for name in (names if not value or value in names else [*names, value])]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = self.value()
+        return queryset.filter(**{self.parameter_name: value}) if value and "\x00" not in value else queryset
+
+
+class QueueFilter(_KnownFilter):
+    """By queue."""
+
+    title = _("queue")
+    parameter_name = "queue"
+
+    def names(self) -> list[str]:
+        """The queues of settings and handlers."""
+        return known_queues()
+
+
+class HandlerFilter(_KnownFilter):
+    """By handler."""
+
+    title = _("handler")
+    parameter_name = "handler"
+
+    def names(self) -> list[str]:
+        """The registered handlers."""
+        return sorted({handler.name for handler in registry.all()})
+
+
+class AliasFilter(_KnownFilter):
+    """By alias, where there are several."""
+
+    title = _("alias")
+    parameter_name = "alias"
+
+    def names(self) -> list[str]:
+        """The aliases of the settings."""
+        return list(conf.aliases()) if len(conf.aliases()) > 1 else []
+
+
+class PeriodFilter(admin.SimpleListFilter):
+    """By age."""
+
+    title = _("time")
+    parameter_name = "period"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
+        """The periods to choose from."""
+        return [(name, label) for name, (label, _length) in PERIODS.items()]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows of that period."""
+        if self.value() not in PERIODS:
+            return queryset
+        column = "received_at" if queryset.model is ProcessedMessage else "created_at"
+        return queryset.filter(**{f"{column}__gte": timezone.now() - PERIODS[str(self.value())][1]})
+
+
+class OriginFilter(admin.SimpleListFilter):
+    """Outgoing messages by whether they are a retry of an incoming one."""
+
+    title = _("origin")
+    parameter_name = "origin"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
+        """New messages, or retries and requeues."""
+        return [("new", _("new messages")), ("rounds", _("retries and requeues"))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows of that origin."""
+        if self.value() not in ("new", "rounds"):
+            return queryset
+        return queryset.filter(inbox__isnull=self.value() == "new")
+
+
+class _LinkedFilter(admin.SimpleListFilter):
+    """A filter that a link sets: it is shown only while it is in effect."""
+
+    parameter_name: str
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
+        return [(self.value() or "", self.label())] if self.is_sound() else []
+
+    def is_sound(self) -> bool:
+        raise NotImplementedError
+
+    def label(self) -> str:
+        return str(self.value())
+
+
+class SimilarFilter(_LinkedFilter):
+    """Failures with the same fingerprint."""
+
+    title = _("similar failures")
+    parameter_name = "fingerprint"
+
+    def is_sound(self) -> bool:
+        """Whether it can be a fingerprint."""
+        return bool(_FINGERPRINT.fullmatch(self.value() or ""))
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows with that fingerprint."""
+        return queryset.filter(fingerprint=self.value()) if self.is_sound() else queryset
+
+
+class OlderFilter(_LinkedFilter):
+    """Rows before a given one: how to go on where counting stops."""
+
+    title = _("older than row")
+    parameter_name = "before"
+
+    def is_sound(self) -> bool:
+        """Whether it can be a primary key."""
+        value = self.value() or ""
+        return value.isascii() and value.isdecimal() and len(value) < 19
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows before that one."""
+        return queryset.filter(pk__lt=int(self.value() or 0)) if self.is_sound() else queryset
+
+
+def newest_pk(rows: QuerySet[Any]) -> int:
+    """The highest primary key, 0 without rows."""
+    return rows.order_by().aggregate(newest=Max("pk"))["newest"] or 0

@@ -1,0 +1,46 @@
+"""Counting that stays cheap at ten million rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.core.paginator import Paginator
+from django.db.models import QuerySet
+from django.utils.functional import cached_property
+
+if TYPE_CHECKING:
+    Base = Paginator[Any]
+else:
+    Base = Paginator
+
+LIMIT = 10_000
+
+
+class Bounded(int):
+    """A count that stopped at `LIMIT`: it prints as "10,000+"."""
+
+    def __str__(self) -> str:
+        return f"{int(self):,}+"
+
+    __repr__ = __str__
+
+
+def bounded_count(rows: QuerySet[Any]) -> int:
+    """How many rows there are, looking at no more than `LIMIT` of them."""
+    count = rows.order_by().values("pk")[: LIMIT + 1].count()
+    return Bounded(LIMIT) if count > LIMIT else count
+
+
+class BoundedPaginator(Base):
+    """Pages over the first `LIMIT` rows; the list links to what is older."""
+
+    @cached_property
+    def count(self) -> int:
+        """The number of rows, up to `LIMIT`."""
+        rows = self.object_list
+        return bounded_count(rows) if isinstance(rows, QuerySet) else len(rows)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there are more rows than it counts."""
+        return isinstance(self.count, Bounded)

@@ -1,0 +1,229 @@
+"""Incoming messages: the list of what arrived, and the story of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Q
+from django.db.models.functions import Right
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from messaging import conf
+from messaging.admin import filters
+from messaging.admin.base import MessageAdmin
+from messaging.admin.display import moment, shorten, span
+from messaging.admin.story import SHOWN, Event, Related, audit_events, in_order, related
+from messaging.admin.verbs import INCOMING
+from messaging.exceptions import ConfigurationError, WireError
+from messaging.handlers import registry
+from messaging.message import Envelope
+from messaging.models import Attempt, ProcessedMessage, PublishedMessage
+
+State = ProcessedMessage.State
+TRACEBACK = 20_000  # characters of a traceback that a page shows; its end says most
+
+
+class ProcessedMessageAdmin(MessageAdmin):
+    """Incoming messages."""
+
+    verbs = INCOMING
+    list_display = (
+        "message_column",
+        "state_column",
+        "queue_column",
+        "id_column",
+        "attempts",
+        "exception_column",
+        "received_column",
+    )
+    list_filter = (
+        filters.StateFilter,
+        filters.AliasFilter,
+        filters.QueueFilter,
+        filters.HandlerFilter,
+        filters.PeriodFilter,
+        filters.SimilarFilter,
+        filters.OlderFilter,
+    )
+
+    def has_requeue_permission(self, request: HttpRequest) -> bool:
+        """Whether failed messages may be sent round again."""
+        return self.may(request, "requeue")
+
+    def has_discard_permission(self, request: HttpRequest) -> bool:
+        """Whether messages may be discarded and restored."""
+        return self.may(request, "discard")
+
+    def describe(self, request: HttpRequest, row: ProcessedMessage) -> dict[str, Any]:
+        """The story of an incoming message."""
+        site = self.admin_site.name
+        outgoing = list(_outgoing(row)) if request.user.has_perm("messaging.view_publishedmessage") else []
+        rounds = [out for out in outgoing if out.inbox_id == row.pk]
+        return {
+            "headline": headline(row),
+            "facts": facts(row),
+            "error": row.error,
+            "similar_url": f"{self.url('changelist')}?fingerprint={row.fingerprint}" if row.fingerprint else "",
+            "timeline": timeline(row, rounds, self._round_url),
+            "related": [
+                *_causes(row, site),
+                *related(_("Outgoing messages with the same id"), _same_id(row, outgoing), site),
+                *related(_("Published by its handler"), _produced(row, outgoing), site),
+            ],
+        }
+
+    def _round_url(self, out: PublishedMessage) -> str:
+        return reverse(f"{self.admin_site.name}:messaging_publishedmessage_change", args=[out.pk])
+
+    @admin.display(description=gettext_lazy("message"))
+    def message_column(self, row: ProcessedMessage) -> str:
+        """What it is about."""
+        return row.routing_key or row.type or "—"
+
+    @admin.display(description=gettext_lazy("queue"))
+    def queue_column(self, row: ProcessedMessage) -> str:
+        """Where it arrived."""
+        return row.queue if row.alias == conf.DEFAULT_ALIAS else f"{row.alias} · {row.queue}"
+
+    @admin.display(description=gettext_lazy("exception"))
+    def exception_column(self, row: ProcessedMessage) -> SafeString | str:
+        """The class of the last error."""
+        name = row.exception_type.rpartition(".")[2]
+        return format_html('<span title="{}">{}</span>', row.exception_type, name) if name else self.error_column(row)
+
+    @admin.display(description=gettext_lazy("received"))
+    def received_column(self, row: ProcessedMessage) -> SafeString:
+        """When it arrived."""
+        return moment(row.received_at, seconds=False)
+
+
+def headline(row: ProcessedMessage) -> str:
+    """What is going on, and what comes next, in a sentence."""
+    if row.state == State.RETRYING:
+        return _("%(when)s; attempt %(number)d of %(limit)d.") % {
+            "when": _retry(row),
+            "number": row.attempts + 1,
+            "limit": max_attempts(row),
+        }
+    if row.state == State.PROCESSING:
+        if row.lease_token is None:
+            return _("An attempt crashed; it waits for its next delivery.")
+        return _("Attempt %(number)d of %(limit)d is running.") % {
+            "number": max(row.attempts, 1),
+            "limit": max_attempts(row),
+        }
+    sentences = {
+        State.PROCESSED: _("Its handler's work is committed."),
+        State.FAILED: _("It rests until an operator requeues or discards it."),
+        State.REQUEUED: _("An operator sent it round again; it waits for its delivery."),
+        State.DISCARDED: _("An operator laid it aside; restore it to requeue it."),
+        State.SUPERSEDED: _("An edited copy took its place."),
+    }
+    return sentences.get(State(row.state), "") if row.state in State.values else ""
+
+
+def max_attempts(row: ProcessedMessage) -> int:
+    """How many attempts the handler or the settings grant."""
+    found = registry.find(row.alias, row.queue, row.routing_key)
+    if found is not None and found.max_attempts is not None:
+        return found.max_attempts
+    try:
+        return conf.get(row.alias).retry.max_attempts
+    except ConfigurationError:
+        return max(row.attempts, 1)
+
+
+def facts(row: ProcessedMessage) -> list[tuple[str, Any]]:
+    """Names and values of what is known about it; what is empty is left out."""
+    fields: Sequence[str] = (
+        "queue", "message_id", "exchange", "routing_key", "type", "content_type", "correlation_id", "causation_id",
+        "reply_to", "handler", "worker", "exception_type", "alias",
+    )  # fmt: skip
+    times = ("received_at", "processed_at", "failed_at", "retry_at", "leased_until")
+    return [
+        *((_name(row, name), getattr(row, name)) for name in fields if getattr(row, name)),
+        (_name(row, "round"), row.round),
+        (_name(row, "attempts"), row.attempts),
+        *((_name(row, name), moment(getattr(row, name))) for name in times if getattr(row, name)),
+        *_envelope_facts(row),
+    ]
+
+
+def timeline(row: ProcessedMessage, rounds: Iterable[PublishedMessage], url: Any) -> list[Event]:
+    """Everything that happened, oldest first."""
+    events = [Event(row.received_at, _("Received"), _("from queue %(queue)s") % {"queue": row.queue})]
+    attempts = row.attempt_set.order_by("-pk").defer("traceback").annotate(trace=Right("traceback", TRACEBACK))
+    events += [_attempt_event(attempt) for attempt in attempts[:SHOWN]]
+    for out in rounds:
+        title = _("Round %(number)d scheduled") % {"number": out.round}
+        events.append(Event(out.created_at, title, _("outgoing message is %(state)s") % {
+            "state": out.get_state_display()
+        }, url=url(out)))  # fmt: skip
+    if row.processed_at:
+        events.append(Event(row.processed_at, _("Processed"), row.worker, kind="good"))
+    return in_order([*events, *audit_events("processed", row.pk)])
+
+
+def _attempt_event(attempt: Attempt) -> Event:
+    name = _("crashed") if attempt.crashed else attempt.exception_type
+    title = _("Attempt %(number)d failed: %(error)s") % {"number": attempt.number, "error": name or _("unknown")}
+    took = ""
+    if attempt.started_at and attempt.ended_at >= attempt.started_at:
+        took = _("after %(span)s") % {"span": span((attempt.ended_at - attempt.started_at).total_seconds())}
+    note = " · ".join(filter(None, (str(shorten(attempt.exception_message, 2000)), attempt.worker, took)))
+    return Event(attempt.ended_at, title, note, attempt.trace, kind="bad")  # type: ignore[attr-defined]
+
+
+def _outgoing(row: ProcessedMessage) -> Any:
+    """Its rounds, those of the same id, and what its handler published: one query, an index for each part."""
+    wanted = Q(inbox_id=row.pk)
+    if row.message_id:
+        correlation = row.correlation_id or row.message_id
+        wanted |= Q(message_id=row.message_id) | Q(correlation_id=correlation, causation_id=row.message_id)
+    return PublishedMessage.objects.filter(wanted).defer("body", "headers", "wire", "error").order_by("-pk")[:SHOWN]
+
+
+def _same_id(row: ProcessedMessage, outgoing: list[PublishedMessage]) -> list[PublishedMessage]:
+    return [out for out in outgoing if out.message_id == row.message_id and out.inbox_id is None]
+
+
+def _produced(row: ProcessedMessage, outgoing: list[PublishedMessage]) -> list[PublishedMessage]:
+    return [out for out in outgoing if out.causation_id and out.causation_id == row.message_id]
+
+
+def _causes(row: ProcessedMessage, site: str) -> list[Related]:
+    if not row.causation_id:
+        return []
+    causes = ProcessedMessage.objects.filter(message_id=row.causation_id).defer("body", "headers", "wire", "error")
+    return related(_("Published while handling"), causes[:SHOWN], site)
+
+
+def _envelope_facts(row: ProcessedMessage) -> list[tuple[str, Any]]:
+    if row.wire is None:
+        return []
+    try:
+        properties = Envelope.from_wire(bytes(row.wire), b"").properties  # the body stays unread
+    except WireError as error:
+        return [(_("envelope"), str(error))]
+    names = ("priority", "expiration", "timestamp", "user_id", "app_id", "content_encoding")
+    found = [
+        (name.replace("_", " "), getattr(properties, name)) for name in names if getattr(properties, name) is not None
+    ]
+    return [*found, *([(_("not understood"), properties.problem)] if properties.problem else [])]
+
+
+def _retry(row: ProcessedMessage) -> str:
+    seconds = (row.retry_at - timezone.now()).total_seconds() if row.retry_at else 0.0
+    return _("Retries in %(span)s") % {"span": span(seconds)} if seconds >= 1 else _("Its retry is due")
+
+
+def _name(row: ProcessedMessage, name: str) -> str:
+    return str(row._meta.get_field(name).verbose_name)  # type: ignore[union-attr]

@@ -1,0 +1,180 @@
+"""Outgoing messages: the list, the page of each, and the form that writes one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.db.models import Q
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from messaging import conf
+from messaging.admin import filters
+from messaging.admin.base import MessageAdmin
+from messaging.admin.compose import compose_view
+from messaging.admin.display import distance, moment
+from messaging.admin.drafts import is_editable
+from messaging.admin.story import SHOWN, Event, Link, Related, audit_events, in_order, related
+from messaging.admin.verbs import OUTGOING
+from messaging.models import ProcessedMessage, PublishedMessage
+
+State = PublishedMessage.State
+
+
+class PublishedMessageAdmin(MessageAdmin):
+    """Outgoing messages. Adding one is writing it; only drafts can be changed."""
+
+    verbs = OUTGOING
+    sample_fields = (*MessageAdmin.sample_fields, "inbox")
+    list_display = (
+        "message_column",
+        "state_column",
+        "destination_column",
+        "id_column",
+        "attempts",
+        "error_column",
+        "created_column",
+    )
+    list_filter = (
+        filters.StateFilter,
+        filters.AliasFilter,
+        filters.QueueFilter,
+        filters.OriginFilter,
+        filters.PeriodFilter,
+        filters.OlderFilter,
+    )
+
+    def has_publish_permission(self, request: HttpRequest) -> bool:
+        """Whether messages may be written and published."""
+        return self.may(request, "publish")
+
+    def has_replay_permission(self, request: HttpRequest) -> bool:
+        """Whether published messages may be sent again."""
+        return self.may(request, "replay")
+
+    def has_discard_permission(self, request: HttpRequest) -> bool:
+        """Whether messages may be discarded and restored."""
+        return self.may(request, "discard")
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Those who may publish may write."""
+        return self.has_publish_permission(request)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Drafts only; their body is in the form, so it takes the right to see it too."""
+        if obj is None or not is_editable(obj):
+            return False
+        return self.has_publish_permission(request) and self.has_view_payload_permission(request)
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The form that writes a message."""
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        return compose_view(self, request, None)
+
+    def detail(self, request: HttpRequest, row: PublishedMessage, extra_context: dict[str, Any]) -> HttpResponse:
+        """The form for a draft, the page for anything else."""
+        if self.has_change_permission(request, row):
+            return compose_view(self, request, row)
+        return super().detail(request, row, extra_context)
+
+    def describe(self, request: HttpRequest, row: PublishedMessage) -> dict[str, Any]:
+        """The story of an outgoing message."""
+        return {
+            "headline": headline(row),
+            "facts": facts(row),
+            "error": row.error,
+            "timeline": timeline(row),
+            "related": self._related(request, row),
+        }
+
+    def _related(self, request: HttpRequest, row: PublishedMessage) -> list[Related]:
+        site, groups = self.admin_site.name, []
+        if row.copy_of_id is not None:
+            url = self.url("change", row.copy_of_id)
+            groups.append(Related(_("Copy of"), [Link(f"#{row.copy_of_id}", url, SafeString(""))]))
+        if not request.user.has_perm("messaging.view_processedmessage"):
+            return groups
+        if row.inbox_id is not None:
+            url = reverse(f"{site}:messaging_processedmessage_change", args=[row.inbox_id])
+            groups.append(Related(_("Round of incoming message"), [Link(f"#{row.inbox_id}", url, SafeString(""))]))
+        ids = [name for name in (row.message_id, row.causation_id) if name]
+        found = ProcessedMessage.objects.filter(Q(message_id__in=ids)).defer("body", "headers", "wire", "error")[:SHOWN]
+        incoming = list(found) if ids else []
+        return [
+            *groups,
+            *related(
+                _("Incoming messages with the same id"),
+                [other for other in incoming if other.message_id == row.message_id and other.pk != row.inbox_id],
+                site,
+            ),
+            *related(
+                _("Published while handling"),
+                [other for other in incoming if other.message_id == row.causation_id],
+                site,
+            ),
+        ]
+
+    @admin.display(description=gettext_lazy("message"))
+    def message_column(self, row: PublishedMessage) -> str:
+        """What it is about."""
+        return row.routing_key or row.queue or "—"
+
+    @admin.display(description=gettext_lazy("destination"))
+    def destination_column(self, row: PublishedMessage) -> str:
+        """Exchange or queue, and the alias where it is not the default."""
+        place = f"→ {row.queue}" if row.queue else row.exchange or "—"
+        return place if row.alias == conf.DEFAULT_ALIAS else f"{row.alias} · {place}"
+
+
+def headline(row: PublishedMessage) -> str:
+    """What is going on, and what comes next, in a sentence."""
+    if row.state == State.PENDING:
+        if row.lease_token is not None:
+            return _("A relay is sending it.")
+        if row.due_at is not None and row.due_at > timezone.now():
+            return _("It will be sent %(when)s.") % {"when": distance(row.due_at)}
+        return _("It is due and waits for a relay.")
+    sentences = {
+        State.DRAFT: _("It is not published yet."),
+        State.PUBLISHED: _("The broker has confirmed it."),
+        State.FAILED: _("It could not be sent; it rests until an operator publishes or discards it."),
+        State.DISCARDED: _("It was laid aside and is not sent."),
+    }
+    return sentences.get(State(row.state), "") if row.state in State.values else ""
+
+
+def facts(row: PublishedMessage) -> list[tuple[str, Any]]:
+    """Names and values of what is known about it; what is empty is left out."""
+    fields = (
+        "queue", "exchange", "routing_key", "message_id", "type", "content_type", "correlation_id", "causation_id",
+        "reply_to", "priority", "expiration", "lease_owner", "alias",
+    )  # fmt: skip
+    times = ("created_at", "publish_at", "due_at", "published_at")
+    return [
+        *((_name(row, name), getattr(row, name)) for name in fields if getattr(row, name) not in ("", None)),
+        (_name(row, "mandatory"), _("yes") if row.mandatory else _("no")),
+        (_name(row, "round"), row.round),
+        (_name(row, "attempts"), row.attempts),
+        *((_name(row, name), moment(getattr(row, name))) for name in times if getattr(row, name)),
+    ]
+
+
+def timeline(row: PublishedMessage) -> list[Event]:
+    """Everything that happened, oldest first."""
+    events = [Event(row.created_at, _("Written"))]
+    if row.published_at:
+        events.append(Event(row.published_at, _("Confirmed by the broker"), kind="good"))
+    return in_order([*events, *audit_events("published", row.pk)])
+
+
+def _name(row: PublishedMessage, name: str) -> str:
+    return str(row._meta.get_field(name).verbose_name)  # type: ignore[union-attr]

@@ -1,0 +1,100 @@
+"""Lists that are only read: what operators did, and the workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.urls import NoReverseMatch, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext_lazy as _
+
+from messaging.admin.base import ReadOnlyAdmin
+from messaging.admin.display import moment, shorten
+from messaging.admin.story import ACTS
+from messaging.models import AuditRecord, Worker
+
+
+class ActFilter(admin.SimpleListFilter):
+    """By what was done."""
+
+    title = _("action")
+    parameter_name = "action"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """The acts that there are."""
+        return [(name, str(label)) for name, label in ACTS.items()]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The records of that act."""
+        return queryset.filter(action=self.value()) if self.value() in ACTS else queryset
+
+
+class AuditRecordAdmin(ReadOnlyAdmin):
+    """What operators did; the message's own page tells it too."""
+
+    list_display = ("act_column", "at_column", "username", "subject_column", "change_column", "reason_column")
+    list_display_links = None
+    list_filter = (ActFilter,)
+    ordering = ("-id",)
+    search_fields = ("message_id__exact", "username__exact")
+    search_help_text = _("Exact message id or user name.")
+
+    @admin.display(description=_("action"))
+    def act_column(self, row: AuditRecord) -> str:
+        """What was done."""
+        return str(ACTS.get(row.action, row.action))
+
+    @admin.display(description=_("at"))
+    def at_column(self, row: AuditRecord) -> SafeString:
+        """When."""
+        return moment(row.at)
+
+    @admin.display(description=_("message"))
+    def subject_column(self, row: AuditRecord) -> SafeString | str:
+        """To what, with a link to it."""
+        text = shorten(row.message_id or row.queue or f"#{row.message_pk}", 36)
+        if row.kind not in ("processed", "published") or row.message_pk is None:
+            return row.queue
+        try:
+            url = reverse(f"{self.admin_site.name}:messaging_{row.kind}message_change", args=[row.message_pk])
+        except NoReverseMatch:
+            return text
+        return format_html('<a href="{}">{}</a>', url, text)
+
+    @admin.display(description=_("state"))
+    def change_column(self, row: AuditRecord) -> str:
+        """From which state to which."""
+        return f"{row.state_before} → {row.state_after}" if row.state_before else ""
+
+    @admin.display(description=_("reason"))
+    def reason_column(self, row: AuditRecord) -> SafeString | str:
+        """Why."""
+        return shorten(row.reason, 80)
+
+
+class WorkerAdmin(ReadOnlyAdmin):
+    """Consumer processes and relays, as they report themselves."""
+
+    list_display = ("name", "kind", "host", "pid", "queues_column", "status", "started_column", "seen_column")
+    list_display_links = None
+    ordering = ("-seen_at", "-id")
+
+    @admin.display(description=_("queues"))
+    def queues_column(self, row: Worker) -> str:
+        """What it consumes, paused queues marked."""
+        paused = row.paused if isinstance(row.paused, list) else []
+        return ", ".join(f"{name} ({_('paused')})" if name in paused else str(name) for name in row.queues)
+
+    @admin.display(description=_("started"))
+    def started_column(self, row: Worker) -> SafeString:
+        """When it started."""
+        return moment(row.started_at)
+
+    @admin.display(description=_("last seen"))
+    def seen_column(self, row: Worker) -> SafeString:
+        """When it last said that it lives."""
+        return moment(row.seen_at)

@@ -1,0 +1,104 @@
+"""What happened to a message, as a list of events in time; and the messages it is linked with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from django.urls import reverse
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from messaging.admin.display import moment, state_badge
+from messaging.models import AuditRecord
+
+SHOWN = 50  # events and links of a kind on one page
+
+ACTS = {
+    "requeue": gettext_lazy("requeued"),
+    "discard": gettext_lazy("discarded"),
+    "restore": gettext_lazy("restored"),
+    "publish": gettext_lazy("published"),
+    "replay": gettext_lazy("replayed"),
+    "copy": gettext_lazy("published a copy"),
+    "pause": gettext_lazy("paused"),
+    "resume": gettext_lazy("resumed"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of a timeline.
+
+    Attributes:
+        at: when.
+        title: what, in a few words.
+        note: more, in a sentence.
+        trace: a traceback.
+        url: of the row that it is about.
+        kind: "good", "bad", "act" or "" (for its mark).
+    """
+
+    at: datetime
+    title: str
+    note: str = ""
+    trace: str = ""
+    url: str = ""
+    kind: str = ""
+
+    @property
+    def stamp(self) -> SafeString:
+        """When, for the page."""
+        return moment(self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A message that another page shows."""
+
+    text: str
+    url: str
+    badge: SafeString
+
+
+@dataclass(frozen=True, slots=True)
+class Related:
+    """Linked messages under one heading."""
+
+    heading: str
+    links: list[Link] = field(default_factory=list)
+
+
+def audit_events(kind: str, pk: int) -> list[Event]:
+    """What operators did to a row."""
+    records = AuditRecord.objects.filter(kind=kind, message_pk=pk).order_by("-pk")[:SHOWN]
+    return [audit_event(record) for record in records]
+
+
+def audit_event(record: AuditRecord) -> Event:
+    """One act of an operator."""
+    title = _("%(act)s by %(user)s") % {
+        "act": ACTS.get(record.action, record.action),
+        "user": record.username or _("unknown"),
+    }
+    return Event(record.at, title, record.reason, kind="act")
+
+
+def in_order(events: Iterable[Event]) -> list[Event]:
+    """Events by time."""
+    return sorted(events, key=lambda event: event.at)
+
+
+def link(row: Any, site: str) -> Link:
+    """A link to a message's page."""
+    url = reverse(f"{site}:{row._meta.app_label}_{row._meta.model_name}_change", args=[row.pk])
+    return Link(str(row), url, state_badge(row.state, row.get_state_display()))
+
+
+def related(heading: Any, rows: Iterable[Any], site: str) -> list[Related]:
+    """The linked messages under a heading, as a list that is empty where there are none."""
+    links = [link(row, site) for row in rows]
+    return [Related(str(heading), links)] if links else []

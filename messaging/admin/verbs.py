@@ -1,0 +1,204 @@
+"""What an operator can do to messages: one `Verb` each, for list actions, buttons and confirmation pages alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from django.db.models import Q, QuerySet
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from messaging import operations
+from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.operations import Operator, Outcome
+
+if TYPE_CHECKING:
+    from django.utils.functional import _StrPromise
+
+In = ProcessedMessage.State
+Out = PublishedMessage.State
+
+
+@dataclass(frozen=True)
+class Verb:
+    """An operation on messages.
+
+    Attributes:
+        name: of the list action and of the page.
+        permission: names `has_<permission>_permission()` of the admin.
+        states: those in which it acts; None for all.
+        act: the operation.
+        label: in the list's menu.
+        button: on pages.
+        explanation: what it will do, on the confirmation page.
+        done: what it did, for a number of messages.
+        requires: what else a row must fulfil.
+        lacking: why a row that does not is skipped.
+        destructive: whether its button warns.
+    """
+
+    name: str
+    permission: str
+    states: tuple[str, ...] | None
+    act: Callable[[QuerySet[Any], Operator], Outcome]
+    label: str | _StrPromise
+    button: str | _StrPromise
+    explanation: str | _StrPromise
+    done: Callable[[int], str]
+    requires: Q = field(default_factory=Q)
+    lacking: str | _StrPromise = ""
+    destructive: bool = False
+
+    @property
+    def right_state(self) -> Q:
+        """The condition that a row is in one of its states."""
+        return Q() if self.states is None else Q(state__in=self.states)
+
+    @property
+    def eligible(self) -> Q:
+        """The condition that it acts on a row."""
+        return self.right_state & self.requires
+
+    def fits(self, row: Any) -> bool:
+        """Whether it acts on this row, as far as its columns say."""
+        return (self.states is None or row.state in self.states) and not (
+            isinstance(row, PublishedMessage) and row.inbox_id is not None
+        )
+
+
+_OWN = Q(inbox__isnull=True)
+_ROUND = _("it is a round of an incoming message: act on that one")
+
+
+INCOMING = (
+    Verb(
+        name="requeue",
+        permission="requeue",
+        states=(In.FAILED, In.RETRYING),
+        act=operations.requeue,
+        label=_("Requeue selected failures"),
+        button=_("Requeue"),
+        explanation=_(
+            "Failed and retrying messages go back to their own queue at once, with fresh attempts. "
+            "Other services do not see them again."
+        ),
+        done=lambda count: (
+            ngettext("%(count)d message was requeued.", "%(count)d messages were requeued.", count) % {"count": count}
+        ),
+        requires=Q(wire__isnull=False),
+        lacking=_("its content was never received"),
+    ),
+    Verb(
+        name="discard",
+        permission="discard",
+        states=(In.FAILED, In.RETRYING),
+        act=operations.discard,
+        label=_("Discard selected messages"),
+        button=_("Discard"),
+        explanation=_(
+            "Failed and retrying messages are laid aside and will not run again. "
+            "They can be restored until retention removes them."
+        ),
+        done=lambda count: (
+            ngettext("%(count)d message was discarded.", "%(count)d messages were discarded.", count) % {"count": count}
+        ),
+        destructive=True,
+    ),
+    Verb(
+        name="restore",
+        permission="discard",
+        states=(In.DISCARDED,),
+        act=operations.restore,
+        label=_("Restore selected discarded messages"),
+        button=_("Restore"),
+        explanation=_("Discarded messages come back as failed; requeue them to run them again."),
+        done=lambda count: (
+            ngettext("%(count)d message was restored.", "%(count)d messages were restored.", count) % {"count": count}
+        ),
+    ),
+)
+
+OUTGOING = (
+    Verb(
+        name="publish",
+        permission="publish",
+        states=(Out.DRAFT, Out.FAILED),
+        act=operations.release,
+        label=_("Publish selected drafts and failed messages"),
+        button=_("Publish"),
+        explanation=_("Drafts are published, and failed messages are sent once more under their own ids."),
+        done=lambda count: (
+            ngettext("%(count)d message will be sent.", "%(count)d messages will be sent.", count) % {"count": count}
+        ),
+        requires=_OWN,
+        lacking=_ROUND,
+    ),
+    Verb(
+        name="replay",
+        permission="replay",
+        states=(Out.PUBLISHED,),
+        act=operations.replay,
+        label=_("Replay selected published messages"),
+        button=_("Replay"),
+        explanation=_(
+            "Published messages are sent again under their own ids, to repair a loss at the broker. "
+            "Consumers that know an id already do not run it twice."
+        ),
+        done=lambda count: (
+            ngettext("%(count)d message will be sent again.", "%(count)d messages will be sent again.", count)
+            % {"count": count}
+        ),
+        requires=_OWN,
+        lacking=_ROUND,
+    ),
+    Verb(
+        name="copy",
+        permission="publish",
+        states=None,
+        act=operations.publish_copy,
+        label=_("Publish a copy of selected messages"),
+        button=_("Publish a copy"),
+        explanation=_(
+            "Each message's content is published as a new message with a new id: consumers will run it again."
+        ),
+        done=lambda count: (
+            ngettext("%(count)d copy will be sent.", "%(count)d copies will be sent.", count) % {"count": count}
+        ),
+        requires=_OWN,
+        lacking=_ROUND,
+    ),
+    Verb(
+        name="discard",
+        permission="discard",
+        states=(Out.DRAFT, Out.PENDING, Out.FAILED),
+        act=operations.discard_published,
+        label=_("Discard selected messages"),
+        button=_("Discard"),
+        explanation=_(
+            "Drafts, pending and failed messages are laid aside and not sent. "
+            "One that is on its way to the broker at this moment may still arrive."
+        ),
+        done=lambda count: (
+            ngettext("%(count)d message was discarded.", "%(count)d messages were discarded.", count) % {"count": count}
+        ),
+        requires=_OWN,
+        lacking=_ROUND,
+        destructive=True,
+    ),
+    Verb(
+        name="restore",
+        permission="discard",
+        states=(Out.DISCARDED,),
+        act=operations.restore_published,
+        label=_("Restore selected discarded messages"),
+        button=_("Restore"),
+        explanation=_("Discarded messages come back: as failed where sending had failed, else as drafts."),
+        done=lambda count: (
+            ngettext("%(count)d message was restored.", "%(count)d messages were restored.", count) % {"count": count}
+        ),
+        requires=_OWN,
+        lacking=_ROUND,
+    ),
+)

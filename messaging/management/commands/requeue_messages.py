@@ -1,0 +1,109 @@
+"""`manage.py requeue_messages`: what the admin's requeue does, for scripts."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections import Counter
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DEFAULT_DB_ALIAS
+from django.db.models import Q, QuerySet
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+
+from messaging.models import ProcessedMessage
+from messaging.operations import BATCH, Operator, requeue
+
+NAME = "manage.py requeue_messages"
+
+
+class Command(BaseCommand):
+    """Requeue failed incoming messages."""
+
+    help = "Send failed incoming messages round again, with fresh attempts. Without filters: all of them."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The filters narrow each other down; repeated options widen."""
+        add = parser.add_argument
+        add("--queue", action="append", help="only of this queue; may be repeated")
+        add("--handler", action="append", help="only of this handler (dotted name); may be repeated")
+        add("--exception", action="append", help="only with this exception (class, with or without its module)")
+        add("--state", choices=["failed", "retrying"], default="failed", help="default: failed")
+        add("--after", metavar="TIME", help="only received at or after this time (ISO 8601; the site's time zone)")
+        add("--before", metavar="TIME", help="only received before this time")
+        add("--id", action="append", dest="ids", help="only this message id; may be repeated")
+        add("--alias", help="only of this alias of MESSAGING")
+        add("--limit", type=int, help="at most this many, the oldest first")
+        add("--reason", default="", help="recorded in the audit")
+        add("--user", default="", help=f'recorded in the audit; default: "{NAME}"')
+        add("--database", default=DEFAULT_DB_ALIAS, help="whose inbox; default: default")
+        add("--dry-run", action="store_true", help="only say how many there are")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Requeue in batches, each in its own transaction, and print what was done."""
+        if options["limit"] is not None and options["limit"] < 1:
+            raise CommandError("--limit must be at least 1.")
+        manager = ProcessedMessage.objects.using(options["database"])
+        ids = select(manager.all(), options)[: options["limit"]]
+        if options["dry_run"]:
+            self.stdout.write(f"{ids.count()} {options['state']} messages would be requeued.")
+            return
+        done, skipped = 0, Counter[str]()
+        by = _operator(options)
+        remaining = iter(list(ids))
+        while batch := list(islice(remaining, BATCH)):
+            outcome = requeue(manager.filter(pk__in=batch), by)
+            done += len(outcome.done)
+            for reason, rows in outcome.skipped.items():
+                skipped[reason] += len(rows)
+        self.stdout.write(self.style.SUCCESS(f"Requeued {done} message{'' if done == 1 else 's'}."))
+        for reason, count in skipped.items():
+            self.stdout.write(self.style.WARNING(f"Skipped {count}: {reason}."))
+
+
+def select(rows: QuerySet[ProcessedMessage], options: dict[str, Any]) -> QuerySet[ProcessedMessage, int]:
+    """The primary keys that the options name, the oldest first. Raises CommandError for an unreadable time."""
+    rows = rows.filter(state=options["state"])
+    for option, column in (("queue", "queue"), ("handler", "handler"), ("ids", "message_id")):
+        if options[option]:
+            rows = rows.filter(**{f"{column}__in": options[option]})
+    if options["alias"]:
+        rows = rows.filter(alias=options["alias"])
+    if options["exception"]:
+        rows = rows.filter(_exceptions(options["exception"]))
+    if options["after"]:
+        rows = rows.filter(received_at__gte=_time(options["after"], "--after"))
+    if options["before"]:
+        rows = rows.filter(received_at__lt=_time(options["before"], "--before"))
+    return rows.order_by("pk").values_list("pk", flat=True)
+
+
+def _exceptions(names: list[str]) -> Q:
+    condition = Q(exception_type__in=names)
+    for name in names:
+        if "." not in name:
+            condition |= Q(exception_type__endswith=f".{name}")
+    return condition
+
+
+def _time(text: str, option: str) -> datetime:
+    try:
+        value = parse_datetime(text)  # a date alone is its midnight
+    except ValueError:
+        value = None
+    if value is None:
+        raise CommandError(f'{option}: "{text}" is no time; write it as 2026-01-31 or 2026-01-31T13:45:00+01:00.')
+    return timezone.make_aware(value) if timezone.is_naive(value) else value
+
+
+def _operator(options: dict[str, Any]) -> Operator:
+    """Who the audit names: `--user`, linked to the account of that name if there is one."""
+    user = None
+    if options["user"]:
+        manager = get_user_model()._default_manager
+        user = manager.filter(**{get_user_model().USERNAME_FIELD: options["user"]}).first()
+    return Operator(user=user, name=options["user"] or NAME, reason=options["reason"])
