@@ -1,0 +1,206 @@
+"""The process that consumes, as the supervisor's child: records how its predecessor died, then consumes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from django.db import connections
+from django.utils.autoreload import iter_all_python_module_files
+
+from messaging import exceptions
+from messaging.child_process import EXIT_CONFIGURATION, STOP_SIGNALS, VARIABLE
+from messaging.consumer import Consumer, Plan
+from messaging.exceptions import ConfigurationError, DatabaseUnavailable, MessagingError, TopologyError
+from messaging.ledger import Entry, Ledger
+from messaging.processor import Processor
+from messaging.relay import Relay
+
+logger = logging.getLogger("messaging.consumer")
+
+LOOK_FOR_FILES = 2.0  # seconds between two looks at which source files are loaded
+RELAY_PAUSE = 5.0  # seconds until a relay that failed is started again
+KEEP_CONNECTIONS = 600  # seconds; a new connection per message would cost more than most handlers
+
+
+class Control(threading.Thread):
+    """The socket to the supervisor.
+
+    When the supervisor is gone this process ends at once, handlers and all: the broker then gives its messages to
+    others, and nobody is left who could stop it.
+
+    Args:
+        fd: the inherited socket.
+        on_stop: called when the supervisor asks to stop.
+    """
+
+    def __init__(self, fd: int, on_stop: Callable[[], None]) -> None:
+        super().__init__(name="messaging-control", daemon=True)
+        os.set_inheritable(fd, False)
+        # Never closed by this process: the supervisor sees its end in the process's end.
+        self._reader = open(fd, "rb", closefd=False)  # noqa: SIM115
+        self._writer = open(fd, "wb", closefd=False)  # noqa: SIM115
+        self._on_stop = on_stop
+        self._sending = threading.Lock()
+
+    def crashed(self) -> list[dict[str, str]]:
+        """What the predecessors died of, as the supervisor says first. Call it before `start()`."""
+        crashed: list[dict[str, str]] = self._order()["crashed"]
+        return crashed
+
+    def run(self) -> None:
+        """Obey until the supervisor is gone."""
+        while True:
+            if self._order().get("stop"):
+                self._on_stop()
+
+    def report(self, **facts: Any) -> None:
+        """Tell the supervisor."""
+        with self._sending:
+            try:
+                self._writer.write(json.dumps(facts).encode() + b"\n")
+                self._writer.flush()
+            except OSError:
+                os._exit(1)
+
+    def _order(self) -> dict[str, Any]:
+        try:
+            line = self._reader.readline()
+        except OSError:
+            line = b""
+        if not line.endswith(b"\n"):
+            os._exit(1)
+        order: dict[str, Any] = json.loads(line)
+        return order
+
+
+def is_child() -> bool:
+    """Whether a supervisor started this process."""
+    return VARIABLE in os.environ
+
+
+def run(plan: Plan, *, relay: bool, reload: bool) -> int:
+    """Consume as `plan` says until the supervisor asks to stop. Returns the exit status.
+
+    Args:
+        plan: what to consume.
+        relay: whether to send the outbox too, if this is the first child.
+        reload: whether to tell the supervisor which source files to watch.
+    """
+    role = json.loads(os.environ.pop(VARIABLE))
+    _ignore_signals()
+    stopping = threading.Event()
+    control = Control(role["control"], stopping.set)
+    crashed = control.crashed()
+    control.start()
+    if reload and role["index"] == 0:
+        threading.Thread(target=_report_files, args=(control,), name="messaging-files", daemon=True).start()
+    _keep_connections()
+    name = f"{socket.gethostname()[:150]}:{os.getpid()}:{secrets.token_hex(2)}"
+    try:
+        consumer = Consumer(plan, name, Ledger.attach(role["ledger"], role["slots"]))
+        _record_crashes(crashed, consumer.processor, control, stopping)
+        sender = _RelayThread(plan.alias, name, stopping) if relay and role["index"] == 0 else None
+        threading.Thread(target=_stop, args=(stopping, consumer, sender), name="messaging-stop", daemon=True).start()
+        if sender is not None:
+            sender.start()
+        consumer.run()
+        stopping.set()
+        if sender is not None:
+            sender.join()
+    except (ConfigurationError, TopologyError) as error:
+        sys.stderr.write(f"Error: {error}\n")
+        sys.stderr.flush()
+        return EXIT_CONFIGURATION
+    control.report(finished=True)
+    return 0
+
+
+def _ignore_signals() -> None:
+    """A terminal and an init system signal the whole group, but only the supervisor decides.
+
+    A function that does nothing, unlike SIG_IGN, is not passed on to programs that handlers start.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def _keep_connections() -> None:
+    """Let this process's connections outlive a message, where the site leaves them at "close after each request"."""
+    for settings in connections.settings.values():
+        if settings["CONN_MAX_AGE"] == 0 and not settings["OPTIONS"].get("pool"):
+            settings["CONN_MAX_AGE"] = KEEP_CONNECTIONS
+
+
+def _record_crashes(
+    crashed: list[dict[str, str]], processor: Processor, control: Control, stopping: threading.Event
+) -> None:
+    """Record what died with the predecessors, before anything can be consumed again."""
+    for crash in crashed:
+        entry = Entry.from_json(crash["entry"])
+        error: MessagingError = getattr(exceptions, crash["error"])(crash["text"])
+        is_known = False
+        while not stopping.is_set():
+            try:
+                processor.record_crash(entry, error)
+                break
+            except DatabaseUnavailable as trouble:
+                if not is_known:
+                    logger.warning("A crash of %s waits to be recorded: %s", entry.handler, trouble)
+                is_known = True
+                stopping.wait(1)
+            except Exception:
+                logger.exception("The crash of %s could not be recorded.", entry.handler)
+                break
+        else:
+            return
+        control.report(recorded=1)
+
+
+class _RelayThread(threading.Thread):
+    """Sends the outbox from within this process until `stopping`."""
+
+    def __init__(self, alias: str, name: str, stopping: threading.Event) -> None:
+        super().__init__(name="messaging-relay", daemon=True)
+        self._relay = Relay(alias, name=f"{name}:relay")
+        self._stopping = stopping
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._relay.run(self._stopping)
+            except Exception:
+                logger.exception("The relay failed; it starts again in %g s.", RELAY_PAUSE)
+                self._stopping.wait(RELAY_PAUSE)
+        connections.close_all()
+
+    def finish(self) -> None:
+        """Have it settle what is under way; `stopping` is set."""
+        self._relay.wake()
+
+
+def _stop(stopping: threading.Event, consumer: Consumer, sender: _RelayThread | None) -> None:
+    stopping.wait()
+    consumer.stop()
+    if sender is not None:
+        sender.finish()
+
+
+def _report_files(control: Control) -> None:
+    known: set[str] = set()
+    while True:
+        files = {str(path) for path in iter_all_python_module_files()}
+        if files - known:
+            control.report(files=sorted(files - known))
+            known |= files
+        time.sleep(LOOK_FOR_FILES)

@@ -1,0 +1,236 @@
+"""One child of the supervisor: its process, the socket to it, its ledger, and what it died of."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from messaging.ledger import Ledger, Running
+
+logger = logging.getLogger("messaging.supervisor")
+
+VARIABLE = "MESSAGING_CHILD"  # tells a child who it is: JSON with index, control, ledger and slots
+EXIT_CONFIGURATION = 78  # EX_CONFIG: a restart would not help; the child has said why
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds between a death and the next start
+RAN_WELL = 20.0  # seconds after which a death is no longer a series
+
+
+@dataclass(frozen=True)
+class Command:
+    """How to start a child.
+
+    Attributes:
+        arguments: its command line.
+        environment: its environment.
+        slots: how many worker threads it has.
+    """
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    slots: int
+
+
+class Child:
+    """A place that one process after another fills. Made and used by the supervisor's only thread."""
+
+    def __init__(self, command: Command, index: int) -> None:
+        self._command = command
+        self._index = index
+        self._ledger = Ledger.create(command.slots)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._received = b""
+        self._crashed: list[dict[str, str]] = []  # not yet recorded by a successor
+        self._overdue: list[Running] = []
+        self._files: list[str] = []
+        self._failures = 0
+        self._started_at = self._start_at = 0.0
+        self._asked_at: float | None = None
+        self._killed = False
+        self._has_finished = False
+        self.is_finished = False
+
+    @property
+    def pid(self) -> int:
+        """The process id; 0 before the first start."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a live process."""
+        return self._process is not None and self._process.poll() is None
+
+    def may_start(self) -> bool:
+        """Whether the pause after the last death is over."""
+        return time.monotonic() >= self._start_at
+
+    def start_soon(self) -> None:
+        """Forget the pause."""
+        self._failures, self._start_at = 0, 0.0
+
+    def start(self) -> None:
+        """Start a process. It first records what its predecessors died of."""
+        ours, theirs = socket.socketpair()
+        self._ledger.clear()
+        self._overdue, self._asked_at, self._killed, self._has_finished = [], None, False, False
+        self._received, self._socket, self._started_at = b"", ours, time.monotonic()
+        ours.setblocking(False)
+        role = {
+            "index": self._index,
+            "control": theirs.fileno(),
+            "ledger": self._ledger.fd,
+            "slots": self._ledger.slots,
+        }
+        # Inherited as blocked: a Ctrl-C that reaches the child while it loads must not kill it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            self._process = subprocess.Popen(
+                self._command.arguments,
+                env={**self._command.environment, VARIABLE: json.dumps(role)},
+                pass_fds=(theirs.fileno(), self._ledger.fd),
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+        self._tell({"crashed": self._crashed})
+
+    def ask_to_stop(self) -> bool:
+        """Have it finish what runs, hand back the rest and leave. False when it was asked before or is not there."""
+        if self._asked_at is not None or not self.is_running:
+            return False
+        self._asked_at = time.monotonic()
+        self._tell({"stop": True})
+        return True
+
+    def kill(self) -> None:
+        """Kill it at once, blaming nobody; the broker gives its messages to others."""
+        if self._process is not None and self.is_running:
+            self._killed = True
+            self._process.kill()
+
+    def enforce_stop(self, seconds: float) -> None:
+        """Kill it when it was asked to stop more than `seconds` ago."""
+        if self._asked_at is not None and time.monotonic() - self._asked_at > seconds:
+            logger.warning("Process %s still runs handlers after %g s: it is replaced now.", self.pid, seconds)
+            self.kill()
+
+    def enforce_time_limits(self) -> None:
+        """Kill it when a handler has run longer than its timeout."""
+        overdue = [] if self._overdue else self._ledger.overdue(time.monotonic())
+        if overdue and self._process is not None:
+            self._overdue = overdue
+            for running in overdue:
+                logger.warning("%s %s: killing process %s.", running.entry.handler, _too_long(running), self.pid)
+            self._process.kill()
+
+    def bury(self, *, blame: bool) -> int | None:
+        """After its end: note what it was running and when the next may start.
+
+        Args:
+            blame: whether messages that were running count as crashed.
+
+        Returns its exit status (negative: the signal), once; None when there is nothing to bury.
+        """
+        if self._process is None or self._socket is None:
+            return None
+        self.read_reports()
+        self._socket.close()
+        self._socket = None
+        status = self._process.returncode
+        if status == 0 and self._has_finished:
+            self.is_finished = self._asked_at is None
+        elif status == EXIT_CONFIGURATION:
+            self._start_at = time.monotonic() + self._next_pause()
+        elif blame and not self._killed:
+            self._note_crash(status)
+        return status
+
+    def read_reports(self) -> None:
+        """Take in what the child has said since."""
+        if self._socket is None:
+            return
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while chunk := self._socket.recv(65536):
+                self._received += chunk
+        *lines, self._received = self._received.split(b"\n")
+        for line in lines:
+            self._take_report(json.loads(line))
+
+    def take_files(self) -> list[str]:
+        """The source files that it has reported since the last call."""
+        files, self._files = self._files, []
+        return files
+
+    def memory(self) -> float:
+        """Its resident memory in megabytes; 0 when that cannot be read."""
+        try:
+            with open(f"/proc/{self.pid}/statm") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        except FileNotFoundError:
+            said = subprocess.run(
+                ["ps", "-o", "rss=", "-p", str(self.pid)], capture_output=True, text=True, check=False
+            )
+            return int(said.stdout.strip() or 0) / 1e3
+
+    def _take_report(self, report: Mapping[str, Any]) -> None:
+        if report.get("recorded"):
+            del self._crashed[:1]
+        self._files += report.get("files", ())
+        self._has_finished = self._has_finished or bool(report.get("finished"))
+
+    def _tell(self, order: Mapping[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # it died meanwhile, which is noticed elsewhere
+            if self._socket is not None:
+                self._socket.settimeout(5.0)
+                self._socket.sendall(json.dumps(order).encode() + b"\n")
+                self._socket.setblocking(False)
+
+    def _note_crash(self, status: int) -> None:
+        running = [found for found in self._ledger.running_entries() if found.entry.batch == 1]
+        if self._overdue:
+            blamed = [(found, "HandlerTimeout", _too_long(found)) for found in running if found in self._overdue]
+        else:
+            blamed = [(found, "ProcessDied", f"The process that ran it {describe(status)}.") for found in running]
+        self._crashed += [{"entry": found.entry.to_json(), "error": name, "text": text} for found, name, text in blamed]
+        pause = 0.0 if self._overdue else self._next_pause()
+        self._start_at = time.monotonic() + pause
+        if not self._overdue:
+            logger.error(
+                "Process %s %s while it ran %s; another one starts in %.1f s.",
+                self.pid,
+                describe(status),
+                ", ".join(sorted({found.entry.handler for found in running})) or "no handler",
+                pause,
+            )
+
+    def _next_pause(self) -> float:
+        if time.monotonic() - self._started_at > RAN_WELL:
+            self._failures = 0
+        self._failures += 1
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._failures - 1))
+        return pause * random.uniform(0.75, 1.0)
+
+
+def describe(status: int) -> str:
+    """An exit status in words: "exited with status 3", "was killed by signal 9 (SIGKILL)"."""
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        return f"was killed by signal {-status} ({signal.Signals(-status).name})"
+    except ValueError:
+        return f"was killed by signal {-status}"
+
+
+def _too_long(running: Running) -> str:
+    return f"ran longer than its timeout of {running.entry.timeout or 0:g} s"

@@ -1,0 +1,204 @@
+"""The consumer: from the broker's queues to the processor, and back with an acknowledgement.
+
+The backend's own thread feeds the backlog; worker threads take from it, have each message processed and settle it; this
+module's thread keeps the consumers on the queues that are wanted, and ends it all in order.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+from django.db.models import Q
+
+from messaging import conf, topology
+from messaging.backends import get_backend
+from messaging.backends.base import Delivery
+from messaging.backlog import Backlog
+from messaging.clock import Now
+from messaging.database import close_old
+from messaging.exceptions import BrokerUnavailable
+from messaging.handlers import registry
+from messaging.housekeeping import Housekeeper, Outage
+from messaging.ledger import Ledger
+from messaging.models import PublishedMessage
+from messaging.processor import Processor
+from messaging.subscription import Subscription
+from messaging.worker import Worker, running
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.5  # seconds
+GIVE_BACK_AFTER = 300.0  # seconds; the broker's own patience ends at 30 minutes
+KEEP_CONSUMING = 10.0  # seconds of a database's absence after which the broker keeps what it has
+DEAD_PREFETCH = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one process consumes, and how.
+
+    Attributes:
+        alias: alias of `MESSAGING`.
+        queues: queues to consume.
+        concurrency: worker threads.
+        prefetch: unacknowledged deliveries per queue at most; None for each queue's setting.
+        burst: whether to stop when there is nothing left to do.
+        relay: whether some process of this command sends the outbox.
+    """
+
+    alias: str
+    queues: tuple[str, ...]
+    concurrency: int = 4
+    prefetch: int | None = None
+    burst: bool = False
+    relay: bool = True
+
+    @property
+    def dead_queues(self) -> frozenset[str]:
+        """The dead-letter queues that are drained into the inbox, those with a handler of their own excepted."""
+        settings = conf.get(self.alias)
+        dead = {f"{queue}.dead" for queue in self.queues if settings.queue(queue).dead_letter}
+        return frozenset(dead.difference(registry.queues(self.alias)))
+
+    def prefetches(self) -> dict[str, int]:
+        """Unacknowledged deliveries at most, by queue; a batch must fit in."""
+        settings = conf.get(self.alias)
+        result = dict.fromkeys(self.dead_queues, DEAD_PREFETCH)
+        for queue in self.queues:
+            batches = [handler.batch or 1 for handler in registry.all(self.alias) if handler.queue == queue]
+            result[queue] = self.prefetch or max([settings.queue(queue).prefetch, *batches])
+        return result
+
+
+class Consumer:
+    """Consumes in this process until stopped.
+
+    Args:
+        plan: what and how.
+        name: of this process, under which claims are recorded and operators see it.
+        ledger: where the supervisor reads what runs; None without a supervisor.
+    """
+
+    def __init__(self, plan: Plan, name: str, ledger: Ledger | None = None) -> None:
+        self._plan = plan
+        self.processor = Processor(plan.alias, name, running=running)
+        self._backlog = Backlog(self.processor.route, plan.dead_queues)
+        self._outage = Outage(self._backlog.hold, self._on_database_back)
+        self._workers = [
+            Worker(index, self._backlog, self.processor, self._outage.begin, ledger.slot(index) if ledger else None)
+            for index in range(plan.concurrency)
+        ]
+        self._housekeeper = Housekeeper(name, plan.queues, self.processor, self._status, self._wake_up)
+        self._backend = get_backend(plan.alias)
+        self._subscription = Subscription(
+            self._backend,
+            topology.only(topology.build(plan.alias), list(plan.queues)),
+            plan.prefetches(),
+            plan.dead_queues,
+            self._backlog.put,
+            self._wake_up,
+        )
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._idle_since: float | None = None
+
+    def run(self) -> None:
+        """Consume until `stop()`, or with `burst` until there is nothing left.
+
+        Raises TopologyError when the broker holds something unusable at the start.
+        """
+        for thread in (self._housekeeper, *self._workers):
+            thread.start()
+        self._housekeeper.has_looked.wait(KEEP_CONSUMING)  # a paused queue is not to be touched at the start either
+        try:
+            while not self._stopping.is_set():
+                self._step()
+                self._wake.wait(TICK)
+                self._wake.clear()
+        finally:
+            self._leave()
+
+    def stop(self) -> None:
+        """Finish what runs, hand back the rest; `run()` returns then. Called from any thread."""
+        self._stopping.set()
+        self._wake.set()
+
+    def _step(self) -> None:
+        self._backlog.drop_stale()
+        self._subscription.follow(self._wanted())
+        self._backlog.give_back(self._is_to_go_back)
+        if self._plan.burst and self._has_been_idle():
+            logger.info("Nothing is left to do.")
+            self.stop()
+
+    def _leave(self) -> None:
+        self._backlog.close()
+        self._subscription.cancel_all()
+        self._backlog.give_back(lambda _: True)
+        for worker in self._workers:
+            worker.join()
+        self._backlog.give_back(lambda _: True)  # what was set aside meanwhile
+        self._subscription.close()
+        self._housekeeper.stop()
+
+    def _wanted(self) -> frozenset[str]:
+        if self._outage.lasted > KEEP_CONSUMING:
+            return frozenset()
+        return self._plan.dead_queues | (frozenset(self._plan.queues) - self._housekeeper.paused)
+
+    def _is_to_go_back(self, delivery: Delivery) -> bool:
+        waited = time.monotonic() - delivery.received_at
+        return waited > GIVE_BACK_AFTER or delivery.queue in self._housekeeper.paused
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+    def _on_database_back(self) -> None:
+        self._backlog.resume()
+        self._wake.set()
+
+    def _status(self) -> str:
+        if self._stopping.is_set():
+            return "stopping"
+        if self._outage.lasted:
+            return "waiting for the database"
+        if not self._subscription.is_well:
+            return "waiting for the broker"
+        return f"running {self._backlog.running}, waiting {self._backlog.waiting}"
+
+    # Burst
+
+    def _has_been_idle(self) -> bool:
+        """Whether nothing was left at two looks: a message may be on its way between two places at one of them."""
+        if not self._is_idle():
+            self._idle_since = None
+            return False
+        self._idle_since = self._idle_since or time.monotonic()
+        return time.monotonic() - self._idle_since >= TICK
+
+    def _is_idle(self) -> bool:
+        if not self._subscription.is_well or self._outage.lasted or self._backlog.running or self._backlog.waiting:
+            return False
+        if self._plan.relay and self._outbox_is_due():
+            return False
+        queues = (self._plan.dead_queues | frozenset(self._plan.queues)) - self._housekeeper.paused
+        try:
+            return not any(depth.ready for depth in self._backend.depths(sorted(queues)))
+        except BrokerUnavailable:
+            return False
+
+    def _outbox_is_due(self) -> bool:
+        """Whether the relay has something to send now, or is sending it; what is scheduled for later does not count."""
+        now = Q(due_at__lte=Now()) | Q(lease_token__isnull=False)
+        close_old()
+        try:
+            return any(
+                PublishedMessage.objects.using(database).pending().filter(now, alias=self._plan.alias).exists()
+                for database in conf.get(self._plan.alias).databases
+            )
+        except Exception as error:  # noqa: BLE001 (whatever it is, the outbox cannot be said to be empty)
+            logger.debug("The outbox cannot be read: %s", error)
+            return True

@@ -1,0 +1,22 @@
+"""Log lines on standard error for commands, where the site configures no logging of its own. Standard library only."""
+
+from __future__ import annotations
+
+import logging
+
+LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG, 3: logging.DEBUG}
+
+
+def configure(verbosity: int = 1) -> None:
+    """Show the app's log lines on standard error unless the site's `LOGGING` takes care of them.
+
+    Args:
+        verbosity: 0 shows warnings and errors, 1 what matters to an operator, 2 everything.
+    """
+    logger = logging.getLogger("messaging")
+    if logger.hasHandlers():
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(LEVELS.get(verbosity, logging.INFO))

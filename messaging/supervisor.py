@@ -1,0 +1,178 @@
+"""Starts the processes that consume, watches over them, and stops them. Standard library only, to stay small.
+
+A supervisor holds no connection to a broker or a database. It knows of each child: a socket between the two, through
+which the child is told to stop and notices the supervisor's end, and a ledger that shows what the child is running.
+Run as `python -m messaging.supervisor [options] -- COMMAND...`; COMMAND is each child's command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from messaging import logs
+from messaging.child_process import EXIT_CONFIGURATION, STOP_SIGNALS, Child, Command
+from messaging.reloading import FileWatcher
+
+logger = logging.getLogger("messaging.supervisor")
+
+TICK = 0.25  # seconds
+MEMORY_INTERVAL = 2.0  # seconds between two looks
+ONE_PRESS = 0.5  # seconds: a terminal's SIGINT and its launcher's SIGTERM are one wish
+
+
+class Supervisor:
+    """Keeps `processes` children running.
+
+    Args:
+        command: how to start a child.
+        processes: how many.
+        stop_timeout: seconds that running handlers get after the first signal.
+        max_memory: megabytes of resident memory above which a child is replaced; 0 for any.
+        reload: replace the children when a source file changes.
+    """
+
+    def __init__(
+        self, command: Command, processes: int, *, stop_timeout: float, max_memory: int = 0, reload: bool = False
+    ) -> None:
+        self._children = [Child(command, index) for index in range(processes)]
+        self._stop_timeout = stop_timeout
+        self._max_memory = max_memory
+        self._files = FileWatcher() if reload else None
+        self._signals: list[tuple[int, float]] = []
+        self._deadline: float | None = None
+        self._memory_read_at = 0.0
+        self._has_killed = False
+        self._status = 0
+
+    def run(self) -> int:
+        """Supervise until stopped or until every child has finished. Returns the exit status."""
+        wake, woken = socket.socketpair()
+        with wake, woken, selectors.DefaultSelector() as selector:
+            wake.setblocking(False)
+            signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+            for number in STOP_SIGNALS:
+                signal.signal(number, self._on_signal)
+            signal.signal(signal.SIGCHLD, lambda *_: None)  # only to wake up
+            selector.register(woken, selectors.EVENT_READ)
+            while not self._is_over():
+                self._step()
+                if selector.select(TICK):
+                    woken.recv(4096)
+            signal.set_wakeup_fd(-1)
+        return self._status
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not any(other != number and now - at < ONE_PRESS for other, at in self._signals):
+            self._signals.append((number, now))
+
+    def _is_over(self) -> bool:
+        return all(child.is_finished or (self._stopping and not child.is_running) for child in self._children)
+
+    @property
+    def _stopping(self) -> bool:
+        return self._deadline is not None
+
+    def _step(self) -> None:
+        self._obey_signals()
+        for child in self._children:
+            child.read_reports()
+            if not child.is_running:
+                self._after_end(child)
+            elif not self._stopping:
+                child.enforce_time_limits()
+                child.enforce_stop(self._stop_timeout)
+        self._limit_memory()
+        self._reload_if_changed()
+
+    def _obey_signals(self) -> None:
+        if self._signals and not self._stopping:
+            logger.info("Stopping: what runs may finish within %g s. Signal again to stop now.", self._stop_timeout)
+            self._stop(0)
+        if len(self._signals) > 1:
+            self._kill_all("Stopping now: what was running goes back to the broker.")
+        elif self._deadline is not None and time.monotonic() > self._deadline:
+            self._kill_all(f"Handlers still run after {self._stop_timeout:g} s: stopping now.")
+
+    def _stop(self, status: int) -> None:
+        self._status = self._status or status
+        self._deadline = time.monotonic() + self._stop_timeout
+        for child in self._children:
+            child.ask_to_stop()
+
+    def _kill_all(self, why: str) -> None:
+        if self._has_killed:
+            return
+        self._has_killed, self._status = True, 1
+        logger.warning(why)
+        for child in self._children:
+            child.kill()
+
+    def _after_end(self, child: Child) -> None:
+        status = child.bury(blame=not self._stopping)
+        if child.is_finished or self._stopping:
+            return
+        if status == EXIT_CONFIGURATION and not (self._files and self._files.known):
+            self._stop(1)  # the child has said why
+        elif child.may_start():
+            child.start()
+
+    def _limit_memory(self) -> None:
+        now = time.monotonic()
+        if not self._max_memory or self._stopping or now - self._memory_read_at < MEMORY_INTERVAL:
+            return
+        self._memory_read_at = now
+        for child in self._children:
+            if child.is_running and child.memory() > self._max_memory and child.ask_to_stop():
+                logger.info("Process %s uses more than %s MB: it is replaced.", child.pid, self._max_memory)
+
+    def _reload_if_changed(self) -> None:
+        if self._files is None or self._stopping:
+            return
+        for child in self._children:
+            self._files.add(child.take_files())
+        changed = self._files.changed()
+        if changed:
+            logger.info("%s changed: restarting.", changed)
+            for child in self._children:
+                child.ask_to_stop()
+                child.start_soon()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, supervise, return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m messaging.supervisor", description=__doc__)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--slots", type=int, default=1, help="worker threads of each process")
+    parser.add_argument("--stop-timeout", type=float, default=30.0)
+    parser.add_argument("--max-memory", type=int, default=0)
+    parser.add_argument("--reload", action="store_true")
+    parser.add_argument("--verbosity", type=int, default=1)
+    parser.add_argument("--python-path", help="PYTHONPATH of the children; none if missing")
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args(arguments)
+    logs.configure(options.verbosity)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if options.python_path is not None:
+        environment["PYTHONPATH"] = options.python_path
+    supervisor = Supervisor(
+        Command(tuple(options.command), environment, options.slots),
+        options.processes,
+        stop_timeout=options.stop_timeout,
+        max_memory=options.max_memory,
+        reload=options.reload,
+    )
+    return supervisor.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

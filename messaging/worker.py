@@ -1,0 +1,93 @@
+"""A worker thread: takes a job, has it processed, settles its deliveries."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from django.db import connections, reset_queries
+
+from messaging.backlog import Backlog, Item, Job
+from messaging.database import close_old
+from messaging.exceptions import DatabaseUnavailable
+from messaging.killpoints import kill_point
+from messaging.ledger import Entry, Slot
+from messaging.processor import Processor, Settlement
+
+logger = logging.getLogger("messaging.consumer")
+
+AFTER_ERROR = 5.0  # seconds until a delivery is tried again on which the consumer itself failed
+
+_current = threading.local()
+
+
+def running(entry: Entry) -> AbstractContextManager[None]:
+    """Enter an attempt into the ledger slot of this worker thread; for `Processor`."""
+    slot: Slot | None = getattr(_current, "slot", None)
+    return slot.running(entry) if slot is not None else nullcontext()
+
+
+class Worker(threading.Thread):
+    """Processes jobs until the backlog is closed. Whatever a handler does, the thread survives.
+
+    Args:
+        index: its number within the process.
+        on_outage: called with the name of a database that does not answer; what was under way is put back first.
+        slot: its place in the process's ledger.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        backlog: Backlog,
+        processor: Processor,
+        on_outage: Callable[[str], None],
+        slot: Slot | None = None,
+    ) -> None:
+        super().__init__(name=f"messaging-worker-{index}", daemon=True)
+        self._backlog = backlog
+        self._processor = processor
+        self._on_outage = on_outage
+        self._slot = slot
+
+    def run(self) -> None:
+        """Take, process, settle."""
+        _current.slot = self._slot
+        while (job := self._backlog.take()) is not None:
+            try:
+                self._work(job)
+            except BaseException:
+                logger.exception("The consumer failed on a message; it is tried again in %g s.", AFTER_ERROR)
+                self._backlog.put_back(job.items, AFTER_ERROR)
+            finally:
+                self._backlog.done(job)
+        connections.close_all()
+
+    def _work(self, job: Job) -> None:
+        kill_point("consumer.received")
+        close_old()
+        reset_queries()
+        try:
+            settlements = self._process(job)
+        except DatabaseUnavailable:
+            self._on_outage(job.head.handler.database if job.head.handler else self._processor.settings.databases[0])
+            self._backlog.put_back(job.items)
+            return
+        for item, settlement in zip(job.items, settlements, strict=True):
+            self._settle(item, settlement)
+
+    def _process(self, job: Job) -> list[Settlement]:
+        head = job.head
+        if head.is_dead:
+            return [self._processor.record_dead(head.delivery)]
+        if head.batch is not None and head.handler is not None:
+            return self._processor.process_batch(head.handler, [item.delivery for item in job.items])
+        return [self._processor.process(head.delivery, head.ack)]
+
+    def _settle(self, item: Item, settlement: Settlement) -> None:
+        if settlement.action == "ack":
+            item.ack()
+        elif settlement.action == "set_aside":
+            self._backlog.put_back([item], settlement.after)
