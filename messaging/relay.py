@@ -70,7 +70,6 @@ class Relay:
         self._last_look = self._next_look = self._next_report = self._next_open = self._next_declare = 0.0
         self._failures = 0
         self._is_declared = False
-        self._differences: set[str] = set()
         self._broker, self._alarm = Trouble(), Trouble()
 
     def run(self, stop: threading.Event, *, burst: bool = False) -> None:
@@ -144,15 +143,9 @@ class Relay:
     def _declare(self) -> None:
         self._next_declare = time.monotonic() + DECLARE_PAUSE
         try:
-            found = {
-                f"{one.subject}: {one.problem} {one.way_out}"
-                for one in self._backend.declare(topology.build(self.alias))
-            }
+            topology.warn_once(self.alias, self._backend.declare(topology.build(self.alias)))
         except TopologyError as error:  # the consumer stops over it; what other queues take can still be sent
-            found = {str(error)}
-        for difference in sorted(found - self._differences):
-            logger.warning("%s", difference)
-        self._differences |= found
+            topology.say_once(self.alias, str(error))
 
     def _feed(self) -> int:
         """Send suspects one group at a time; lease and send other rows while none is left and there is room."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+
 from messaging import conf
-from messaging.backends.base import ExchangeSpec, QueueSpec, Topology
+from messaging.backends.base import Difference, ExchangeSpec, QueueSpec, Topology
 from messaging.handlers import Registry, registry
+
+logger = logging.getLogger("messaging.topology")
+_said: set[tuple[str, str]] = set()
 
 
 def build(alias: str, handlers: Registry = registry) -> Topology:
@@ -20,6 +26,19 @@ def build(alias: str, handlers: Registry = registry) -> Topology:
 def only(topology: Topology, queues: list[str]) -> Topology:
     """The part of a topology that concerns these queues."""
     return Topology(topology.exchanges, tuple(queue for queue in topology.queues if queue.name in queues))
+
+
+def warn_once(alias: str, differences: Iterable[Difference]) -> None:
+    """Log each difference once in the life of this process, however often and by whom it is found."""
+    for difference in differences:
+        say_once(alias, f"{difference.subject}: {difference.problem} {difference.way_out}")
+
+
+def say_once(alias: str, text: str) -> None:
+    """Log a warning unless this process has logged it."""
+    if (alias, text) not in _said:
+        _said.add((alias, text))
+        logger.warning("%s", text)
 
 
 def _queue(name: str, settings: conf.AliasSettings, handlers: Registry) -> QueueSpec:

@@ -101,10 +101,13 @@ def test_a_handler_that_always_exits_ends_as_failed_without_a_loop(hello: Site) 
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_broker_restart_loses_neither_queue_nor_message(
-    site: SiteFactory, own_rabbitmq: RabbitMQ, kind: str
-) -> None:
-    made = site("postgres", handlers=HANDLERS, queues={"hello": {"type": kind}}, broker=own_rabbitmq.add_vhost("restart-" + kind))
+def test_a_broker_restart_loses_neither_queue_nor_message(site: SiteFactory, own_rabbitmq: RabbitMQ, kind: str) -> None:
+    made = site(
+        "postgres",
+        handlers=HANDLERS,
+        queues={"hello": {"type": kind}},
+        broker=own_rabbitmq.add_vhost("restart-" + kind),
+    )
     made.manage("topology")
     publish_hello(made.broker_url)
     own_rabbitmq.stop()

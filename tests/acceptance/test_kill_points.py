@@ -38,7 +38,9 @@ def doomed(message):
         raise ValueError("until it is cured")
 """
 
-PUBLISH = 'from django.db import transaction; from messaging import publish\nwith transaction.atomic(): publish("{}", "x")'
+PUBLISH = (
+    'from django.db import transaction; from messaging import publish\nwith transaction.atomic(): publish("{}", "x")'
+)
 
 # Where a kill point is passed: which process is killed, and by what kind of message.
 CONSUMER = {
@@ -91,7 +93,9 @@ def test_killed_in_the_consumer_or_its_relay(steps: Site, point: str) -> None:
     steps.shell(PUBLISH.format(routing_key))
     wait_until(lambda: not marker.exists(), deadline=60, what=f"{point} to be passed")
     followers = 1 if routing_key.startswith("steps") else 0
-    wait_until(lambda: steps.states().get("processed") == 1 + followers, deadline=60, what="the messages to be processed")
+    wait_until(
+        lambda: steps.states().get("processed") == 1 + followers, deadline=60, what="the messages to be processed"
+    )
     settle(steps, consumer)
     found = steps.sql("SELECT value, COUNT(*) FROM app_effect GROUP BY value ORDER BY value")
     assert found == [("next", 1), (routing_key, 1)][1 - followers :]
