@@ -1,0 +1,204 @@
+"""The pictures in `docs/images`, made from the running demo site: `python -m tools.screenshot [FOLDER]`.
+
+Needs Playwright's Python package in the Python that runs it, Chromium on PATH or in CHROMIUM, and a font with Chinese
+characters for the name of that language. The site runs privately: free ports, its own RabbitMQ node, data in a
+temporary folder. A browser places the orders and breaks the invoicing service, so that every row in the pictures came
+down the road.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tools.environment import ROOT
+from tools.services import free_ports, is_listening
+
+FOLDER = ROOT / "docs" / "images"
+SIZE = {"width": 1440, "height": 900}
+START_TIMEOUT = 180.0  # seconds; the first start may create the virtual environment
+ROAD_TIMEOUT = 60.0  # seconds until what was ordered has failed or succeeded
+STOP_TIMEOUT = 60.0
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# A picture does not tell whose machine, and which folder, it was made on.
+RENAMED = ((socket.gethostname(), "web-1"), (str(ROOT), "/srv/shop"))
+RENAME = """([name, other]) => {
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    const pattern = new RegExp(`(?<![\\\\w.-])${name}(?![\\\\w-])`, "g");
+    while (walker.nextNode()) walker.currentNode.data = walker.currentNode.data.replace(pattern, other);
+}"""
+
+
+class Photographer:
+    """A browser that is signed in to the demo site as `admin`.
+
+    Args:
+        page: Playwright's page.
+        base: the site's address.
+        folder: where pictures go.
+    """
+
+    def __init__(self, page: Any, base: str, folder: Path) -> None:
+        self._page = page
+        self._base = base
+        self._folder = folder
+
+    def sign_in(self, password: str) -> None:
+        """Sign in to the admin."""
+        self.go("/admin/login/?next=/")
+        self._page.fill("#id_username", "admin")
+        self._page.fill("#id_password", password)
+        self._page.click("[type=submit]")
+        self._page.wait_for_url(f"{self._base}/")
+
+    def go(self, path: str) -> None:
+        """Open a page of the site."""
+        answer = self._page.goto(self._base + path)
+        if answer is None or not answer.ok:
+            raise SystemExit(f"{path} answered {answer and answer.status}.")
+
+    def press(self, button: str, times: int = 1) -> None:
+        """Press a button of the start page."""
+        for _ in range(times):
+            self.go("/")
+            self._page.get_by_role("button", name=button).click()
+
+    def count(self, state: str) -> int:
+        """How many incoming messages are in a state."""
+        self.go(f"/admin/messaging/processedmessage/?state={state}")
+        return int(self._page.locator("#result_list tbody tr").count())
+
+    def open_first(self) -> None:
+        """Open the first message of the list that is shown."""
+        self._page.locator("#result_list tbody tr th a").first.click()
+
+    def unfold(self) -> None:
+        """Show the first traceback."""
+        self._page.locator("details summary").first.click()
+
+    def take(self, name: str) -> None:
+        """Save what the window shows as `<name>.png`."""
+        for found, other in RENAMED:
+            self._page.evaluate(RENAME, [re.escape(found), other])
+        path = self._folder / f"{name}.png"
+        self._page.screenshot(path=path, animations="disabled")
+        print(f"{path}: {path.stat().st_size // 1024} KB", flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Make every picture; returns the exit status."""
+    folder = Path(arguments[0]) if arguments else FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    password = secrets.token_urlsafe(9)
+    with demo_site(password) as base, browser_page() as page:
+        photographer = Photographer(page, base, folder)
+        photographer.sign_in(password)
+        fill(photographer)
+        take_pictures(photographer)
+    return 0
+
+
+def fill(photographer: Photographer) -> None:
+    """Send messages down the road: greetings, orders that work out, and two whose invoice cannot be written."""
+    photographer.press("Say hello", times=2)
+    photographer.press("Place an order", times=4)
+    # Each order is three messages; a parcel may need some attempts.
+    wait_until(lambda: photographer.count("processed") >= 2 + 4 * 3, "the first orders")
+    photographer.press("Break invoicing")
+    photographer.press("Place an order", times=2)
+    wait_until(lambda: photographer.count("failed") == 2 and photographer.count("retrying") == 0, "two failed invoices")
+
+
+def take_pictures(photographer: Photographer) -> None:
+    """The start page, the queues, what came in, and one message that failed."""
+    photographer.go("/")
+    photographer.take("shop")
+    photographer.go("/admin/messaging/queuecontrol/")
+    photographer.take("queues")
+    photographer.go("/admin/messaging/processedmessage/")
+    photographer.take("incoming")
+    photographer.go("/admin/messaging/processedmessage/?state=failed")
+    photographer.open_first()
+    photographer.unfold()
+    photographer.take("failed")
+
+
+@contextlib.contextmanager
+def demo_site(password: str) -> Iterator[str]:
+    """The demo site with a private broker, as `make run-rabbitmq` starts it; gives its address."""
+    port, broker_port = free_ports(2)
+    folder = Path(tempfile.mkdtemp(prefix="messaging-pictures-"))
+    environment = os.environ | {
+        "ENV_FILE": os.devnull,
+        "DATA_DIR": str(folder),
+        "PORT": str(port),
+        "ADMIN_PASSWORD": password,
+        "MESSAGING_URL": f"amqp://guest:guest@127.0.0.1:{broker_port}/",
+    }
+    for name in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE"):
+        environment.pop(name, None)
+    log = folder / "run.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tools.run", "--rabbitmq"],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: is_listening(port) or process.poll() is not None, "the demo site", START_TIMEOUT)
+        if process.poll() is not None:
+            raise SystemExit(f"The demo site did not start:\n{log.read_text(errors='replace')[-2000:]}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(STOP_TIMEOUT)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def browser_page() -> Iterator[Any]:
+    """A page of a headless Chromium."""
+    try:
+        playwright = importlib.import_module("playwright.sync_api")
+    except ModuleNotFoundError:
+        raise SystemExit("This needs Playwright: `pip install playwright` into this Python, then try again.") from None
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        raise SystemExit("This needs Chromium: install it, or name it in CHROMIUM.")
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=program, args=arguments)
+        try:
+            yield browser.new_page(viewport=SIZE, locale="en-US", color_scheme="light", timezone_id="UTC")
+        finally:
+            browser.close()
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = ROAD_TIMEOUT) -> None:
+    """Wait until `condition()`; raises SystemExit after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"Waited {timeout:g} s in vain for {what}.")
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
