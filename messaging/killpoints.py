@@ -12,7 +12,7 @@ import signal
 
 POINTS = {
     "publisher.saved": "the outbox row is written, its transaction is not committed",
-    "publisher.committed": "the outbox row is committed, no relay has been told",
+    "publisher.committed": "the outbox row is committed, nothing is sent",
     "relay.leased": "rows are leased, none is sent",
     "relay.sent": "rows are sent, none is known to be confirmed",
     "relay.confirmed": "the broker has confirmed, the rows are not marked",

@@ -183,11 +183,12 @@ class Processor:
         if (work.redelivered or not work.handler.atomic) and place.token is None:
             place.claim(work.database, self.worker, self.settings.lease)
             kill_point("processor.claimed")
-        with self.claims.held(place.token, work.database):
+        started = time.time()
+        # In the ledger until the attempt is recorded: a process that dies before has an attempt to be counted.
+        with self.claims.held(place.token, work.database), self._running(self._entry(work, place, started)):
             if not work.handler.atomic:
                 work.ack()
                 work.acked = True
-            started = time.time()
             for rerun in range(RERUNS + 1):
                 try:
                     self._run(work, place, started, last_resort=rerun > 0)
@@ -206,13 +207,12 @@ class Processor:
         message = ReceivedMessage(
             work.envelope, queue=work.queue, attempt=place.row.attempts + 1, redelivered=work.redelivered
         )
-        with self._running(self._entry(work, place, started)):
-            if work.handler.atomic:
-                self._run_atomic(work, place, message, last_resort=last_resort)
-            else:
-                self._call(work.handler, message, place)
-                kill_point("processor.handled")
-                self._finish_claimed(work, place)
+        if work.handler.atomic:
+            self._run_atomic(work, place, message, last_resort=last_resort)
+        else:
+            self._call(work.handler, message, place)
+            kill_point("processor.handled")
+            self._finish_claimed(work, place)
         kill_point("processor.committed")
         self._processed([place.row], started)
 
