@@ -5,7 +5,7 @@ Settings: E001 to E019, and W001 to W009. Handlers: E020 to E029.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import combinations
 from typing import Any
@@ -89,6 +89,14 @@ def check_handlers(handlers: list[Handler], aliases: list[str]) -> Iterator[Chec
                 hint=_suggest(handler.database, list(connections)),
                 obj=handler.function,
                 id="messaging.E022",
+            )
+        elif handler.using in aliases and handler.database not in _served_databases(handler.using):
+            yield Error(
+                f'The handler {handler.name} uses the database "{handler.database}", whose outbox no relay serves: '
+                "its retries would never be sent.",
+                hint=f'Add "{handler.database}" to MESSAGING["{handler.using}"]["DATABASES"].',
+                obj=handler.function,
+                id="messaging.E024",
             )
     for first, second in combinations(handlers, 2):
         if (first.using, first.queue) == (second.using, second.queue):
@@ -197,6 +205,14 @@ def _suggest(name: str, known: list[str]) -> str:
 
 def _at_least(value: Any, least: float) -> bool:
     return isinstance(value, (int, float)) and value >= least
+
+
+def _served_databases(alias: str) -> Sequence[str]:
+    """The outboxes that an alias's relays serve; all of them where its settings cannot be read."""
+    try:
+        return conf.get(alias).databases
+    except ConfigurationError:
+        return list(connections)
 
 
 def _used_databases(configured: Mapping[str, Any]) -> list[str]:

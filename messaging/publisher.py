@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from messaging import conf, killpoints
 from messaging.clock import Now
-from messaging.exceptions import PayloadError, PublishError, WireError
+from messaging.exceptions import ConfigurationError, PayloadError, PublishError, WireError
 from messaging.killpoints import kill_point
 from messaging.message import (
     CAUSATION,
@@ -79,7 +79,8 @@ def publish(
         using: alias of `MESSAGING`.
         database: whose outbox; the handler's inside a handler, else what the database router says.
 
-    Returns the outbox row. Raises PublishError for what can never be sent, ConfigurationError for an unknown alias.
+    Returns the outbox row. Raises PublishError for what can never be sent, ConfigurationError for an unknown alias or a
+    database that no relay serves.
     """
     message = Message(
         routing_key,
@@ -108,6 +109,11 @@ def publish_many(
     settings = conf.get(using)
     current = running.get()
     database = database or (current.database if current else router.db_for_write(PublishedMessage))
+    if database not in settings.databases:
+        raise ConfigurationError(
+            f'No relay serves the outbox of the database "{database}": add it to '
+            f'MESSAGING["{using}"]["DATABASES"], or the message would never be sent.'
+        )
     rows = [compose(message, settings, current) for message in messages]
     if current is not None and not current.atomic:
         return _save_once(rows, database, settings)

@@ -151,6 +151,14 @@ def test_unknown_aliases_and_databases_of_handlers(handlers: Registry) -> None:
     assert all(message.hint == 'Did you mean "default"?' for message in messages)
 
 
+def test_a_handler_whose_retries_nobody_would_send(handlers: Registry, settings: Settings) -> None:
+    settings.MESSAGING = {"default": {"DATABASES": ["another"]}}
+    registered(handlers, lambda message: None)
+    (message,) = check_handlers(handlers.all(), ["default"])
+    assert message.id == "messaging.E024"
+    assert message.hint == 'Add "default" to MESSAGING["default"]["DATABASES"].'
+
+
 @pytest.mark.parametrize(
     ("first", "second", "overlap"),
     [

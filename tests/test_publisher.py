@@ -16,6 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from pytest_django import Settings
 
 from messaging import Message, apublish, apublish_many, publish, publish_many
 from messaging.clock import Now
@@ -164,6 +165,14 @@ def test_what_can_never_be_sent_is_refused_and_nothing_written(options: dict[str
 def test_an_unknown_alias_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="no alias"):
         publish("k", 1, using="nowhere")
+
+
+@pytest.mark.django_db
+def test_an_outbox_that_no_relay_serves_is_refused(settings: Settings) -> None:
+    settings.MESSAGING = {"default": {"DATABASES": ["another"]}}
+    with pytest.raises(ConfigurationError, match='No relay serves the outbox of the database "default"'):
+        publish("orders.placed", 1)
+    assert not PublishedMessage.objects.exists()
 
 
 @pytest.mark.django_db
