@@ -116,7 +116,7 @@ class Site:
             self.folder.resolve() / "rabbitmq",
             self.janitor,
             port=_free_or_other(port),
-            management_port=_free_or_other(15672),
+            management_port=_free_or_other(int(self.environment.get("MANAGEMENT_PORT", "15672"))),
         )
         self.node.start()
         self.environment["MESSAGING_URL"] = self.node.url

@@ -88,12 +88,16 @@ class Daemon:
 
 @contextlib.contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that `finally` blocks and `atexit` run."""
+    """Turn SIGTERM and SIGHUP into SystemExit, so that `finally` blocks and `atexit` run; SIGINT interrupts.
+
+    A shell that starts a command in the background has it ignore SIGINT, which Python would leave so.
+    """
 
     def leave(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
     previous = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:

@@ -28,13 +28,14 @@ class Terminal:
     """The runner as a terminal shows it."""
 
     def __init__(self, folder: Path) -> None:
-        self.port, self.broker_port = free_ports(2)
+        self.port, self.broker_port, management_port = free_ports(3)
         self.log = folder / "terminal.log"
         environment = os.environ | {
             "VENV": sys.prefix,
             "ENV_FILE": os.devnull,
             "DATA_DIR": str(folder / "var"),
             "PORT": str(self.port),
+            "MANAGEMENT_PORT": str(management_port),
             "MESSAGING_URL": f"amqp://guest:guest@127.0.0.1:{self.broker_port}/",
         }
         for name in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE", "ADMIN_PASSWORD"):
@@ -102,7 +103,11 @@ def test_one_command_starts_a_site_whose_orders_are_processed(terminal: Terminal
     wait_until(lambda: "invoice written" in page() and "stock reserved" in page(), deadline=60)
 
     terminal.process.send_signal(signal.SIGINT)
-    assert terminal.process.wait(60) == 0, terminal.output
+    try:
+        terminal.process.wait(60)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"Ctrl-C did not end it:\n{terminal.output}")
+    assert terminal.process.returncode == 0, terminal.output
     assert terminal.is_quiet
 
 
