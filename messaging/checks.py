@@ -73,21 +73,21 @@ def check_handlers(handlers: list[Handler], aliases: list[str]) -> Iterator[Chec
             yield Error(
                 f"The handler {handler.name} is a generator function: calling it would run nothing of its body.",
                 hint="Remove the `yield`, or move it into a function that the handler calls.",
-                obj=handler.function,
+                obj=handler.name,
                 id="messaging.E020",
             )
         if handler.using not in aliases:
             yield Error(
                 f'The handler {handler.name} uses the alias "{handler.using}", which MESSAGING does not have.',
                 hint=_suggest(handler.using, aliases),
-                obj=handler.function,
+                obj=handler.name,
                 id="messaging.E021",
             )
         if handler.database not in list(connections):
             yield Error(
                 f'The handler {handler.name} uses the database "{handler.database}", which DATABASES does not have.',
                 hint=_suggest(handler.database, list(connections)),
-                obj=handler.function,
+                obj=handler.name,
                 id="messaging.E022",
             )
         elif handler.using in aliases and handler.database not in _served_databases(handler.using):
@@ -95,7 +95,7 @@ def check_handlers(handlers: list[Handler], aliases: list[str]) -> Iterator[Chec
                 f'The handler {handler.name} uses the database "{handler.database}", whose outbox no relay serves: '
                 "its retries would never be sent.",
                 hint=f'Add "{handler.database}" to MESSAGING["{handler.using}"]["DATABASES"].',
-                obj=handler.function,
+                obj=handler.name,
                 id="messaging.E024",
             )
     for first, second in combinations(handlers, 2):
@@ -186,7 +186,7 @@ def _check_overlap(first: Handler, second: Handler) -> Iterator[CheckMessage]:
             f'Two handlers of the queue "{first.queue}" can both match a message: '
             f'{first.name} ("{both[0]}") and {second.name} ("{both[1]}").',
             hint="Give them patterns that no routing key matches both of, or a queue each.",
-            obj=second.function,
+            obj=second.name,
             id="messaging.E023",
         )
 

@@ -27,7 +27,7 @@ def reserve_stock(message: ReceivedMessage) -> None:
     _record(message, "stock reserved")
 
 
-@handler("parcels", "orders.placed", backoff=3)
+@handler("parcels", "orders.placed", max_attempts=20, backoff=3)
 def book_parcel(message: ReceivedMessage) -> None:
     """Book a parcel with a carrier whose service fails every second time: the message is retried until it works."""
     _record(message, "parcel booked")

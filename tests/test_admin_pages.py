@@ -17,9 +17,10 @@ from messaging import readings
 from messaging.admin import base, paginator, payload
 from messaging.backends import get_backend
 from messaging.backends.base import QueueSpec, Topology
-from messaging.message import pack_body
+from messaging.message import Envelope, pack_body
 from messaging.models import Attempt, AuditRecord, ProcessedMessage, QueueControl, Worker
 from messaging.operations import Operator, requeue
+from messaging.wire import Properties
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, inline_code, outgoing, staff
 
 pytestmark = pytest.mark.django_db
@@ -111,6 +112,42 @@ def test_the_page_of_an_incoming_message_tells_its_story(story: Any, admin_clien
         "?fingerprint=f1", "<time datetime=",
     ):  # fmt: skip
         assert text in html, text
+
+
+def test_an_act_stands_before_the_round_that_it_caused(admin_client: Client) -> None:
+    row = incoming("failed", attempts=1)
+    requeue(ProcessedMessage.objects.filter(pk=row.pk), Operator(name="nina"))
+    html = admin_client.get(f"{INCOMING}{row.pk}/change/").content.decode()
+    assert 0 < html.index("Requeued by nina") < html.index("Round 2 scheduled")
+
+
+@pytest.mark.parametrize(("stamp", "text"), [(1_790_000_000, "2026-09-21"), (2**63, str(2**63)), (None, "")])
+def test_the_publishers_timestamp_is_a_time_where_it_is_one(
+    stamp: int | None, text: str, admin_client: Client, settings: Any
+) -> None:
+    settings.TIME_ZONE = "UTC"
+    properties = Properties.build(message_id="m", timestamp=stamp)
+    row = incoming("processed", wire=Envelope("", "billing", properties, b"").to_wire())
+    html = admin_client.get(f"{INCOMING}{row.pk}/change/").content.decode()
+    assert ("<dt>Timestamp</dt>" in html) == (stamp is not None)
+    assert text in html
+
+
+def test_the_list_of_outgoing_messages_tells_why_one_failed(admin_client: Client) -> None:
+    outgoing("failed", error="Unroutable: <b>nowhere</b>. " + "x" * 500)
+    html = admin_client.get(OUTGOING).content.decode()
+    assert "Unroutable: &lt;b&gt;nowhere" in html
+    assert "x" * 200 not in html
+
+
+def test_the_list_of_incoming_messages_names_the_error_while_it_matters(admin_client: Client) -> None:
+    incoming("failed", exception_type="shop.Boom", error="Boom: no")
+    incoming("retrying", error="no handler")
+    incoming("processed", exception_type="shop.Overcome", error="Overcome: once")
+    html = admin_client.get(INCOMING).content.decode()
+    assert '<span title="shop.Boom">Boom</span>' in html
+    assert "no handler" in html
+    assert "Overcome" not in html
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ def test_unknown_aliases_and_databases_of_handlers(handlers: Registry) -> None:
     registered(handlers, lambda message: None, using="defualt", database="defualt")
     messages = list(check_handlers(handlers.all(), ["default"]))
     assert ids(messages) == ["messaging.E021", "messaging.E022"]
+    assert "<function" not in "".join(map(str, messages))
     assert all(message.hint == 'Did you mean "default"?' for message in messages)
 
 

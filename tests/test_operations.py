@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from io import StringIO
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
+from django.db import connection, transaction
 from django.utils import timezone
 
 from messaging import operations
@@ -59,10 +61,47 @@ def test_discarding_fences_copies_and_restoring_makes_failed() -> None:
 
 def test_every_verb_skips_what_is_in_another_state_and_says_why() -> None:
     rows = [incoming(state) for state in ProcessedMessage.State.values]
+    outgoing("pending", inbox=next(row for row in rows if row.state == "requeued"), queue="billing")
     outcome = operations.requeue(ProcessedMessage.objects.all(), BY)
     assert len(outcome.done) == 2
     assert outcome.skipped_count == len(rows) - 2
     assert "it is processed" in outcome.skipped
+
+
+@pytest.mark.parametrize("act", [operations.requeue, operations.discard])
+def test_a_requeued_message_that_was_sent_and_never_came_can_be_acted_upon(act: Any) -> None:
+    row = incoming("requeued", round=2)
+    outgoing("published", inbox=row, queue="billing")
+    assert act(one(row), BY).done == [row.pk]
+    row.refresh_from_db()
+    assert row.round == 3
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_row_that_a_running_handler_locks_is_left_out_and_does_not_make_operators_wait() -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("needs row locks")
+    rows = [incoming("retrying"), incoming("retrying")]
+    locked, leave = threading.Event(), threading.Event()
+
+    def run() -> None:
+        try:
+            with transaction.atomic():
+                list(one(rows[0]).select_for_update())
+                locked.set()
+                leave.wait(20)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert locked.wait(10)
+    outcome = operations.requeue(ProcessedMessage.objects.all(), BY)
+    assert thread.is_alive()
+    leave.set()
+    thread.join()
+    assert outcome.done == [rows[1].pk]
+    assert outcome.skipped == {"it changed meanwhile": [rows[0].pk]}
 
 
 def test_a_selection_of_several_batches_is_done_whole() -> None:
@@ -134,6 +173,18 @@ def run(*args: str) -> str:
     out = StringIO()
     call_command("requeue_messages", *args, stdout=out, no_color=True)
     return out.getvalue()
+
+
+@pytest.mark.parametrize(("rows", "words"), [(1, "1 failed message would"), (2, "2 failed messages would")])
+def test_the_command_counts_in_words(rows: int, words: str) -> None:
+    for _ in range(rows):
+        incoming()
+    assert words in run("--dry-run")
+
+
+def test_the_command_names_an_unknown_database() -> None:
+    with pytest.raises(CommandError, match=r'DATABASES has no "nowhere"; it has .*default'):
+        run("--database", "nowhere", "--dry-run")
 
 
 def states() -> dict[str, str]:

@@ -219,18 +219,18 @@ class MessageAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("state"))
     def state_column(self, row: Any) -> SafeString:
-        """The state."""
-        return self.badge(row)
+        """The state, and in brief what went wrong."""
+        badge, trouble = self.badge(row), self.trouble(row)
+        return format_html('{}<span class="msg-brief">{}</span>', badge, trouble) if trouble else badge
+
+    def trouble(self, row: Any) -> SafeString | str:
+        """The beginning of the error; "" where there is none."""
+        return shorten(row.brief, BRIEF // 2) if row.brief else ""
 
     @admin.display(description=_("message id"))
     def id_column(self, row: Any) -> SafeString | str:
         """The message id, shortened."""
         return format_html("<code>{}</code>", shorten(row.message_id, 9)) if row.message_id else "—"
-
-    @admin.display(description=_("error"))
-    def error_column(self, row: Any) -> SafeString | str:
-        """The beginning of the error."""
-        return shorten(row.brief, BRIEF // 2) if row.brief else ""
 
     @admin.display(description=_("created"))
     def created_column(self, row: Any) -> SafeString:

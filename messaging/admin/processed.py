@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.contrib import admin
@@ -28,6 +29,13 @@ from messaging.message import Envelope
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 
 State = ProcessedMessage.State
+ENVELOPE = (
+    ("priority", gettext_lazy("priority")),
+    ("expiration", gettext_lazy("expiration")),
+    ("user_id", gettext_lazy("user id")),
+    ("app_id", gettext_lazy("app id")),
+    ("content_encoding", gettext_lazy("content encoding")),
+)
 TRACEBACK = 20_000  # characters of a traceback that a page shows; its end says most
 
 
@@ -39,10 +47,9 @@ class ProcessedMessageAdmin(MessageAdmin):
         "message_column",
         "state_column",
         "queue_column",
-        "id_column",
         "attempts",
-        "exception_column",
         "received_column",
+        "id_column",
     )
     list_filter = (
         filters.StateFilter,
@@ -93,11 +100,12 @@ class ProcessedMessageAdmin(MessageAdmin):
         """Where it arrived."""
         return row.queue if row.alias == conf.DEFAULT_ALIAS else f"{row.alias} · {row.queue}"
 
-    @admin.display(description=gettext_lazy("exception"))
-    def exception_column(self, row: ProcessedMessage) -> SafeString | str:
-        """The class of the last error."""
+    def trouble(self, row: ProcessedMessage) -> SafeString | str:
+        """The class of the last error, while it matters."""
+        if row.state == State.PROCESSED:
+            return ""
         name = row.exception_type.rpartition(".")[2]
-        return format_html('<span title="{}">{}</span>', row.exception_type, name) if name else self.error_column(row)
+        return format_html('<span title="{}">{}</span>', row.exception_type, name) if name else super().trouble(row)
 
     @admin.display(description=gettext_lazy("received"))
     def received_column(self, row: ProcessedMessage) -> SafeString:
@@ -161,15 +169,21 @@ def timeline(row: ProcessedMessage, rounds: Iterable[PublishedMessage], url: Any
     """Everything that happened, oldest first."""
     events = [Event(row.received_at, _("Received"), _("from queue %(queue)s") % {"queue": row.queue})]
     attempts = row.attempt_set.order_by("-pk").defer("traceback").annotate(trace=Right("traceback", TRACEBACK))
-    events += [_attempt_event(attempt) for attempt in attempts[:SHOWN]]
+    acts = audit_events("processed", row.pk)
+    events += [*(_attempt_event(attempt) for attempt in attempts[:SHOWN]), *acts]
     for out in rounds:
         title = _("Round %(number)d scheduled") % {"number": out.round}
-        events.append(Event(out.created_at, title, _("outgoing message is %(state)s") % {
+        events.append(Event(_after_its_act(out.created_at, acts), title, _("outgoing message is %(state)s") % {
             "state": out.get_state_display()
         }, url=url(out)))  # fmt: skip
     if row.processed_at:
         events.append(Event(row.processed_at, _("Processed"), row.worker, kind="good"))
-    return in_order([*events, *audit_events("processed", row.pk)])
+    return in_order(events)
+
+
+def _after_its_act(at: datetime, acts: Iterable[Event]) -> datetime:
+    """The time of a round; an act is recorded a moment after the round that it schedules, but is its cause."""
+    return max([at, *(act.at for act in acts if timedelta(0) <= act.at - at < timedelta(seconds=1))])
 
 
 def _attempt_event(attempt: Attempt) -> Event:
@@ -213,11 +227,24 @@ def _envelope_facts(row: ProcessedMessage) -> list[tuple[str, Any]]:
         properties = Envelope.from_wire(bytes(row.wire), b"").properties  # the body stays unread
     except WireError as error:
         return [(_("envelope"), str(error))]
-    names = ("priority", "expiration", "timestamp", "user_id", "app_id", "content_encoding")
     found = [
-        (name.replace("_", " "), getattr(properties, name)) for name in names if getattr(properties, name) is not None
+        (str(label), getattr(properties, name)) for name, label in ENVELOPE if getattr(properties, name) is not None
     ]
-    return [*found, *([(_("not understood"), properties.problem)] if properties.problem else [])]
+    return [
+        *found,
+        *_stamp(properties.timestamp),
+        *([(_("not understood"), properties.problem)] if properties.problem else []),
+    ]
+
+
+def _stamp(seconds: int | None) -> list[tuple[str, Any]]:
+    """When the publisher says that it was made; a publisher may say anything."""
+    if seconds is None:
+        return []
+    try:
+        return [(_("timestamp"), moment(datetime.fromtimestamp(seconds, UTC)))]
+    except (ValueError, OverflowError, OSError):
+        return [(_("timestamp"), seconds)]
 
 
 def _retry(row: ProcessedMessage) -> str:

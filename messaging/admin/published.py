@@ -36,10 +36,9 @@ class PublishedMessageAdmin(MessageAdmin):
         "message_column",
         "state_column",
         "destination_column",
-        "id_column",
         "attempts",
-        "error_column",
         "created_column",
+        "id_column",
     )
     list_filter = (
         filters.StateFilter,

@@ -10,7 +10,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
@@ -47,10 +47,15 @@ class Command(BaseCommand):
         """Requeue in batches, each in its own transaction, and print what was done."""
         if options["limit"] is not None and options["limit"] < 1:
             raise CommandError("--limit must be at least 1.")
+        if options["database"] not in connections:
+            raise CommandError(
+                f'--database: DATABASES has no "{options["database"]}"; it has {", ".join(connections)}.'
+            )
         manager = ProcessedMessage.objects.using(options["database"])
         ids = select(manager.all(), options)[: options["limit"]]
         if options["dry_run"]:
-            self.stdout.write(f"{ids.count()} {options['state']} messages would be requeued.")
+            count = ids.count()
+            self.stdout.write(f"{count} {options['state']} message{'' if count == 1 else 's'} would be requeued.")
             return
         done, skipped = 0, Counter[str]()
         by = _operator(options)
