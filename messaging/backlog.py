@@ -19,6 +19,7 @@ from messaging.killpoints import kill_point
 logger = logging.getLogger("messaging.consumer")
 
 GATHERING = 0.05  # seconds that an incomplete batch waits for more
+REMEMBERED = 10_000  # deliveries that went back unstarted and need not run alone when they come again
 PATIENCE = 10.0  # seconds that a suspect waits for what runs to end
 
 
@@ -29,12 +30,14 @@ class Item:
     Attributes:
         handler: the handler that would take it; None when nobody would.
         is_dead: whether it comes from a dead-letter queue, so that it is recorded, not run.
+        is_innocent: whether it was redelivered because this process gave it back unstarted.
         is_acked: whether the broker was told that it is done.
     """
 
     delivery: Delivery
     handler: Handler | None
     is_dead: bool
+    is_innocent: bool = False
     is_acked: bool = False
 
     def ack(self) -> bool:
@@ -59,7 +62,13 @@ class Item:
     @property
     def is_suspect(self) -> bool:
         """Whether it may have killed a process before, so that nothing innocent should run beside it."""
-        return self.is_atomic and self.delivery.redelivered
+        return self.is_atomic and self.delivery.redelivered and not self.is_innocent
+
+    @property
+    def identity(self) -> tuple[str, str, str | None, int]:
+        """What it is recognised by when it comes again."""
+        delivery = self.delivery
+        return delivery.queue, delivery.routing_key, delivery.properties.message_id, hash(delivery.body)
 
     @property
     def batch(self) -> int | None:
@@ -110,12 +119,16 @@ class Backlog:
         self._running = self._atomic_running = 0
         self._is_alone = self._is_held = self._is_closed = False
         self._suspect_since: float | None = None
+        self._unstarted: set[tuple[str, str, str | None, int]] = set()
 
     def put(self, delivery: Delivery) -> None:
         """Take in a delivery; called from the backend's thread."""
         is_dead = delivery.queue in self._dead_queues
         item = Item(delivery, None if is_dead else self._find_handler(delivery), is_dead)
         with self._changed:
+            if delivery.redelivered and self._unstarted:
+                item.is_innocent = item.identity in self._unstarted
+                self._unstarted.discard(item.identity)
             if not self._is_closed:
                 self._waiting.setdefault(delivery.queue, deque()).append(item)
                 self._changed.notify()
@@ -207,6 +220,9 @@ class Backlog:
         with self._changed:
             for queue, items in self._waiting.items():
                 self._waiting[queue] = deque(item for item in items if keep(item))
+            for item in removed:  # these have not started; what was set aside below may have
+                if not item.is_suspect and len(self._unstarted) < REMEMBERED:
+                    self._unstarted.add(item.identity)
             self._aside = [aside for aside in self._aside if keep(aside.item)]
             heapq.heapify(self._aside)
             if removed:

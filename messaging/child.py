@@ -109,7 +109,7 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
     try:
         consumer = Consumer(plan, name, Ledger.attach(role["ledger"], role["slots"]))
         _record_crashes(crashed, consumer.processor, control, stopping)
-        sender = _RelayThread(plan.alias, name, stopping) if relay and role["index"] == 0 else None
+        sender = _RelayThread(plan.alias, name, stopping) if relay and (plan.burst or role["index"] == 0) else None
         threading.Thread(target=_stop, args=(stopping, consumer, sender), name="messaging-stop", daemon=True).start()
         if sender is not None:
             sender.start()

@@ -205,7 +205,7 @@ class Child:
         self._crashed += [{"entry": found.entry.to_json(), "error": name, "text": text} for found, name, text in blamed]
         pause = 0.0 if self._overdue else self._next_pause()
         self._start_at = time.monotonic() + pause
-        if not self._overdue:
+        if not self._overdue and status != EXIT_CONFIGURATION:  # which the child has explained, and ends everything
             logger.error(
                 "Process %s %s while it ran %s; another one starts in %.1f s.",
                 self.pid,

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+from django.db import connections, transaction
+
 from messaging.clock import Now
 from messaging.exceptions import DatabaseUnavailable
 from messaging.inbox import SetAside
@@ -64,7 +66,11 @@ class Claims:
             rows = ProcessedMessage.objects.using(database).filter(
                 lease_token__in=tokens, state=ProcessedMessage.State.PROCESSING
             )
-            with self._outages.watch(database):
+            with self._outages.watch(database), transaction.atomic(using=database):
+                if connections[database].features.has_select_for_update_skip_locked:
+                    # A handler's own transaction locks its row while it runs: waiting for it, the others would lapse.
+                    free = rows.select_for_update(skip_locked=True).values_list("pk", flat=True)
+                    rows = ProcessedMessage.objects.using(database).filter(pk__in=list(free))
                 rows.update(leased_until=Now() + timedelta(seconds=self._lease))
 
     def _drop(self, token: uuid.UUID) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from django.db.models import Q
@@ -23,7 +24,7 @@ from messaging.exceptions import BrokerUnavailable
 from messaging.handlers import registry
 from messaging.housekeeping import Housekeeper, Outage
 from messaging.ledger import Ledger
-from messaging.models import PublishedMessage
+from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.processor import Processor
 from messaging.subscription import Subscription
 from messaging.worker import Worker, running
@@ -182,7 +183,7 @@ class Consumer:
     def _is_idle(self) -> bool:
         if not self._subscription.is_well or self._outage.lasted or self._backlog.running or self._backlog.waiting:
             return False
-        if self._plan.relay and self._outbox_is_due():
+        if self._has_work(self._is_abandoned) or (self._plan.relay and self._has_work(self._is_due)):
             return False
         queues = (self._plan.dead_queues | frozenset(self._plan.queues)) - self._housekeeper.paused
         try:
@@ -190,15 +191,20 @@ class Consumer:
         except BrokerUnavailable:
             return False
 
-    def _outbox_is_due(self) -> bool:
-        """Whether the relay has something to send now, or is sending it; what is scheduled for later does not count."""
-        now = Q(due_at__lte=Now()) | Q(lease_token__isnull=False)
+    def _has_work(self, found: Callable[[str], bool]) -> bool:
+        """Whether a database holds work; one that does not answer cannot be said to hold none."""
         close_old()
         try:
-            return any(
-                PublishedMessage.objects.using(database).pending().filter(now, alias=self._plan.alias).exists()
-                for database in conf.get(self._plan.alias).databases
-            )
-        except Exception as error:  # noqa: BLE001 (whatever it is, the outbox cannot be said to be empty)
-            logger.debug("The outbox cannot be read: %s", error)
+            return any(found(database) for database in conf.get(self._plan.alias).databases)
+        except Exception as error:  # noqa: BLE001 (whatever it is, nothing is known)
+            logger.debug("The database cannot be read: %s", error)
             return True
+
+    def _is_due(self, database: str) -> bool:
+        """Whether the relay has something to send now, or is sending it; what is scheduled for later does not count."""
+        now = Q(due_at__lte=Now()) | Q(lease_token__isnull=False)
+        return PublishedMessage.objects.using(database).pending().filter(now, alias=self._plan.alias).exists()
+
+    def _is_abandoned(self, database: str) -> bool:
+        """Whether a dead worker's claim waits to be swept up."""
+        return ProcessedMessage.objects.using(database).abandoned(self._plan.alias).exists()

@@ -5,20 +5,23 @@ from __future__ import annotations
 import re
 import sysconfig
 import traceback as tracebacks
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from types import FrameType, TracebackType
 from typing import Any
 
-from django.db import DataError, IntegrityError, transaction
+from django.db import DataError, IntegrityError, OperationalError, connections, transaction
 from django.db.models import F
 
 from messaging import conf, inbox, signals
 from messaging.clock import Now
+from messaging.database import brief_locks, is_lock_wait
 from messaging.exceptions import MessagingError
 from messaging.handlers import Handler, registry
-from messaging.inbox import AlreadyRecorded, Place
+from messaging.inbox import AlreadyRecorded, Place, SetAside
 from messaging.ledger import Entry
 from messaging.message import storable
 from messaging.models import Attempt, ProcessedMessage
@@ -67,6 +70,9 @@ def record(place: Place, failure: Failure, database: str, settings: conf.AliasSe
 
 def _record(place: Place, failure: Failure, database: str, settings: conf.AliasSettings) -> ProcessedMessage:
     row = place.row
+    if place.token is not None:  # its supervisor may have counted an earlier crash while it ran
+        attempts = ProcessedMessage.objects.using(database).filter(pk=row.pk).values_list("attempts", flat=True)
+        row.attempts = attempts.first() or row.attempts
     number = row.attempts + (failure.started is not None and not failure.counted)
     decision = _decide(number, failure, settings)
     values = _values(failure, decision, number)
@@ -101,18 +107,35 @@ def record_crash(entry: Entry, error: MessagingError, worker: str) -> None:
         )
         try:
             if row is None:
-                _insert_crash(entry, error, worker)
+                if not _came_again(entry):
+                    _insert_crash(entry, error, worker)
+            elif row.state == State.PROCESSING and row.lease_token is None:
+                return  # counted already: its twin died with it, or it is reported twice
             elif row.round != entry.round or row.state not in (State.PROCESSING, *ProcessedMessage.AWAITING):
                 return  # it ended some other way: nothing is left to count
             elif row.state == State.PROCESSING and str(row.lease_token or "") != entry.token:
                 _count_crash(row, entry, error, worker)
+            elif inbox.comes_again(row, handler := registry.find(entry.alias, entry.queue, row.routing_key)):
+                _count_crash(row, entry, error, worker, lease_token=None, leased_until=None, error=describe(error))
             else:
-                handler = registry.find(entry.alias, entry.queue, row.routing_key)
                 failure = Failure(error, worker, handler, entry.started, crashed=True)
                 record(inbox.existing(row), failure, entry.database, settings)
             return
         except (AlreadyRecorded, IntegrityError):
             continue
+        except SetAside:
+            return  # it runs again elsewhere, under a claim that would be counted in its turn
+
+
+def _came_again(entry: Entry) -> bool:
+    """Whether a message without an id was redelivered meanwhile: under a new key, so that nothing would claim this."""
+    if entry.message_id:
+        return False
+    started = datetime.fromtimestamp(entry.started, UTC)
+    rows = ProcessedMessage.objects.using(entry.database).filter(
+        alias=entry.alias, queue=entry.queue, digest=entry.identity[1], message_id="", received_at__gte=started
+    )
+    return rows.exists()
 
 
 def _insert_crash(entry: Entry, error: MessagingError, worker: str) -> None:
@@ -133,23 +156,36 @@ def _insert_crash(entry: Entry, error: MessagingError, worker: str) -> None:
         error=describe(error),
         exception_type=_type_name(error),
     )
-    with transaction.atomic(using=entry.database):
+    with _brief(entry.database):
         row.save(using=entry.database, force_insert=True)
         _attempt(row, failure, 1, entry.round).save(using=entry.database, force_insert=True)
 
 
-def _count_crash(row: ProcessedMessage, entry: Entry, error: MessagingError, worker: str) -> None:
-    """The message is running again elsewhere: only the count is added."""
-    failure = Failure(error, worker, started=entry.started, crashed=True)
-    with transaction.atomic(using=entry.database):
-        if not row.move(row.state, round=row.round, token=row.lease_token, attempts=F("attempts") + 1):
+def _count_crash(row: ProcessedMessage, entry: Entry, problem: MessagingError, worker: str, **changes: Any) -> None:
+    """The message is running again elsewhere, or will be delivered again: only the count is added."""
+    failure = Failure(problem, worker, started=entry.started, crashed=True)
+    with _brief(entry.database):
+        if not row.move(row.state, round=row.round, token=row.lease_token, attempts=F("attempts") + 1, **changes):
             raise AlreadyRecorded
         _attempt(row, failure, row.attempts + 1, row.round).save(using=entry.database, force_insert=True)
 
 
+@contextmanager
+def _brief(database: str) -> Iterator[None]:
+    """A transaction that does not wait for a handler to end. Raises SetAside when one locks the row."""
+    connection = connections[database]
+    try:
+        with transaction.atomic(using=database), brief_locks(connection, inbox.TWIN_WAIT):
+            yield
+    except OperationalError as error:
+        if is_lock_wait(error) and connection.vendor != "sqlite":
+            raise SetAside from error
+        raise
+
+
 def describe(error: BaseException) -> str:
     """One line for lists: the exception's type and text. Errors of this app speak for themselves."""
-    text = " ".join(str(error).split())
+    text = " ".join(_text(error).split())
     if isinstance(error, MessagingError):
         return storable(text or _type_name(error), 2000)
     return storable(f"{type(error).__name__}: {text}" if text else type(error).__name__, 2000)
@@ -163,7 +199,7 @@ def fingerprint(error: BaseException, handler: str) -> str:
 
 
 def _normalised(error: BaseException) -> str:
-    return re.sub(r"\d+", "0", str(error))[:200]
+    return re.sub(r"\d+", "0", _text(error))[:200]
 
 
 def _decide(number: int, failure: Failure, settings: conf.AliasSettings) -> Decision:
@@ -210,9 +246,16 @@ def _attempt(row: ProcessedMessage, failure: Failure, number: int, round_: int) 
         started_at=datetime.fromtimestamp(failure.started, UTC) if failure.started is not None else None,
         crashed=failure.crashed,
         exception_type=_type_name(failure.error),
-        exception_message=storable(str(failure.error), 10_000),
+        exception_message=storable(_text(failure.error), 10_000),
         traceback=_traceback(failure.error),
     )
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as problem:  # noqa: BLE001  an exception whose own text fails must be recorded all the same
+        return f"(its text cannot be shown: {type(problem).__name__})"
 
 
 def _type_name(error: BaseException) -> str:

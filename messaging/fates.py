@@ -54,13 +54,11 @@ class Judge:
 
     def _unroutable(self, held: Held, reason: str) -> None:
         row = held.row
-        where = f'queue "{row.queue}"' if row.queue else f'exchange "{row.exchange}", routing key "{row.routing_key}"'
-        problem = f"Unroutable: {where}. {reason}".rstrip()
+        problem = f"Unroutable. {reason}".rstrip()
         if row.attempts < len(UNROUTABLE_PAUSES):
             held.leases.judged(Verdict(row, problem, UNROUTABLE_PAUSES[row.attempts]))
             return
-        way_out = "Create that queue" if row.queue else "Bind a queue to it, by a handler or by `bindings` in QUEUES"
-        held.fail(f"{problem} {way_out}; then publish it again.")
+        held.fail(f"{problem} {_way_out(row)}, then publish it again.")
 
     def _nacked(self, held: Held, reason: str) -> None:
         """Trouble of the queue's, not of the message: it waits, however long that takes, and nothing is spent."""
@@ -69,6 +67,12 @@ class Judge:
         self._nacks[_key(held)] += 1
         pause = min(LONGEST_PAUSE, 2.0 ** min(self._nacks[_key(held)] - 1, 10)) * random.uniform(0.75, 1.0)
         held.leases.judged(Verdict(held.row, reason or "The broker does not take it now.", pause, spend=False))
+
+
+def _way_out(row: PublishedMessage) -> str:
+    if row.queue:
+        return "Create that queue"
+    return "Make sure that the exchange exists and that a queue is bound to it, by a handler or by `bindings` in QUEUES"
 
 
 def _key(held: Held) -> tuple[str, int]:

@@ -21,6 +21,7 @@ from django.db.models import BooleanField, Case, Q, Value, When
 from messaging.clock import Now
 from messaging.database import brief_locks, is_lock_wait
 from messaging.exceptions import WireError
+from messaging.handlers import Handler
 from messaging.message import CAUSATION, OURS, Envelope, pack_body, storable
 from messaging.models import ProcessedMessage
 from messaging.wire import to_json
@@ -126,6 +127,14 @@ class Place:
 
     def claim(self, database: str, worker: str, seconds: float) -> None:
         """Commit that a worker runs it, under a lease. Raises AlreadyRecorded when someone else did."""
+        try:
+            self._claim(database, worker, seconds)
+        except DataError as error:
+            if not self.escape(error):
+                raise
+            self._claim(database, worker, seconds)
+
+    def _claim(self, database: str, worker: str, seconds: float) -> None:
         token = uuid.uuid4()
         with self.tentative(), transaction.atomic(using=database):
             self.write(
@@ -158,6 +167,20 @@ def find(database: str, alias: str, queue: str, envelope: Envelope, *, redeliver
         .order_by("id")
         .first()
     )
+
+
+def claimed_alike(database: str, alias: str, queue: str, envelope: Envelope) -> list[ProcessedMessage]:
+    """The live claims of messages without an id that have the same content."""
+    rows = ProcessedMessage.objects.using(database).filter(leased_until__gt=Now(), message_id="", round=1)
+    return list(rows.filter(alias=alias, queue=queue, digest=envelope.digest, state=State.PROCESSING).order_by("id"))
+
+
+def comes_again(row: ProcessedMessage, handler: Handler | None) -> bool:
+    """Whether the broker still has a claimed message, and nothing but its content tells which row it belongs to.
+
+    Such a row has to wait for it: sent round by itself, it would leave the original to run as another message.
+    """
+    return handler is not None and handler.atomic and row.message_id == "" and row.round == 1
 
 
 def gate(row: ProcessedMessage, envelope: Envelope) -> Verdict:

@@ -24,6 +24,8 @@ ROUND = "x-messaging-round"
 QUEUE = "x-messaging-queue"
 EXCHANGE = "x-messaging-exchange"
 ROUTING_KEY = "x-messaging-routing-key"
+MAX_ROUND = 10**9  # what a column holds, with room for further rounds
+OUR_PREFIX = "x-messaging-"
 KEY = "x-messaging-key"
 ROW = "x-messaging-row"
 CAUSATION = "x-messaging-causation-id"
@@ -93,7 +95,7 @@ class Envelope:
             routing_key=_text(headers.get(ROUTING_KEY), routing_key),
             properties=properties,
             body=body,
-            round=round_ if isinstance(round_, int) and 0 < round_ < 2**31 else 1,
+            round=round_ if isinstance(round_, int) and 0 < round_ <= MAX_ROUND else 1,
             target=_text(headers.get(QUEUE), ""),
             row_key=_uuid(headers.get(KEY)),
         )
@@ -322,7 +324,11 @@ def unpack_body(body: str, body_encoding: str) -> bytes:
 def storable(text: str, limit: int | None = None) -> str:
     """Text that every database takes: NUL and bytes that are not UTF-8 are shown as escapes, then cut to `limit`."""
     if "\x00" in text or not text.isprintable():
-        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\x00", "\\x00")
+        try:
+            raw = text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # halves of characters, as JSON's \ud800 yields them
+            raw = text.encode("utf-8", "backslashreplace")
+        text = raw.decode("utf-8", "backslashreplace").replace("\x00", "\\x00")
     return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -6,6 +6,7 @@ in the same transaction. None of them talks to the broker.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +24,7 @@ from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, Qu
 from messaging.publisher import compose_round, wake_relays
 
 BATCH = 500
+LOCK_WAIT = 2.0  # seconds that a row may stay locked: a web request must not wait for a handler
 
 In = ProcessedMessage.State
 Out = PublishedMessage.State
@@ -76,7 +78,7 @@ def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
     """Send failed (or retrying) messages round again at once, with fresh attempts."""
 
     def act(row: ProcessedMessage, outcome: Outcome) -> bool:
-        if row.state not in (In.FAILED, In.RETRYING):
+        if row.state not in (In.FAILED, In.RETRYING) and not _has_left(row):
             return _wrong_state(row, outcome)
         if row.wire is None:
             outcome.skip(row.pk, _("its content was never received"))
@@ -98,7 +100,7 @@ def discard(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
     """Lay failed or retrying messages aside; a copy still under way will not run."""
 
     def act(row: ProcessedMessage, outcome: Outcome) -> bool:
-        if row.state not in (In.FAILED, In.RETRYING):
+        if row.state not in (In.FAILED, In.RETRYING) and not _has_left(row):
             return _wrong_state(row, outcome)
         if not row.move(
             row.state, round=row.round, next_round=row.round + 1, state=In.DISCARDED, discarded_at=Now(), retry_at=None
@@ -209,6 +211,12 @@ def cancel_rounds(row: ProcessedMessage) -> int:
     )
 
 
+def _has_left(row: ProcessedMessage) -> bool:
+    """Whether a requeued message was sent: lost at the broker it would wait for ever. Its round fences a late copy."""
+    sent = PublishedMessage.objects.using(row._state.db).pending().filter(inbox=row)
+    return row.state == In.REQUEUED and not sent.exists()
+
+
 def _to_pending(*sources: str) -> Callable[[PublishedMessage, Outcome], bool]:
     def act(row: PublishedMessage, outcome: Outcome) -> bool:
         if row.inbox_id is not None:
@@ -262,9 +270,8 @@ def _each(
     database = rows.db
     for ids in _batches(list(rows.values_list("pk", flat=True).order_by("pk"))):
         with transaction.atomic(using=database):
-            locked = rows.model._base_manager.using(database).select_for_update()
             audit = []
-            for row in locked.filter(pk__in=ids).order_by("pk"):
+            for row in _locked(rows.model._base_manager.using(database), ids, outcome):
                 before = row.state
                 if act(row, outcome):
                     outcome.done.append(row.pk)
@@ -276,6 +283,22 @@ def _each(
                 for alias in {record.alias for record in audit} & set(conf.aliases()):
                     wake_relays(database, conf.get(alias))
     return outcome
+
+
+def _locked(rows: QuerySet[Any], ids: list[int], outcome: Outcome) -> list[Any]:
+    """The rows, locked. One that another transaction keeps locked, such as a running handler's, is left out."""
+    wanted = rows.filter(pk__in=ids).order_by("pk")
+    if not transaction.get_connection(rows.db).features.has_select_for_update_skip_locked:
+        return list(wanted.select_for_update())
+    deadline = time.monotonic() + LOCK_WAIT
+    while True:
+        found = list(wanted.select_for_update(skip_locked=True))
+        if len(found) == len(ids) or time.monotonic() >= deadline:
+            break
+        time.sleep(LOCK_WAIT / 40)
+    for row in rows.filter(pk__in=set(ids) - {row.pk for row in found}):
+        _changed_meanwhile(row, outcome)
+    return found
 
 
 def _record(action: str, row: Any, before: str, by: Operator) -> AuditRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -9,12 +10,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from django.db import OperationalError, connections, transaction
+from django.db import InterfaceError, OperationalError, connections, transaction
 
 from messaging import conf, failures, inbox, signals, unrun
 from messaging.claims import Claims
 from messaging.clock import Now
-from messaging.database import brief_locks, is_conflict, is_database_error, is_lock_wait
+from messaging.database import brief_locks, close_old, is_conflict, is_database_error, is_lock_wait
 from messaging.exceptions import DatabaseUnavailable, DeadLettered, HandlerNotFound, MessagingError, PayloadError
 from messaging.execution import call, proven_commit, refuse_doomed
 from messaging.failures import Failure
@@ -26,6 +27,8 @@ from messaging.message import Envelope, ReceivedMessage, Running, storable
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
 from messaging.wire import Properties
+
+logger = logging.getLogger("messaging.processor")
 
 State = ProcessedMessage.State
 RERUNS = 3  # immediate ones, after a deadlock or a serialization failure
@@ -151,6 +154,11 @@ class Processor:
         if not work.redelivered and work.envelope.row_key is None and _inserts_first(work.database):
             return inbox.fresh(self.alias, work.queue, work.envelope)
         row = inbox.find(work.database, self.alias, work.queue, work.envelope, redelivered=work.redelivered)
+        if row is None and work.redelivered and work.envelope.key is None and work.handler.atomic:
+            alike = inbox.claimed_alike(work.database, self.alias, work.queue, work.envelope)
+            row = next((one for one in alike if self.claims.is_waiting(one.lease_token)), None)
+            if alike and row is None:
+                raise SetAside  # perhaps its own last run, whose crash is about to be recorded
         if row is None:
             return inbox.fresh(self.alias, work.queue, work.envelope)
         if self.claims.is_waiting(row.lease_token):
@@ -232,13 +240,24 @@ class Processor:
 
     def _finish_claimed(self, work: _Work, place: Place) -> None:
         """Record the end of a handler without a transaction: its work is done and must not run again, so this waits."""
+
+        def write() -> None:
+            with transaction.atomic(using=work.database):
+                self._write_processed(place, work)
+
+        self._insist(work, write)
+
+    def _insist(self, work: _Work, write: Callable[[], object]) -> None:
+        """Commit what nothing but this thread knows, however long the database or a lock is in the way."""
         while True:
+            close_old()  # the connection may have been idle for hours, or left behind unfit by the handler
             try:
-                with self.outages.watch(work.database), transaction.atomic(using=work.database):
-                    self._write_processed(place, work)
+                with self.outages.watch(work.database):
+                    write()
                 return
-            except DatabaseUnavailable:
-                time.sleep(1)
+            except (DatabaseUnavailable, SetAside, OperationalError, InterfaceError) as error:
+                logger.warning("Message %s waits to be recorded: %s", storable(work.envelope.message_id), error)
+            time.sleep(1)
 
     def _write_processed(self, place: Place, work: _Work) -> None:
         place.write(
@@ -256,15 +275,15 @@ class Processor:
 
     def _record(self, place: Place, failure: Failure, work: _Work) -> None:
         """Record a failure. What was acknowledged already cannot be held, so it waits for the database here."""
-        while True:
-            try:
-                with self.outages.watch(work.database):
-                    failures.record(place, failure, work.database, self.settings)
-                break
-            except DatabaseUnavailable:
-                if not work.acked:
-                    raise
-                time.sleep(1)
+
+        def write() -> None:
+            failures.record(place, failure, work.database, self.settings)
+
+        if work.acked:
+            self._insist(work, write)
+        else:
+            with self.outages.watch(work.database):
+                write()
         kill_point("processor.recorded")
 
     # Batches
@@ -340,11 +359,39 @@ class Processor:
         count = 0
         for database in {handler.database for handler in self._handlers.all(self.alias)}:
             with self.outages.watch(database):
-                abandoned = list(ProcessedMessage.objects.using(database).abandoned(self.alias)[:100])
+                abandoned = self._abandoned(database)
                 if self.outages.leases_tell(database, self.settings.lease):
-                    for row in abandoned:
-                        handler = self._handlers.find(self.alias, row.queue, row.envelope().routing_key)
-                        count += unrun.record_abandoned(database, row, handler, self.settings)
+                    count += self._end_claims(database, abandoned)
+        return count
+
+    def _abandoned(self, database: str) -> list[ProcessedMessage]:
+        rows = ProcessedMessage.objects.using(database).abandoned(self.alias)
+        skips = connections[database].features.has_select_for_update_skip_locked
+        with transaction.atomic(using=database) if skips else nullcontext():
+            if skips:  # a locked one is being run, or recorded, right now
+                rows = rows.select_for_update(skip_locked=True)
+            anonymous = rows.filter(message_id="", round=1)[:1000]
+            found = [row for row in anonymous if not inbox.comes_again(row, self._handler_of(row))]
+            return found + list(rows.exclude(message_id="", round=1)[:100])
+
+    def _handler_of(self, row: ProcessedMessage) -> Handler | None:
+        return self._handlers.find(self.alias, row.queue, storable(row.routing_key))
+
+    def _end_claims(self, database: str, abandoned: Sequence[ProcessedMessage]) -> int:
+        """Record each; one that cannot be recorded, such as a damaged row, does not stop the others."""
+        count, trouble = 0, None
+        for row in abandoned:
+            try:
+                handler = self._handlers.find(self.alias, row.queue, row.envelope().routing_key)
+                count += unrun.record_abandoned(database, row, handler, self.settings)
+            except SetAside:
+                continue
+            except Exception as error:
+                if is_database_error(error):
+                    raise
+                trouble = error
+        if trouble is not None:
+            raise trouble
         return count
 
     def _refuse(self, delivery: Incoming) -> Settlement:

@@ -18,7 +18,7 @@ from messaging.exceptions import ConfigurationError, PayloadError, PublishError,
 from messaging.killpoints import kill_point
 from messaging.message import (
     CAUSATION,
-    OURS,
+    OUR_PREFIX,
     ROUTING_KEY,
     Envelope,
     Message,
@@ -122,6 +122,7 @@ def publish_many(
 
 def compose(message: Message, settings: conf.AliasSettings, current: Running | None = None) -> PublishedMessage:
     """The unsaved outbox row of a message. Raises PublishError."""
+    _check_types(message)
     try:
         body, content_type = encode_body(message.payload, message.content_type)
     except PayloadError as error:
@@ -301,9 +302,9 @@ def _correlation(current: Running | None) -> str:
 
 
 def _set_headers(row: PublishedMessage, headers: dict[str, Any]) -> None:
-    ours = sorted(name for name in headers if str(name) in OURS or str(name) == CAUSATION)
+    ours = sorted(str(name) for name in headers if str(name).startswith(OUR_PREFIX))
     if ours:
-        raise PublishError(f"The header {ours[0]!r} is set by this app; choose another name.")
+        raise PublishError(f"The header {ours[0]!r} begins with {OUR_PREFIX!r}, which is for this app alone.")
     row.headers = to_json(headers)
     try:
         if row.headers != headers:  # bytes, datetimes and decimals exist in AMQP, not in JSON
@@ -314,6 +315,18 @@ def _set_headers(row: PublishedMessage, headers: dict[str, Any]) -> None:
             Properties.build(headers=headers).encode()
     except WireError as error:
         raise PublishError(f"The headers cannot be sent: {error}") from error
+
+
+def _check_types(message: Any) -> None:
+    if not isinstance(message, Message):
+        raise PublishError(f"publish_many() takes Message objects, not {type(message).__name__}.")
+    if not isinstance(message.routing_key, str):
+        raise PublishError(f"routing_key is {message.routing_key!r}; it must be text.")
+    headers: Any = message.headers
+    if headers is not None and not isinstance(headers, Mapping):
+        raise PublishError(f"headers is {type(headers).__name__}; it must be a dict.")
+    if not isinstance(message.mandatory, bool):
+        raise PublishError(f"mandatory is {message.mandatory!r}; it must be True or False.")
 
 
 def _short(name: str, value: object) -> str:

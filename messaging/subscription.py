@@ -103,15 +103,24 @@ class Subscription:
         try:
             self._receiver.consume(queue, self._prefetch[queue])
         except TopologyError:
-            if queue in self._optional:
+            if self._was_well:
+                self._consume_anew(queue)
+            elif queue in self._optional:
                 self._missing.add(queue)
-                return
-            if not self._was_well:
+            else:
                 raise
-            self._declare()  # someone deleted it
-            if not self._receiver.is_open:
-                self._receiver.open()
+
+    def _consume_anew(self, queue: str) -> None:
+        """Declare what someone deleted, the dead-letter queue included, and consume from it."""
+        self._declare()
+        if not self._receiver.is_open:
+            self._receiver.open()
+        try:
             self._receiver.consume(queue, self._prefetch[queue])
+        except TopologyError:
+            if queue not in self._optional:
+                raise
+            self._missing.add(queue)
 
     def _cancel(self, queue: str) -> None:
         try:

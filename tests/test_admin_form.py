@@ -124,7 +124,7 @@ def test_text_is_encoded_as_its_content_type_says(admin_client: Client) -> None:
         ({"headers": '{"\\ud800": 1}'}, "headers", "surrogate"),
         ({"headers": '{"' + "x" * 300 + '": 1}'}, "headers", "AMQP allows 255"),
         ({"headers": '{"a": Infinity}'}, "headers", "Infinity is not a JSON number"),
-        ({"headers": '{"x-messaging-round": 9}'}, None, "set by this app"),
+        ({"headers": '{"x-messaging-round": 9}'}, None, "is for this app alone"),
         ({"routing_key": "k" * 256}, "routing_key", "256 bytes; AMQP allows 255"),
         ({"routing_key": "中" * 100}, "routing_key", "300 bytes; AMQP allows 255"),
         ({"routing_key": "a\x00"}, "routing_key", "Null characters"),

@@ -105,6 +105,14 @@ def ready(site: Site, queue: str) -> int:
         return int(broker.queue_declare(queue, passive=True).method.message_count)
 
 
+def exists(site: Site, queue: str) -> bool:
+    try:
+        ready(site, queue)
+    except pika.exceptions.ChannelClosedByBroker:
+        return False
+    return True
+
+
 def consume(site: Site, *arguments: str) -> Running:
     running = site.start("consume", *arguments)
     running.wait_for_output(r"Connected to", 60)
@@ -219,6 +227,22 @@ def test_killers_are_counted_and_retried(
     assert running.stop() == 0
 
 
+@pytest.mark.parametrize("ids", [[None], ["twin", "twin"]])
+def test_a_killer_leaves_nothing_behind_whoever_takes_it_next(
+    make_site: Callable[..., Site], ids: list[str | None]
+) -> None:
+    site = make_site(db="postgres")
+    site.manage("topology")
+    for message_id in ids:
+        send(site, "work", {"do": "die"}, message_id)
+    running = consume(site, "work", "--processes=2")
+    wait_until(lambda: has_processed(site, 1), deadline=60, what=running.output)
+    wait_until(lambda: site.states() == {"processed": 1}, what=running.output)
+    assert "could not be recorded" not in running.output
+    assert running.stop() == 0
+    assert ready(site, "work") == 0
+
+
 def test_a_paused_queue_rests_until_it_is_resumed(make_site: Callable[..., Site]) -> None:
     site = make_site()
     running = consume(site, "work", "other")
@@ -286,6 +310,11 @@ def test_a_deleted_queue_is_declared_again(make_site: Callable[..., Site]) -> No
     running.wait_for_output(r"Connected to .* again", 30)
     publish(site, ("work.a", {"name": 1}))
     wait_until(lambda: has_processed(site, 1))
+    with channel(site) as broker:
+        broker.queue_delete("work.dead")
+    wait_until(lambda: exists(site, "work.dead"), what="the dead-letter queue")
+    send(site, "work.dead", {"name": 2})
+    wait_until(lambda: site.states().get("failed") == 1, what="the dead letter")
     assert running.stop() == 0
 
 
@@ -530,6 +559,29 @@ def test_gives_back_what_is_chosen_but_nothing_acknowledged(backlog: Backlog) ->
     backlog.put(young)
     assert backlog.give_back(lambda delivery: time.monotonic() - delivery.received_at > 300) == 1
     assert (old.settled, young.settled, done.settled) == (["requeue"], [], ["ack"])
+
+
+def test_what_went_back_unstarted_is_no_suspect_when_it_comes_again(backlog: Backlog) -> None:
+    backlog.put(Parcel())
+    backlog.give_back(lambda _: True)
+    for parcel in (Parcel(redelivered=True), Parcel(redelivered=True)):
+        backlog.put(parcel)
+    returned = backlog.take()
+    assert returned is not None
+    assert not returned.is_alone, "this process gave it back itself"
+    backlog.done(returned)
+    suspect = backlog.take()
+    assert suspect is not None
+    assert suspect.is_alone, "one was given back, not two"
+
+
+def test_a_suspect_that_went_back_is_still_one(backlog: Backlog) -> None:
+    backlog.put(Parcel(redelivered=True))
+    backlog.give_back(lambda _: True)
+    backlog.put(Parcel(redelivered=True))
+    job = backlog.take()
+    assert job is not None
+    assert job.is_alone
 
 
 def test_a_closed_backlog_takes_and_gives_nothing(backlog: Backlog) -> None:

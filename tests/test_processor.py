@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
+import time
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -13,7 +16,7 @@ from django.db import connection, connections, transaction
 
 from messaging import Reject, Retry, apublish, publish
 from messaging.clock import Now
-from messaging.exceptions import ProcessDied
+from messaging.exceptions import ProcessDied, WireError
 from messaging.handlers import Registry
 from messaging.ledger import Entry
 from messaging.message import ReceivedMessage
@@ -628,3 +631,213 @@ def test_a_serialization_conflict_reruns_at_once_and_spends_one_attempt_at_most(
     handle(conflict).process(arrived(), nothing)
     assert len(runs) == 3
     assert (only_row().state, only_row().attempts) == (State.PROCESSED, 1)
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("error", [Mute(), ValueError("half a character: \ud800")])
+def test_an_error_whose_text_cannot_be_had_or_stored_is_a_failed_attempt(handle: Handle, error: Exception) -> None:
+    def fail(message: ReceivedMessage) -> None:
+        raise error
+
+    assert handle(fail).process(arrived(), nothing).action == "ack"
+    assert (only_row().state, only_row().attempts) == (State.RETRYING, 1)
+
+
+def in_a_thread(function: Callable[[], object]) -> threading.Thread:
+    """Run with a database connection of its own."""
+
+    def run() -> None:
+        try:
+            function()
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def test_a_long_handler_whose_connection_is_gone_at_its_end_does_not_run_again(handle: Handle) -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("needs a server that ends connections")
+    runs: list[int] = []
+
+    def lose_the_connection(message: ReceivedMessage) -> None:
+        runs.append(1)
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            (pid,) = cursor.fetchone()
+        in_a_thread(lambda: connection.cursor().execute("SELECT pg_terminate_backend(%s)", [pid])).join()
+
+    assert handle(lose_the_connection, atomic=False).process(arrived(), nothing).action == "done"
+    assert (only_row().state, only_row().attempts, len(runs)) == (State.PROCESSED, 1, 1)
+
+
+def test_a_long_handler_whose_row_is_locked_at_its_end_does_not_run_again(handle: Handle) -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("needs row locks")
+    runs: list[int] = []
+    locked, waited = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            list(ProcessedMessage.objects.select_for_update())
+            locked.set()
+            waited.wait(20)
+
+    def run(message: ReceivedMessage) -> None:
+        runs.append(1)
+        threads.append(in_a_thread(hold))
+        locked.wait(10)
+
+    class Watch(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            waited.set()
+
+    threads: list[threading.Thread] = []
+    watch = Watch()
+    logging.getLogger("messaging.processor").addHandler(watch)
+    try:
+        settlement = handle(run, atomic=False).process(arrived(), nothing)
+    finally:
+        logging.getLogger("messaging.processor").removeHandler(watch)
+        waited.set()
+        threads[0].join()
+    assert (settlement.action, only_row().state, len(runs)) == ("done", State.PROCESSED, 1)
+
+
+def test_renewing_claims_does_not_wait_for_a_handler_that_locks_its_row(handle: Handle) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(message: ReceivedMessage) -> None:
+        entered.set()
+        leave.wait(20)
+
+    processor = handle(slow)
+    runner = in_a_thread(lambda: processor.process(arrived(redelivered=True), nothing))
+    assert entered.wait(10)
+    renewer = in_a_thread(processor.renew_claims)
+    renewer.join(5)
+    held_up = renewer.is_alive()
+    processor.outages.up_since["default"] = -1e9
+    swept = processor.sweep()
+    leave.set()
+    runner.join()
+    renewer.join()
+    assert (held_up, swept, only_row().state) == (False, 0, State.PROCESSED)
+
+
+def test_twins_that_died_in_one_process_are_one_crash_and_keep_their_content(handle: Handle) -> None:
+    processor, delivery = handle(max_attempts=2), arrived()
+    for _ in range(2):  # one ran, the other waited for it
+        processor.record_crash(entry_of(delivery), ProcessDied("killed"))
+    delivery.redelivered = True
+    processor.process(delivery, nothing)
+    assert (only_row().state, only_row().attempts, only_row().raw_body) == (State.RETRYING, 1, delivery.body)
+
+
+def test_a_failure_after_a_crash_that_was_counted_meanwhile_is_the_second_attempt(handle: Handle) -> None:
+    delivery = arrived(redelivered=True)
+
+    def fail(message: ReceivedMessage) -> None:
+        in_a_thread(lambda: processor.record_crash(entry_of(delivery), ProcessDied("killed elsewhere"))).join()
+        raise ValueError("the real one")
+
+    processor = handle(fail, atomic=False)
+    processor.process(delivery, nothing)
+    assert (only_row().state, only_row().attempts) == (State.RETRYING, 2)
+    assert "the real one" in only_row().error
+
+
+def test_a_crash_without_id_whose_redelivery_was_faster_leaves_no_row_behind(handle: Handle) -> None:
+    processor, delivery = handle(), arrived(message_id=None, redelivered=True)
+    entry = entry_of(arrived(), key=str(uuid.uuid4()), message_id="", started=time.time() - 1)
+    processor.process(delivery, nothing)
+    processor.record_crash(entry, ProcessDied("killed"))
+    assert only_row().state == State.PROCESSED
+
+
+def test_a_damaged_claim_does_not_keep_the_sweep_from_the_others(handle: Handle) -> None:
+    processor = handle()
+    for seconds, wire in ((9, b"\xff"), (1, None)):
+        claim = claim_of(arrived())
+        ProcessedMessage.objects.create(
+            **{**claim, "wire": wire or claim["wire"]}, leased_until=Now() - timedelta(seconds=seconds)
+        )
+    processor.outages.up_since["default"] = -1e9
+    with pytest.raises(WireError):
+        processor.sweep()
+    assert set(ProcessedMessage.objects.values_list("state", flat=True)) == {State.PROCESSING, State.RETRYING}
+
+
+def test_a_claim_of_what_the_database_refuses_is_written_escaped(handle: Handle) -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("provoked with PostgreSQL's own error")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.body LIKE '%ż%' THEN "
+            "RAISE EXCEPTION 'no equivalent' USING ERRCODE = '22P05'; END IF; RETURN NEW; END $$;"
+            "CREATE TRIGGER refuse BEFORE INSERT ON messaging_processedmessage FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    try:
+        handle(atomic=False).process(arrived("żółw"), nothing)
+        assert (only_row().state, only_row().raw_body.decode()) == (State.PROCESSED, "żółw")
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP FUNCTION refuse CASCADE")
+
+
+def test_recording_a_crash_does_not_wait_for_the_handler_that_runs_the_message_again(handle: Handle) -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("needs row locks")
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(message: ReceivedMessage) -> None:
+        entered.set()
+        leave.wait(20)
+
+    processor, delivery = handle(slow), arrived(redelivered=True)
+    runner = in_a_thread(lambda: processor.process(delivery, nothing))
+    assert entered.wait(10)
+    recorder = in_a_thread(lambda: processor.record_crash(entry_of(delivery), ProcessDied("killed")))
+    recorder.join(10)
+    held_up = recorder.is_alive()
+    leave.set()
+    runner.join()
+    recorder.join()
+    assert (held_up, only_row().state) == (False, State.PROCESSED)
+
+
+def test_a_message_without_id_that_kills_again_and_again_stays_one_message(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry()
+    registered(registry, effect)
+    monkeypatch.setattr("messaging.failures.registry", registry)
+    processor, delivery = handle(), arrived(message_id=None, redelivered=True)
+    claim = {**claim_of(arrived()), "message_id": ""}  # the same content
+    ProcessedMessage.objects.create(**claim, leased_until=Now() + timedelta(seconds=60))
+    assert processor.process(delivery, nothing).action == "set_aside", "while its last run may still live"
+
+    ProcessedMessage.objects.update(leased_until=Now() - timedelta(seconds=1))
+    processor.outages.up_since["default"] = -1e9
+    assert processor.sweep() == 0, "the broker has it, and only its redelivery may send it round"
+
+    entry = entry_of(arrived(), key=str(claim["key"]), message_id="", token=str(claim["lease_token"]))
+    processor.record_crash(entry, ProcessDied("killed"))
+    assert (only_row().state, only_row().attempts, only_row().lease_token) == (State.PROCESSING, 1, None)
+
+    assert processor.process(delivery, nothing).action == "ack"
+    assert (only_row().state, only_row().attempts, only_row().round) == (State.RETRYING, 1, 2)
+
+
+def test_a_long_run_without_id_is_swept_because_it_was_acknowledged(handle: Handle) -> None:
+    processor = handle(atomic=False)
+    claim = {**claim_of(arrived()), "message_id": ""}
+    ProcessedMessage.objects.create(**claim, leased_until=Now() - timedelta(seconds=1))
+    processor.outages.up_since["default"] = -1e9
+    assert processor.sweep() == 1

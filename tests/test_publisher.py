@@ -331,3 +331,24 @@ def test_shown_text_can_be_stored(text: str, limit: int | None) -> None:
     shown.encode()
     assert "\x00" not in shown
     assert limit is None or len(shown) <= limit
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"routing_key": None}, "routing_key is None"),
+        ({"headers": [1]}, "headers is list"),
+        ({"headers": {"x-messaging-id": "1"}}, "is for this app alone"),
+        ({"mandatory": "no"}, "mandatory is 'no'"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_refused_in_words(arguments: dict[str, Any], problem: str) -> None:
+    with pytest.raises(PublishError, match=problem):
+        publish(**{"routing_key": "orders.placed", "payload": 1, **arguments})
+    assert not PublishedMessage.objects.exists()
+
+
+def test_publish_many_takes_messages_alone() -> None:
+    with pytest.raises(PublishError, match="takes Message objects, not int"):
+        publish_many([1])  # type: ignore[list-item]

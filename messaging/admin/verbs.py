@@ -76,7 +76,7 @@ INCOMING = (
     Verb(
         name="requeue",
         permission="requeue",
-        states=(In.FAILED, In.RETRYING),
+        states=(In.FAILED, In.RETRYING, In.REQUEUED),
         act=operations.requeue,
         label=_("Requeue selected failures"),
         button=_("Requeue"),
@@ -93,7 +93,7 @@ INCOMING = (
     Verb(
         name="discard",
         permission="discard",
-        states=(In.FAILED, In.RETRYING),
+        states=(In.FAILED, In.RETRYING, In.REQUEUED),
         act=operations.discard,
         label=_("Discard selected messages"),
         button=_("Discard"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from messaging.backends.base import Difference
 from messaging.backends.rabbitmq.errors import INEQUIVALENT, ChannelRefused
 
@@ -18,12 +20,19 @@ def of_queue(name: str, refusal: ChannelRefused) -> Difference:
     match = INEQUIVALENT.search(refusal.reason)
     if refusal.code != 406 or match is None:
         return refused(subject, refusal)
-    wanted, current = match["wanted"], match["current"]
+    wanted, current = _plain(match["wanted"]), _plain(match["current"])
     if match["name"] == "durable":
         return not_durable(name)
     if match["name"] == "auto_delete":
         return auto_deleted(name)
     return of_argument(name, match["name"], current, wanted)
+
+
+def _plain(value: str) -> str:
+    """A value as the broker words it, without the wording."""
+    if found := re.fullmatch(r"the value (.*) of type '\w+'", value):
+        return found[1]
+    return "not set" if value == "none" else value
 
 
 def of_argument(name: str, argument: str, current: str, wanted: str) -> Difference:
@@ -92,7 +101,7 @@ def of_exchange(name: str, refusal: ChannelRefused) -> Difference:
         return Difference(subject, f"{problem}: nobody can publish to it.", delete, "error")
     if what == "auto_delete":
         return Difference(subject, f"{problem}: it is deleted with its last binding.", delete, "loss")
-    return Difference(subject, f"{problem}; it is used as it is.", delete)
+    return Difference(subject, f"{problem}: messages may not reach their queues. It is used as it is.", delete, "loss")
 
 
 def missing_binding(name: str, exchange: str, routing_key: str) -> Difference:
