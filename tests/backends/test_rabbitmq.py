@@ -491,7 +491,7 @@ class TestDeclaring:
         spec = QueueSpec(unique("q"), type="classic", bindings=bindings)
         topology = Topology((ExchangeSpec(fanout),), (spec,))
         [difference] = backend.declare(topology)
-        assert difference.severity == "warning"
+        assert difference.severity == "loss"
         assert "fanout" in difference.problem
         sender = backend.sender()
         sender.open()
