@@ -87,6 +87,10 @@ class MessageAdmin(ReadOnlyAdmin):
         "or the beginning of a routing key."
     )
 
+    def __init__(self, model: type[Any], admin_site: admin.AdminSite) -> None:
+        super().__init__(model, admin_site)
+        self.actions = [as_action(verb) for verb in self.verbs]
+
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Rows without what only their own page shows."""
         rows: QuerySet[Any] = super().get_queryset(request).defer(*UNLISTED)
@@ -105,14 +109,6 @@ class MessageAdmin(ReadOnlyAdmin):
             return queryset.filter(indexed), False
         floor = newest_pk(self.model._default_manager.all()) - SEARCHED
         return queryset.filter(Q(causation_id=term) | Q(routing_key__startswith=term), pk__gt=floor), False
-
-    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        """The verbs that this user may use."""
-        actions = super().get_actions(request)
-        for verb in self.verbs:
-            if self.permits(request, verb):
-                actions[verb.name] = (as_action(verb), verb.name, verb.label)  # type: ignore[assignment]
-        return actions
 
     def get_urls(self) -> list[URLPattern]:
         """A page for each verb and the payload's download, before the admin's own."""
