@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import struct
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,7 +15,7 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
-from messaging.backends.base import ExchangeSpec, Fate, QueueSpec, Topology
+from messaging.backends.base import Difference, ExchangeSpec, Fate, QueueSpec, Topology
 from messaging.backends.rabbitmq import RabbitMQ
 from messaging.exceptions import BrokerUnavailable, ConfigurationError, TopologyError
 from messaging.message import ROW
@@ -387,6 +389,14 @@ class TestReceiving:
         assert "was not taken" in caplog.text
 
 
+# Marks a queue as one whose process crashed too often to be restarted.
+CRASH = """
+    {ok, Queue} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"NAME">>)),
+    Crash = fun() -> rabbit_amqqueue:store_queue(amqqueue:set_state(Queue, crashed)) end,
+    rabbit_misc:execute_mnesia_transaction(Crash).
+"""
+
+
 class TestDeclaring:
     def test_our_arguments_in_full(self, backend: RabbitMQ, broker_url: str, management_url: str) -> None:
         backend = rabbitmq_backend(broker_url, management_url=management_url)
@@ -404,6 +414,45 @@ class TestDeclaring:
         }  # fmt: skip
         assert dead["arguments"] == {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
         backend.purge_and_delete(topology)
+
+    def test_many_processes_that_declare_the_same_at_once_need_patience_at_most(self, broker_url: str) -> None:
+        for kind in ["classic", "quorum", "classic", "quorum"]:
+            specs = tuple(QueueSpec(unique("q"), type=kind) for _ in range(4))
+            topology = Topology((ExchangeSpec(unique("x")),), specs)
+            start = threading.Barrier(6)
+
+            def declare(topology: Topology = topology, start: threading.Barrier = start) -> list[Difference]:
+                start.wait(10)
+                for _ in range(20):
+                    try:
+                        return rabbitmq_backend(broker_url).declare(topology)
+                    except BrokerUnavailable:  # a queue that another process is creating is not there yet
+                        continue
+                raise AssertionError("patience ran out")
+
+            with ThreadPoolExecutor(6) as pool:
+                assert [done.result() for done in [pool.submit(declare) for _ in range(6)]] == [[]] * 6
+            rabbitmq_backend(broker_url).purge_and_delete(topology)
+
+    @pytest.mark.chaos
+    def test_a_queue_that_is_down_is_waited_for(self, own_rabbitmq: Node) -> None:
+        backend, name = rabbitmq_backend(own_rabbitmq.url), unique("down")
+        topology = Topology(queues=(QueueSpec(name, type="classic", dead_letter=False),))
+        backend.declare(topology)
+        own_rabbitmq.ctl("eval", CRASH.replace("NAME", name))
+        with pytest.raises(BrokerUnavailable, match="not ready"):
+            backend.declare(topology)
+        [reading] = backend.depths([name])
+        assert (reading.exists, reading.ready) == (True, None)
+        deliveries = Deliveries()
+        receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change)
+        receiver.open()
+        with pytest.raises(BrokerUnavailable, match="not ready"):
+            receiver.consume(name, 1)
+        receiver.close()
+        own_rabbitmq.stop()
+        own_rabbitmq.start()
+        assert backend.declare(topology) == []
 
     def test_a_queue_that_is_not_durable_is_an_error_that_deletes_nothing(
         self, backend: RabbitMQ, channel: BlockingChannel

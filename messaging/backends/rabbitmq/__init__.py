@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from messaging.backends.base import Backend, Delivery, Difference, QueueDepth, Topology
 from messaging.backends.rabbitmq import declare
-from messaging.backends.rabbitmq.errors import ChannelRefused
+from messaging.backends.rabbitmq.errors import ChannelRefused, QueueUnavailable
 from messaging.backends.rabbitmq.logs import logger
 from messaging.backends.rabbitmq.management import Management
 from messaging.backends.rabbitmq.receiver import RabbitReceiver
@@ -82,4 +82,6 @@ def _look(session: Session, name: str) -> QueueDepth:
         ready, consumers = session.look_at_queue(name)
     except ChannelRefused as refusal:
         return QueueDepth(name, exists=refusal.code != 404, source="passive declare")
+    except QueueUnavailable:
+        return QueueDepth(name, source="passive declare")
     return QueueDepth(name, ready, None, consumers, source="passive declare")

@@ -10,11 +10,14 @@ from pika import exceptions
 from pika.adapters.utils import connection_workflow
 
 from messaging.backends.rabbitmq.frames import text
+from messaging.exceptions import BrokerUnavailable
 from messaging.fields import printable
 
 FORCED = 320  # CONNECTION_FORCED: an operator or a shutdown, never a message's fault
 # Protocol errors that a message can cause, and that close the connection rather than a channel.
 HARD_ERRORS = frozenset({501, 502, 503, 504, 505, 540, 541})
+# A queue that is known and does not answer is "not found" as well; only these words tell it from a missing one.
+NOT_NOW = re.compile(r"down or inaccessible|due to timeout|stopped by supervisor|crashed and failed to restart")
 NO_EXCHANGE = re.compile(r"no exchange '(?P<name>.*)' in vhost", re.DOTALL)
 INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<name>[^']+)' for (?P<kind>\w+) '(?P<subject>.*)' in vhost '.*?': "
@@ -41,6 +44,10 @@ class Loss:
         return cls(_describe(error))
 
 
+class QueueUnavailable(BrokerUnavailable):
+    """A queue exists and cannot be used now: it is being created, has no leader, or is being restarted."""
+
+
 class ChannelRefused(Exception):
     """The broker closed a channel over a request."""
 
@@ -48,6 +55,13 @@ class ChannelRefused(Exception):
         super().__init__(reason)
         self.code = code
         self.reason = reason
+
+
+def refusal(loss: Loss) -> ChannelRefused | QueueUnavailable:
+    """What a closed channel means for the request that closed it."""
+    if loss.code == 404 and NOT_NOW.search(loss.reason):
+        return QueueUnavailable(f"The broker is not ready: {loss.reason}.")
+    return ChannelRefused(loss.code, loss.reason)
 
 
 def _describe(error: BaseException | None) -> str:

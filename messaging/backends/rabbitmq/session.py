@@ -11,7 +11,7 @@ from typing import Any, Self
 from pika import exceptions, spec
 
 from messaging.backends.rabbitmq.connection import Connection, complete
-from messaging.backends.rabbitmq.errors import ChannelRefused, Loss
+from messaging.backends.rabbitmq.errors import ChannelRefused, Loss, refusal
 from messaging.conf import AliasSettings
 
 _QUEUE: Any = spec.Queue  # pika's method classes are not typed
@@ -97,4 +97,4 @@ class Session:
     def _closed(self, _channel: Any, error: Exception) -> None:
         loss = Loss.of(error)
         if self._connection.io.is_open and self._answer is not None and not self._answer.done():
-            self._answer.set_exception(ChannelRefused(loss.code, loss.reason))
+            self._answer.set_exception(refusal(loss))

@@ -11,7 +11,7 @@ from pika import spec
 
 from messaging.backends.base import Delivery
 from messaging.backends.rabbitmq.connection import Connection
-from messaging.backends.rabbitmq.errors import ChannelRefused, Loss
+from messaging.backends.rabbitmq.errors import Loss, refusal
 from messaging.backends.rabbitmq.frames import RawProperties, ack_frame, requeue_frame, text
 from messaging.exceptions import BrokerUnavailable
 from messaging.wire import Properties
@@ -146,7 +146,7 @@ class Subscription:
         if loss.ours or not self.connection.io.is_open:
             return  # the connection's own end says more
         if self._started is not None and not self._started.done():
-            self._started.set_exception(ChannelRefused(loss.code, loss.reason))
+            self._started.set_exception(refusal(loss))
         elif not self._stopping:
             self._receiver.gone(
                 self, f'The broker closed the channel of queue "{self.queue}": {loss.code} {loss.reason}.'
