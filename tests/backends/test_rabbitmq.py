@@ -389,11 +389,18 @@ class TestReceiving:
         assert "was not taken" in caplog.text
 
 
-# Marks a queue as one whose process crashed too often to be restarted.
+# Marks a queue as one whose process crashed too often to be restarted: where queues are in a database module of their
+# own, and before that.
 CRASH = """
-    {ok, Queue} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"NAME">>)),
-    Crash = fun() -> rabbit_amqqueue:store_queue(amqqueue:set_state(Queue, crashed)) end,
-    rabbit_misc:execute_mnesia_transaction(Crash).
+    Name = rabbit_misc:r(<<"/">>, queue, <<"NAME">>),
+    Crash = fun(Queue) -> amqqueue:set_state(Queue, crashed) end,
+    case code:ensure_loaded(rabbit_db_queue) of
+        {module, _} ->
+            rabbit_db_queue:update(Name, Crash);
+        _ ->
+            {ok, Queue} = rabbit_amqqueue:lookup(Name),
+            rabbit_misc:execute_mnesia_transaction(fun() -> rabbit_amqqueue:store_queue(Crash(Queue)) end)
+    end.
 """
 
 
