@@ -20,6 +20,7 @@ import psycopg
 
 from tests.services import Broker, Database
 from tests.waiting import wait_until
+from tools.janitor import Janitor
 from tools.services import free_ports, is_listening
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,9 +114,10 @@ class Site:
         database_url, broker_url: what it is connected to.
     """
 
-    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+    def __init__(self, folder: Path, env: dict[str, str], janitor: Janitor) -> None:
         self.folder = folder
         self.env = env
+        self._janitor = janitor
         self._running: list[Running] = []
 
     @property
@@ -164,6 +166,7 @@ class Site:
         log = self.folder / f"{len(self._running)}-{arguments[0]}.log"
         running = Running(arguments, self.env | dict(env or {}), log)
         self._running.append(running)
+        self._janitor.watch(running.pid)
         return running
 
     def serve(self) -> str:
@@ -201,6 +204,7 @@ class Site:
         """Kill whatever still runs for this site, children that left their group included."""
         for running in reversed(self._running):
             running.kill()
+            self._janitor.forget(running.pid)
         for pid in _processes_with(f"MESSAGING_TEST_SITE={self.env['MESSAGING_TEST_SITE']}"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -216,6 +220,7 @@ class SiteFactory:
         self._sites: list[Site] = []
         self._undo: list[Callable[[], None]] = []
         self._close: list[Callable[[], None]] = []
+        self._janitor = Janitor()  # ends the sites of a test run that is killed itself
 
     def __call__(
         self,
@@ -250,7 +255,7 @@ class SiteFactory:
         if handlers is not None:
             _write_app(folder / "extra", handlers)
             values["EXTRA_APPS"] = "extra"
-        site = Site(folder, values | dict(env or {}))
+        site = Site(folder, values | dict(env or {}), self._janitor)
         self._sites.append(site)
         return site
 
@@ -265,6 +270,7 @@ class SiteFactory:
         """Drop the template of PostgreSQL."""
         for undo in self._close:
             undo()
+        self._janitor.close()
 
     def _new_vhost(self) -> str:
         rabbitmq: Broker = self._fixture("rabbitmq")
@@ -298,7 +304,7 @@ class SiteFactory:
 
     def _migrate(self, url: str) -> None:
         env = self._base_env(self._folder) | {"DATABASE_URL": url, "MESSAGING_URL": "database://"}
-        Site(self._folder, env).manage("migrate", "--verbosity=0")
+        Site(self._folder, env, self._janitor).manage("migrate", "--verbosity=0")
 
     def _base_env(self, folder: Path) -> dict[str, str]:
         return os.environ | {
