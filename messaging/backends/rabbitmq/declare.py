@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from messaging.backends import missing
 from messaging.backends.base import Difference, QueueSpec, Topology
 from messaging.backends.rabbitmq import arguments, differences
 from messaging.backends.rabbitmq.errors import INEQUIVALENT, ChannelRefused
@@ -95,11 +96,11 @@ def compare(session: Session, topology: Topology) -> Iterator[Difference]:
         if exchange_exists(session, exchange.name):
             yield from declare_exchange(session, exchange.name, exchange.type)
         else:
-            yield Difference(f'exchange "{exchange.name}"', "it does not exist.", differences.DECLARE, "missing")
+            yield missing.exchange(exchange.name)
     known = {exchange.name for exchange in topology.exchanges}
     for name in foreign_exchanges(topology):
         if name not in known and not exchange_exists(session, name):
-            yield Difference(f'exchange "{name}"', "it does not exist.", differences.DECLARE, "missing")
+            yield missing.exchange(name)
     for queue in topology.queues:
         yield from compare_queue(session, queue)
 
@@ -117,7 +118,7 @@ def compare_queue(session: Session, queue: QueueSpec) -> Iterator[Difference]:
             if exists(session, name):
                 session.declare_queue(name, table)
             else:
-                yield differences.missing_queue(name, ours=True)
+                yield missing.queue(name, ours=True)
         except ChannelRefused as refusal:
             yield differences.of_queue(name, refusal)
 
@@ -126,7 +127,7 @@ def look_at_foreign(session: Session, name: str) -> list[Difference]:
     """What is wrong with a queue that someone else owns: missing, exclusive, or not durable."""
     try:
         if not exists(session, name):
-            return [differences.missing_queue(name, ours=False)]
+            return [missing.queue(name, ours=False)]
         session.declare_queue(name, _PROBE)
     except ChannelRefused as refusal:
         match = INEQUIVALENT.search(refusal.reason)

@@ -7,7 +7,6 @@ import re
 from messaging.backends.base import Difference
 from messaging.backends.rabbitmq.errors import INEQUIVALENT, ChannelRefused
 
-DECLARE = "Run `manage.py topology`, which declares what is missing."
 _REPLACE = "or empty it, delete it yourself and run `manage.py topology` to have it declared anew"
 _DEAD_LETTER = ("x-dead-letter-exchange", "x-dead-letter-routing-key", "x-dead-letter-strategy")
 
@@ -76,14 +75,6 @@ def exclusive(name: str) -> Difference:
     )
 
 
-def missing_queue(name: str, ours: bool) -> Difference:
-    """A queue that does not exist."""
-    way_out = DECLARE if ours else (
-        f'Whoever owns it must create it; without "declare": False in QUEUES["{name}"] it would be declared here.'
-    )  # fmt: skip
-    return Difference(f'queue "{name}"', "it does not exist.", way_out, "missing")
-
-
 def of_exchange(name: str, refusal: ChannelRefused) -> Difference:
     """What a refused declaration of an existing exchange says."""
     subject = f'exchange "{name}"'
@@ -102,16 +93,6 @@ def of_exchange(name: str, refusal: ChannelRefused) -> Difference:
     if what == "auto_delete":
         return Difference(subject, f"{problem}: it is deleted with its last binding.", delete, "loss")
     return Difference(subject, f"{problem}: messages may not reach their queues. It is used as it is.", delete, "loss")
-
-
-def missing_binding(name: str, exchange: str, routing_key: str) -> Difference:
-    """A binding that does not exist."""
-    return Difference(
-        f'queue "{name}"',
-        f'it is not bound to exchange "{exchange}" with routing key "{routing_key}".',
-        DECLARE,
-        "missing",
-    )
 
 
 def refused(subject: str, refusal: ChannelRefused) -> Difference:

@@ -11,6 +11,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
+from messaging.backends import missing
 from messaging.backends.base import Difference, QueueDepth, QueueSpec, Topology
 from messaging.backends.rabbitmq import arguments, differences
 from messaging.backends.rabbitmq.declare import is_builtin
@@ -89,7 +90,7 @@ class Management:
         subject, found = f'exchange "{name}"', self._get(f"exchanges/{self._vhost}/{_quoted(name)}")
         delete = "Delete it yourself and run `manage.py topology`; or use another exchange name."
         if not isinstance(found, dict):
-            yield Difference(subject, "it does not exist.", differences.DECLARE, "missing")
+            yield missing.exchange(name)
             return
         if not found.get("durable", True):
             problem = "it is not durable: it and its bindings are lost when the broker restarts."
@@ -116,7 +117,7 @@ class Management:
     def _compare_one(self, name: str, wanted: dict[str, Any] | None) -> Iterator[Difference]:
         found = self.queue(name)
         if found is None:
-            yield differences.missing_queue(name, ours=wanted is not None)
+            yield missing.queue(name, ours=wanted is not None)
             return
         if found.get("exclusive"):
             yield differences.exclusive(name)
@@ -139,7 +140,7 @@ class Management:
         current = {(binding["source"], binding["routing_key"]) for binding in found if binding["source"]}
         wanted = {binding for binding in queue.bindings if binding[0]}
         for exchange, routing_key in sorted(wanted - current):
-            yield differences.missing_binding(queue.name, exchange, routing_key)
+            yield missing.binding(queue.name, exchange, routing_key)
         for exchange, routing_key in sorted(current - wanted):
             yield Difference(
                 f'queue "{queue.name}"',

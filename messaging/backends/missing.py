@@ -1,0 +1,30 @@
+"""What the topology names and a broker does not have, said the same way whatever the broker is."""
+
+from __future__ import annotations
+
+from messaging.backends.base import Difference
+
+DECLARE = "Run `manage.py topology`, which declares what is missing."
+
+
+def exchange(name: str) -> Difference:
+    """An exchange that does not exist."""
+    return Difference(f'exchange "{name}"', "it does not exist.", DECLARE, "missing")
+
+
+def queue(name: str, ours: bool) -> Difference:
+    """A queue that does not exist; `ours` if it would be declared here."""
+    way_out = DECLARE if ours else (
+        f'Whoever owns it must create it; without "declare": False in QUEUES["{name}"] it would be declared here.'
+    )  # fmt: skip
+    return Difference(f'queue "{name}"', "it does not exist.", way_out, "missing")
+
+
+def binding(name: str, exchange: str, routing_key: str) -> Difference:
+    """A binding that does not exist."""
+    return Difference(
+        f'queue "{name}"',
+        f'it is not bound to exchange "{exchange}" with routing key "{routing_key}".',
+        DECLARE,
+        "missing",
+    )
