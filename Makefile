@@ -22,7 +22,7 @@ test: ## the tests, with private RabbitMQ and PostgreSQL servers
 test-all: ## the long ones too
 	@$(PYTHON) -m tools.test -m "" $(ARGS)
 
-environment: ## .venv with what requirements.txt lists
+environment: ## .venv with what requirements-dev.txt lists
 	@$(PYTHON) -m tools.environment
 
 lint: environment ## style, types, import contracts, migrations, system checks

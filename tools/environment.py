@@ -1,31 +1,40 @@
-"""The virtual environment in `.venv`: created when missing, filled when `requirements.txt` has changed."""
+"""The virtual environment in `.venv`: created when missing, filled when a list of requirements has changed."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = Path(os.environ.get("VENV", ROOT / ".venv"))
+SITE = "requirements.txt"  # enough for `make run`
+DEVELOPMENT = "requirements-dev.txt"  # includes the other
+# What runs this also has to be what the environment was made of, or newer than the oldest supported one.
+USABLE = "import pip, sys; sys.exit(sys.version_info < (3, 11))"
+UNREACHABLE = re.compile(r"from versions: none|Connection|Max retries|Name or service|timed out", re.IGNORECASE)
 
 
-def ensure_environment() -> Path:
-    """Create and fill the virtual environment as needed and return its Python. Raises SystemExit with one sentence."""
+def ensure_environment(requirements: str = SITE) -> Path:
+    """Create and fill the virtual environment as needed and return its Python.
+
+    Args:
+        requirements: the file that lists what is wanted, `SITE` or `DEVELOPMENT`.
+
+    Raises:
+        SystemExit: with one sentence that says why not.
+    """
     python = VENV / "bin" / "python"
     if not _works(python):
         _create()
-    wanted = hashlib.sha256((ROOT / "requirements.txt").read_bytes() + sys.version.encode()).hexdigest()
-    stamp = VENV / "requirements.sha256"
-    if not stamp.exists() or stamp.read_text() != wanted:
-        print(f"Installing what requirements.txt lists into {VENV} ...", flush=True)
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", "requirements.txt"]
-        if subprocess.run(command, cwd=ROOT, check=False, stdin=subprocess.DEVNULL).returncode:
-            raise SystemExit("pip could not install requirements.txt; its message above says why.")
-        stamp.write_text(wanted)
+    try:
+        _fill(python, requirements)
+    except PermissionError as error:
+        raise SystemExit(f"There is no permission to write {error.filename}, a part of {VENV}.") from None
     return python
 
 
@@ -43,7 +52,7 @@ def read_env_file() -> dict[str, str]:
 def _works(python: Path) -> bool:
     """Whether it starts; it does not after its base Python was removed or the folder was moved."""
     try:
-        return subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
+        return subprocess.run([python, "-c", USABLE], capture_output=True, check=False).returncode == 0
     except OSError:
         return False
 
@@ -52,6 +61,9 @@ def _create() -> None:
     missing = "Python's venv module is missing: `apt-get install python3-venv` (Debian, Ubuntu), then try again."
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
         raise SystemExit(missing)
+    folder = VENV if VENV.exists() else VENV.parent
+    if not os.access(folder, os.W_OK):
+        raise SystemExit(f"There is no permission to write to {folder.resolve()}: work in a copy that is yours.")
     print(f"Creating the virtual environment {VENV} ...", flush=True)
     command = [sys.executable, "-m", "venv", "--clear", str(VENV)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -59,5 +71,37 @@ def _create() -> None:
         raise SystemExit(f"The virtual environment could not be created: {done.stdout}{done.stderr}".rstrip())
 
 
+def _fill(python: Path, requirements: str) -> None:
+    if _stamp(requirements).exists() and _stamp(requirements).read_text() == _wanted(requirements):
+        return
+    print(f"Installing what {requirements} lists into {VENV} ...", flush=True)
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", requirements]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise SystemExit(_why(requirements, done.stderr))
+    for satisfied in {SITE, requirements}:
+        _stamp(satisfied).write_text(_wanted(satisfied))
+
+
+def _stamp(requirements: str) -> Path:
+    """Where it is written down what was installed last."""
+    return VENV / f"{requirements}.sha256"
+
+
+def _wanted(requirements: str) -> str:
+    files = [ROOT / name for name in {SITE: None, requirements: None}]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files) + sys.version.encode()).hexdigest()
+
+
+def _why(requirements: str, said: str) -> str:
+    if UNREACHABLE.search(said):
+        return (
+            f"pip could not reach the package index to install {requirements}: "
+            "check the network and pip's proxy settings, then try again."
+        )
+    errors = [line.partition("ERROR: ")[2] for line in said.splitlines() if line.startswith("ERROR: ")]
+    return f"pip could not install {requirements}: {errors[-1] if errors else said.strip() or 'it did not say why'}"
+
+
 if __name__ == "__main__":
-    ensure_environment()
+    ensure_environment(DEVELOPMENT)

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from tools.environment import ROOT, ensure_environment
+from tools.environment import DEVELOPMENT, ROOT, ensure_environment
 from tools.packages import install_missing
 
 # These choose their databases themselves, or need none: the second database would only run them twice.
@@ -17,7 +17,7 @@ GIVEN_BY = {"rabbitmq-server": "MESSAGING_TEST_URL", "postgresql": "MESSAGING_TE
 
 def main(arguments: list[str]) -> int:
     """Run pytest once per database with `arguments` and return the worse exit status."""
-    python = ensure_environment()
+    python = ensure_environment(DEVELOPMENT)
     wanted = [package for package, variable in GIVEN_BY.items() if not os.environ.get(variable)]
     for sentence in install_missing(*wanted):
         print(sentence, flush=True)

@@ -21,7 +21,7 @@ from tests.waiting import wait_until
 from tools import rabbitmq
 from tools.services import ServiceMissing, free_ports, is_listening
 
-ENVIRONMENT_STAMP = Path(sys.prefix) / "requirements.sha256"
+ENVIRONMENT_STAMP = Path(sys.prefix) / "requirements.txt.sha256"
 
 
 class Terminal:
