@@ -110,8 +110,15 @@ class AliasSettings:
         return self.queues.get(name) or QueueSettings()
 
     @property
+    def broker_database(self) -> str:
+        """The database that holds the embedded broker; "" where the broker is another."""
+        return (self.vhost or "default") if self.scheme == "database" else ""
+
+    @property
     def safe_url(self) -> str:
         """The URL without its password, for logs and pages."""
+        if self.broker_database:
+            return f"{self.scheme}://{self.broker_database}"
         user = f"{self.username}@" if self.username else ""
         hosts = ",".join(f"{host}:{port}" for host, port in self.hosts)
         return f"{self.scheme}://{user}{hosts}/{'' if self.vhost == '/' else self.vhost}"

@@ -16,7 +16,11 @@ def get_backend(alias: str) -> Backend:
         from messaging.backends.rabbitmq import RabbitMQ  # pika is loaded only where RabbitMQ is used
 
         return RabbitMQ(alias, settings)
+    if settings.scheme == "database":
+        from messaging.backends.database import DatabaseBroker
+
+        return DatabaseBroker(alias, settings)
     raise ConfigurationError(
         f'MESSAGING["{alias}"]["URL"] starts with "{settings.scheme}://", which is no known broker. '
-        'Use "amqp://user:password@host:5672/vhost" or "amqps://…".'
+        'Use "amqp://user:password@host:5672/vhost", "amqps://…" or "database://".'
     )

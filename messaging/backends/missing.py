@@ -28,3 +28,12 @@ def binding(name: str, exchange: str, routing_key: str) -> Difference:
         DECLARE,
         "missing",
     )
+
+
+def default_binding(name: str, routing_key: str) -> Difference:
+    """A binding that cannot be made: the default exchange delivers by queue name and takes no bindings."""
+    return Difference(
+        f'queue "{name}"',
+        f'it cannot be bound to the default exchange (routing key "{routing_key}"), which delivers by queue name.',
+        f'Remove the binding from QUEUES["{name}"].',
+    )

@@ -1,7 +1,26 @@
-"""The rows behind the road: outbox, inbox, attempts, and what operators did."""
+"""The rows behind the road: outbox, inbox, attempts, what operators did, and the embedded broker's queues."""
 
+from messaging.models.embedded import (
+    EmbeddedBinding,
+    EmbeddedConnection,
+    EmbeddedExchange,
+    EmbeddedMessage,
+    EmbeddedQueue,
+)
 from messaging.models.operations import AuditRecord, QueueControl, Worker
 from messaging.models.processed import Attempt, ProcessedMessage
 from messaging.models.published import PublishedMessage
 
-__all__ = ["Attempt", "AuditRecord", "ProcessedMessage", "PublishedMessage", "QueueControl", "Worker"]
+__all__ = [
+    "Attempt",
+    "AuditRecord",
+    "EmbeddedBinding",
+    "EmbeddedConnection",
+    "EmbeddedExchange",
+    "EmbeddedMessage",
+    "EmbeddedQueue",
+    "ProcessedMessage",
+    "PublishedMessage",
+    "QueueControl",
+    "Worker",
+]

@@ -92,8 +92,9 @@ class Command(BaseCommand):
 
     def _require_tables(self, plan: Plan) -> None:
         """Say so now when `migrate` was forgotten; a database that is away is waited for later."""
-        databases = {handler.database for handler in registry.all(plan.alias)} | {*conf.get(plan.alias).databases}
-        for database in sorted(databases):
+        alias = conf.get(plan.alias)
+        databases = {handler.database for handler in registry.all(plan.alias)} | {*alias.databases}
+        for database in sorted(filter(None, {*databases, alias.broker_database})):
             try:
                 executor = MigrationExecutor(connections[database])
                 targets = [key for key in executor.loader.graph.leaf_nodes() if key[0] == "messaging"]

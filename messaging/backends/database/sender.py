@@ -1,0 +1,143 @@
+"""Publishing: routed and inserted in one transaction, whose commit is the confirm."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+
+from django.db import DatabaseError, IntegrityError, InterfaceError, connections, transaction
+
+from messaging.backends.base import Fate, Outcome, Outgoing, Sender
+from messaging.backends.database import letters, local
+from messaging.backends.database.catalog import Routes
+from messaging.backends.database.errors import broker_errors, described
+from messaging.clock import Now
+from messaging.database import is_conflict, is_lock_wait, is_up
+from messaging.exceptions import BrokerUnavailable, WireError
+from messaging.fields import printable
+from messaging.models import EmbeddedMessage
+
+
+class DatabaseSender(Sender):
+    """Puts messages into queues on the caller's own database connection.
+
+    Args:
+        database: alias of `DATABASES`.
+    """
+
+    def __init__(self, database: str) -> None:
+        self._database = database
+        self._condition = threading.Condition()
+        self._news: list[Outcome] = []
+        self._is_woken = self._is_open = False
+
+    def open(self) -> None:
+        """Make sure that the tables can be read. Raises BrokerUnavailable."""
+        if not self._is_open:
+            with broker_errors(self._database):
+                EmbeddedMessage.objects.using(self._database).order_by("id").exists()
+            self._is_open = True
+
+    def send(self, messages: Sequence[Outgoing]) -> None:
+        """Put messages into their queues; see the contract."""
+        if not self._is_open:
+            raise BrokerUnavailable("The publisher is not connected.")
+        try:
+            outcomes = self._deliver(messages)
+        except (BrokerUnavailable, DatabaseError, InterfaceError) as error:
+            self._is_open = False
+            connections[self._database].close()
+            if isinstance(error, BrokerUnavailable):
+                raise
+            raise BrokerUnavailable(described(self._database, error)) from error
+        with self._condition:
+            self._news += outcomes
+            self._condition.notify_all()
+
+    def outcomes(self, timeout: float) -> list[Outcome]:
+        """Wait up to `timeout` seconds for news and return all there is."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._news or self._is_woken, timeout)
+            self._is_woken = False
+            news, self._news = self._news, []
+            return news
+
+    def wake(self) -> None:
+        """Make a waiting `outcomes()` return now, or the next one if none waits."""
+        with self._condition:
+            self._is_woken = True
+            self._condition.notify_all()
+
+    @property
+    def under_way(self) -> int:
+        """How many messages were handed over whose outcome has not been returned by `outcomes()`."""
+        return len(self._news)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last use of the database worked."""
+        return self._is_open
+
+    @property
+    def is_blocked(self) -> bool:
+        """Never: a database that is full refuses instead."""
+        return False
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Nothing is under way after `send()`; the caller's database connection is the caller's."""
+        self._is_open = False
+
+    def _deliver(self, messages: Sequence[Outgoing]) -> list[Outcome]:
+        """All together, or where that is refused one by one, so that one bad message fails alone."""
+        with broker_errors(self._database):
+            routes = Routes.read(self._database)
+        try:
+            return self._store(messages, routes)
+        except (DatabaseError, InterfaceError) as error:
+            self._raise_if_away(error)
+            return [outcome for message in messages for outcome in self._store_alone(message, routes)]
+
+    def _store_alone(self, message: Outgoing, routes: Routes) -> list[Outcome]:
+        try:
+            return self._store([message], routes)
+        except IntegrityError:
+            return [Outcome(message.token, Fate.UNROUTABLE, "Its queue was deleted.")]
+        except (DatabaseError, InterfaceError) as error:
+            self._raise_if_away(error)
+            return [Outcome(message.token, Fate.REFUSED, f"The database refuses it: {error}")]
+
+    def _store(self, messages: Sequence[Outgoing], routes: Routes) -> list[Outcome]:
+        rows: list[EmbeddedMessage] = []
+        outcomes = [self._address(message, routes, rows) for message in messages]
+        if rows:
+            with transaction.atomic(using=self._database):
+                EmbeddedMessage.objects.using(self._database).bulk_create(rows)
+            local.wake(self._database)
+        return outcomes
+
+    def _address(self, message: Outgoing, routes: Routes, rows: list[EmbeddedMessage]) -> Outcome:
+        """Add a row for each queue that takes the message, and say what will have become of it."""
+        exchange, key = printable(message.exchange), printable(message.routing_key)
+        try:
+            wire, expiry = letters.seal(message), letters.seconds_to_live(message.properties)
+        except WireError as error:
+            return Outcome(message.token, Fate.REFUSED, str(error))
+        queues = routes.find(message.exchange, message.routing_key)
+        if queues is None:
+            return Outcome(message.token, Fate.UNROUTABLE, f'There is no exchange "{exchange}".')
+        if not queues and message.mandatory:
+            where = f'queue "{key}"' if not exchange else f'queue takes "{key}" from exchange "{exchange}"'
+            return Outcome(message.token, Fate.UNROUTABLE, f"No {where}.")
+        until = None if expiry is None else Now() + timedelta(seconds=expiry)
+        rows += [EmbeddedMessage(queue_id=queue, wire=wire, body=message.body, expires_at=until) for queue in queues]
+        return Outcome(message.token, Fate.CONFIRMED)
+
+    def _raise_if_away(self, error: Exception) -> None:
+        """Raise BrokerUnavailable where trying later helps, and nothing is the messages' fault."""
+        is_refusal = not (is_conflict(error) or is_lock_wait(error))
+        connection = connections[self._database]
+        if connection.in_atomic_block or not (is_refusal and is_up(self._database)):
+            raise BrokerUnavailable(described(self._database, error)) from error
+        if not connection.is_usable():
+            connection.close()
