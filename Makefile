@@ -11,7 +11,8 @@ export VENV
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: run-rabbitmq ## the demo site, its consumer and a broker in this terminal (PORT, ADMIN_PASSWORD)
+run: ## the demo site and its consumer in this terminal, on SQLite and the embedded broker (PORT, ADMIN_PASSWORD)
+	@$(PYTHON) -m tools.run
 
 run-rabbitmq: ## the same on RabbitMQ, with a private node where none is reachable at MESSAGING_URL
 	@$(PYTHON) -m tools.run --rabbitmq

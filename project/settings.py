@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import environ
+from django.core.exceptions import ImproperlyConfigured
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(os.environ.get("DATA_DIR", BASE_DIR / "var"))
@@ -64,18 +65,28 @@ TEMPLATES = [
 
 def database(url: str) -> dict[str, Any]:
     """A database of `DATABASES`, with what SQLite needs so that several processes can write to it."""
-    values: dict[str, Any] = env.db_url_config(url)
+    try:
+        values: dict[str, Any] = env.db_url_config(url) if url.partition("://")[0] in env.DB_SCHEMES else {}
+    except ValueError:
+        values = {}
+    if not values:
+        raise ImproperlyConfigured(
+            "DATABASE_URL cannot be read; it should look like postgres://user:password@127.0.0.1:5432/shop "
+            "or sqlite:////folder/file.sqlite3."
+        )
     if values["ENGINE"] == "django.db.backends.sqlite3":
         values["OPTIONS"] = {
             "transaction_mode": "IMMEDIATE",
             "timeout": 20,
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL",
-        }
+        } | values.get("OPTIONS", {})
+    elif values["ENGINE"] == "django.db.backends.postgresql":
+        values.setdefault("OPTIONS", {}).setdefault("connect_timeout", 10)
     return values
 
 
-DATA_DIR.mkdir(exist_ok=True)
-DATABASES = {"default": database(env.str("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'db.sqlite3'}"))}
+DATA_DIR.mkdir(parents=True, exist_ok=True)
+DATABASES = {"default": database(env.str("DATABASE_URL", default="") or f"sqlite:///{DATA_DIR / 'db.sqlite3'}")}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 MESSAGING: dict[str, dict[str, Any]] = {

@@ -2,8 +2,9 @@
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036 - this is where an older one is turned away
+# Any Python has to understand this file: it is where an old one is turned away.
+if sys.version_info < (3, 11):  # noqa: UP036
     raise SystemExit(
-        f"Python {sys.version_info[0]}.{sys.version_info[1]} is too old: 3.11 or newer is needed. "
-        "If you have one, name it: make run PYTHON=python3.12"
+        "Python %d.%d is too old: 3.11 or newer is needed. "  # noqa: UP031
+        "If you have one, name it: make run PYTHON=python3.12" % sys.version_info[:2]
     )

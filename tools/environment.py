@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,14 @@ def read_env_file() -> dict[str, str]:
     return values
 
 
+def port_of(environment: Mapping[str, str], name: str, default: int) -> int:
+    """The port that a variable names. Raises SystemExit where that is none."""
+    value = environment.get(name) or str(default)
+    if not value.isascii() or not value.isdigit() or not 0 < int(value) < 65536:
+        raise SystemExit(f"{name}={value} is no port: it has to be a number between 1 and 65535, such as {default}.")
+    return int(value)
+
+
 def _works(python: Path) -> bool:
     """Whether it starts; it does not after its base Python was removed or the folder was moved."""
     try:
@@ -62,7 +71,7 @@ def _create() -> None:
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
         raise SystemExit(missing)
     folder = VENV if VENV.exists() else VENV.parent
-    if not os.access(folder, os.W_OK):
+    if folder.exists() and not os.access(folder, os.W_OK):
         raise SystemExit(f"There is no permission to write to {folder.resolve()}: work in a copy that is yours.")
     print(f"Creating the virtual environment {VENV} ...", flush=True)
     command = [sys.executable, "-m", "venv", "--clear", str(VENV)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import socket
@@ -12,17 +13,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from tools.environment import ROOT, ensure_environment, read_env_file
+from tools import broker
+from tools.environment import ROOT, ensure_environment, port_of, read_env_file
 from tools.janitor import Janitor
-from tools.packages import install_missing
-from tools.rabbitmq import RabbitMQ, speaks_amqp
-from tools.services import ServiceFailed, ServiceMissing, free_ports, is_listening, stopping_on_signals
+from tools.rabbitmq import RabbitMQ
+from tools.services import ServiceFailed, ServiceMissing, is_listening, stopping_on_signals
 
-DEFAULT_URL = "amqp://guest:guest@127.0.0.1:5672/"
 STOP_TIMEOUT = 40.0  # seconds; the consumer gives its handlers 30
-LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 class Site:
@@ -36,30 +34,38 @@ class Site:
     def __init__(self, python: Path, *, on_rabbitmq: bool) -> None:
         self.python = python
         self.on_rabbitmq = on_rabbitmq
-        self.environment = read_env_file() | dict(os.environ) | {"PYTHONUNBUFFERED": "1"}
-        self.port = int(self.environment.get("PORT", "8000"))
-        self.folder = Path(self.environment.get("DATA_DIR", ROOT / "var"))
+        self.environment = read_env_file() | dict(os.environ)
+        self.environment |= {
+            "DJANGO_SETTINGS_MODULE": "project.settings",  # the shell may name another project's
+            "DJANGO_RUNSERVER_HIDE_WARNING": "true",
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.port = port_of(self.environment, "PORT", 8000)
+        self.folder = Path(self.environment.get("DATA_DIR") or ROOT / "var").resolve()
+        self.environment["DATA_DIR"] = str(self.folder)
         self.janitor = Janitor()
         self.node: RabbitMQ | None = None
         self.processes: dict[str, subprocess.Popen[str]] = {}
 
     def run(self) -> int:
         """Start everything, wait for the end of any, and return the exit status."""
-        self._check_port()
+        check_port(self.port)
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.environment.get("SECRET_KEY"):
+            self.environment["SECRET_KEY"] = self._kept("secret-key", 40)
         self._choose_broker()
-        self._manage("migrate", "--verbosity", "0")
-        password = self._ensure_admin()
+        password = self._prepare()
         self._start("web", "runserver", "--noreload", f"127.0.0.1:{self.port}")
         self._start("consume", "consume")
         while self._all_run() and not is_listening(self.port):
             time.sleep(0.05)
-        self._introduce(password)
+        if self._all_run():
+            self._introduce(password)
         while self._all_run():
             time.sleep(0.2)
         ended = next(name for name, process in self.processes.items() if process.poll() is not None)
         print(f"The process “{ended}” has ended; its last lines above say why. Stopping the others.", flush=True)
-        return self.processes[ended].returncode or 1
+        return 1
 
     def close(self) -> None:
         """Stop everything in order: the web server and the consumer first, then the broker."""
@@ -77,70 +83,38 @@ class Site:
         if self.node is not None:
             self.node.close(orderly=True)
 
-    def _check_port(self) -> None:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", self.port))
-            except OSError:
-                raise SystemExit(
-                    f"Port {self.port} is in use: choose another one, such as `make run PORT={self.port + 1}`."
-                ) from None
-
     def _choose_broker(self) -> None:
         if not self.on_rabbitmq:
-            self.environment["MESSAGING_URL"] = "database://"
+            broker.use_embedded(self.environment)
             return
-        url = urlsplit(self.environment.get("MESSAGING_URL", "").split(",")[0])
-        if url.scheme not in {"amqp", "amqps"}:
-            url = urlsplit(DEFAULT_URL)
-            self.environment["MESSAGING_URL"] = DEFAULT_URL
-        host, port = url.hostname or "localhost", url.port or (5671 if url.scheme == "amqps" else 5672)
-        if is_listening(port, host) and (url.scheme == "amqps" or speaks_amqp(host, port)):
-            return
-        if host not in LOOPBACK:
-            raise SystemExit(
-                f"No broker answers at {host}:{port}, which MESSAGING_URL names: start it, "
-                "or unset MESSAGING_URL to have a private one started here."
-            )
-        self._start_node(port)
+        self.node = broker.use_rabbitmq(self.environment, self.folder / "rabbitmq", self.janitor)
+        if self.node is not None:
+            print("Starting a private RabbitMQ node ...", flush=True)
+            self.node.start()
 
-    def _start_node(self, port: int) -> None:
-        if sentences := install_missing("rabbitmq-server"):
-            raise SystemExit(
-                f"No broker answers at 127.0.0.1:{port}. {sentences[0]} "
-                "`docker compose up -d rabbitmq` gives you one too, or name yours: MESSAGING_URL=amqp://user:password@host/"
-            )
-        print("Starting a private RabbitMQ node ...", flush=True)
-        self.node = RabbitMQ(
-            self.folder.resolve() / "rabbitmq",
-            self.janitor,
-            port=_free_or_other(port),
-            management_port=_free_or_other(int(self.environment.get("MANAGEMENT_PORT", "15672"))),
-        )
-        self.node.start()
-        self.environment["MESSAGING_URL"] = self.node.url
-        self.environment["MESSAGING_MANAGEMENT_URL"] = self.node.management_url
-
-    def _ensure_admin(self) -> str:
-        """Create the user `admin` at the first start; the password, or "" where someone has changed it since."""
-        kept = self.folder / "admin-password"
-        given = self.environment.get("ADMIN_PASSWORD", "")
-        if not given and not kept.exists():
-            kept.touch(mode=0o600)
-            kept.write_text(secrets.token_urlsafe(9))
-        password = given or kept.read_text().strip()
-        answer = self._manage("ensure_admin", ADMIN_PASSWORD=password)
-        return "" if "unchanged" in answer else password
-
-    def _manage(self, *arguments: str, **environment: str) -> str:
-        command = [str(self.python), "manage.py", *arguments]
+    def _prepare(self) -> str:
+        """Migrate and create the user `admin` at the first start; its password, or "" where someone changed it."""
+        password = self.environment.get("ADMIN_PASSWORD") or self._kept("admin-password", 9)
+        print("Preparing the database ...", flush=True)
         done = subprocess.run(
-            command, cwd=ROOT, env=self.environment | environment, capture_output=True, text=True, check=False
+            [str(self.python), "manage.py", "prepare"],
+            cwd=ROOT,
+            env=self.environment | {"ADMIN_PASSWORD": password},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
-            raise SystemExit(f"manage.py {arguments[0]} failed:\n{done.stdout}{done.stderr}".rstrip())
-        return done.stdout
+            raise SystemExit(last_sentence(done.stderr))
+        return "" if "unchanged" in done.stdout else password
+
+    def _kept(self, name: str, size: int) -> str:
+        """A secret that was made up at the first start, and is the same at every further one."""
+        path = self.folder / name
+        if not path.exists() or not path.read_text().strip():
+            path.touch(mode=0o600)
+            path.write_text(secrets.token_urlsafe(size))
+        return path.read_text().strip()
 
     def _start(self, name: str, *arguments: str) -> None:
         process = subprocess.Popen(
@@ -163,10 +137,13 @@ class Site:
 
     def _introduce(self, password: str) -> None:
         base = f"http://127.0.0.1:{self.port}"
-        secret = password or "its own password, changed since it was created"
-        lines = [f"Site      {base}/", f"Admin     {base}/admin/   (user admin, {_said(secret, password)})"]
+        reset = f"a password that was changed; `{self.python} manage.py changepassword admin` sets another"
+        secret = f"password {password}" if password else reset
+        lines = [f"Site      {base}/", f"Admin     {base}/admin/   (user admin, {secret})"]
         if self.node is not None:
             lines.append(f"RabbitMQ  http://127.0.0.1:{self.node.management_port}/   (guest, guest; a private node)")
+        elif not self.on_rabbitmq:
+            lines.append("Broker    embedded: a table in the site's own database")
         lines.append("Ctrl-C stops everything.")
         print("\n" + "\n".join(lines) + "\n", flush=True)
 
@@ -182,6 +159,27 @@ def main(arguments: list[str]) -> int:
         site.janitor.close()
 
 
+def check_port(port: int) -> None:
+    """Raise SystemExit where nobody may listen at `port`, or somebody does."""
+    other = f"choose another one, such as `make run PORT={port + 1 if 1023 < port < 65535 else 8001}`"
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            raise SystemExit(f"Port {port} is reserved for root: {other}.") from None
+        except OSError:
+            raise SystemExit(f"Port {port} is in use: {other}.") from None
+
+
+def last_sentence(said: str) -> str:
+    """What went wrong, from what a command wrote to its standard error."""
+    traceback = said.rpartition("Traceback (most recent call last):\n")[2].splitlines()
+    first = next((number for number, line in enumerate(traceback) if line.strip() and line[0] != " "), 0)
+    text = " ".join(line.strip() for line in traceback[first:] if line.strip())
+    return re.sub(r"^([A-Za-z_]+\.)*\w*(Error|ImproperlyConfigured): ", "", text) or "The database cannot be prepared."
+
+
 def _run(site: Site) -> int:
     try:
         return site.run()
@@ -191,24 +189,19 @@ def _run(site: Site) -> int:
     except (ServiceFailed, ServiceMissing) as error:
         print(error, file=sys.stderr)
         return 1
+    except OSError as error:
+        raise SystemExit(f"{error.filename or 'Something'} cannot be used: {error.strerror or error}.") from None
     finally:
         with contextlib.suppress(KeyboardInterrupt):
             site.close()
 
 
-def _said(secret: str, password: str) -> str:
-    return f"password {secret}" if password else secret
-
-
-def _free_or_other(port: int) -> int:
-    return free_ports(1)[0] if is_listening(port) else port
-
-
 def _copy_output(name: str, process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None
     for line in process.stdout:
-        sys.stdout.write(f"{name:>7} | {line}")
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # the terminal was closed; the process must not wait for a reader
+            sys.stdout.write(f"{name:>7} | {line}")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
