@@ -1,119 +1,139 @@
-"""`make run-rabbitmq` as a newcomer has it: one command starts everything, one Ctrl-C ends everything."""
+"""`make run` as a newcomer has it: one command starts everything, one Ctrl-C ends everything."""
 
 from __future__ import annotations
 
-import http.cookiejar
 import os
+import pty
 import re
 import signal
 import subprocess
-import sys
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.acceptance.terminal import Terminal, environment_of, made_by_make
 from tests.services import missing
 from tests.site import ROOT
 from tests.waiting import wait_until
 from tools import rabbitmq
 from tools.services import ServiceMissing, free_ports, is_listening
 
-ENVIRONMENT_STAMP = Path(sys.prefix) / "requirements.txt.sha256"
-
-
-class Terminal:
-    """The runner as a terminal shows it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port, self.broker_port, management_port = free_ports(3)
-        self.log = folder / "terminal.log"
-        environment = os.environ | {
-            "VENV": sys.prefix,
-            "ENV_FILE": os.devnull,
-            "DATA_DIR": str(folder / "var"),
-            "PORT": str(self.port),
-            "MANAGEMENT_PORT": str(management_port),
-            "MESSAGING_URL": f"amqp://guest:guest@127.0.0.1:{self.broker_port}/",
-        }
-        for name in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE", "ADMIN_PASSWORD"):
-            environment.pop(name, None)
-        with self.log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tools.run", "--rabbitmq"],
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    def wait_for(self, pattern: str) -> str:
-        def look() -> re.Match[str] | None:
-            assert self.process.poll() is None, self.output
-            return re.search(pattern, self.output)
-
-        found = wait_until(look, deadline=90, what=f"{pattern!r} in {self.log}")
-        assert found is not None
-        return found[1]
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether nothing listens any more, neither the site nor its private node."""
-        return not is_listening(self.port) and not is_listening(self.broker_port)
+pytestmark = made_by_make
+MODES = [pytest.param((), id="embedded"), pytest.param(("--rabbitmq",), id="rabbitmq", marks=pytest.mark.broker)]
+ADMIN = r"user admin, password (\S+)\)"
 
 
 @pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    if not ENVIRONMENT_STAMP.exists():
-        pytest.skip("this Python is not of an environment that `make` made")
-    try:
-        rabbitmq.find_scripts()
-    except ServiceMissing as error:
-        missing(error)
-    terminal = Terminal(tmp_path)
-    yield terminal
-    terminal.process.kill()
-    terminal.process.wait()
-    wait_until(lambda: terminal.is_quiet, what="the end of what the runner started")
+def start(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+    """Start the runner in a mode; what is started later goes on with the same data."""
+    terminals: list[Terminal] = []
+
+    def start(*mode: str) -> Terminal:
+        if mode:
+            try:
+                rabbitmq.find_scripts()
+            except ServiceMissing as error:
+                missing(error)
+        terminals.append(Terminal(tmp_path, *mode))
+        return terminals[-1]
+
+    yield start
+    for terminal in terminals:
+        terminal.kill()
 
 
-@pytest.mark.broker
-def test_one_command_starts_a_site_whose_orders_are_processed(terminal: Terminal) -> None:
-    terminal.wait_for(r"user admin, password (\S+)\)")
-    base = f"http://127.0.0.1:{terminal.port}/"
-    cookies = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
-    browser = urllib.request.build_opener(cookies)
+def processes_of(terminal: Terminal) -> list[int]:
+    """The site's own processes, wherever they went, where the system tells (Linux)."""
+    marks = {f"PORT={terminal.port}".encode(), b"DJANGO_RUNSERVER_HIDE_WARNING=true"}
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if marks <= set(path.read_bytes().split(b"\0")):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
 
-    def page() -> str:
-        with browser.open(base, timeout=30) as answer:
-            return str(answer.read().decode())
 
-    token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', page())
-    assert token
-    form = urllib.parse.urlencode({"csrfmiddlewaretoken": token[1]}).encode()
-    browser.open(base + "order/", data=form, timeout=30).close()
-    wait_until(lambda: "invoice written" in page() and "stock reserved" in page(), deadline=60)
-
-    terminal.process.send_signal(signal.SIGINT)
-    try:
-        terminal.process.wait(60)
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"Ctrl-C did not end it:\n{terminal.output}")
-    assert terminal.process.returncode == 0, terminal.output
+@pytest.mark.parametrize("mode", MODES)
+def test_one_command_starts_a_site_whose_orders_are_processed(start: Callable[..., Terminal], mode: tuple[str]) -> None:
+    terminal = start(*mode)
+    terminal.wait_for(ADMIN)
+    terminal.press("order/")
+    wait_until(
+        lambda: "invoice written" in terminal.page() and "stock reserved" in terminal.page(),
+        deadline=60,
+        what="the steps of the order",
+    )
+    assert terminal.stop() == 0, terminal.output
     assert terminal.is_quiet
 
 
-@pytest.mark.broker
+def test_every_signal_ends_it_and_it_goes_on_where_it_was(start: Callable[..., Terminal]) -> None:
+    passwords = set()
+    for orders, (number, status) in enumerate(((signal.SIGHUP, 129), (signal.SIGTERM, 143), (signal.SIGINT, 0))):
+        terminal = start()
+        passwords.add(terminal.wait_for(ADMIN))
+        assert terminal.page().count("<time ") == orders, "the orders of the runs before"
+        terminal.press("order/")
+        assert terminal.stop(number) == status
+        wait_until(lambda: not processes_of(terminal), what="the end of every process")  # noqa: B023
+    assert len(passwords) == 1
+
+
+def test_the_password_that_is_shown_opens_the_admin(start: Callable[..., Terminal]) -> None:
+    terminal = start()
+    password = terminal.wait_for(ADMIN)
+    page = terminal.press("admin/login/?next=/admin/", username="admin", password=password)
+    assert "admin/messaging/processedmessage/" in page
+
+
 @pytest.mark.chaos
-def test_a_killed_runner_takes_everything_along(terminal: Terminal) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_killed_runner_takes_everything_along(start: Callable[..., Terminal], mode: tuple[str]) -> None:
+    terminal = start(*mode)
     terminal.wait_for(r"(Ctrl-C stops everything)")
     terminal.process.kill()
     wait_until(lambda: terminal.is_quiet, what="the end of what the runner started")
+
+
+@pytest.mark.chaos
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes as Linux shows them")
+def test_a_second_ctrl_c_does_not_wait_for_what_hangs(start: Callable[..., Terminal]) -> None:
+    terminal = start()
+    terminal.wait_for(r"(consuming hello)")
+    for pid in processes_of(terminal):
+        os.kill(pid, signal.SIGSTOP)
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.wait_for(r"(once more to stop at once)")
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.process.wait(10)
+    wait_until(lambda: not processes_of(terminal), what="the end of every process")
+
+
+def test_ctrl_c_in_a_terminal_ends_make_run(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(ROOT)
+        os.execvpe("make", ["make", "run"], environment_of(tmp_path, PORT=str(port)))
+    shown = b""
+    while b"Ctrl-C stops everything" not in shown:
+        shown += os.read(terminal, 65536)
+    assert is_listening(port)
+    os.write(terminal, b"\x03")
+    try:
+        while chunk := os.read(terminal, 65536):
+            shown += chunk
+    except OSError:  # what Linux says when the last writer has gone
+        pass
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) in {-signal.SIGINT, 130, 2}, "make itself was interrupted"
+    assert not is_listening(port)
+    assert b"Traceback" not in shown
+
+
+def test_make_alone_lists_what_there_is() -> None:
+    said = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {"run", "run-rabbitmq", "test", "lint"} <= set(re.findall(r"make ([a-z-]+)", said))

@@ -14,29 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.acceptance.terminal import environment_of, made_by_make
 from tests.site import ROOT
 from tools import environment
 from tools.services import free_ports
 
-ENVIRONMENT_STAMP = Path(sys.prefix) / "requirements.txt.sha256"
-made_by_make = pytest.mark.skipif(
-    not ENVIRONMENT_STAMP.exists(), reason="this Python is not of an environment that `make` made"
-)
-
 
 def refusal(folder: Path, env: Mapping[str, str], *command: str) -> str:
     """Run the runner and return the one line that says why it did not start."""
-    base = {name: value for name, value in os.environ.items() if not name.startswith(("DATABASE_URL", "MESSAGING_"))}
-    defaults = {
-        "VENV": sys.prefix,
-        "ENV_FILE": os.devnull,
-        "DATA_DIR": str(folder / "var"),
-        "PORT": str(free_ports(1)[0]),
-    }
     done = subprocess.run(
         command or [sys.executable, "-m", "tools.run"],
         cwd=ROOT,
-        env=base | defaults | dict(env),
+        env=environment_of(folder, **({"PORT": str(free_ports(1)[0])} | dict(env))),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
