@@ -17,6 +17,7 @@ POINTS = {
     "relay.sent": "rows are sent, none is known to be confirmed",
     "relay.confirmed": "the broker has confirmed, the rows are not marked",
     "relay.marked": "the rows are marked published",
+    "embedded.taken": "rows of the embedded broker are given to a receiver, none is handed over",
     "consumer.received": "a delivery is received, nothing is written",
     "processor.claimed": "the claim is committed, the handler has not started",
     "processor.handled": "the handler returned, its transaction is not committed",
@@ -24,6 +25,7 @@ POINTS = {
     "processor.rolled_back": "the handler failed and is rolled back, the attempt is not recorded",
     "processor.recorded": "the attempt and its retry are committed, nothing is acknowledged",
     "consumer.acked": "the acknowledgement is handed to the connection",
+    "embedded.removed": "acknowledged rows of the embedded broker are deleted",
     "operations.requeued": "an operator's requeue is written, its transaction is not committed",
 }
 

@@ -56,16 +56,22 @@ CONSUMER = {
     "processor.recorded": "steps.flaky",
     "consumer.acked": "steps.plain",
 }
+EMBEDDED = {"embedded.taken": "steps.plain", "embedded.removed": "steps.plain"}
 COMMANDS = {"publisher.saved", "publisher.committed", "operations.requeued"}
 
 
 def test_every_kill_point_has_a_test() -> None:
-    assert set(POINTS) == set(CONSUMER) | COMMANDS
+    assert set(POINTS) == set(CONSUMER) | set(EMBEDDED) | COMMANDS
 
 
 @pytest.fixture
 def steps(site: SiteFactory, any_db: str) -> Site:
     return site(any_db, handlers=HANDLERS, options={"LEASE": 2})
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+def embedded(site: SiteFactory, request: pytest.FixtureRequest) -> Site:
+    return site(request.param, handlers=HANDLERS, options={"LEASE": 2}, broker="database://")
 
 
 def armed(site: Site, point: str) -> tuple[dict[str, str], Path]:
@@ -86,10 +92,20 @@ def settle(site: Site, consumer: Running) -> None:
 
 @pytest.mark.parametrize("point", sorted(CONSUMER))
 def test_killed_in_the_consumer_or_its_relay(steps: Site, point: str) -> None:
+    kill_the_consumer(steps, point, CONSUMER[point])
+
+
+@pytest.mark.parametrize("point", sorted(CONSUMER | EMBEDDED))
+def test_killed_in_the_consumer_or_its_relay_on_the_embedded_broker(embedded: Site, point: str) -> None:
+    kill_the_consumer(embedded, point, (CONSUMER | EMBEDDED)[point])
+    assert embedded.value("SELECT COUNT(*) FROM messaging_embeddedmessage") == 0
+
+
+def kill_the_consumer(steps: Site, point: str, routing_key: str) -> None:
+    """Have the consumer killed where it passes `point`, and see that the message is processed once all the same."""
     env, marker = armed(steps, point)
     consumer = steps.start("consume", "--concurrency", "1", env=env)
     consumer.wait_for_output("Consuming")
-    routing_key = CONSUMER[point]
     steps.shell(PUBLISH.format(routing_key))
     wait_until(lambda: not marker.exists(), deadline=60, what=f"{point} to be passed")
     followers = 1 if routing_key.startswith("steps") else 0

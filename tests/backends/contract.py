@@ -200,6 +200,45 @@ class BackendContract:
             assert second.ack()
         wait_until(lambda: self.depth(backend, queue) == 0)
 
+    def test_a_message_that_comes_again_says_how_often_it_came_back(
+        self, backend: Backend, queue: str, sender: Sender
+    ) -> None:
+        send(sender, message(queue, headers={"user": "kept"}))
+        with self.receiving(backend, queue) as (_, deliveries):
+            for times in (1, 2, 3):
+                newest = deliveries.wait(times)[-1]
+                assert newest.properties.headers.get("x-delivery-count", 0) == times - 1
+                assert newest.properties.headers["user"] == "kept"
+                assert newest.requeue() if times < 3 else newest.ack()
+
+    def test_two_receivers_share_a_queue(self, backend: Backend, queue: str, sender: Sender) -> None:
+        with (
+            self.receiving(backend, queue, prefetch=20) as (_, ours),
+            self.receiving(backend, queue, prefetch=20) as (_, theirs),
+        ):
+            assert confirmed(send(sender, *(message(queue, str(number).encode()) for number in range(40))))
+            wait_until(lambda: len(ours.all) + len(theirs.all) == 40)
+            bodies = {delivery.body for delivery in ours.all} | {delivery.body for delivery in theirs.all}
+            assert len(bodies) == 40
+            assert all(delivery.ack() for delivery in [*ours.all, *theirs.all])
+        wait_until(lambda: self.depth(backend, queue) == 0)
+
+    def test_a_message_that_expires_becomes_a_dead_letter(
+        self, backend: Backend, topology: Topology, queue: str, exchange: str, sender: Sender
+    ) -> None:
+        sent = message(queue, b"late", exchange=exchange, routing_key="orders.placed", expiration="50")
+        assert confirmed(send(sender, sent))
+        # Some brokers look for what has expired only while somebody consumes.
+        with self.receiving(backend, topology.queues[0].dead) as (_, deliveries):
+            [dead] = deliveries.wait(1)
+            assert dead.ack()
+        assert dead.body == b"late"
+        assert dead.properties.expiration is None
+        [death] = dead.properties.headers["x-death"]
+        assert (death["reason"], death["queue"], death["count"]) == ("expired", queue, 1)
+        assert (death["exchange"], death["routing-keys"]) == (exchange, ["orders.placed"])
+        wait_until(lambda: self.depth(backend, queue) == 0)
+
     def test_what_was_not_acknowledged_comes_again(self, backend: Backend, queue: str, sender: Sender) -> None:
         send(sender, message(queue))
         with self.receiving(backend, queue) as (_, deliveries):
@@ -295,6 +334,16 @@ class BackendContract:
         assert difference.severity == "missing"
         assert "owns" in difference.way_out
         assert backend.depths([topology.queues[0].name])[0].exists is False
+
+    def test_depths_tell_what_waits_from_what_is_held(self, backend: Backend, queue: str, sender: Sender) -> None:
+        send(sender, *(message(queue) for _ in range(5)))
+        with self.receiving(backend, queue, prefetch=2) as (_, deliveries):
+            deliveries.wait(2)
+            wait_until(lambda: self.depth(backend, queue) == 3)
+            [reading] = backend.depths([queue])
+            assert reading.unacked in (2, None)  # a source may not know, but never says 0 instead
+            assert reading.consumers == 1
+        wait_until(lambda: self.depth(backend, queue) == 5)
 
     def test_depths_know_what_is_not_there(self, backend: Backend, queue: str, sender: Sender) -> None:
         send(sender, message(queue), message(queue))

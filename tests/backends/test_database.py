@@ -2,22 +2,341 @@
 
 from __future__ import annotations
 
+import math
+import os
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
 import pytest
+from django.db import IntegrityError, connection
+from hypothesis import given
+from hypothesis import strategies as st
 
-from messaging.backends.base import Backend
-from messaging.backends.database import DatabaseBroker
-from messaging.conf import AliasSettings
+from messaging.backends.base import Backend, ExchangeSpec, Fate, Outgoing, QueueSpec, Sender, Topology
+from messaging.backends.database import DatabaseBroker, letters, processes
+from messaging.backends.database.catalog import Routes
+from messaging.backends.database.sweeper import Sweeper
+from messaging.clock import Now
+from messaging.conf import AliasSettings, parse_url
+from messaging.exceptions import BrokerUnavailable
+from messaging.message import ROW
+from messaging.models import EmbeddedConnection, EmbeddedMessage, EmbeddedQueue
+from messaging.models.embedded import key_of
+from messaging.wire import Properties
 from tests.backends.contract import BackendContract
+from tests.backends.tools import Deliveries, confirmed, message, send, unique
+from tests.waiting import wait_until
+
+in_database = pytest.mark.django_db(transaction=True)
 
 
-def database_backend(**options: object) -> DatabaseBroker:
+def database_backend(**options: Any) -> DatabaseBroker:
     """A backend in the test database; options are those of `AliasSettings`."""
-    values = {"scheme": "database", "hosts": (), "vhost": "", "username": "", "password": "", **options}
-    return DatabaseBroker("default", AliasSettings(alias="default", **values))  # type: ignore[arg-type]
+    return DatabaseBroker("default", AliasSettings(alias="default", **parse_url("database://"), **options))
 
 
-@pytest.mark.django_db(transaction=True)
+@in_database
 class TestEmbeddedBroker(BackendContract):
     @pytest.fixture
     def backend(self) -> Backend:
         return database_backend()
+
+
+@pytest.fixture
+def backend(transactional_db: None) -> DatabaseBroker:
+    # So long a lease that nothing is renewed during a test but what a test renews.
+    return database_backend(lease=600.0)
+
+
+@pytest.fixture
+def queue(backend: DatabaseBroker) -> str:
+    name = unique("queue")
+    backend.declare(Topology(queues=(QueueSpec(name),)))
+    return name
+
+
+@pytest.fixture
+def sender(backend: DatabaseBroker) -> Sender:
+    sender = backend.sender()
+    sender.open()
+    return sender
+
+
+def stored(queue: str) -> int:
+    return EmbeddedMessage.objects.filter(queue__key=key_of(queue)).count()
+
+
+# Leases
+
+
+def test_what_a_receiver_holds_goes_to_others_when_its_lease_ran_out(
+    backend: DatabaseBroker, queue: str, sender: Sender
+) -> None:
+    frozen, other = Deliveries(), Deliveries()
+    first = backend.receiver(frozen.on_delivery, frozen.on_change)
+    first.open()
+    first.consume(queue, 1)
+    send(sender, message(queue))
+    [held] = frozen.wait(1)
+    late = EmbeddedConnection.objects.get()
+    second = backend.receiver(other.on_delivery, other.on_change)
+    second.open()
+    second.consume(queue, 10)
+    EmbeddedConnection.objects.filter(pk=late.pk).update(leased_until=Now() - timedelta(seconds=1))
+    sweeper = Sweeper("default")
+    assert sweeper.sweep(renewed_at=math.inf) == 0  # late once proves nothing
+    assert sweeper.sweep(renewed_at=0.0) == 0  # nor twice, while nobody could renew
+    assert sweeper.sweep(renewed_at=time.monotonic()) == 1
+    [again] = other.wait(1)
+    assert again.redelivered
+    held.ack()  # under a lease that is no more: it must not take the message from its new holder
+    wait_until(lambda: not first.is_open, what="the frozen receiver to notice by that")
+    assert frozen.changes == 1
+    assert "gave this consumer up" in first.trouble
+    assert not held.is_live
+    assert stored(queue) == 1
+    assert again.ack()
+    second.close()
+    assert stored(queue) == 0
+
+
+def test_a_lease_that_is_renewed_in_time_is_left_alone(backend: DatabaseBroker, queue: str) -> None:
+    late, alive = (EmbeddedConnection.objects.create(leased_until=Now() - timedelta(seconds=1)) for _ in range(2))
+    sweeper = Sweeper("default")
+    assert sweeper.sweep() == 0
+    assert EmbeddedConnection.objects.get_queryset().renew(alive.pk, 60.0, [])
+    assert sweeper.sweep() == 1
+    assert list(EmbeddedConnection.objects.all()) == [alive]
+    assert not EmbeddedConnection.objects.get_queryset().renew(late.pk, 60.0, [])
+
+
+def test_a_connection_that_was_ended_can_take_nothing(backend: DatabaseBroker, queue: str, sender: Sender) -> None:
+    send(sender, message(queue))
+    ended = EmbeddedConnection.objects.create(leased_until=Now() + timedelta(seconds=60))
+    assert EmbeddedConnection.objects.get_queryset().end(ended.pk)
+    queue_id = EmbeddedQueue.objects.get(key=key_of(queue)).pk
+    with pytest.raises(IntegrityError):
+        EmbeddedMessage.objects.get_queryset().take(queue_id, ended.pk, 10)
+    assert backend.depths([queue])[0].ready == 1
+
+
+def test_what_a_dead_process_held_is_free_before_its_lease_ends(
+    backend: DatabaseBroker, queue: str, sender: Sender
+) -> None:
+    send(sender, message(queue))
+    dead = EmbeddedConnection.objects.create(
+        process=identity_of_a_dead_process(), leased_until=Now() + timedelta(hours=1)
+    )
+    queue_id = EmbeddedQueue.objects.get(key=key_of(queue)).pk
+    assert len(EmbeddedMessage.objects.get_queryset().take(queue_id, dead.pk, 10)) == 1
+    deliveries = Deliveries()
+    receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change)
+    receiver.open()
+    receiver.consume(queue, 1)
+    [delivery] = deliveries.wait(1)
+    assert delivery.redelivered
+    assert delivery.ack()
+    receiver.close()
+    assert not EmbeddedConnection.objects.exists()
+
+
+def identity_of_a_dead_process() -> str:
+    code = "django.setup(); from messaging.backends.database import processes; print(processes.identity())"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import django; {code}"],
+        env=os.environ | {"DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout.strip()
+
+
+def test_only_a_process_that_surely_ended_is_called_dead() -> None:
+    assert not processes.has_ended(processes.identity())
+    machine, _, rest = processes.identity().rpartition(" ")[0].rpartition(" ")
+    assert processes.has_ended(f"{machine} {rest} another-start")  # its number was given to another
+    assert not processes.has_ended(f"elsewhere {rest} 1")
+    assert not processes.has_ended("")
+    assert not processes.has_ended("nonsense")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
+def test_a_process_that_nobody_collected_yet_has_ended() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    wait_until(lambda: processes._started(child.pid) == "ended")
+    machine = processes.identity().rpartition(" ")[0].rpartition(" ")[0]
+    assert processes.has_ended(f"{machine} {child.pid} 1")
+    child.wait()
+
+
+# Trouble
+
+
+def test_a_deleted_queue_ends_its_consumer_and_no_other(backend: DatabaseBroker, queue: str, sender: Sender) -> None:
+    gone = unique("gone")
+    backend.declare(Topology(queues=(QueueSpec(gone),)))
+    deliveries = Deliveries()
+    receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change)
+    receiver.open()
+    receiver.consume(queue, 10)
+    receiver.consume(gone, 10)
+    backend.purge_and_delete(Topology(queues=(QueueSpec(gone),)))
+    wait_until(lambda: receiver.consuming == {queue})
+    assert deliveries.changes == 1
+    assert gone in receiver.trouble
+    send(sender, message(queue))
+    assert deliveries.wait(1)[0].ack()
+    receiver.close()
+
+
+def test_a_message_for_a_queue_that_was_deleted_is_unroutable(
+    backend: DatabaseBroker, queue: str, sender: Sender
+) -> None:
+    backend.purge_and_delete(Topology(queues=(QueueSpec(queue),)))
+    [outcome] = send(sender, message(queue))
+    assert outcome.fate is Fate.UNROUTABLE
+    assert queue in outcome.reason
+
+
+def test_a_message_that_the_database_refuses_fails_alone(backend: DatabaseBroker, queue: str, sender: Sender) -> None:
+    table, sqlite = "messaging_embeddedmessage", connection.vendor == "sqlite"
+    text = {"postgresql": "convert_from(body, 'UTF8')", "mysql": "CONVERT(body USING utf8mb4)"}.get(connection.vendor)
+    trigger = "BEFORE INSERT ON {} WHEN CAST(NEW.body AS TEXT) = 'poison' BEGIN SELECT RAISE(ABORT, 'refuse'); END"
+    with connection.cursor() as cursor:
+        if sqlite:
+            cursor.execute(f"CREATE TRIGGER refuse {trigger.format(table)}")
+        else:
+            cursor.execute(f"ALTER TABLE {table} ADD CONSTRAINT refuse CHECK ({text} <> 'poison')")
+    try:
+        outcomes = send(sender, message(queue), message(queue, b"poison"), message(queue))
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TRIGGER refuse" if sqlite else f"ALTER TABLE {table} DROP CONSTRAINT refuse")
+    assert [outcome.fate for outcome in outcomes] == [Fate.CONFIRMED, Fate.REFUSED, Fate.CONFIRMED]
+    assert "refuse" in outcomes[1].reason
+    assert stored(queue) == 2
+
+
+def test_without_tables_every_door_says_what_to_do(backend: DatabaseBroker, queue: str, sender: Sender) -> None:
+    deliveries = Deliveries()
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE messaging_embeddedqueue RENAME TO hidden")
+    try:
+        with pytest.raises(BrokerUnavailable, match="migrate --database default"):
+            sender.send([message(queue)])
+        assert not sender.is_open
+        with pytest.raises(BrokerUnavailable, match="migrate"):
+            backend.depths([queue])
+        with pytest.raises(BrokerUnavailable, match="migrate"):
+            backend.declare(Topology(queues=(QueueSpec(queue),)))
+        receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change)
+        receiver.open()
+        with pytest.raises(BrokerUnavailable, match="migrate"):
+            receiver.consume(queue, 1)
+        receiver.close()
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE hidden RENAME TO messaging_embeddedqueue")
+
+
+# Routing
+
+
+def test_an_exchange_routes_by_its_type(backend: DatabaseBroker, sender: Sender) -> None:
+    names = {type_: unique(type_) for type_ in ("topic", "direct", "fanout")}
+    queues = tuple(
+        QueueSpec(unique(f"{type_}-queue"), bindings=((exchange, "a.*"),)) for type_, exchange in names.items()
+    )
+    topology = Topology(tuple(ExchangeSpec(exchange, type_) for type_, exchange in names.items()), queues)
+    assert backend.declare(topology) == []
+    routes = Routes.read("default")
+    found = {
+        type_: [bool(routes.find(exchange, key)) for key in ("a.b", "a.*", "c")] for type_, exchange in names.items()
+    }
+    assert found == {"topic": [True, True, False], "direct": [False, True, False], "fanout": [True, True, True]}
+    assert backend.declare(topology) == []
+
+
+def test_a_queue_that_is_bound_twice_gets_a_message_once(backend: DatabaseBroker, sender: Sender) -> None:
+    exchange, name = unique("exchange"), unique("queue")
+    bindings = ((exchange, "orders.#"), (exchange, "*.placed"))
+    backend.declare(Topology((ExchangeSpec(exchange),), (QueueSpec(name, bindings=bindings),)))
+    assert confirmed(send(sender, message(name, exchange=exchange, routing_key="orders.placed")))
+    assert stored(name) == 1
+
+
+def test_names_that_a_collation_would_equate_are_different_queues(backend: DatabaseBroker, sender: Sender) -> None:
+    name = unique("queue")
+    backend.declare(Topology(queues=(QueueSpec(name), QueueSpec(name.upper()))))
+    assert confirmed(send(sender, message(name), message(name.upper()), message(name)))
+    assert [reading.ready for reading in backend.depths([name, name.upper()])] == [2, 1]
+
+
+def test_what_a_table_cannot_do_is_said(backend: DatabaseBroker) -> None:
+    queue = QueueSpec(unique("queue"), arguments={"x-max-length": 5}, bindings=(("", "elsewhere"),))
+    topology = Topology((ExchangeSpec(unique("exchange"), "headers"),), (queue,))
+    for found in (backend.declare(topology), backend.compare(topology)):
+        problems = " ".join(difference.problem for difference in found)
+        assert {difference.severity for difference in found} == {"warning"}
+        assert "x-max-length has no effect" in problems
+        assert "headers" in problems
+        assert "default exchange" in problems
+
+
+def test_dead_letters_follow_the_newest_declaration(backend: DatabaseBroker) -> None:
+    name = unique("queue")
+    without, with_ = (Topology(queues=(QueueSpec(name, dead_letter=dead),)) for dead in (False, True))
+    backend.declare(without)
+    [difference] = [found for found in backend.compare(with_) if name + ".dead" not in found.subject]
+    assert difference.severity == "loss"
+    backend.declare(with_)
+    assert backend.compare(with_) == []
+
+
+def test_a_message_that_expires_without_a_dead_letter_queue_is_dropped(backend: DatabaseBroker, sender: Sender) -> None:
+    name = unique("queue")
+    backend.declare(Topology(queues=(QueueSpec(name, dead_letter=False),)))
+    send(sender, message(name, expiration="0"), message(name, b"stays"))
+    wait_until(lambda: EmbeddedMessage.objects.get_queryset().expired().exists())
+    Sweeper("default").sweep()
+    assert [bytes(row.body) for row in EmbeddedMessage.objects.filter(queue__name=name)] == [b"stays"]
+
+
+def test_an_expiration_that_is_no_number_is_refused(backend: DatabaseBroker, queue: str, sender: Sender) -> None:
+    [outcome] = send(sender, message(queue, expiration="soon"))
+    assert outcome.fate is Fate.REFUSED
+    assert "soon" in outcome.reason
+
+
+def test_an_idle_receiver_writes_nothing_but_its_lease(backend: DatabaseBroker, queue: str) -> None:
+    deliveries = Deliveries()
+    receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change)
+    receiver.open()
+    receiver.consume(queue, 5)
+    until = EmbeddedConnection.objects.values_list("leased_until", flat=True)
+    wait_until(lambda: backend.depths([queue])[0].consumers == 1)
+    before = list(until)
+    deadline = time.monotonic() + 1.0
+    wait_until(lambda: time.monotonic() > deadline)
+    assert list(until) == before
+    receiver.close()
+
+
+# Letters
+
+text = st.text(max_size=60).map(lambda value: value.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape"))
+
+
+@given(exchange=text, routing_key=text, headers=st.dictionaries(st.text(max_size=20), st.text(max_size=20)))
+def test_a_letter_is_read_as_it_was_written(exchange: str, routing_key: str, headers: dict[str, str]) -> None:
+    properties = Properties.build(message_id="one", delivery_mode=2, headers=headers)
+    outgoing = Outgoing("token", exchange, routing_key, properties.encode(), b"")
+    letter = letters.unseal(letters.seal(outgoing))
+    assert (letter.exchange, letter.routing_key) == (exchange, routing_key)
+    assert letter.properties.headers == {**headers, ROW: "token"}
+    assert letter.properties.edited(drop_headers=[ROW]).encode() == properties.encode()

@@ -13,21 +13,23 @@ from django.db import DatabaseError, IntegrityError, InterfaceError, connections
 
 from messaging.backends.base import Delivery
 from messaging.backends.database import local
-from messaging.backends.database.delivery import DatabaseDelivery, Settled, Subscription
+from messaging.backends.database.delivery import DatabaseDelivery
 from messaging.backends.database.errors import broker_errors, described
+from messaging.backends.database.holdings import Holdings, Subscription
 from messaging.backends.database.processes import identity
 from messaging.backends.database.sweeper import Sweeper
 from messaging.clock import Now
 from messaging.conf import AliasSettings
+from messaging.killpoints import kill_point
 from messaging.models import EmbeddedConnection, EmbeddedMessage, EmbeddedQueue
 from messaging.models.embedded import EmbeddedMessageQuerySet
 
 logger = logging.getLogger("messaging.database")
 
-GATHERING = 0.02  # seconds that an acknowledgement waits for others, to be written with them
-MANY = 200  # acknowledgements that are written without waiting for more; messages that are taken at once
+BATCH = 200  # messages that are taken at once
 CHORES = 2.0  # seconds between two looks at what others left behind
 PAUSE = 1.0  # seconds between tries while the database does not answer
+LOST = "The embedded broker gave this consumer up: it did not renew its lease in time. What it held goes to others."
 
 
 class Feed:
@@ -48,25 +50,21 @@ class Feed:
         self._on_delivery = on_delivery
         self._on_gone = on_gone
         self._sweeper = Sweeper(self._database)
-        self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._subscriptions: dict[str, Subscription] = {}
-        self._settled = Settled()
+        self._holdings = Holdings(self._wake.set)
         self._id = 0
-        self._is_open = self._is_closing = self._in_trouble = False
-        self._has_changed = True
-        self._is_starved = self._is_hungry = False  # a queue was full at the last look; it has become nearly empty
+        self._is_closing = self._in_trouble = False
         self._renewed_at = self._renew_at = self._chores_at = self._look_at = 0.0
         self._thread = threading.Thread(target=self._run, name="messaging-database", daemon=True)
 
     def open(self) -> None:
         """Take out the lease and start. Raises BrokerUnavailable."""
+        self._renewed_at = time.monotonic()
+        self._renew_at = self._renewed_at + self._lease / 3
         with broker_errors(self._database):
             until = Now() + timedelta(seconds=self._lease)
             row = EmbeddedConnection.objects.using(self._database).create(process=identity(), leased_until=until)
-        self._id, self._is_open = row.pk, True
-        self._renewed_at = time.monotonic()
-        self._renew_at = self._renewed_at + self._lease / 3
+        self._id, self._holdings.is_live = row.pk, True
         local.listen(self._database, self._look_now)
         self._thread.start()
 
@@ -74,61 +72,46 @@ class Feed:
         """End the thread in order; waits up to `timeout` seconds for it."""
         self._is_closing = True
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
-        self._is_open = False
+        self._thread.join(timeout)
+        self._holdings.end()
 
     @property
     def is_open(self) -> bool:
         """Whether the lease stands, as far as is known here."""
-        return self._is_open
+        return self._holdings.is_live
 
     @property
     def consuming(self) -> frozenset[str]:
         """The queues with a live consumer."""
-        with self._lock:
-            return frozenset(self._subscriptions) if self._is_open else frozenset()
+        return frozenset(self._holdings.queues)
 
     def subscribe(self, queue: str, queue_id: int, prefetch: int) -> None:
         """Take messages from a queue."""
-        with self._lock:
-            self._subscriptions[queue] = Subscription(queue, queue_id, prefetch)
-            self._has_changed = True
+        self._holdings.subscribe(Subscription(queue, queue_id, prefetch))
+        self._renew_at = 0.0  # which tells others what is consumed
         self._look_now()
 
     def unsubscribe(self, queue: str) -> None:
         """Take no more messages from a queue."""
-        with self._lock:
-            subscription = self._subscriptions.pop(queue, None)
-            if subscription is not None:
-                subscription.is_active = False
-                self._has_changed = True
+        if self._holdings.unsubscribe(queue):
+            self._renew_at = 0.0
+            self._wake.set()
 
     def settle(self, delivery: DatabaseDelivery, *, done: bool) -> bool:
         """Note that a delivery is done, or goes back; from any thread. False when the lease is gone."""
-        with self._lock:
-            if not self._is_open:
-                return False
-            if delivery.row_id not in delivery.subscription.held:
-                return True  # settled before
-            delivery.subscription.held.discard(delivery.row_id)
-            self._settled.add(delivery.row_id, done=done)
-            self._is_hungry |= self._is_starved and delivery.subscription.is_low
-            if self._is_hungry or self._settled.count in (1, MANY):
-                self._wake.set()
-        return True
+        return self._holdings.settle(delivery.subscription, delivery.row_id, done=done)
 
     # The thread
 
     def _run(self) -> None:
         try:
-            while not self._is_closing and self._is_open:
+            while not self._is_closing and self.is_open:
                 self._wake.wait(self._try_step())
                 self._wake.clear()
-            if self._is_open:
+            if self.is_open:
                 self._finish()
         finally:
-            self._is_open = False
+            self._holdings.end()
             local.unlisten(self._database, self._look_now)
             connections[self._database].close()
 
@@ -154,110 +137,93 @@ class Feed:
         return wait
 
     def _step(self) -> float:
-        now = time.monotonic()
-        if (now >= self._renew_at or self._has_changed) and not self._renew():
+        if time.monotonic() >= self._renew_at and not self._renew():
             return 0.0
-        if now >= self._chores_at:
-            self._chores_at = now + CHORES
+        if time.monotonic() >= self._chores_at:
+            self._chores_at = time.monotonic() + CHORES
             self._drop_deleted()
             self._sweeper.sweep(self._id, self._renewed_at)
         self._write_settled()
         if time.monotonic() >= self._look_at:
             self._look()
-        due = [self._look_at, self._renew_at, self._settled.since + GATHERING if self._settled.count else self._look_at]
-        return max(0.0, min(due) - time.monotonic())
+        due = min(self._look_at, self._renew_at, self._chores_at, self._holdings.due_at)
+        return max(0.0, due - time.monotonic())
+
+    def _renew(self) -> bool:
+        begun = time.monotonic()
+        self._renew_at = begun + self._lease / 3
+        queues = sorted(self._holdings.queues)
+        if EmbeddedConnection.objects.using(self._database).renew(self._id, self._lease, queues):
+            self._renewed_at = begun
+            return True
+        self._holdings.end()
+        self._on_gone(LOST)
+        return False
+
+    def _drop_deleted(self) -> None:
+        queues = self._holdings.queues
+        rows = EmbeddedQueue.objects.using(self._database).filter(pk__in=list(queues.values()))
+        known = set(rows.values_list("pk", flat=True))
+        for queue in [queue for queue, queue_id in queues.items() if queue_id not in known]:
+            self.unsubscribe(queue)
+            self._on_gone(f'The consumer of queue "{queue}" ended: the queue was deleted.')
+
+    def _write_settled(self, *, at_once: bool = False) -> None:
+        done, back = self._holdings.take_settled(at_once=at_once)
+        try:
+            if done:
+                removed = self._messages.remove(done, self._id)
+                kill_point("embedded.removed")
+                if removed < len(done):
+                    self._renew_at = 0.0  # others hold some of them: is the lease lost?
+            if back:
+                self._messages.free(back, self._id)
+        except BaseException:
+            self._holdings.put_back(done, back)
+            raise
+        if back or (done and self._holdings.is_starved):
+            self._look_at = 0.0
 
     def _look_now(self) -> None:
         self._look_at = 0.0
         self._wake.set()
 
-    def _renew(self) -> bool:
-        with self._lock:
-            queues, self._has_changed = sorted(self._subscriptions), False
-        begun = time.monotonic()
-        if not EmbeddedConnection.objects.using(self._database).renew(self._id, self._lease, queues):
-            self._lost(
-                "The embedded broker gave this consumer up: it did not renew its lease in time. What it held goes to "
-                "others."
-            )
-            return False
-        self._renewed_at, self._renew_at = begun, begun + self._lease / 3
-        return True
-
     def _look(self) -> None:
         """Take from each queue that has something what there is room for."""
         self._look_at = time.monotonic() + self._poll
-        with self._lock:
-            rooms = {one.queue_id: one for one in self._subscriptions.values() if one.room}
-            self._is_starved, self._is_hungry = len(rooms) < len(self._subscriptions), False
+        rooms = self._holdings.rooms()
         for queue_id in EmbeddedQueue.objects.using(self._database).with_work(rooms) if rooms else ():
             subscription = rooms[queue_id]
-            limit = min(subscription.room, MANY)
+            limit = min(subscription.room, BATCH)
             rows = self._messages.take(queue_id, self._id, limit)
+            if rows:
+                kill_point("embedded.taken")
             self._hand_over(subscription, rows)
-            self._is_starved |= not subscription.room
             if len(rows) == limit and subscription.room:
                 self._look_at = 0.0
 
     def _hand_over(self, subscription: Subscription, rows: list[EmbeddedMessage]) -> None:
         unseen = []
         for row in rows:
-            with self._lock:
-                if not subscription.is_active or self._is_closing:
-                    unseen.append(row.pk)
-                    continue
-                subscription.held.add(row.pk)
-            self._deliver(DatabaseDelivery(self, subscription, row))
+            if self._is_closing or not self._holdings.hold(subscription, row.pk):
+                unseen.append(row.pk)
+                continue
+            delivery = DatabaseDelivery(self, subscription, row)
+            try:
+                self._on_delivery(delivery)
+            except Exception:
+                logger.exception('A delivery from queue "%s" was not taken and goes back.', delivery.queue)
+                delivery.requeue()
         if unseen:
             self._messages.free(unseen, self._id, unseen=True)
-
-    def _deliver(self, delivery: DatabaseDelivery) -> None:
-        try:
-            self._on_delivery(delivery)
-        except Exception:
-            logger.exception('A delivery from queue "%s" was not taken and goes back.', delivery.queue)
-            delivery.requeue()
-
-    def _drop_deleted(self) -> None:
-        with self._lock:
-            queues = {one.queue_id: one.queue for one in self._subscriptions.values()}
-        rows = EmbeddedQueue.objects.using(self._database).filter(pk__in=list(queues))
-        known = set(rows.values_list("pk", flat=True))
-        for queue_id in queues.keys() - known:
-            self.unsubscribe(queues[queue_id])
-            self._on_gone(f'The consumer of queue "{queues[queue_id]}" ended: the queue was deleted.')
-
-    def _write_settled(self, *, at_once: bool = False) -> None:
-        with self._lock:
-            if not (at_once or self._is_hungry or self._settled.is_due(GATHERING, MANY)):
-                return
-            done, back = self._settled.take()
-        try:
-            if done:
-                self._messages.remove(done, self._id)
-            if back:
-                self._messages.free(back, self._id)
-        except BaseException:
-            with self._lock:
-                self._settled.put_back(done, back)
-            raise
-        if back or (done and self._is_starved):
-            self._look_at = 0.0
 
     def _finish(self) -> None:
         """Write what was settled and give back everything else. What cannot be written lapses with the lease."""
         with suppress(DatabaseError, InterfaceError):
             self._write_settled(at_once=True)
-            with self._lock:
-                self._is_open = False
+            self._holdings.end()
             self._write_settled(at_once=True)
             EmbeddedConnection.objects.using(self._database).end(self._id)
-
-    def _lost(self, words: str) -> None:
-        with self._lock:
-            self._is_open = False
-            self._subscriptions.clear()
-        self._on_gone(words)
 
     @property
     def _messages(self) -> EmbeddedMessageQuerySet:

@@ -6,17 +6,16 @@ import threading
 from collections.abc import Sequence
 from datetime import timedelta
 
-from django.db import DatabaseError, IntegrityError, InterfaceError, connections, transaction
+from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 
 from messaging.backends.base import Fate, Outcome, Outgoing, Sender
 from messaging.backends.database import letters, local
 from messaging.backends.database.catalog import Routes
 from messaging.backends.database.errors import broker_errors, described
 from messaging.clock import Now
-from messaging.database import is_conflict, is_lock_wait, is_up
 from messaging.exceptions import BrokerUnavailable, WireError
 from messaging.fields import printable
-from messaging.models import EmbeddedMessage
+from messaging.models import EmbeddedMessage, EmbeddedQueue
 
 
 class DatabaseSender(Sender):
@@ -45,12 +44,9 @@ class DatabaseSender(Sender):
             raise BrokerUnavailable("The publisher is not connected.")
         try:
             outcomes = self._deliver(messages)
-        except (BrokerUnavailable, DatabaseError, InterfaceError) as error:
+        except BrokerUnavailable:
             self._is_open = False
-            connections[self._database].close()
-            if isinstance(error, BrokerUnavailable):
-                raise
-            raise BrokerUnavailable(described(self._database, error)) from error
+            raise
         with self._condition:
             self._news += outcomes
             self._condition.notify_all()
@@ -94,18 +90,11 @@ class DatabaseSender(Sender):
             routes = Routes.read(self._database)
         try:
             return self._store(messages, routes)
-        except (DatabaseError, InterfaceError) as error:
-            self._raise_if_away(error)
+        except (DatabaseError, InterfaceError):
+            with broker_errors(self._database):
+                self._probe()
+                routes = Routes.read(self._database)
             return [outcome for message in messages for outcome in self._store_alone(message, routes)]
-
-    def _store_alone(self, message: Outgoing, routes: Routes) -> list[Outcome]:
-        try:
-            return self._store([message], routes)
-        except IntegrityError:
-            return [Outcome(message.token, Fate.UNROUTABLE, "Its queue was deleted.")]
-        except (DatabaseError, InterfaceError) as error:
-            self._raise_if_away(error)
-            return [Outcome(message.token, Fate.REFUSED, f"The database refuses it: {error}")]
 
     def _store(self, messages: Sequence[Outgoing], routes: Routes) -> list[Outcome]:
         rows: list[EmbeddedMessage] = []
@@ -115,6 +104,24 @@ class DatabaseSender(Sender):
                 EmbeddedMessage.objects.using(self._database).bulk_create(rows)
             local.wake(self._database)
         return outcomes
+
+    def _store_alone(self, message: Outgoing, routes: Routes) -> list[Outcome]:
+        try:
+            return self._store([message], routes)
+        except (OperationalError, InterfaceError) as error:
+            return [Outcome(message.token, Fate.NACKED, described(self._database, error))]
+        except DatabaseError as error:
+            return [Outcome(message.token, Fate.REFUSED, f"The database refuses it: {printable(str(error))}")]
+
+    def _probe(self) -> None:
+        """Write a row and take it back: an error here is the database's trouble, not a message's."""
+        if not connections[self._database].is_usable():
+            connections[self._database].close()
+        with transaction.atomic(using=self._database):
+            queue = EmbeddedQueue.objects.using(self._database).order_by("id").first()
+            if queue is not None:
+                EmbeddedMessage.objects.using(self._database).create(queue=queue, wire=b"", body=b"")
+            transaction.set_rollback(True, using=self._database)
 
     def _address(self, message: Outgoing, routes: Routes, rows: list[EmbeddedMessage]) -> Outcome:
         """Add a row for each queue that takes the message, and say what will have become of it."""
@@ -132,12 +139,3 @@ class DatabaseSender(Sender):
         until = None if expiry is None else Now() + timedelta(seconds=expiry)
         rows += [EmbeddedMessage(queue_id=queue, wire=wire, body=message.body, expires_at=until) for queue in queues]
         return Outcome(message.token, Fate.CONFIRMED)
-
-    def _raise_if_away(self, error: Exception) -> None:
-        """Raise BrokerUnavailable where trying later helps, and nothing is the messages' fault."""
-        is_refusal = not (is_conflict(error) or is_lock_wait(error))
-        connection = connections[self._database]
-        if connection.in_atomic_block or not (is_refusal and is_up(self._database)):
-            raise BrokerUnavailable(described(self._database, error)) from error
-        if not connection.is_usable():
-            connection.close()

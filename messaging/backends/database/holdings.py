@@ -1,0 +1,136 @@
+"""What one feed has handed over, and what is still to be written about it. Safe to call from any thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+GATHERING = 0.02  # seconds that an acknowledgement waits for others, to be written with them
+MANY = 200  # acknowledgements that are written without waiting for more
+
+
+@dataclass(eq=False, slots=True)
+class Subscription:
+    """One consumer's life: its queue, and the rows that were delivered to it and are not settled."""
+
+    queue: str
+    queue_id: int
+    prefetch: int
+    is_active: bool = True
+    held: set[int] = field(default_factory=set)
+
+    @property
+    def room(self) -> int:
+        """How many more may be delivered."""
+        return max(0, self.prefetch - len(self.held))
+
+    @property
+    def is_low(self) -> bool:
+        """Whether so little is left that its workers may soon have nothing to do."""
+        return 2 * len(self.held) <= self.prefetch
+
+
+class Holdings:
+    """Subscriptions and settlements of one lease.
+
+    Args:
+        wake: called when something should be written now.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._subscriptions: dict[str, Subscription] = {}
+        self._done: list[int] = []
+        self._back: list[int] = []
+        self._since = 0.0
+        self._is_starved = self._is_hungry = False  # a queue was full at the last look; it is nearly empty since
+        self.is_live = False
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Take in a consumer."""
+        with self._lock:
+            self._subscriptions[subscription.queue] = subscription
+
+    def unsubscribe(self, queue: str) -> bool:
+        """End a consumer; what it holds can still be settled. False if there is none."""
+        with self._lock:
+            subscription = self._subscriptions.pop(queue, None)
+            if subscription is not None:
+                subscription.is_active = False
+            return subscription is not None
+
+    def end(self) -> None:
+        """The lease is over: nothing can be settled any more."""
+        with self._lock:
+            self.is_live = False
+            self._subscriptions.clear()
+
+    @property
+    def queues(self) -> dict[str, int]:
+        """The queues with a consumer, and their numbers."""
+        with self._lock:
+            return {one.queue: one.queue_id for one in self._subscriptions.values()}
+
+    def rooms(self) -> dict[int, Subscription]:
+        """The consumers that can be given more, by their queues' numbers."""
+        with self._lock:
+            rooms = {one.queue_id: one for one in self._subscriptions.values() if one.room}
+            self._is_starved, self._is_hungry = len(rooms) < len(self._subscriptions), False
+            return rooms
+
+    def hold(self, subscription: Subscription, row_id: int) -> bool:
+        """Note that a row is handed over; False when its consumer is no more."""
+        with self._lock:
+            if not subscription.is_active:
+                return False
+            subscription.held.add(row_id)
+            self._is_starved |= not subscription.room
+            return True
+
+    def settle(self, subscription: Subscription, row_id: int, *, done: bool) -> bool:
+        """Note that a row is done, or goes back. False when the lease is over: it comes again."""
+        with self._lock:
+            if not self.is_live:
+                return False
+            if row_id not in subscription.held:
+                return True  # settled before
+            subscription.held.discard(row_id)
+            if not self._count:
+                self._since = time.monotonic()
+            (self._done if done else self._back).append(row_id)
+            self._is_hungry |= self._is_starved and subscription.is_low
+            if self._is_hungry or self._count in (1, MANY):
+                self._wake()
+            return True
+
+    def take_settled(self, *, at_once: bool = False) -> tuple[list[int], list[int]]:
+        """What is to be written now: the rows that are done, and those that go back."""
+        with self._lock:
+            if not (at_once or self._is_hungry or self._count >= MANY or time.monotonic() >= self.due_at):
+                return [], []
+            taken = self._done, self._back
+            self._done, self._back = [], []
+            return taken
+
+    def put_back(self, done: list[int], back: list[int]) -> None:
+        """These could not be written."""
+        with self._lock:
+            self._done += done
+            self._back += back
+
+    @property
+    def due_at(self) -> float:
+        """When what was settled is to be written, by `time.monotonic()`."""
+        return self._since + GATHERING if self._count else float("inf")
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether some queue had no room at the last look, so that settling makes room."""
+        return self._is_starved
+
+    @property
+    def _count(self) -> int:
+        return len(self._done) + len(self._back)
