@@ -645,8 +645,9 @@ class TestWords:
         url = urlsplit(broker_url)
         with pytest.raises(BrokerUnavailable):
             rabbitmq_backend(url._replace(scheme="amqps").geturl()).sender().open()
-        with pytest.raises(ConfigurationError, match="TLS"):
-            rabbitmq_backend(url._replace(scheme="amqps").geturl(), tls={"CA_FILE": "/no/such/file"}).sender().open()
+        for tls in ({"CA_FILE": "/no/such/file"}, {"CERT_FILE": __file__}):
+            with pytest.raises(ConfigurationError, match="TLS"):
+                rabbitmq_backend(url._replace(scheme="amqps").geturl(), tls=tls)
 
     def test_pika_stays_as_it_is_for_others(
         self, backend: RabbitMQ, channel: BlockingChannel, queue: str, caplog: pytest.LogCaptureFixture

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from messaging.backends.base import Backend, Delivery, Difference, QueueDepth, Topology
-from messaging.backends.rabbitmq import declare
+from messaging.backends.rabbitmq import declare, parameters
 from messaging.backends.rabbitmq.errors import ChannelRefused, QueueUnavailable
 from messaging.backends.rabbitmq.logs import logger
 from messaging.backends.rabbitmq.management import Management
 from messaging.backends.rabbitmq.receiver import RabbitReceiver
 from messaging.backends.rabbitmq.sender import RabbitSender
 from messaging.backends.rabbitmq.session import Session
+from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable
 
 __all__ = ["RabbitMQ"]
@@ -25,7 +26,11 @@ _READING_SECONDS = 1.0
 
 
 class RabbitMQ(Backend):
-    """The backend of `amqp://` and `amqps://`."""
+    """The backend of `amqp://` and `amqps://`. Raises ConfigurationError for certificate files that cannot be used."""
+
+    def __init__(self, alias: str, settings: AliasSettings) -> None:
+        super().__init__(alias, settings)
+        parameters.require_tls(settings)
 
     def sender(self) -> RabbitSender:
         """A new publishing connection, not yet open."""

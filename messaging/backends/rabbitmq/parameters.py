@@ -45,15 +45,22 @@ def for_hosts(settings: AliasSettings, role: str, timeout: float) -> list[pika.C
     ]
 
 
+def require_tls(settings: AliasSettings) -> None:
+    """Read the certificate files, so that unusable ones are known at once. Raises ConfigurationError."""
+    if settings.scheme == "amqps":
+        _tls(settings)
+
+
 def _tls(settings: AliasSettings) -> ssl.SSLContext:
     tls = settings.tls
     try:
         context = ssl.create_default_context(cafile=tls.get("CA_FILE"))
         if tls.get("CERT_FILE"):
             context.load_cert_chain(tls["CERT_FILE"], tls.get("KEY_FILE"))
-    except (OSError, ssl.SSLError) as error:
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
         raise ConfigurationError(
-            f'MESSAGING["{settings.alias}"]["TLS"]: the certificate files cannot be used ({error.strerror or error}).'
+            f'MESSAGING["{settings.alias}"]["TLS"]: the certificate files cannot be used ({why}).'
         ) from None
     if not tls.get("VERIFY", True):
         context.check_hostname = False
