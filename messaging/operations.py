@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -18,6 +19,7 @@ from django.utils.translation import gettext as _
 
 from messaging import conf
 from messaging.clock import Now
+from messaging.exceptions import ConfigurationError
 from messaging.killpoints import kill_point
 from messaging.message import Envelope
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
@@ -281,7 +283,8 @@ def _each(
             if wake and audit:
                 # An alias that has left the settings has no relay to wake.
                 for alias in {record.alias for record in audit} & set(conf.aliases()):
-                    wake_relays(database, conf.get(alias))
+                    with suppress(ConfigurationError):  # nor has one whose settings are broken
+                        wake_relays(database, conf.get(alias))
     return outcome
 
 
