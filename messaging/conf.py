@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS
 
+from messaging import problems
+from messaging.addresses import parse_url
 from messaging.exceptions import ConfigurationError
 
 DEFAULT_ALIAS = "default"
-DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,77 +126,53 @@ class AliasSettings:
 
 
 def aliases() -> tuple[str, ...]:
-    """The aliases of `MESSAGING`, in order; ("default",) when the setting is missing."""
+    """The aliases of `MESSAGING`, in order; ("default",) when the setting is missing or no dict."""
+    configured = read()
+    return tuple(configured) if isinstance(configured, Mapping) else (DEFAULT_ALIAS,)
+
+
+def read() -> Any:
+    """`MESSAGING` as it stands; where it is missing or empty, the default alias with nothing set."""
     configured = getattr(settings, "MESSAGING", None)
-    return tuple(configured) if isinstance(configured, Mapping) and configured else (DEFAULT_ALIAS,)
+    return {DEFAULT_ALIAS: {}} if configured is None or configured == {} else configured
 
 
 def get(alias: str = DEFAULT_ALIAS) -> AliasSettings:
-    """Read one alias. Raises ConfigurationError for an unknown alias or an unusable value."""
-    configured = getattr(settings, "MESSAGING", None) or {DEFAULT_ALIAS: {}}
-    if alias not in configured:
-        known = ", ".join(f'"{name}"' for name in configured)
-        raise ConfigurationError(f'MESSAGING has no alias "{alias}"; it has {known}.')
-    values = configured[alias]
-    where = f'MESSAGING["{alias}"]'
-    try:
-        return AliasSettings(
-            alias=alias,
-            **parse_url(values.get("URL", "database://"), where),
-            exchange=values.get("EXCHANGE", "messaging"),
-            queues={name: _queue(options) for name, options in values.get("QUEUES", {}).items()},
-            databases=tuple(values.get("DATABASES", ("default",))),
-            retry=RetrySettings(**_lower(values.get("RETRY", {}))),
-            retention=RetentionSettings(**_lower(values.get("RETENTION", {}))),
-            lease=float(values.get("LEASE", 15)),
-            heartbeat=int(values.get("HEARTBEAT", 60)),
-            tls=values.get("TLS", {}),
-            management_url=values.get("MANAGEMENT_URL"),
-            stop_timeout=float(values.get("STOP_TIMEOUT", 30)),
-            notify=bool(values.get("NOTIFY", True)),
-            poll_interval=float(values.get("POLL_INTERVAL", 0.2)),
-        )
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ConfigurationError(f"{where} cannot be used: {error}. `manage.py check` says more.") from error
+    """Read one alias.
 
-
-def parse_url(url: str, where: str = "The URL") -> dict[str, Any]:
-    """Split a broker URL into scheme, hosts, vhost, username and password.
-
-    Several hosts are separated by commas; user, password and virtual host are percent-decoded. An empty path means
-    the virtual host "/". Raises ConfigurationError without repeating the URL, which holds a password.
+    Raises ConfigurationError for an unknown alias, and for whatever the system checks call an error.
     """
-    scheme, separator, rest = str(url).partition("://")
-    if not separator or not scheme:
-        raise ConfigurationError(
-            f'{where}["URL"] is no URL; it should look like "amqp://user:password@host:5672/vhost".'
-        )
-    if scheme == "database":
-        return {"scheme": scheme, "hosts": (), "vhost": rest, "username": "", "password": ""}
-    authority, _, path = rest.partition("/")
-    credentials, _, host_list = authority.rpartition("@")
-    username, _, password = credentials.partition(":")
-    hosts = []
-    for item in host_list.split(","):
-        try:
-            parts = urlsplit(f"//{item}")
-            hosts.append((parts.hostname or "localhost", parts.port or DEFAULT_PORTS.get(scheme, 5672)))
-        except ValueError as error:
-            raise ConfigurationError(f'{where}["URL"] has a host or port that cannot be read.') from error
-    return {
-        "scheme": scheme,
-        "hosts": tuple(hosts),
-        "vhost": unquote(path.partition("?")[0]) or "/",
-        "username": unquote(username) or "guest",
-        "password": unquote(password) if credentials else "guest",
-    }
+    configured = read()
+    for problem in problems.of_all(configured):
+        raise ConfigurationError(str(problem))
+    if alias not in tuple(configured):  # not a lookup: an alias that cannot be hashed is unknown as well
+        name = problems.shown(alias)
+        raise ConfigurationError(f'MESSAGING has no alias "{name}". {problems.suggest(name, configured)}')
+    values = configured[alias]
+    for problem in problems.of_alias(alias, values):
+        raise ConfigurationError(str(problem))
+    return _settings(alias, values)
+
+
+def _settings(alias: str, values: Mapping[str, Any]) -> AliasSettings:
+    return AliasSettings(
+        alias=alias,
+        **parse_url(values.get("URL", "database://")),
+        exchange=values.get("EXCHANGE", "messaging"),
+        queues={name: _queue(options) for name, options in values.get("QUEUES", {}).items()},
+        databases=tuple(dict.fromkeys(values.get("DATABASES", (DEFAULT_DB_ALIAS,)))),
+        retry=RetrySettings(**problems.folded(values.get("RETRY", {}))),
+        retention=RetentionSettings(**problems.folded(values.get("RETENTION", {}))),
+        lease=float(values.get("LEASE", 15)),
+        heartbeat=values.get("HEARTBEAT", 60),
+        tls=values.get("TLS", {}),
+        management_url=values.get("MANAGEMENT_URL"),
+        stop_timeout=float(values.get("STOP_TIMEOUT", 30)),
+        notify=values.get("NOTIFY", True),
+        poll_interval=float(values.get("POLL_INTERVAL", 0.2)),
+    )
 
 
 def _queue(options: Mapping[str, Any]) -> QueueSettings:
-    values = dict(options)
-    values["bindings"] = tuple((str(exchange), str(key)) for exchange, key in values.get("bindings", ()))
-    return QueueSettings(**values)
-
-
-def _lower(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(name).lower(): value for name, value in values.items()}
+    bindings = tuple((exchange, key) for exchange, key in options.get("bindings", ()))
+    return QueueSettings(**{**options, "bindings": bindings})

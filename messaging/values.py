@@ -1,4 +1,4 @@
-"""What each key of `MESSAGING` may hold, for the system checks."""
+"""What each key of `MESSAGING` may hold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
-from urllib.parse import urlsplit
+
+LONGEST_WAIT = 10 * 366 * 86400  # seconds; a date so far ahead still fits every database
+LONGEST_KEPT = 100 * 366  # days
+_SIXTY_FOUR_BITS = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +25,26 @@ class Rule:
     wanted: str
 
 
-def _number(least: float, most: float = float("inf"), *, above: bool = False) -> Callable[[Any], bool]:
+def is_text(value: Any, most: int = 255) -> bool:
+    """Whether a value is text of 1 to `most` bytes that brokers and databases can hold: UTF-8 without NUL."""
+    try:
+        return isinstance(value, str) and "\0" not in value and 0 < len(value.encode()) <= most
+    except UnicodeEncodeError:
+        return False
+
+
+def _number(least: float, most: float, *, above: bool = False) -> Callable[[Any], bool]:
     def accepts(value: Any) -> bool:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
-        return is_number and (least < value if above else least <= value) and value <= most
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return False
+        # An integer may be too large to become a float.
+        is_finite = isinstance(value, int) or isfinite(value)
+        return is_finite and (least < value if above else least <= value) and value <= most
 
     return accepts
 
 
-def _whole(least: int, most: float = float("inf")) -> Callable[[Any], bool]:
+def _whole(least: int, most: int) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and _number(least, most)(value)
 
 
@@ -42,16 +56,24 @@ def _is_boolean(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _is_dict(value: Any) -> bool:
     return isinstance(value, Mapping)
 
 
 def _is_path(value: Any) -> bool:
-    return value is None or hasattr(value, "__fspath__") or (isinstance(value, str) and bool(value))
+    return hasattr(value, "__fspath__") or is_text(value, 4096)
 
 
-def _is_short(value: Any) -> bool:
-    return isinstance(value, str) and len(value.encode(errors="replace")) <= 255
+def _is_exchange(value: Any) -> bool:
+    return value == "" if not is_text(value) else (value == "amq.topic" or not value.startswith("amq."))
+
+
+def _is_queue_type(value: Any) -> bool:
+    return isinstance(value, str) and value in ("quorum", "classic")
 
 
 def _is_name_list(value: Any) -> bool:
@@ -60,44 +82,58 @@ def _is_name_list(value: Any) -> bool:
 
 def _is_bindings(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(
-        isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(_is_short, pair)) for pair in value
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and is_text(pair[0]) and (pair[1] == "" or is_text(pair[1]))
+        for pair in value
     )
 
 
-def _is_http(value: Any) -> bool:
-    try:
-        parts = urlsplit(value) if isinstance(value, str) else None
-        return parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        return False
+def _is_arguments(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        is_text(name) and (argument is None or _is_argument(argument)) for name, argument in value.items()
+    )
 
 
-_SECONDS = "a positive number of seconds"
+def _is_argument(value: Any, depth: int = 4) -> bool:
+    """Whether AMQP 0-9-1 can carry a value; floats are left out, because RabbitMQ takes none as an argument."""
+    if isinstance(value, (list, Mapping)):
+        items = value.values() if isinstance(value, Mapping) else value
+        names = value if isinstance(value, Mapping) else ()
+        return depth > 0 and all(map(is_text, names)) and all(_is_argument(item, depth - 1) for item in items)
+    if isinstance(value, int):
+        return -_SIXTY_FOUR_BITS <= value < _SIXTY_FOUR_BITS
+    return value == "" or is_text(value, 1 << 20)
+
+
 _DICT = Rule(_is_dict, "a dict")
-_FILE = Rule(_is_path, "the path of a file, or None")
-_DAYS = Rule(_or_none(_number(0)), "a number of days, or None to keep them for ever")
+_FILE = Rule(_or_none(_is_path), "the path of a file, or None")
+_FLAG = Rule(_is_boolean, "True or False")
+_DAYS = Rule(_or_none(_number(0, LONGEST_KEPT)), "a number of days, 0 to 36600, or None to keep them for ever")
+_PAUSE = "a number of seconds, at most ten years"
 
 ALIAS: Mapping[str, Rule] = {
-    "URL": Rule(lambda value: isinstance(value, str), 'text such as "amqp://user:password@host:5672/vhost"'),
-    "EXCHANGE": Rule(_is_short, "the name of an exchange, text of at most 255 bytes"),
+    "URL": Rule(_is_string, 'text such as "amqp://user:password@host:5672/vhost"'),
+    "EXCHANGE": Rule(
+        _is_exchange,
+        'the name of a topic exchange, text of at most 255 bytes; of those named "amq.…" only "amq.topic" is one',
+    ),
     "QUEUES": Rule(_is_dict, 'a dict of queues, such as {"billing": {"prefetch": 50}}'),
     "DATABASES": Rule(_is_name_list, 'a list of aliases of DATABASES, such as ["default"]'),
     "RETRY": _DICT,
     "RETENTION": _DICT,
-    "LEASE": Rule(_number(1), "a number of seconds, at least 1"),
+    "LEASE": Rule(_number(1, 86400), "a number of seconds, 1 to 86400"),
     "HEARTBEAT": Rule(_whole(0, 65535), "a whole number of seconds, 0 to 65535 (0 switches heartbeats off)"),
     "TLS": _DICT,
-    "MANAGEMENT_URL": Rule(_or_none(_is_http), 'a URL such as "http://user:password@host:15672", or None'),
-    "STOP_TIMEOUT": Rule(_number(0), "a number of seconds, at least 0"),
-    "NOTIFY": Rule(_is_boolean, "True or False"),
-    "POLL_INTERVAL": Rule(_number(0, above=True), _SECONDS),
+    "MANAGEMENT_URL": Rule(_or_none(_is_string), 'a URL such as "http://user:password@host:15672", or None'),
+    "STOP_TIMEOUT": Rule(_number(0, 86400), "a number of seconds, 0 to 86400"),
+    "NOTIFY": _FLAG,
+    "POLL_INTERVAL": Rule(_number(0, 86400, above=True), "a number of seconds above 0, at most 86400"),
 }
 
 RETRY: Mapping[str, Rule] = {
-    "max_attempts": Rule(_whole(1), "a whole number, at least 1"),
-    "initial": Rule(_number(0), "a number of seconds, at least 0"),
-    "multiplier": Rule(_number(1), "a number, at least 1"),
-    "maximum": Rule(_number(0, above=True), _SECONDS),
+    "max_attempts": Rule(_whole(1, 1_000_000), "a whole number from 1 to 1000000"),
+    "initial": Rule(_number(0, LONGEST_WAIT), f"{_PAUSE}, at least 0"),
+    "multiplier": Rule(_number(1, 1000), "a number from 1 to 1000"),
+    "maximum": Rule(_number(0, LONGEST_WAIT, above=True), f"{_PAUSE}, above 0"),
     "jitter": Rule(_number(0, 1), "a number from 0 to 1"),
 }
 
@@ -107,15 +143,21 @@ TLS: Mapping[str, Rule] = {
     "CA_FILE": _FILE,
     "CERT_FILE": _FILE,
     "KEY_FILE": _FILE,
-    "VERIFY": Rule(_is_boolean, "True or False"),
-    "SERVER_NAME": Rule(_or_none(_is_short), "the host name in the broker's certificate, or None"),
+    "VERIFY": _FLAG,
+    "SERVER_NAME": Rule(_or_none(is_text), "the host name in the broker's certificate, or None"),
 }
 
 QUEUE: Mapping[str, Rule] = {
-    "type": Rule(lambda value: isinstance(value, str) and value in ("quorum", "classic"), '"quorum" or "classic"'),
-    "arguments": Rule(_is_dict, 'a dict of queue arguments, such as {"x-max-length": 1000}'),
+    "type": Rule(_is_queue_type, '"quorum" or "classic"'),
+    "arguments": Rule(
+        _is_arguments, 'a dict of queue arguments, such as {"x-max-length": 1000}: text, whole numbers, True or False'
+    ),
     "declare": Rule(_is_boolean, "True, or False for a queue that someone else owns"),
     "prefetch": Rule(_whole(1, 65535), "a whole number from 1 to 65535"),
-    "bindings": Rule(_is_bindings, 'a list of pairs, such as [("their.exchange", "orders.#")]'),
-    "dead_letter": Rule(_is_boolean, "True or False"),
+    "bindings": Rule(
+        _is_bindings,
+        'a list of pairs of exchange and routing key, such as [("their.exchange", "orders.#")]; the default exchange '
+        "needs none",
+    ),
+    "dead_letter": _FLAG,
 }

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from io import StringIO
 from typing import Any
 
 import pytest
 from django.core.checks import CheckMessage
 from django.core.checks import Error as CheckError
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
+from django.core.management import CommandError, call_command
+from django.db import connections, router
 from pytest_django import Settings
 
-from messaging.checks import check_handlers, check_messaging, check_sqlite
+from messaging import checks, conf
+from messaging.checks import check_deployment, check_handlers, check_messaging
+from messaging.database_checks import check_routers, check_sqlite, require, used_databases
+from messaging.exceptions import ConfigurationError
 from messaging.handlers import Registry
+from tests.admin_rows import incoming
 from tests.processing import registered
+from tests.site import ROOT
 
 
 def run(settings: Settings, value: Any) -> list[CheckMessage]:
@@ -30,8 +36,8 @@ def ids(messages: Any) -> list[str]:
 @pytest.fixture(autouse=True)
 def handlers(monkeypatch: pytest.MonkeyPatch) -> Registry:
     registry = Registry()
-    monkeypatch.setattr("messaging.checks.registry", registry)
-    monkeypatch.setattr("messaging.checks.check_sqlite", lambda _: [])
+    monkeypatch.setattr(checks, "registry", registry)
+    monkeypatch.setattr(checks, "check_sqlite", lambda _: [])
     return registry
 
 
@@ -39,7 +45,7 @@ def test_the_defaults_and_a_full_example_are_fine(settings: Settings) -> None:
     assert run(settings, {"default": {}}) == []
     assert run(settings, None) == []
     full = {
-        "URL": "amqp://user:pw@a:5672,b:5672/vhost",
+        "URL": "amqps://user:pw@a:5672,b:5672/vhost",
         "EXCHANGE": "messaging",
         "QUEUES": {
             "billing": {
@@ -55,7 +61,7 @@ def test_the_defaults_and_a_full_example_are_fine(settings: Settings) -> None:
         "RETENTION": {"processed": None},
         "LEASE": 15,
         "HEARTBEAT": 60,
-        "TLS": {"VERIFY": True, "CA_FILE": "/etc/ca.pem"},
+        "TLS": {"VERIFY": True, "CA_FILE": __file__},
         "MANAGEMENT_URL": None,
         "STOP_TIMEOUT": 30,
         "NOTIFY": False,
@@ -111,6 +117,59 @@ def test_messaging_must_be_a_dict_of_aliases(settings: Settings, value: Any) -> 
         ({"QUEUES": {"billing": {"prefetch": 0}}}, "messaging.E011"),
         ({"QUEUES": {"billing": {"bindings": ["orders.#"]}}}, "messaging.E011"),
         ({"QUEUES": {"billing": {"declare": False, "bindings": [("e", "k")]}}}, "messaging.E012"),
+        ({1: 2}, "messaging.E003"),
+        ({b"URL": "database://"}, "messaging.E003"),
+        ({"Url": "database://"}, "messaging.E003"),
+        ({"URL": b"amqp://"}, "messaging.E004"),
+        ({"EXCHANGE": None}, "messaging.E004"),
+        ({"EXCHANGE": "amq.direct"}, "messaging.E004"),
+        ({"EXCHANGE": "\udc80"}, "messaging.E004"),
+        ({"DATABASES": [None]}, "messaging.E004"),
+        ({"LEASE": True}, "messaging.E004"),
+        ({"LEASE": 10**400}, "messaging.E004"),
+        ({"HEARTBEAT": False}, "messaging.E004"),
+        ({"STOP_TIMEOUT": float("inf")}, "messaging.E004"),
+        ({"POLL_INTERVAL": 1e300}, "messaging.E004"),
+        ({"NOTIFY": 1}, "messaging.E004"),
+        ({"MANAGEMENT_URL": ""}, "messaging.E004"),
+        ({"MANAGEMENT_URL": "http://host:99999"}, "messaging.E004"),
+        ({"MANAGEMENT_URL": "amqp://user:pw@host"}, "messaging.E004"),
+        ({"MANAGEMENT_URL": "http://user:p/w@host:15672"}, "messaging.E004"),
+        ({"MANAGEMENT_URL": "http://a,b"}, "messaging.E004"),
+        ({"MANAGEMENT_URL": b"http://host"}, "messaging.E004"),
+        ({"URL": ""}, "messaging.E005"),
+        ({"URL": "database://default?user:pw@x"}, "messaging.E005"),
+        ({"URL": "database://user:pw@default"}, "messaging.E005"),
+        ({"RETRY": {"initial": None}}, "messaging.E006"),
+        ({"RETRY": {"multiplier": 1e300}}, "messaging.E006"),
+        ({"RETRY": {"maximum": float("nan")}}, "messaging.E006"),
+        ({"RETRY": {"initial": 7200}}, "messaging.E006"),
+        ({"RETRY": {"JITTER": 0, "jitter": 0}}, "messaging.E006"),
+        ({"RETENTION": {"published": 1e9}}, "messaging.E007"),
+        ({"RETENTION": {"published": True}}, "messaging.E007"),
+        ({"TLS": {"verify": True}}, "messaging.E008"),
+        ({"TLS": {"CA_FILE": ""}}, "messaging.E008"),
+        ({"TLS": {"CA_FILE": "a\0b"}}, "messaging.E008"),
+        ({"URL": "amqps://", "TLS": {"KEY_FILE": __file__}}, "messaging.E008"),
+        ({"QUEUES": {5: {}}}, "messaging.E010"),
+        ({"QUEUES": {"amq.gen-x": {}}}, "messaging.E010"),
+        ({"QUEUES": {"a\0b": {}}}, "messaging.E010"),
+        ({"QUEUES": {"billing": {"Type": "quorum"}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"type": "Quorum"}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"declare": None}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"prefetch": True}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"dead_letter": "no"}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"bindings": "ab"}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"bindings": ["ab"]}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"bindings": [("", "billing")]}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"bindings": [("e", b"k")]}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"arguments": ["x-max-length"]}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"arguments": {1: 2}}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"arguments": {"x-max-length": 1.5}}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"arguments": {"x-max-length": 2**63}}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"arguments": {"x-odd": [{"deep": None}]}}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"arguments": {"x-queue-type": "stream"}}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"type": "quorum", "arguments": {"x-queue-type": "classic"}}}}, "messaging.E011"),
     ],
 )
 def test_a_wrong_value_is_one_message_with_a_hint(settings: Settings, options: Any, identity: str) -> None:
@@ -119,6 +178,57 @@ def test_a_wrong_value_is_one_message_with_a_hint(settings: Settings, options: A
     assert message.id == identity
     assert message.hint
     assert "pw" not in f"{message.msg}{message.hint}".replace("user:password", "")
+    with pytest.raises(ConfigurationError) as caught:
+        conf.get()
+    assert str(caught.value) == f"{message.msg} {message.hint}"
+
+
+@pytest.mark.parametrize("alias", ["", "x" * 101, "a\0b", "\udc80"])
+def test_an_alias_must_fit_into_its_column(settings: Settings, alias: str) -> None:
+    assert ids(run(settings, {"default": {}, alias: {}})) == ["messaging.E002"]
+
+
+def test_keys_that_hold_a_credential_are_not_repeated(settings: Settings) -> None:
+    url = "amqp://user:hush@host/"
+    for value in ({url: {}, "default": []}, {"default": {url: {}, "QUEUES": {url: 1}, "DATABASES": [url]}}):
+        assert "hush" not in "".join(f"{message.msg}{message.hint}" for message in run(settings, value))
+    with pytest.raises(ConfigurationError) as caught:
+        conf.get(url)
+    assert "hush" not in str(caught.value)
+
+
+def test_an_empty_setting_is_the_default(settings: Settings) -> None:
+    assert run(settings, {}) == []
+    assert conf.aliases() == ("default",)
+    assert conf.get().scheme == "database"
+
+
+@pytest.mark.parametrize(
+    ("options", "identity"),
+    [
+        ({"URL": "amqp://", "TLS": {"VERIFY": True}}, "messaging.W003"),
+        ({"TLS": {"VERIFY": True}}, "messaging.W003"),
+        ({"MANAGEMENT_URL": "http://host:15672"}, "messaging.W003"),
+        ({"URL": "amqps://", "TLS": {"CA_FILE": "/no/such/file"}}, "messaging.W004"),
+    ],
+)
+def test_what_has_no_effect_is_a_warning(settings: Settings, options: Any, identity: str) -> None:
+    (message,) = run(settings, {"default": options})
+    assert (message.id, message.is_serious()) == (identity, False)
+    assert message.hint
+    conf.get()  # usable all the same
+
+
+def test_a_deployment_is_warned_of_what_is_only_fit_for_trying_out(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = {"ENGINE": "django.db.backends.sqlite3", "NAME": "file:x?mode=memory&cache=shared"}
+    monkeypatch.setitem(connections.settings, "memory", memory)
+    monkeypatch.setitem(connections.settings, "file", {**memory, "NAME": "/var/db.sqlite3"})
+    settings.MESSAGING = {"default": {"URL": "amqps://", "TLS": {"VERIFY": False}, "DATABASES": ["memory", "file"]}}
+    assert ids(check_deployment()) == ["messaging.W010", "messaging.W011"]
+    settings.MESSAGING = {"default": {"URL": "amqps://", "DATABASES": ["file"]}, "broken": 7}
+    assert check_deployment() == []
 
 
 def test_a_near_miss_is_suggested(settings: Settings) -> None:
@@ -152,7 +262,10 @@ def test_unknown_aliases_and_databases_of_handlers(handlers: Registry) -> None:
     assert all(message.hint == 'Did you mean "default"?' for message in messages)
 
 
-def test_a_handler_whose_retries_nobody_would_send(handlers: Registry, settings: Settings) -> None:
+def test_a_handler_whose_retries_nobody_would_send(
+    handlers: Registry, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(connections.settings, "another", {})
     settings.MESSAGING = {"default": {"DATABASES": ["another"]}}
     registered(handlers, lambda message: None)
     (message,) = check_handlers(handlers.all(), ["default"])
@@ -182,10 +295,6 @@ def test_handlers_of_one_queue_must_not_overlap(
 
 
 def test_sqlite_without_its_options_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    from django.db import connections
-
-    from messaging import checks
-
     database = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": {"timeout": 20}}
     monkeypatch.setitem(connections.settings, "bare", database)
     (message,) = check_sqlite(["bare"])
@@ -194,35 +303,106 @@ def test_sqlite_without_its_options_is_warned_about(monkeypatch: pytest.MonkeyPa
     assert "WAL" in str(message.hint)
     assert '"timeout"' not in str(message.hint)
     database["OPTIONS"] = {"timeout": 20, "transaction_mode": "immediate", "init_command": "PRAGMA journal_mode=wal;"}
-    assert list(checks.check_sqlite(["bare", "no-such"])) == []
+    assert list(check_sqlite(["bare", "no-such"])) == []
 
 
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=4),
-    lambda children: (
-        st.lists(children, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["default", "URL", "QUEUES", "RETRY", "RETENTION", "TLS", "DATABASES", "bindings", "x"])
-            | st.integers(),
-            children,
-            max_size=4,
-        )
-    ),
-    max_leaves=12,
-)
+def test_every_database_that_holds_messages_is_looked_at(
+    handlers: Registry, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("queue", "outbox", "inbox"):
+        monkeypatch.setitem(connections.settings, name, {"ENGINE": "django.db.backends.sqlite3"})
+    settings.MESSAGING = {"default": {"URL": "database://queue", "DATABASES": ["outbox"]}, "broken": {"URL": 5}}
+    registered(handlers, lambda message: None, database="inbox")
+    registered(handlers, lambda message: None, queue="other", database="no-such")
+    assert list(used_databases(handlers.all())) == ["inbox", "outbox", "queue"]
+    monkeypatch.undo()
+    settings.MESSAGING = {"default": {"URL": "database://"}}
+    assert list(used_databases([])) == ["default"]
 
 
-@hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(value=anything | st.fixed_dictionaries({"default": anything}))
-def test_no_value_makes_a_check_raise(settings: Settings, value: Any) -> None:
-    for message in run(settings, value):
-        assert message.id
-        assert message.hint
-        assert message.msg
+class KeepsOut:
+    def allow_migrate(self, db: str, app_label: str, model_name: str | None = None, **hints: Any) -> bool | None:
+        if app_label == "sessions":
+            raise RuntimeError
+        return False if (app_label, model_name) == ("messaging", "processedmessage") else None
 
 
-@hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(url=st.text(alphabet="amqps:/@[]%,.0123456789#?ä ", max_size=30))
-def test_no_url_makes_a_check_raise(settings: Settings, url: str) -> None:
-    run(settings, {"default": {"URL": url}})
-    run(settings, {"default": {"URL": f"amqp://{url}"}})
+def test_tables_that_a_router_keeps_out_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.contrib.sessions.models import Session
+
+    databases = used_databases([])
+    assert list(check_routers(databases)) == []
+    monkeypatch.setattr(router, "routers", [KeepsOut()])
+    (message,) = check_routers(databases)
+    assert message.id == "messaging.E030"
+    assert "messaging.ProcessedMessage out" in message.msg
+    assert list(check_routers({"default": [Session]})) == []  # a router's own errors are shown by `migrate`
+
+
+def test_every_id_is_in_the_reference_and_the_reference_has_no_other() -> None:
+    reference = (ROOT / "docs" / "reference" / "checks.md").read_text()
+    rows = re.findall(r"^\| `(messaging\.[EW]\d{3})` \| .+ \| .+ \|$", reference, re.MULTILINE)
+    sources = [path.read_text() for path in (ROOT / "messaging").glob("*.py")]
+    used = {found for source in sources for found in re.findall(r'"(?:messaging\.)?([EW]\d{3})"', source)}
+    assert sorted(rows) == sorted(f"messaging.{identity}" for identity in used)
+
+
+BROKEN = [
+    {"default": {"URL": "amqp://user:hush@host:port/"}},
+    {"default": {"LEASE": "x"}},
+    {"default": {"DATABASES": ["elsewhere"]}},
+    {"default": {"URL": "amqps://user:hush@127.0.0.1:1/", "TLS": {"CA_FILE": "/no/such/file"}}},
+    {"default": {"RETENTION": {"published": "x"}}},
+    ["hush"],
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=str)
+@pytest.mark.parametrize("command", ["consume", "relay", "topology"])
+def test_a_command_given_a_broken_setting_ends_in_words(settings: Settings, command: str, broken: Any) -> None:
+    settings.MESSAGING = broken
+    with pytest.raises(CommandError, match="MESSAGING") as caught:
+        call_command(command)
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["consume", "relay", "topology", "prune_messages"])
+def test_a_command_given_an_unknown_alias_ends_in_words(command: str) -> None:
+    with pytest.raises(CommandError, match='Did you mean "default"'):
+        call_command(command, using="defualt")
+
+
+def test_pruning_given_a_broken_setting_ends_in_words(settings: Settings) -> None:
+    settings.MESSAGING = {"default": {"RETENTION": {"published": "x"}}}
+    with pytest.raises(CommandError, match="RETENTION"):
+        call_command("prune_messages")
+
+
+@pytest.mark.django_db
+def test_requeueing_does_not_depend_on_settings(settings: Settings) -> None:
+    row = incoming("failed")
+    settings.MESSAGING = {"default": {"LEASE": "x"}}
+    call_command("requeue_messages", stdout=StringIO())
+    row.refresh_from_db()
+    assert row.state == "requeued"
+
+
+@pytest.mark.parametrize("command", ["consume", "prune_messages"])
+def test_a_command_given_a_handler_of_an_unknown_database_ends_in_words(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry()
+    monkeypatch.setattr("messaging.handlers.registry", registry)
+    monkeypatch.setattr("messaging.management.commands.consume.registry", registry)
+    monkeypatch.setattr(registry, "discover", lambda: None)
+    registered(registry, lambda message: None, database="defualt")
+    with pytest.raises(CommandError, match='Did you mean "default"'):
+        call_command(command)
+
+
+def test_a_consumer_on_a_database_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+    monkeypatch.setitem(connections.settings, "memory", memory)
+    with pytest.raises(ConfigurationError, match=r'DATABASES\["memory"\]\["NAME"\]'):
+        require(["memory"], shared=True)
+    assert require(["memory"]) == ["memory"]

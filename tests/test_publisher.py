@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given
@@ -168,7 +168,8 @@ def test_an_unknown_alias_is_a_configuration_error() -> None:
 
 
 @pytest.mark.django_db
-def test_an_outbox_that_no_relay_serves_is_refused(settings: Settings) -> None:
+def test_an_outbox_that_no_relay_serves_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connections.settings, "another", {})
     settings.MESSAGING = {"default": {"DATABASES": ["another"]}}
     with pytest.raises(ConfigurationError, match='No relay serves the outbox of the database "default"'):
         publish("orders.placed", 1)

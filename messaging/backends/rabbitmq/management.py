@@ -6,17 +6,19 @@ import base64
 import json
 import time
 from collections.abc import Iterable, Iterator
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
+from messaging.addresses import parse_management_url
 from messaging.backends import missing
 from messaging.backends.base import Difference, QueueDepth, QueueSpec, Topology
 from messaging.backends.rabbitmq import arguments, differences
 from messaging.backends.rabbitmq.declare import is_builtin
 from messaging.conf import AliasSettings
-from messaging.exceptions import BrokerUnavailable, ConfigurationError
+from messaging.exceptions import BrokerUnavailable
 
 SOURCE = "management API"
 
@@ -30,15 +32,10 @@ class Management:
     """
 
     def __init__(self, settings: AliasSettings, timeout: float = 5.0) -> None:
-        parts = urlsplit(settings.management_url or "")
-        if parts.scheme not in ("http", "https"):
-            raise ConfigurationError(
-                f'MESSAGING["{settings.alias}"]["MANAGEMENT_URL"] should look like "http://host:15672".'
-            )
-        user = unquote(parts.username) if parts.username else settings.username
-        password = unquote(parts.password) if parts.password else settings.password
-        host = parts.netloc.rpartition("@")[2]
-        self._base = urlunsplit((parts.scheme, host, parts.path.rstrip("/").removesuffix("/api"), "", ""))
+        address = parse_management_url(settings.management_url or "", "MANAGEMENT_URL")
+        user = address.username or settings.username
+        password = address.password or settings.password
+        self._base = address.base
         self._authorization = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
         self._vhost = quote(settings.vhost, safe="")
         self._timeout = timeout
@@ -159,7 +156,7 @@ class Management:
                 if error.code == 404:
                     return None
             raise BrokerUnavailable(f"RabbitMQ's management API at {self._base} answers {error.code}.") from None
-        except (URLError, OSError, ValueError) as error:
+        except (URLError, OSError, ValueError, HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             words = getattr(reason, "strerror", None) or reason
             raise BrokerUnavailable(f"RabbitMQ's management API at {self._base} does not answer: {words}.") from None

@@ -19,6 +19,7 @@ import messaging
 from messaging import child, conf, logs
 from messaging.backends import get_backend
 from messaging.consumer import Plan
+from messaging.database_checks import require
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
 
@@ -94,7 +95,7 @@ class Command(BaseCommand):
         """Say so now when `migrate` was forgotten; a database that is away is waited for later."""
         alias = conf.get(plan.alias)
         databases = {handler.database for handler in registry.all(plan.alias)} | {*alias.databases}
-        for database in sorted(filter(None, {*databases, alias.broker_database})):
+        for database in require(filter(None, {*databases, alias.broker_database}), shared=True):
             try:
                 executor = MigrationExecutor(connections[database])
                 targets = [key for key in executor.loader.graph.leaf_nodes() if key[0] == "messaging"]

@@ -7,6 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from messaging import conf
+from messaging.database_checks import require
 from messaging.exceptions import ConfigurationError
 from messaging.retention import BATCH, expired, prune
 
@@ -31,7 +32,7 @@ class Command(BaseCommand):
             raise CommandError("--batch must be at least 1.")
         try:
             for alias in [using] if using else conf.aliases():
-                for database in dict.fromkeys([*conf.get(alias).databases, *_handler_databases(alias)]):
+                for database in require([*conf.get(alias).databases, *_handler_databases(alias)]):
                     self._prune(alias, database, batch, dry_run)
         except ConfigurationError as error:
             raise CommandError(str(error)) from error

@@ -12,6 +12,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from messaging import conf, logs
+from messaging.database_checks import require
 from messaging.exceptions import ConfigurationError
 from messaging.relay import Relay
 
@@ -33,12 +34,13 @@ class Command(BaseCommand):
         logs.configure(options["verbosity"])
         try:
             relay = Relay(using)
+            require(relay.settings.databases, shared=getattr(self, "_called_from_command_line", False))
+            stop = threading.Event()
+            _stop_on_signals(relay, stop)
+            logger.info("Relay %s serves %s.", relay.name, relay.settings.safe_url)
+            relay.run(stop, burst=burst)
         except ConfigurationError as error:
             raise CommandError(str(error)) from error
-        stop = threading.Event()
-        _stop_on_signals(relay, stop)
-        logger.info("Relay %s serves %s.", relay.name, relay.settings.safe_url)
-        relay.run(stop, burst=burst)
         logger.info("Relay %s has stopped.", relay.name)
 
 
