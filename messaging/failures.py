@@ -85,7 +85,7 @@ def _record(place: Place, failure: Failure, database: str, settings: conf.AliasS
         if retrying:
             compose_round(row, _due(decision)).save(using=database, force_insert=True)
     signal = signals.message_retrying if retrying else signals.message_failed
-    signal.send_robust(type(row), row=row, attempt=number)
+    signal.send_robust(type(row), row=row, attempt=number, error=failure.error)
     return row
 
 
