@@ -15,6 +15,7 @@ from messaging.database import is_doomed, transaction_mode
 from messaging.exceptions import CommitNotProven
 from messaging.handlers import Handler
 from messaging.message import ReceivedMessage, Running, running
+from messaging.savepoints import run_commit_hooks
 
 logger = logging.getLogger("messaging.processor")
 
@@ -41,17 +42,25 @@ def proven_commit(database: str, what: object, *, mode: str) -> Iterator[None]:
     A handler can leave its transaction normally and yet rolled back. And a commit hook that raises does so after the
     commit: that is logged, since the work is done.
 
+    Inside the transaction of Django's `TestCase`, which alone lets a durable block begin in it, this is a savepoint,
+    and releasing it does what a commit would.
+
     Args:
         database: where.
         what: named in the log.
         mode: how SQLite begins the transaction.
     """
     connection, proof = connections[database], _Proof()
+    in_test, hooks = connection.in_atomic_block, len(connection.run_on_commit)
     try:
         with transaction_mode(connection, mode), transaction.atomic(using=database, durable=True):
             transaction.on_commit(proof, using=database)
             yield
             refuse_doomed(database)
+            if in_test and connection.features.can_defer_constraint_checks:
+                connection.check_constraints()
+        if in_test:
+            run_commit_hooks(connection, hooks)
     except BaseException:
         if not proof.given:
             raise

@@ -1,0 +1,59 @@
+"""What a transaction does at its commit, where a savepoint inside a test's transaction has to stand for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from messaging.database import is_doomed
+
+logger = logging.getLogger("messaging.processor")
+
+SWALLOWED = (
+    "A database error was caught inside the test's transaction, which cannot go on after it. Put the statement into "
+    "transaction.atomic(), or use TransactionTestCase (pytest: transactional_db), where this code has no transaction."
+)
+
+
+def run_commit_hooks(connection: BaseDatabaseWrapper, start: int) -> None:
+    """Run and forget the commit hooks from number `start` on, as a commit would, inside a test's transaction.
+
+    Django has removed those of what was rolled back. One that raises is the last to run.
+    """
+    try:
+        while len(connection.run_on_commit) > start:
+            entry: Any = connection.run_on_commit.pop(start)
+            _savepoints, hook, robust = entry
+            try:
+                with as_in_autocommit(connection):
+                    hook()
+            except Exception:
+                if not robust:
+                    raise
+                logger.exception("A commit hook failed.")
+    finally:
+        del connection.run_on_commit[start:]
+
+
+@contextmanager
+def as_in_autocommit(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Inside a test's transaction: a database error in this block does not end the transaction as well.
+
+    Raises TransactionManagementError for one that was caught inside the block, which a transaction does not survive.
+    """
+    savepoint = transaction.savepoint(using=connection.alias)
+    try:
+        yield
+        if is_doomed(connection):
+            raise transaction.TransactionManagementError(SWALLOWED)
+    except BaseException:
+        if is_doomed(connection) and not connection.closed_in_transaction:
+            connection.needs_rollback = False  # or going back would be refused
+            transaction.savepoint_rollback(savepoint, using=connection.alias)
+        raise
+    transaction.savepoint_commit(savepoint, using=connection.alias)
