@@ -13,7 +13,7 @@ from django.db.models.functions import Greatest
 from django.utils.translation import gettext_lazy as _
 
 from messaging.clock import Now
-from messaging.message import Envelope, storable
+from messaging.message import Envelope, decode_body, storable
 from messaging.models.base import PolledIndex, StoredMessage
 from messaging.models.processed import ProcessedMessage
 
@@ -150,6 +150,11 @@ class PublishedMessage(StoredMessage):
 
     def __str__(self) -> str:
         return f"{self.routing_key or self.queue or '—'} · {self.message_id}"
+
+    @property
+    def payload(self) -> Any:
+        """The body decoded by its content type. Raises PayloadError when it is not what that says."""
+        return decode_body(self.raw_body, self.content_type)
 
     def mark_failed(self, error: str) -> bool:
         """This lease's row can never be sent. False when another relay holds it by now.
