@@ -1,0 +1,107 @@
+"""The embedded broker between real processes: frozen, killed, without a database for a while."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.services import Database
+from tests.site import Running, Site, SiteFactory
+from tests.waiting import wait_until
+from tools.postgresql import PostgreSQL
+
+HANDLERS = """
+import os, pathlib, time
+from messaging import handler
+from tests.app.models import Effect
+
+FOLDER = pathlib.Path(os.environ["DATA_DIR"])
+
+@handler("work", "work.*", backoff=0.1)
+def work(message):
+    (FOLDER / "started").touch()
+    while (FOLDER / "hold").exists():
+        time.sleep(0.02)
+    Effect.objects.create(key=message.id, value="done")
+"""
+
+PUBLISH = "from messaging import publish\nfor number in range({}): publish('work.one', number)"
+
+
+def start_held(site: Site, count: int) -> Running:
+    """Start a consumer that takes `count` messages and hangs in the first one."""
+    (site.folder / "hold").touch()
+    consumer = site.start("consume", "--concurrency", "1")
+    site.shell(PUBLISH.format(count))
+    wait_until((site.folder / "started").exists, deadline=60)
+    held = "SELECT COUNT(*) FROM messaging_embeddedmessage WHERE holder_id IS NOT NULL"
+    wait_until(lambda: site.value(held) == count, what="all messages to be taken")
+    return consumer
+
+
+def effects(site: Site) -> tuple[int, int]:
+    [(total, distinct)] = site.sql("SELECT COUNT(*), COUNT(DISTINCT key) FROM app_effect")
+    return total, distinct
+
+
+def test_a_killed_consumers_messages_go_to_another_at_once(site: SiteFactory, any_db: str) -> None:
+    made = site(any_db, handlers=HANDLERS, broker="database://", options={"LEASE": 600})
+    start_held(made, 5).kill()
+    (made.folder / "hold").unlink()
+    consumer = made.start("consume")
+    # Long before the lease of ten minutes ends: the process is known to be gone.
+    wait_until(lambda: made.states() == {"processed": 5}, deadline=30)
+    assert effects(made) == (5, 5)
+    assert consumer.stop() == 0
+
+
+def test_a_frozen_consumers_messages_go_to_another_and_it_does_no_harm_when_it_wakes(
+    site: SiteFactory, any_db: str
+) -> None:
+    made = site(any_db, handlers=HANDLERS, broker="database://", options={"LEASE": 1})
+    frozen = start_held(made, 5)
+    os.killpg(frozen.pid, signal.SIGSTOP)
+    (made.folder / "hold").unlink()
+    consumer = made.start("consume")
+    # Where the frozen handler's transaction has its record already, the copy of that message waits for it.
+    count = 4 if any_db == "postgres" else 5
+    wait_until(lambda: made.states() == {"processed": count}, deadline=60)
+    os.killpg(frozen.pid, signal.SIGCONT)
+    wait_until(lambda: made.states() == {"processed": 5}, deadline=60)
+    frozen.wait_for_output("gave this consumer up")
+    frozen.wait_for_output("Connected to .* again")
+    assert frozen.stop() == 0
+    assert consumer.stop() == 0
+    assert effects(made) == (5, 5)
+    assert made.value("SELECT COUNT(*) FROM messaging_embeddedmessage") == 0
+
+
+def test_a_stopping_consumer_gives_back_what_it_has_not_started(site: SiteFactory, any_db: str) -> None:
+    made = site(any_db, handlers=HANDLERS, broker="database://", options={"LEASE": 600})
+    consumer = start_held(made, 5)
+    consumer.signal(signal.SIGTERM)
+    free = "SELECT COUNT(*) FROM messaging_embeddedmessage WHERE holder_id IS NULL"
+    wait_until(lambda: made.value(free) == 4, what="four messages to go back")
+    (made.folder / "hold").unlink()
+    assert consumer.wait() == 0
+    assert made.states() == {"processed": 1}
+    assert made.value("SELECT COUNT(*) FROM messaging_embeddedconnection") == 0
+    made.manage("consume", "--burst")
+    assert made.states() == {"processed": 5}
+    assert effects(made) == (5, 5)
+
+
+@pytest.mark.postgres
+def test_a_stopped_database_is_waited_for(site: SiteFactory, own_postgres: PostgreSQL) -> None:
+    made = site("postgres", handlers=HANDLERS, broker="database://", postgres=Database(own_postgres.dsn))
+    consumer = start_held(made, 5)
+    own_postgres.stop()
+    (made.folder / "hold").unlink()
+    consumer.wait_for_output("does not answer: consumption pauses")
+    own_postgres.start()
+    wait_until(lambda: made.states() == {"processed": 5}, deadline=60)
+    assert effects(made) == (5, 5)
+    assert consumer.stop() == 0
+    assert "Traceback" not in consumer.output
