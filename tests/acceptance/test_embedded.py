@@ -72,10 +72,10 @@ def test_a_frozen_consumers_messages_go_to_another_and_it_does_no_harm_when_it_w
     wait_until(lambda: made.states() == {"processed": 5}, deadline=60)
     frozen.wait_for_output("gave this consumer up")
     frozen.wait_for_output("Connected to .* again")
+    wait_until(lambda: made.value("SELECT COUNT(*) FROM messaging_embeddedmessage") == 0)
     assert frozen.stop() == 0
     assert consumer.stop() == 0
     assert effects(made) == (5, 5)
-    assert made.value("SELECT COUNT(*) FROM messaging_embeddedmessage") == 0
 
 
 def test_a_stopping_consumer_gives_back_what_it_has_not_started(site: SiteFactory, any_db: str) -> None:
