@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from django.db import connections
+from django.db import connections, reset_queries
 
 from messaging import conf, topology
 from messaging.backends import get_backend
@@ -91,6 +91,7 @@ class Relay:
             stop: ends a wait for the broker.
             timeout: seconds to wait for news; None for as long as there is nothing to do.
         """
+        reset_queries()  # which DEBUG collects
         self._report()
         if not self._connect():
             self._record(0.0)

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connection
+from django.db import IntegrityError, connection, transaction
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -234,6 +234,10 @@ def test_without_tables_every_door_says_what_to_do(backend: DatabaseBroker, queu
             backend.depths([queue])
         with pytest.raises(BrokerUnavailable, match="migrate"):
             backend.declare(Topology(queues=(QueueSpec(queue),)))
+        with transaction.atomic():  # a page that asks goes on in its own transaction
+            with pytest.raises(BrokerUnavailable, match="migrate"):
+                backend.depths([queue])
+            assert EmbeddedMessage.objects.count() == 0
         receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change)
         receiver.open()
         with pytest.raises(BrokerUnavailable, match="migrate"):

@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from django.db import transaction
+from django.db import connections, transaction
 
 from messaging.backends import missing
 from messaging.backends.base import Difference, QueueSpec, Topology
+from messaging.database import transaction_mode
 from messaging.handlers import topic_matches
 from messaging.message import storable
 from messaging.models import EmbeddedBinding, EmbeddedExchange, EmbeddedQueue
@@ -58,7 +59,7 @@ def declare(database: str, topology: Topology) -> list[Difference]:
     found = list(_remarks(topology))
     if not list(_missing(database, topology)):
         return found + list(_foreign(database, topology))
-    with transaction.atomic(using=database):
+    with transaction_mode(connections[database], "IMMEDIATE"), transaction.atomic(using=database):
         for name, type_ in _exchanges(topology).items():
             EmbeddedExchange.objects.using(database).get_or_create(
                 key=key_of(name), defaults={"name": storable(name, 255), "type": type_}

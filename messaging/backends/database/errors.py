@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
-from django.db import DatabaseError, InterfaceError, connections
+from django.db import DatabaseError, InterfaceError, connections, transaction
 
 from messaging.exceptions import BrokerUnavailable
 
 
 @contextmanager
 def broker_errors(database: str) -> Iterator[None]:
-    """Turn an error of the database into BrokerUnavailable; the next use starts with a fresh connection."""
+    """Turn an error of the database into BrokerUnavailable; the next use starts with a fresh connection.
+
+    The caller's transaction, where there is one, survives the error.
+    """
+    is_inside = connections[database].in_atomic_block
     try:
-        yield
+        with transaction.atomic(using=database) if is_inside else nullcontext():
+            yield
     except (DatabaseError, InterfaceError) as error:
-        if not connections[database].in_atomic_block:
+        if not is_inside:
             connections[database].close()
         raise BrokerUnavailable(described(database, error)) from error
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 
-from django.db import DatabaseError, IntegrityError, InterfaceError, connections
+from django.db import DatabaseError, IntegrityError, InterfaceError, connections, reset_queries
 
 from messaging.backends.base import Delivery
 from messaging.backends.database import local
@@ -137,6 +137,7 @@ class Feed:
         return wait
 
     def _step(self) -> float:
+        reset_queries()  # which DEBUG collects
         if time.monotonic() >= self._renew_at and not self._renew():
             return 0.0
         if time.monotonic() >= self._chores_at:
