@@ -1,19 +1,21 @@
-"""Signals for logs, metrics and site code. Receivers never change a message's fate: they are sent robustly.
-
-`message_published`: an outbox row was confirmed by the broker (`rows`: list of PublishedMessage).
-`message_unpublishable`: an outbox row ended failed (`row`).
-`message_processed`: a handler's work was committed (`row`, `duration` in seconds).
-`message_retrying`: an attempt failed and another one is scheduled (`row`, `attempt`, `error`: the exception).
-`message_failed`: a message rests as failed until an operator acts (`row`; `attempt` and `error` unless its retry could
-not be sent).
-"""
+"""Signals for logs, metrics and site code. Receivers never change a message's fate: they are sent robustly."""
 
 from __future__ import annotations
 
 from django.dispatch import Signal
 
 message_published = Signal()
+"""Outbox rows were confirmed by the broker (`rows`: list of PublishedMessage)."""
+
 message_unpublishable = Signal()
+"""An outbox row ended failed (`row`: PublishedMessage)."""
+
 message_processed = Signal()
+"""A handler's work was committed (`row`: ProcessedMessage, `duration` in seconds)."""
+
 message_retrying = Signal()
+"""An attempt failed and another is scheduled (`row`: ProcessedMessage, `attempt`: Attempt, `error`: the exception)."""
+
 message_failed = Signal()
+"""A message rests as failed until an operator acts (`row`: ProcessedMessage; `attempt` and `error` as above, unless its
+retry could not be sent)."""
