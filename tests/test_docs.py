@@ -1,107 +1,50 @@
-"""What README.md and docs/ say is so: commands exist with these options, snippets run, links and pictures are there."""
+"""What README.md and docs/ state as facts: tables, links, pictures. Commands and snippets are run in `tests/docs/`."""
 
 from __future__ import annotations
 
-import ast
-import os
+import inspect
 import re
-import shlex
-import subprocess
-import sys
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.core.management import get_commands, load_command_class
+from django.apps import apps
+from django.contrib.auth.models import Permission
+from django.core.management import get_commands
 from django.core.management.base import BaseCommand, CommandParser
 from django.test import override_settings
 
-from messaging import Reject, Retry, conf, handlers, values
-from messaging.checks import check_handlers, check_messaging
+from messaging import Reject, Retry, conf, handler, handlers, message, publish, values
 from messaging.handlers import Registry
 from messaging.killpoints import POINTS
-from messaging.models import PublishedMessage
-from tests.acceptance.clients import declare, depth
+from messaging.models import ProcessedMessage, PublishedMessage
+from tests.docs.blocks import DOCS, PAGES, README, blocks_of, prose
+from tests.docs.test_snippets import parser_of, run
 from tests.site import ROOT
-from tests.waiting import wait_until
 
-README = ROOT / "README.md"
-ARCHITECTURE = ROOT / "docs" / "architecture.md"
-DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-IMAGES = ROOT / "docs" / "images"
-FENCE = re.compile(
-    r"(?:<!-- (?P<kind>[^:>]+?)(?:: (?P<name>\S+))? -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$",
-    re.MULTILINE | re.DOTALL,
-)
+HOW_TO, REFERENCE = DOCS / "how-to", DOCS / "reference"
+ARCHITECTURE = DOCS / "architecture.md"
+IMAGES = DOCS / "images"
+DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 LINK = re.compile(r"\]\((?P<path>[^)#\s]*)(?:#(?P<anchor>[^)]+))?\)")
-KINDS = {"runs", "handlers", "settings", "ten lines"}
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block; `kind` and `name` come from the comment before it and say how it is tested."""
-
-    language: str
-    text: str
-    kind: str
-    name: str
-
-
-def blocks(document: Path, language: str, kind: str | None = None) -> list[Block]:
-    found = [
-        Block(match["language"], match["text"], match["kind"] or "", match["name"] or "")
-        for match in FENCE.finditer(document.read_text())
-    ]
-    return [block for block in found if block.language == language and kind in (None, block.kind)]
-
-
-def parser_of(command: str) -> CommandParser:
-    app = get_commands().get(command)
-    assert app is not None, f"there is no command manage.py {command}"
-    return load_command_class(app, command).create_parser("manage.py", command)
+def column(page: Path, header: str, section: str = "") -> list[str]:
+    """The names in backticks in the first column of the table whose header begins so."""
+    text = page.read_text().partition(f"## {section}\n")[2] if section else page.read_text()
+    table = text.partition(f"\n| {header} |")[2].partition("\n\n")[0]
+    return [name for row in table.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
 
 
 def options_of(parser: CommandParser) -> set[str]:
     return {option for option in parser._option_string_actions if option.startswith("--")}
 
 
-def check_shell(line: str) -> None:
-    words = shlex.split(line, comments=True)
-    if "manage.py" in words:
-        command, *arguments = words[words.index("manage.py") + 1 :]
-        parser_of(command).parse_args(arguments)
-    elif words[0] == "make":
-        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert {word for word in words[1:] if "=" not in word} <= set(targets)
-    elif words[0] == "pip":
-        assert words[1] == "install"
-        assert (ROOT / "pyproject.toml").exists()
-    else:
-        assert words[0] == "cd", f"nobody checks {line!r}"
-
-
-def prose(document: Path) -> str:
-    return FENCE.sub("", document.read_text())
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_shell_command_can_be_given_so(document: Path) -> None:
-    for block in blocks(document, "sh"):
-        for line in block.text.splitlines():
-            if line.strip():
-                check_shell(line)
-    for code in re.findall(r"`([^`\n]+)`", prose(document)):
-        words = re.sub(r"\[.*?\]|…|\.\.\.", "", code)
-        if re.match(r"(\S*python )?manage\.py \w|make [a-z]", words):
-            check_shell(words)
-        elif re.match(r"(consume|relay|topology|prune_messages|requeue_messages) --", words):
-            check_shell(f"manage.py {words}")
-
-
 def test_the_table_of_commands_is_complete() -> None:
-    rows = re.findall(r"^\| `manage\.py (\w+)[^|]*\|[^|]*\|(.*)\|$", README.read_text(), re.MULTILINE)
+    text = (REFERENCE / "commands.md").read_text().partition("## ")[0]
+    rows = re.findall(r"^\| `manage\.py (\w+)[^|]*\|[^|]*\|(.*)\|$", text, re.MULTILINE)
     common = options_of(BaseCommand().create_parser("manage.py", "any"))
     ours = {name for name, app in get_commands().items() if app == "messaging"}
     assert {name for name, _ in rows} == ours
@@ -109,41 +52,21 @@ def test_the_table_of_commands_is_complete() -> None:
         assert set(re.findall(r"--[a-z-]+", options)) == options_of(parser_of(name)) - common, name
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_python_snippet_compiles_and_is_tested_below(document: Path) -> None:
-    for block in blocks(document, "python"):
-        ast.parse(block.text)
-        assert block.kind in KINDS, f"say with a comment before it how this is tested:\n{block.text}"
+def test_the_tables_of_arguments_are_complete() -> None:
+    assert column(HOW_TO / "publish.md", "Argument") == sorted(
+        inspect.signature(publish).parameters, key=column(HOW_TO / "publish.md", "Argument").index
+    )
+    assert set(column(HOW_TO / "handle.md", "Argument")) == set(inspect.signature(handler).parameters) - {
+        "queue",
+        "routing_keys",
+    }
 
 
-@pytest.mark.django_db
-def test_the_publishing_snippets_publish() -> None:
-    for block in blocks(README, "python", "runs"):
-        if "pika" not in block.text:
-            before = PublishedMessage.objects.count()
-            exec(compile(block.text, "README.md", "exec"), {})
-            published = PublishedMessage.objects.pending().count() - before
-            assert published == (8 if "publish_many(" in block.text else 1)
-
-
-@pytest.mark.broker
-def test_the_plain_script_reaches_the_queue(vhost_url: str) -> None:
-    declare(vhost_url, "hello", durable=True)
-    (script,) = [block for block in blocks(README, "python", "runs") if "pika" in block.text]
-    text, replaced = re.subn(r'"amqp://[^"]+"', repr(vhost_url), script.text)
-    assert replaced == 1
-    exec(compile(text, "README.md", "exec"), {})
-    wait_until(lambda: depth(vhost_url, "hello") == 1, what="the message in the queue")
-
-
-def test_the_handlers_can_be_registered_and_do_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = Registry()
-    monkeypatch.setattr(handlers, "registry", registry)
-    (block,) = blocks(README, "python", "handlers")
-    names: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(block.text, "README.md", "exec"), names)
-    assert len(registry.all()) == 4
-    assert list(check_handlers(registry.all(), ["default"])) == []
+def test_the_handlers_do_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "registry", Registry())
+    block = next(block for block in blocks_of(HOW_TO / "handle.md") if "Reject" in block.text)
+    names: dict[str, Any] = {"__name__": "snippet"}
+    run(block, names)
     names["bill"](SimpleNamespace(payload={"amount": 1}))
     with pytest.raises(Reject, match="negative"):
         names["bill"](SimpleNamespace(payload={"amount": -1}))
@@ -153,14 +76,13 @@ def test_the_handlers_can_be_registered_and_do_what_is_said(monkeypatch: pytest.
 
 
 def test_the_settings_are_all_there_is_with_their_defaults() -> None:
-    (block,) = blocks(README, "python", "settings")
+    block = blocks_of(REFERENCE / "settings.md")[0]
     names: dict[str, Any] = {}
-    exec(compile(block.text, "README.md", "exec"), names)
+    run(block, names)
     shown = names["MESSAGING"]["default"]
     assert set(shown) == set(values.ALIAS)
     assert re.findall(r"[A-Z]+_?[A-Z]+", block.text.partition('"TLS": {},  # ')[2].splitlines()[0]) == list(values.TLS)
     with override_settings(MESSAGING=names["MESSAGING"]):
-        assert [str(problem) for problem in check_messaging()] == []
         documented = conf.get()
     with override_settings(MESSAGING={"default": {"URL": shown["URL"]}}):
         default = conf.get()
@@ -170,64 +92,68 @@ def test_the_settings_are_all_there_is_with_their_defaults() -> None:
     assert documented.queue("billing").prefetch == default.queue("billing").prefetch
 
 
-@pytest.mark.broker
-def test_ten_lines_put_it_into_an_existing_site(tmp_path: Path, vhost_url: str) -> None:
-    lines = {block.name: block.text for block in blocks(README, "python", "ten lines")}
-    assert set(lines) == {"settings.py", "orders/handlers.py", "publish"}
-    assert sum(1 for text in lines.values() for line in text.splitlines() if line.strip()) <= 10
-    django(tmp_path, "-m", "django", "startproject", "shop", ".")
-    django(tmp_path, "manage.py", "startapp", "orders")
-    settings = tmp_path / "shop" / "settings.py"
-    test_broker = f'INSTALLED_APPS += ["orders"]\nMESSAGING["default"]["URL"] = {vhost_url!r}\n'
-    settings.write_text(settings.read_text() + lines["settings.py"] + test_broker)
-    (tmp_path / "orders" / "handlers.py").write_text(lines["orders/handlers.py"])
-    said = django(tmp_path, "manage.py", "check")
-    assert "messaging.W002" in said  # the advice for SQLite that the README speaks of
-    django(tmp_path, "manage.py", "migrate", "--verbosity=0")
-    django(tmp_path, "manage.py", "shell", "-c", lines["publish"])
-    said = django(tmp_path, "manage.py", "consume", "--burst")
-    assert "To be billed: order 17" in said
-    count = "from messaging.models import ProcessedMessage as P; print(P.objects.filter(state='processed').count())"
-    assert django(tmp_path, "manage.py", "shell", "-c", count).split()[-1] == "1"
+@pytest.mark.parametrize(
+    ("section", "defaults"), [("Queues", conf.QueueSettings()), ("Retries", conf.RetrySettings())], ids=str
+)
+def test_the_tables_of_settings_are_complete(section: str, defaults: Any) -> None:
+    text = (REFERENCE / "settings.md").read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", text, re.MULTILINE))
+    expected = {one.name: getattr(defaults, one.name) for one in fields(defaults)}
+    shown = {name: [] if value == () else value for name, value in expected.items()}
+    assert told == {name: str(value) if not isinstance(value, str) else f'"{value}"' for name, value in shown.items()}
 
 
-def django(folder: Path, *arguments: str) -> str:
-    """Run Python in a site that knows the package and nothing else of this checkout; returns what it said."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DJANGO_", "MESSAGING_"))}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=environment | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def test_the_tables_of_states_are_complete() -> None:
+    page = REFERENCE / "states.md"
+    assert column(page, "State", "Outgoing messages") == PublishedMessage.State.values
+    assert column(page, "State", "Incoming messages") == ProcessedMessage.State.values
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_table_of_headers_is_complete() -> None:
+    assert set(column(REFERENCE / "headers.md", "Header")) == {*message.OURS, message.CAUSATION}
+
+
+def test_the_tables_fields_are_there() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (`.+`) \|$", (REFERENCE / "api.md").read_text(), re.MULTILINE)
+    assert len(rows) == 5
+    for name, columns in rows:
+        model = apps.get_model("messaging", name)
+        assert set(re.findall(r"`(\w+)`", columns)) <= {field.name for field in model._meta.get_fields()}, name
+
+
+@pytest.mark.django_db
+def test_the_table_of_permissions_is_complete() -> None:
+    told = set(column(HOW_TO / "permissions.md", "Permission"))
+    there = Permission.objects.filter(content_type__app_label="messaging").values_list("codename", flat=True)
+    unused = {"messaging.view_worker", "messaging.view_attempt"}
+    assert told == {f"messaging.{name}" for name in there} - unused
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_relative_link_leads_somewhere(document: Path) -> None:
-    for match in LINK.finditer(document.read_text()):
+    for match in LINK.finditer(prose(document)):
         path, anchor = match["path"], match["anchor"]
         if re.match(r"[a-z]+:", path):
             continue
         target = (document.parent / path) if path else document
         assert target.exists(), f"{document.name} links to {path}"
         if anchor:
-            headings = re.findall(r"^#+ (.+)$", FENCE.sub("", target.read_text()), re.MULTILINE)
+            headings = re.findall(r"^#+ (.+)$", prose(target), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_picture_is_shown_and_small() -> None:
-    shown = {match["path"] for match in LINK.finditer(README.read_text()) if match["path"].endswith(".png")}
-    pictures = {str(path.relative_to(ROOT)): path for path in IMAGES.iterdir()}
-    assert shown == set(pictures)
-    for name, path in pictures.items():
+    links = ((page, match["path"]) for page in PAGES for match in LINK.finditer(page.read_text()))
+    shown = {(page.parent / path).resolve() for page, path in links if path.endswith(".png")}
+    assert shown == set(IMAGES.iterdir())
+    for path in shown:
         content = path.read_bytes()
-        assert content.startswith(b"\x89PNG\r\n"), name
-        assert len(content) < 300_000, name
+        assert content.startswith(b"\x89PNG\r\n"), path
+        assert len(content) < 300_000, path
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 90
 
 
 def test_every_file_that_the_architecture_names_exists() -> None:

@@ -10,7 +10,7 @@ from tools.environment import DEVELOPMENT, ROOT, ensure_environment
 from tools.packages import install_missing
 
 # These choose their databases themselves, or need none: the second database would only run them twice.
-ONCE = ("tests/acceptance", "tests/backends", "tests/test_services.py")
+ONCE = ("tests/acceptance", "tests/backends", "tests/docs", "tests/test_services.py")
 
 GIVEN_BY = {"rabbitmq-server": "MESSAGING_TEST_URL", "postgresql": "MESSAGING_TEST_DATABASE"}
 

@@ -1,0 +1,81 @@
+"""Fenced blocks of the documentation, and the comments before them that say how they are tested.
+
+    <!-- kind: argument -->
+    ```language title="file"
+
+The comment and the title may be missing. `walk.py` and `test_snippets.py` say what becomes of each kind.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from tests.site import ROOT
+
+README = ROOT / "README.md"
+README_ZH = ROOT / "README.zh-CN.md"
+DOCS = ROOT / "docs"
+PAGES = [README, README_ZH, *sorted(DOCS.rglob("*.md"))]
+
+# Pages that are run from top to bottom in a fresh site.
+STORIES = ("embed", "move-to-rabbitmq", "foreign-queue")
+WALKED = [DOCS / "tutorial.md", *(DOCS / "how-to" / f"{name}.md" for name in STORIES)]
+
+FENCE = re.compile(
+    r"(?:^<!-- (?P<kind>[a-z ]+?)(?:: (?P<argument>[^>]+?))? -->\n)?"
+    r'^```(?P<language>\w+)(?: title="(?P<title>[^"\n]+)")?\n(?P<text>.*?)^```$'
+    r"|^<!-- does: (?P<deed>[^>]+?) -->$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block.
+
+    Attributes:
+        page, line: where it begins.
+        kind, argument: from the comment before it; "" without one.
+        language, title: from its fence; the language of something done by hand is "does".
+    """
+
+    page: Path
+    line: int
+    kind: str
+    argument: str
+    language: str
+    title: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+@cache
+def blocks_of(page: Path) -> list[Block]:
+    """The blocks of a page, in order."""
+    text = page.read_text()
+    found = []
+    for match in FENCE.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        if match["deed"]:
+            found.append(Block(page, line, "does", match["deed"], "does", "", ""))
+        else:
+            names = (match[name] or "" for name in ("kind", "argument", "language", "title", "text"))
+            found.append(Block(page, line, *names))
+    return found
+
+
+def find(kind: str, language: str | None = None) -> list[Block]:
+    """All blocks of a kind, whatever page they are on; those without one only where the page is not walked."""
+    pages = PAGES if kind else [page for page in PAGES if page not in WALKED]
+    found = (block for page in pages for block in blocks_of(page))
+    return [block for block in found if block.kind == kind and language in (None, block.language)]
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks."""
+    return FENCE.sub("", page.read_text())

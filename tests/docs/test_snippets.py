@@ -1,0 +1,218 @@
+"""Every block of README and docs/ is run, or given to what would run it. One that nobody tests fails here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from django.core.management import call_command, get_commands, load_command_class
+from django.core.management.base import CommandParser
+from django.test import override_settings
+
+from messaging import conf, handlers, signals
+from messaging.checks import check_handlers, check_messaging
+from messaging.handlers import Registry
+from messaging.models import PublishedMessage
+from tests.acceptance.clients import declare, depth
+from tests.docs.blocks import DOCS, PAGES, WALKED, Block, blocks_of, find, prose
+from tests.site import ROOT
+from tests.waiting import wait_until
+
+DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+# The kinds that are tested on any page, by language; "" is a block without a comment before it. All are tested here but
+# "testing", whose page is run by tests/acceptance/test_pytest_plugin.py.
+KINDS = {
+    "python": {"runs", "handlers", "settings", "signals", "pika", "testing"},
+    "sh": {"", "systemctl"},
+    "ini": {"systemd", "environment"},
+    "text": {"", "drawing", "layers"},
+}
+# And those that only a walk understands.
+IN_WALKS = {"as in the tutorial", "terminal", "output", "shell", "script", "rabbitmqctl", "does", "settings", ""}
+FINITE = {"check", "migrate", "prune_messages", "requeue_messages"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_is_tested(page: Path) -> None:
+    blocks = blocks_of(page)
+    assert len(re.findall(r"^\s*```", page.read_text(), re.MULTILINE)) == 2 * sum(b.kind != "does" for b in blocks)
+    unlisted = re.sub(r"\n(?:[-\d]|:::).*(\n +.*)*", "", prose(page))
+    assert "\n    " not in unlisted, "an indented block escapes the tests"
+    for block in blocks:
+        known = IN_WALKS if page in WALKED else KINDS.get(block.language, set())
+        assert block.kind in known, f"{block}: say with a comment before it how this is tested"
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("block", find("runs"), ids=str)
+def test_a_snippet_runs_and_publishes_as_many_messages_as_it_says(block: Block) -> None:
+    before = PublishedMessage.objects.count()
+    said = run(block)
+    assert PublishedMessage.objects.count() - before == int(block.argument) - block.text.count("async def")
+    follower = next((other for other in blocks_of(block.page) if other.line > block.line), None)
+    if follower is not None and (follower.language, follower.kind) == ("text", ""):
+        assert said == follower.text
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in WALKED], ids=lambda page: page.name)
+def test_every_output_follows_the_snippet_that_says_it(page: Path) -> None:
+    blocks = blocks_of(page)
+    for before, block in zip([None, *blocks], blocks, strict=False):
+        if (block.language, block.kind) == ("text", ""):
+            assert before is not None
+            assert before.kind == "runs", str(block)
+
+
+@pytest.mark.parametrize("block", find("handlers"), ids=str)
+def test_handlers_can_be_registered(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry()
+    monkeypatch.setattr(handlers, "registry", registry)
+    run(block)
+    assert len(registry.all()) == int(block.argument)
+    assert list(check_handlers(registry.all(), ["default"])) == []
+
+
+@pytest.mark.parametrize("block", find("settings"), ids=str)
+def test_settings_pass_the_system_checks(block: Block) -> None:
+    names: dict[str, Any] = {}
+    run(block, names)
+    with override_settings(MESSAGING=names["MESSAGING"]):
+        assert [str(problem) for problem in check_messaging()] == []
+        for alias in conf.aliases():
+            conf.get(alias)
+
+
+@pytest.mark.parametrize("block", find("signals"), ids=str)
+def test_receivers_take_what_their_signal_sends(block: Block) -> None:
+    names: dict[str, Any] = {}
+    run(block, names)
+    sent = [name for name in names if name.startswith("message_")]
+    row = SimpleNamespace(queue="billing", message_id="1", attempts=8, error="no")
+    for name in sent:
+        answers = getattr(signals, name).send_robust(sender=None, row=row)
+        assert [answer for receiver, answer in answers if receiver in names.values()] == [None]
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("block", find("pika"), ids=str)
+def test_a_plain_script_reaches_the_queue(block: Block, vhost_url: str) -> None:
+    declare(vhost_url, "hello", durable=True)
+    text, replaced = re.subn(r'"amqp://[^"]+"', repr(vhost_url), block.text)
+    assert replaced == 1
+    exec(compile(text, str(block), "exec"), {})
+    wait_until(lambda: depth(vhost_url, "hello") == 1, what="the message in the queue")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("block", find("", "sh"), ids=str)
+def test_a_shell_command_can_be_given_so(block: Block) -> None:
+    for line in block.text.splitlines():
+        command = check_shell(line)
+        if command and command[0] in FINITE:
+            call_command(*command, stdout=io.StringIO())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_command_in_a_sentence_can_be_given_so(document: Path) -> None:
+    for code in re.findall(r"`([^`\n]+)`", prose(document)):
+        words = re.sub(r"\[.*?\]|…|\.\.\.", "", code)
+        if re.match(r"(\S*python )?manage\.py \w|make [a-z]", words):
+            check_shell(words)
+        elif re.match(r"(consume|relay|topology|prune_messages|requeue_messages) --", words):
+            check_shell(f"manage.py {words}")
+
+
+@pytest.mark.parametrize("block", find("systemd"), ids=str)
+def test_systemd_accepts_the_unit(block: Block, tmp_path: Path) -> None:
+    for line in re.findall(r"^ExecStart=(.+)$", block.text, re.MULTILINE):
+        check_shell(line)
+    if shutil.which("systemd-analyze") is None:
+        assert re.findall(r"^\[(\w+)\]$", block.text, re.MULTILINE)[0] == "Unit"
+        return
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    for unit in find("systemd"):
+        text = unit.text.replace("/srv/shop", str(tmp_path)).replace("User=shop\n", "")
+        (tmp_path / Path(unit.title).name).write_text(text)
+    command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / Path(block.title).name)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ours = [line for line in done.stderr.splitlines() if "shop-" in line]
+    assert (done.returncode, ours) == (0, [])
+
+
+@pytest.mark.parametrize("block", find("systemctl"), ids=str)
+def test_systemctl_is_given_units_that_are_shown(block: Block) -> None:
+    units = {Path(unit.title).name for unit in find("systemd") if unit.page == block.page}
+    for line in block.text.splitlines():
+        program, verb, *rest = line.split()
+        assert (program, verb in {"daemon-reload", "enable", "restart"}) == ("systemctl", True)
+        assert {word for word in rest if not word.startswith("--")} <= units
+
+
+@pytest.mark.parametrize("block", find("environment"), ids=str)
+def test_the_environment_file_holds_what_the_units_read(block: Block) -> None:
+    values = dict(line.split("=", 1) for line in block.text.splitlines())
+    assert set(values) == {"DJANGO_SETTINGS_MODULE", "MESSAGING_URL"}
+    assert conf.parse_url(values["MESSAGING_URL"])["vhost"] == "shop"
+    assert all(f"EnvironmentFile={block.title}" in u.text for u in find("systemd") if "[Service]" in u.text)
+
+
+@pytest.mark.parametrize("block", find("layers"), ids=str)
+def test_the_layers_are_those_that_are_checked(block: Block) -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [set(re.findall(r"\w+", layer)) for layer in contracts[0]["layers"]]
+    told = [set(re.findall(r"\w+", line)) for line in block.text.splitlines()]
+    here = {path.stem for path in (ROOT / "messaging").iterdir()}
+    assert [layer & here - {"migrations"} for layer in layers] == told
+
+
+def test_the_testing_page_is_run_elsewhere() -> None:
+    assert {block.page for block in find("testing")} == {DOCS / "how-to" / "test.md"}
+    assert "<!-- testing -->" in (ROOT / "tests/acceptance/test_pytest_plugin.py").read_text()
+
+
+def test_drawings_are_only_in_the_architecture() -> None:
+    assert {block.page for block in find("drawing")} <= {DOCS / "architecture.md"}
+
+
+def run(block: Block, names: dict[str, Any] | None = None) -> str:
+    """Run a snippet in a module of its own and return what it printed."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(block.text, str(block), "exec"), {"__name__": "snippet"} if names is None else names)
+    return said.getvalue()
+
+
+def check_shell(line: str) -> list[str]:
+    """Give a command line to what would read it; returns the words of a `manage.py` command."""
+    words = shlex.split(line, comments=True)
+    if "manage.py" in words:
+        command, *arguments = words[words.index("manage.py") + 1 :]
+        if "--help" not in arguments:
+            parser_of(command).parse_args(arguments)
+        return [command, *arguments]
+    if words[0] == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert {word for word in words[1:] if "=" not in word} <= set(targets), line
+    else:
+        assert words[0] == "cd", f"nobody checks {line!r}"
+    return []
+
+
+def parser_of(command: str) -> CommandParser:
+    """The parser of a `manage.py` command."""
+    app = get_commands().get(command)
+    assert app is not None, f"there is no command manage.py {command}"
+    found = app if not isinstance(app, str) else load_command_class(app, command)
+    return found.create_parser("manage.py", command)
