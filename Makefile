@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help environment run run-rabbitmq test test-all lint format clean
+.PHONY: help environment run run-rabbitmq test test-all docs lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ test: ## the tests, with private RabbitMQ and PostgreSQL servers
 
 test-all: ## the long ones too
 	@$(PYTHON) -m tools.test -m "" $(ARGS)
+
+docs: environment ## the documentation as a site in var/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open var/docs/index.html"
 
 environment: ## .venv with what requirements-dev.txt lists
 	@$(PYTHON) -m tools.environment

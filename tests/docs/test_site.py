@@ -1,0 +1,65 @@
+"""The site: it builds without a warning, holds every page, and asks nobody else for anything."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import messaging
+from messaging import exceptions, signals
+from tests.docs.blocks import DOCS
+from tests.site import ROOT
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout + done.stderr == ""
+    return folder
+
+
+def test_every_page_is_in_the_site_and_its_navigation(built: Path) -> None:
+    pages = {path.relative_to(DOCS) for path in DOCS.rglob("*.md")}
+    assert [str(page) for page in pages if not (built / page.with_suffix(".html")).is_file()] == []
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    listed = set(re.findall(r"[\w/-]+\.md", yaml.safe_dump(navigation)))
+    assert listed == {str(page) for page in pages}
+
+
+def test_the_site_asks_nobody_else_for_anything(built: Path) -> None:
+    loads = r"<(?:script|img|iframe|source)[^>]+src=\"(?:https?:)?//[^\"]+|<link[^>]+href=\"(?:https?:)?//[^\"]+"
+    for page in built.rglob("*.html"):
+        assert re.findall(loads, page.read_text()) == [], page
+    for sheet in built.rglob("*.css"):
+        assert "url(http" not in sheet.read_text(), sheet
+    assert "unpkg.com/iframe-worker" not in (built / "index.html").read_text()
+
+
+def test_every_public_name_is_in_the_reference(built: Path) -> None:
+    text = (built / "reference" / "api.html").read_text()
+    errors = [name for name, value in vars(exceptions).items() if isinstance(value, type)]
+    for name in {*messaging.__all__, *errors, *(name for name in vars(signals) if name.startswith("message_"))}:
+        assert re.search(rf'id="messaging(\.\w+)?\.{name}"', text), name
+
+
+def test_the_search_finds_words_without_a_web_server(built: Path) -> None:
+    index = (built / "search" / "search_index.js").read_text()
+    assert index.startswith("var __index = ")
+    assert "requeue_messages" in index
+    assert "assets/iframe-worker.js" in (built / "index.html").read_text()
