@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import messaging
-from messaging import exceptions, signals
+from messaging import exceptions, signals, testing
 from tests.docs.blocks import DOCS
 from tests.site import ROOT
 
@@ -54,7 +54,8 @@ def test_the_site_asks_nobody_else_for_anything(built: Path) -> None:
 def test_every_public_name_is_in_the_reference(built: Path) -> None:
     text = (built / "reference" / "api.html").read_text()
     errors = [name for name, value in vars(exceptions).items() if isinstance(value, type)]
-    for name in {*messaging.__all__, *errors, *(name for name in vars(signals) if name.startswith("message_"))}:
+    sent = [name for name in vars(signals) if name.startswith("message_")]
+    for name in {*messaging.__all__, *testing.__all__, *errors, *sent}:
         assert re.search(rf'id="messaging(\.\w+)?\.{name}"', text), name
 
 
