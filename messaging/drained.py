@@ -63,8 +63,6 @@ class Events:
         return drained
 
     def _note(self, row: ProcessedMessage, error: BaseException | None = None, **_details: Any) -> None:
-        if row.alias != self._alias:
-            return
         self._seen[row._state.db or "default", row.queue, row.key] = None
         if error is not None:
             error.add_note(f"Raised while drain() had this message processed: {row}")

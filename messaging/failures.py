@@ -267,14 +267,14 @@ def _traceback(error: BaseException) -> str:
     if error.__traceback__ is None:
         return ""
     try:
-        text = "".join(tracebacks.format_exception(type(error), error, _without_ours(error.__traceback__)))
+        text = "".join(tracebacks.format_exception(type(error), error, without_ours(error.__traceback__)))
     except Exception as problem:  # noqa: BLE001  an exception whose own text fails
         text = f"The traceback cannot be shown: {type(problem).__name__}."
     text = "\n".join(storable(line) for line in text.split("\n"))
     return text if len(text) <= TRACEBACK_LIMIT else "…\n" + text[-TRACEBACK_LIMIT:]
 
 
-def _without_ours(trace: TracebackType | None) -> TracebackType | None:
+def without_ours(trace: TracebackType | None) -> TracebackType | None:
     """The traceback from where the user's code begins; whole when it never got there."""
     rest = trace
     while rest is not None and _is_ours(rest.tb_frame):

@@ -13,6 +13,7 @@ from messaging import conf
 from messaging.comparing import Wanted, differences, listing, report
 from messaging.drained import Drained
 from messaging.draining import Drain, usable
+from messaging.failures import without_ours
 from messaging.handlers import topic_matches
 from messaging.models import PublishedMessage
 
@@ -55,6 +56,8 @@ def assert_published(
     routing_key: str | None = None,
     payload: Any = ANY,
     *,
+    queue: str | None = None,
+    exchange: str | None = None,
     headers: Mapping[str, Any] | None = None,
     count: int | None = None,
     using: str = conf.DEFAULT_ALIAS,
@@ -66,16 +69,18 @@ def assert_published(
     Args:
         routing_key: a routing key or a pattern; None for any.
         payload: as it was published or as it arrives; `unittest.mock.ANY` stands for any, in parts of it too.
+        queue: the queue that it was published straight to; "" for none.
+        exchange: the exchange that it was published to; "" for the default exchange.
         headers: headers that it must have; it may have others.
         count: how many there must be; None for at least one.
         using: see `published()`.
         database: see `published()`.
-        fields: other fields of the row, such as `queue="mail"`, `exchange=`, `correlation_id=` or `priority=`.
+        fields: other fields of the row, such as `correlation_id=`, `priority=` or `state=`.
 
     Returns the rows that match, in order. Raises AssertionError saying what was published, and what comes nearest.
     """
     __tracebackhide__ = True
-    wanted = _wanted(routing_key, payload, headers, fields)
+    wanted = _wanted(routing_key, payload, queue, exchange, headers, fields)
     rows = published(using=using, database=database)
     matching = [row for row in rows if not differences(row, wanted)]
     if count is None and not matching:
@@ -92,6 +97,8 @@ def assert_not_published(
     routing_key: str | None = None,
     payload: Any = ANY,
     *,
+    queue: str | None = None,
+    exchange: str | None = None,
     headers: Mapping[str, Any] | None = None,
     using: str = conf.DEFAULT_ALIAS,
     database: str | None = None,
@@ -99,7 +106,7 @@ def assert_not_published(
 ) -> None:
     """Assert that no such message was published; without arguments, that nothing was. See `assert_published()`."""
     __tracebackhide__ = True
-    wanted = _wanted(routing_key, payload, headers, fields)
+    wanted = _wanted(routing_key, payload, queue, exchange, headers, fields)
     matching = [row for row in published(using=using, database=database) if not differences(row, wanted)]
     if matching:
         verb = "was" if len(matching) == 1 else "were"
@@ -134,7 +141,7 @@ def drain(
         first, *others = drained.errors
         if others:
             first.add_note(f"{len(others)} more failed after it. drain(raise_errors=False) returns them all.")
-        raise first
+        raise first.with_traceback(without_ours(first.__traceback__))
     return drained
 
 
@@ -147,7 +154,12 @@ def _outbox(using: str, database: str | None) -> list[PublishedMessage]:
 
 
 def _wanted(
-    routing_key: str | None, payload: Any, headers: Mapping[str, Any] | None, fields: Mapping[str, Any]
+    routing_key: str | None,
+    payload: Any,
+    queue: str | None,
+    exchange: str | None,
+    headers: Mapping[str, Any] | None,
+    fields: Mapping[str, Any],
 ) -> Wanted:
     for name in fields:
         try:
@@ -155,7 +167,9 @@ def _wanted(
         except FieldDoesNotExist:
             known = ", ".join(sorted(field.name for field in PublishedMessage._meta.concrete_fields))
             raise TypeError(f"A published message has no field {name!r}; it has {known}.") from None
-    return Wanted(routing_key, payload, headers or {}, fields)
+    places = {"queue": queue, "exchange": exchange}
+    given = {name: value for name, value in places.items() if value is not None}
+    return Wanted(routing_key, payload, headers or {}, {**given, **fields})
 
 
 def _number(count: int) -> str:

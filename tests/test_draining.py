@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, OperationalError, connection, transaction
 from django.test import TestCase, TransactionTestCase, override_settings
 from django.utils import timezone
 
@@ -143,6 +143,13 @@ def test_a_dead_letter_is_recorded_as_failed(either: str, handle: Handle) -> Non
     assert effects() == []
 
 
+def test_a_dead_letter_queue_with_a_handler_of_its_own_is_a_queue(either: str, handle: Handle) -> None:
+    handle(effect)
+    handle(effect, queue="work.dead")
+    publish("work.do", 1, queue="work.dead")
+    assert [row.queue for row in drain().processed] == ["work.dead"]
+
+
 # Failures and time
 
 
@@ -157,6 +164,7 @@ def test_an_error_is_recorded_and_raised_once_all_is_done(either: str, handle: H
     with pytest.raises(ValueError, match="no one") as raised:
         drain()
     assert any("drain()" in note for note in raised.value.__notes__)
+    assert [entry.name for entry in raised.traceback][-2:] == ["drain", "fail_on_one"]
     assert effects() == ["2"]
     row = ProcessedMessage.objects.get(state="retrying")
     assert (row.attempts, row.error) == (1, "ValueError: no one")
@@ -330,15 +338,31 @@ def test_commit_hooks_run_once_and_only_for_what_was_committed(either: str, hand
 def test_a_raising_commit_hook_does_not_undo_what_was_processed(
     either: str, handle: Handle, caplog: pytest.LogCaptureFixture
 ) -> None:
+    ran: list[str] = []
+
     def hook(message: ReceivedMessage) -> None:
         effect(message)
-        transaction.on_commit(lambda: Effect.objects.create(key="x" * 10, value=None))
+        transaction.on_commit(lambda: ran.append("before"))
+        transaction.on_commit(lambda: Effect.objects.create(value=None), robust=message.payload == 2)
+        transaction.on_commit(lambda: ran.append("after"))
 
     handle(hook)
     publish_many([Message("work.do", number) for number in (1, 2)])
     assert len(drain().processed) == 2
     assert effects() == ["1", "2"]
+    assert ran == ["before", "before", "after"]  # after an error the rest runs only if the hook was robust
     assert "is processed, but a commit hook failed" in caplog.text
+
+
+def test_a_timeout_of_a_statement_is_a_failed_attempt_since_the_database_answers(either: str, handle: Handle) -> None:
+    def wait_in_vain(message: ReceivedMessage) -> None:
+        raise OperationalError("canceling statement due to statement timeout")
+
+    handle(wait_in_vain, backoff=60)
+    publish("work.do", 1)
+    with pytest.raises(OperationalError, match="statement timeout"):
+        drain()
+    assert ProcessedMessage.objects.get().attempts == 1
 
 
 def test_a_closed_connection_ends_the_tests_transaction_and_is_told(inside: None, handle: Handle) -> None:

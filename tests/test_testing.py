@@ -75,6 +75,9 @@ def test_headers_and_other_fields_are_compared_where_they_are_named() -> None:
     headers = {"tenant": "north", "trace": b"\x01", "at": moment}
     publish("mail.sent", "Hello", queue="mail", headers=headers, correlation_id="c-1", priority=5)
     assert_published("mail.sent", headers={"tenant": "north"}, queue="mail", correlation_id="c-1", priority=5)
+    assert_published(exchange="", type="")
+    assert_not_published(exchange="messaging")
+    assert_not_published(priority=None)
     assert_published(headers=headers)
     assert_published(headers={"tenant": ANY})
     assert_not_published(headers={"tenant": "south"})
