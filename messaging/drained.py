@@ -65,8 +65,8 @@ class Events:
     def _note(self, row: ProcessedMessage, error: BaseException | None = None, **_details: Any) -> None:
         self._seen[row._state.db or "default", row.queue, row.key] = None
         if error is not None:
-            error.add_note(f"Raised while drain() had this message processed: {row}")
             self.errors.append(error)
+            error.add_note(f"Raised while drain() had this message processed: {row}")
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -194,12 +193,19 @@ class _TestProcessor(Processor):
             run_commit_hooks(connection, hooks)
 
 
-def usable(databases: Iterable[str]) -> list[str]:
-    """The databases that the running test may use: what is not in its `databases` cannot hold anything of it."""
+def usable(databases: Sequence[str]) -> list[str]:
+    """The databases that the running test may use: what is not in its `databases` cannot hold anything of it.
+
+    Raises Django's AssertionError when it may use none.
+    """
     found = []
     for database in databases:
-        with suppress(DatabaseOperationForbidden), connections[database].cursor():
-            found.append(database)
+        try:
+            with connections[database].cursor():
+                found.append(database)
+        except DatabaseOperationForbidden:
+            if database == databases[-1] and not found:
+                raise
     return found
 
 

@@ -41,10 +41,10 @@ def keep(message):
 
 TESTS = """
 import pytest
-from django.test import TestCase
+from django.test import SimpleTestCase, TestCase
 from messaging import publish
 from messaging.models import ProcessedMessage
-from messaging.testing import drain, published
+from messaging.testing import assert_not_published, drain, published
 
 def test_inside_a_transaction(published_messages, assert_published, assert_not_published, drain_messages):
     publish("stock.taken", 1)
@@ -75,6 +75,11 @@ class InTestCase(TestCase):
         publish("stock.taken", 1)
         drain()
         self.assertEqual(len(published()), 1)
+
+class WithoutDatabase(SimpleTestCase):
+    def test_it_is_told_so_rather_than_that_nothing_was_published(self):
+        with self.assertRaisesRegex(AssertionError, "are not allowed in SimpleTestCase"):
+            assert_not_published()
 """
 
 
@@ -125,7 +130,7 @@ def run_pytest(project: Path, *arguments: str) -> str:
 def test_its_fixtures_work_with_plain_pytest_django(django_project: Path) -> None:
     (django_project / "orders" / "handlers.py").write_text(HANDLERS)
     (django_project / "test_orders.py").write_text(TESTS)
-    assert "5 passed" in run_pytest(django_project)
+    assert "6 passed" in run_pytest(django_project)
 
 
 def test_the_examples_of_the_page_pass_in_both_runners(django_project: Path) -> None:
