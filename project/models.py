@@ -15,6 +15,11 @@ class Order(models.Model):
     def __str__(self) -> str:
         return f"Order {self.pk}: {self.article}"
 
+    @property
+    def message_id(self) -> str:
+        """The id of the message that says that it was placed."""
+        return f"order-{self.pk}-placed"
+
 
 class Step(models.Model):
     """Something that a handler did for an order. Nothing keeps a handler from doing it twice but the inbox."""

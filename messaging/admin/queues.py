@@ -20,11 +20,11 @@ from messaging import conf, operations, topology
 from messaging.admin.actions import REASON, operator
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.display import moment, span
-from messaging.admin.paginator import LIMIT, Bounded, bounded_count
+from messaging.admin.overview import outgoing_cards
+from messaging.admin.paginator import LIMIT, Bounded
 from messaging.backends.base import QueueDepth
-from messaging.clock import Now
 from messaging.exceptions import ConfigurationError
-from messaging.models import ProcessedMessage, PublishedMessage, QueueControl, Worker
+from messaging.models import ProcessedMessage, QueueControl, Worker
 from messaging.readings import Reading, read
 
 SEEN = 60  # seconds after which a worker that says nothing is called silent
@@ -105,7 +105,7 @@ class QueueControlAdmin(ReadOnlyAdmin):
             "media": self.media,
             "panels": self._panels(),
             "workers": workers(),
-            "cards": self._cards(request),
+            "cards": outgoing_cards(request, self.admin_site.name),
             "may_pause": self.has_pause_permission(request),
             "show_alias": len(conf.aliases()) > 1,
             **(extra_context or {}),
@@ -189,33 +189,6 @@ class QueueControlAdmin(ReadOnlyAdmin):
             "pause": f"{self._url('pause')}?{query}",
             "resume": f"{self._url('resume')}?{query}",
         }
-
-    def _cards(self, request: HttpRequest) -> list[dict[str, Any]]:
-        """Numbers of the outbox, which no broker knows."""
-        if not request.user.has_perm("messaging.view_publishedmessage"):
-            return []
-        base = reverse(f"{self.admin_site.name}:messaging_publishedmessage_changelist")
-        due = PublishedMessage.objects.pending().filter(publish_at__lte=Now())
-        oldest = due.order_by("id").values_list("publish_at", flat=True).first()
-        waiting = bounded_count(due) if oldest else 0
-        failed = bounded_count(PublishedMessage.objects.filter(state=PublishedMessage.State.FAILED))
-        age = (timezone.now() - oldest).total_seconds() if oldest else 0.0
-        return [
-            {
-                "label": _("Outgoing, due"),
-                "value": waiting,
-                "note": _("oldest %(span)s") % {"span": span(age)} if oldest else _("nothing waits"),
-                "url": f"{base}?state=pending",
-                "alarm": age > SEEN,
-            },
-            {
-                "label": _("Outgoing, failed"),
-                "value": failed,
-                "note": _("wait for an operator") if failed else _("none"),
-                "url": f"{base}?state=failed",
-                "alarm": bool(failed),
-            },
-        ]
 
     def _url(self, name: str) -> str:
         return reverse(f"{self.admin_site.name}:messaging_queuecontrol_{name}")

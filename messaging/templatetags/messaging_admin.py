@@ -6,6 +6,8 @@ from typing import Any
 
 from django import template
 
+from messaging.admin.overview import cards
+
 register = template.Library()
 
 
@@ -17,3 +19,13 @@ def older_url(cl: Any) -> str:
         return ""
     url: str = cl.get_query_string({"before": rows[-1].pk}, ["p"])
     return url
+
+
+@register.inclusion_tag("admin/messaging/overview.html", takes_context=True)
+def messaging_overview(context: Any) -> dict[str, Any]:
+    """What failed or waits, with links to the lists; for an admin site's index page.
+
+    The page needs the stylesheet `messaging/admin.css`.
+    """
+    request = context["request"]
+    return {"cards": cards(request, getattr(request, "current_app", None) or "admin")}

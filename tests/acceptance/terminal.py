@@ -84,9 +84,12 @@ class Terminal:
         assert found is not None
         return found[1]
 
-    def page(self, path: str = "") -> str:
-        """A page of the site."""
-        with self._browser.open(f"http://127.0.0.1:{self.port}/{path}", timeout=30) as answer:
+    def page(self, path: str = "", language: str = "en") -> str:
+        """A page of the site, as a browser that prefers this language gets it."""
+        address = f"http://127.0.0.1:{self.port}/{path}"
+        request = urllib.request.Request(address, headers={"Accept-Language": language})
+        with self._browser.open(request, timeout=30) as answer:
+            assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
             return str(answer.read().decode())
 
     def press(self, path: str, **fields: str) -> str:

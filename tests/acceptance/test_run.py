@@ -66,8 +66,28 @@ def test_one_command_starts_a_site_whose_orders_are_processed(start: Callable[..
         deadline=60,
         what="the steps of the order",
     )
+    assert ("RabbitMQ at 127.0.0.1" if mode else "the embedded broker") in terminal.page()
     assert terminal.stop() == 0, terminal.output
     assert terminal.is_quiet
+
+
+def test_the_shop_shows_what_became_of_an_order_and_leads_to_what_failed(start: Callable[..., Terminal]) -> None:
+    terminal = start()
+    password = terminal.wait_for(ADMIN)
+    terminal.press("hello/")
+    assert "down" in terminal.press("invoicing/")
+    terminal.press("order/")
+    failed = r'href="/(admin/messaging/processedmessage/\d+/change/)"[^>]*>.*\s*invoices: failed after 2 attempts'
+    found = wait_until(lambda: re.search(failed, terminal.page("now/")), deadline=60, what="the failed invoice")
+    assert found is not None
+    shown = terminal.page(language="zh-hans")
+    for text in ("库存已预留", "尝试 2 次后失败", "失败的消息", "内嵌代理"):
+        assert text in shown
+    terminal.press("admin/login/?next=/admin/", username="admin", password=password)
+    for path in ("admin/", "admin/messaging/"):
+        assert terminal.page(path).count("Incoming, failed") == 1, path
+    assert "The invoicing service is down" in terminal.page(found[1]), "the password opened the admin"
+    assert terminal.page("admin/auth/").count("Incoming, failed") == 0
 
 
 def test_every_signal_ends_it_and_it_goes_on_where_it_was(start: Callable[..., Terminal]) -> None:
@@ -80,13 +100,6 @@ def test_every_signal_ends_it_and_it_goes_on_where_it_was(start: Callable[..., T
         assert terminal.stop(number) == status
         wait_until(lambda: not processes_of(terminal), what="the end of every process")  # noqa: B023
     assert len(passwords) == 1
-
-
-def test_the_password_that_is_shown_opens_the_admin(start: Callable[..., Terminal]) -> None:
-    terminal = start()
-    password = terminal.wait_for(ADMIN)
-    page = terminal.press("admin/login/?next=/admin/", username="admin", password=password)
-    assert "admin/messaging/processedmessage/" in page
 
 
 @pytest.mark.chaos

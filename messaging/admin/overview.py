@@ -1,0 +1,67 @@
+"""The few numbers that tell an operator where to look first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from messaging.admin.display import span
+from messaging.admin.paginator import bounded_count
+from messaging.clock import Now
+from messaging.models import ProcessedMessage, PublishedMessage
+
+LATE = 60  # seconds after which a message that is due and not sent is a sign of trouble
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A number with its name, a remark, and the list behind it; `alarm` when somebody should act."""
+
+    label: str
+    value: int
+    note: str
+    url: str
+    alarm: bool
+
+
+def cards(request: HttpRequest, site: str = "admin") -> list[Card]:
+    """What the user may see of it.
+
+    Args:
+        request: who looks.
+        site: name of the admin site that the cards link into.
+    """
+    if not request.user.has_perm("messaging.view_processedmessage"):
+        return outgoing_cards(request, site)
+    failed = ProcessedMessage.objects.failed()
+    incoming = _failed(_("Incoming, failed"), failed, f"{site}:messaging_processedmessage_changelist")
+    return [incoming, *outgoing_cards(request, site)]
+
+
+def outgoing_cards(request: HttpRequest, site: str = "admin") -> list[Card]:
+    """The numbers of the outbox, which no broker knows."""
+    if not request.user.has_perm("messaging.view_publishedmessage"):
+        return []
+    name = f"{site}:messaging_publishedmessage_changelist"
+    rows = PublishedMessage.objects.filter(state=PublishedMessage.State.FAILED)
+    return [_due(name), _failed(_("Outgoing, failed"), rows, name)]
+
+
+def _failed(label: str, rows: Any, name: str) -> Card:
+    count = bounded_count(rows)
+    note = _("wait for an operator") if count else _("none")
+    return Card(label, count, note, f"{reverse(name)}?state=failed", alarm=bool(count))
+
+
+def _due(name: str) -> Card:
+    due = PublishedMessage.objects.pending().filter(publish_at__lte=Now())
+    oldest = due.order_by("id").values_list("publish_at", flat=True).first()
+    age = (timezone.now() - oldest).total_seconds() if oldest else 0.0
+    note = _("oldest %(span)s") % {"span": span(age)} if oldest else _("nothing waits")
+    count = bounded_count(due) if oldest else 0
+    return Card(_("Outgoing, due"), count, note, f"{reverse(name)}?state=pending", alarm=age > LATE)
