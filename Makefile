@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help environment run run-rabbitmq test test-all docs lint format clean
+.PHONY: help environment run run-rabbitmq test test-all contract docs lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test: ## the tests, with private RabbitMQ and PostgreSQL servers
 
 test-all: ## the long ones too
 	@$(PYTHON) -m tools.test -m "" $(ARGS)
+
+contract: ## what every backend promises, as a table: test, backend, database (ARGS=--mariadb)
+	@$(PYTHON) -m tools.contract $(ARGS)
 
 docs: environment ## the documentation as a site in var/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
