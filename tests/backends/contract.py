@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from subprocess import PIPE
+from typing import Any
 
 import pytest
 
@@ -13,6 +18,7 @@ from messaging.exceptions import BrokerUnavailable, TopologyError
 from messaging.message import ROW
 from messaging.wire import Properties, encode_table
 from tests.backends.tools import Deliveries, confirmed, message, send, unique
+from tests.site import ROOT
 from tests.waiting import wait_until
 
 
@@ -22,6 +28,11 @@ class BackendContract:
     @pytest.fixture
     def backend(self) -> Backend:
         """The backend under test."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def broker(self) -> Mapping[str, Any]:
+        """The `url` of the broker and the `databases` of Django, for another process."""
         raise NotImplementedError
 
     @pytest.fixture
@@ -249,6 +260,27 @@ class BackendContract:
             [again] = deliveries.wait(1)
             assert again.redelivered
             assert again.ack()
+
+    def test_what_a_killed_process_held_comes_again(
+        self, backend: Backend, broker: Mapping[str, Any], queue: str, sender: Sender
+    ) -> None:
+        assert confirmed(send(sender, *(message(queue, str(number).encode()) for number in range(5))))
+        holder = subprocess.Popen(
+            [sys.executable, "-m", "tests.backends.holder"], cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True
+        )
+        with holder:
+            assert holder.stdin is not None
+            assert holder.stdout is not None
+            holder.stdin.write(json.dumps({**broker, "queue": queue, "count": 5}, default=str) + "\n")
+            holder.stdin.flush()
+            assert holder.stdout.readline() == "holding\n"
+            assert self.depth(backend, queue) == 0
+            holder.kill()
+        with self.receiving(backend, queue) as (_, deliveries):
+            again = deliveries.wait(5)
+            assert sorted(delivery.body for delivery in again) == [b"0", b"1", b"2", b"3", b"4"]
+            assert all(delivery.redelivered and delivery.ack() for delivery in again)
+        wait_until(lambda: self.depth(backend, queue) == 0)
 
     def test_prefetch_limits_what_is_held(self, backend: Backend, queue: str, sender: Sender) -> None:
         send(sender, *(message(queue) for _ in range(10)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from messaging.backends.base import Backend
@@ -14,3 +17,7 @@ class TestRabbitMQ(BackendContract):
     @pytest.fixture
     def backend(self, broker_url: str) -> Backend:
         return rabbitmq_backend(broker_url)
+
+    @pytest.fixture
+    def broker(self, broker_url: str) -> Mapping[str, Any]:
+        return {"url": broker_url, "databases": {}}

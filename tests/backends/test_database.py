@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -43,6 +44,10 @@ class TestEmbeddedBroker(BackendContract):
     @pytest.fixture
     def backend(self) -> Backend:
         return database_backend()
+
+    @pytest.fixture
+    def broker(self) -> Mapping[str, Any]:
+        return {"url": "database://", "databases": {"default": connection.settings_dict}}
 
 
 @pytest.fixture
