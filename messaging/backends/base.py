@@ -15,6 +15,8 @@ from typing import Any
 from messaging.conf import AliasSettings
 from messaging.wire import Properties
 
+DEAD = ".dead"  # what a dead-letter queue's name ends with
+
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
@@ -193,7 +195,7 @@ class QueueSpec:
     @property
     def dead(self) -> str:
         """The name of its dead-letter queue."""
-        return f"{self.name}.dead"
+        return self.name + DEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +214,7 @@ class Difference:
         subject: what it is about, such as `queue "billing"`.
         problem: what differs, with both values.
         way_out: what an operator can do.
-        severity: "error" (cannot be used), "loss" (messages can be lost), "warning" (used as it is) or "missing".
+        severity: "error" (cannot be used), "missing", "loss" (messages can be lost) or "warning" (used as it is).
     """
 
     subject: str
@@ -263,6 +265,11 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def compare(self, topology: Topology) -> list[Difference]:
         """The differences between the topology and the broker; changes nothing. Raises BrokerUnavailable."""
+
+    @property
+    def unseen(self) -> str:
+        """What the last `compare()` could not see of this broker and why, in one sentence; "" if it saw everything."""
+        return ""
 
     @abc.abstractmethod
     def depths(self, queues: Iterable[str]) -> list[QueueDepth]:

@@ -139,8 +139,8 @@ def _remarks(topology: Topology) -> Iterator[Difference]:
                 "Use RabbitMQ for it.",
             )
     for queue in topology.queues:
-        if queue.declare and queue.arguments:
-            names = ", ".join(sorted(queue.arguments))
+        names = ", ".join(sorted(name for name, value in queue.arguments.items() if value is not None))
+        if queue.declare and names:
             yield Difference(
                 f'queue "{queue.name}"',
                 f"the embedded broker does not know queue arguments: {names} has no effect.",

@@ -1,7 +1,7 @@
 """RabbitMQ through pika. Only this package imports pika.
 
 `RabbitMQ` is the way in: `sender` publishes over a `lane`, `receiver` consumes through a `subscription` per queue,
-`declare`, `management` and `differences` look after the topology. They all stand on `connection`, which owns the I/O
+`declare` creates the topology, `inspection` and `survey` compare it. They all stand on `connection`, which owns the I/O
 thread, and on `frames`, which reads what pika would not.
 """
 
@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from messaging.backends.base import Backend, Delivery, Difference, QueueDepth, Topology
-from messaging.backends.rabbitmq import declare, parameters
+from messaging.backends.rabbitmq import declare, inspection, parameters
 from messaging.backends.rabbitmq.errors import ChannelRefused, QueueUnavailable
 from messaging.backends.rabbitmq.logs import logger
 from messaging.backends.rabbitmq.management import Management
+from messaging.backends.rabbitmq.probes import is_builtin
 from messaging.backends.rabbitmq.receiver import RabbitReceiver
 from messaging.backends.rabbitmq.sender import RabbitSender
 from messaging.backends.rabbitmq.session import Session
+from messaging.backends.rabbitmq.survey import Survey
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable
 
@@ -31,6 +33,7 @@ class RabbitMQ(Backend):
     def __init__(self, alias: str, settings: AliasSettings) -> None:
         super().__init__(alias, settings)
         parameters.require_tls(settings)
+        self._unseen = ""
 
     def sender(self) -> RabbitSender:
         """A new publishing connection, not yet open."""
@@ -46,14 +49,23 @@ class RabbitMQ(Backend):
             return declare.Declarer(session).declare(topology)
 
     def compare(self, topology: Topology) -> list[Difference]:
-        """The differences; bindings and all arguments at once only where `MANAGEMENT_URL` is set."""
+        """The differences; bindings and policies only where `MANAGEMENT_URL` is set and answers."""
+        self._unseen = f"Without MANAGEMENT_URL, {inspection.UNSEEN} cannot be seen."
         if self.settings.management_url:
             try:
-                return Management(self.settings).compare(topology)
+                found = list(Survey(Management(self.settings)).compare(topology))
             except BrokerUnavailable as error:
-                logger.warning("%s The broker itself is asked instead.", error)
+                self._unseen = f"{error} Without it, {inspection.UNSEEN} cannot be seen."
+            else:
+                self._unseen = ""
+                return found
         with Session(self.settings, "topology check") as session:
-            return list(declare.compare(session, topology))
+            return list(inspection.compare(session, topology))
+
+    @property
+    def unseen(self) -> str:
+        """What the last `compare()` could not see."""
+        return self._unseen
 
     def depths(self, queues: Iterable[str]) -> list[QueueDepth]:
         """A reading of each queue, from the management API where it answers, else from passive declarations."""
@@ -78,7 +90,7 @@ class RabbitMQ(Backend):
                 for name in (queue.name, queue.dead):
                     session.delete_queue(name)
             for exchange in topology.exchanges:
-                if not declare.is_builtin(exchange.name):
+                if not is_builtin(exchange.name):
                     session.delete_exchange(exchange.name)
 
 

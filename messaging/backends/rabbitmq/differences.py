@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from messaging.backends.base import Difference
 from messaging.backends.rabbitmq.errors import INEQUIVALENT, ChannelRefused
 
-_REPLACE = "or empty it, delete it yourself and run `manage.py topology` to have it declared anew"
-_DEAD_LETTER = ("x-dead-letter-exchange", "x-dead-letter-routing-key", "x-dead-letter-strategy")
+DEAD_LETTER = ("x-dead-letter-exchange", "x-dead-letter-routing-key", "x-dead-letter-strategy")
+_DELETE_EXCHANGE = "Delete it yourself and run `manage.py topology`; or use another exchange name."
 
 
 def of_queue(name: str, refusal: ChannelRefused) -> Difference:
@@ -19,36 +20,61 @@ def of_queue(name: str, refusal: ChannelRefused) -> Difference:
     match = INEQUIVALENT.search(refusal.reason)
     if refusal.code != 406 or match is None:
         return refused(subject, refusal)
-    wanted, current = _plain(match["wanted"]), _plain(match["current"])
     if match["name"] == "durable":
         return not_durable(name)
     if match["name"] == "auto_delete":
         return auto_deleted(name)
-    return of_argument(name, match["name"], current, wanted)
+    return of_argument(name, match["name"], parsed(match["current"]), parsed(match["wanted"]))
 
 
-def _plain(value: str) -> str:
-    """A value as the broker words it, without the wording."""
-    if found := re.fullmatch(r"the value (.*) of type '\w+'", value):
-        return found[1]
-    return "not set" if value == "none" else value
+def parsed(value: str) -> Any:
+    """A value out of the broker's wording of it."""
+    if value == "none":
+        return None
+    found = re.fullmatch(r"the value (?P<value>.*) of type '(?P<type>\w+)'", value, re.DOTALL)
+    if found is None:
+        return value.strip("'")
+    plain = found["value"].strip("'")
+    if found["type"] == "bool":
+        return plain == "true"
+    is_number = found["type"] != "longstr" and re.fullmatch(r"-?\d+", plain)
+    return int(plain) if is_number else plain
 
 
-def of_argument(name: str, argument: str, current: str, wanted: str) -> Difference:
+def both(what: str, current: Any, wanted: Any, *, known: bool = True) -> str:
+    """What it is at the broker, and where that differs what the topology says; `known` if it says anything at all."""
+    if not known or current == wanted:
+        return f"{what} is {shown(current)}"
+    return f"{what} is {shown(current)} at the broker, the topology says {shown(wanted)}"
+
+
+def shown(value: Any) -> str:
+    """An argument's value for people."""
+    return "not set" if value is None else f"'{value}'"
+
+
+def change(name: str) -> str:
+    """The way out where an argument differs: it cannot be changed."""
+    return (
+        f'Say what it is in QUEUES["{name}"] (type, arguments, dead_letter), or empty it, delete it yourself and run '
+        "`manage.py topology` to have it declared anew."
+    )
+
+
+def of_argument(name: str, argument: str, current: Any, wanted: Any) -> Difference:
     """A queue argument that differs; it cannot be changed, so the queue is used as it is."""
-    problem = f"{argument} is {current} at the broker, the topology says {wanted}; the queue is used as it is."
-    way_out = f'Say what it is in QUEUES["{name}"] (type, arguments, dead_letter), {_REPLACE}.'
-    if argument in _DEAD_LETTER:
+    way_out = change(name)
+    if argument in DEAD_LETTER:
         way_out += " A policy can set dead lettering without that."
-    return Difference(f'queue "{name}"', problem, way_out)
+    return Difference(f'queue "{name}"', f"{both(argument, current, wanted)}; the queue is used as it is.", way_out)
 
 
 def not_durable(name: str) -> Difference:
     """A queue that does not survive a restart."""
     return Difference(
         f'queue "{name}"',
-        "it is not durable (durable is false at the broker, the topology says true): it and all its messages are "
-        "lost when the broker restarts.",
+        "it is not durable (durable is false at the broker, the topology says true). Our messages are persistent, but "
+        "a queue that is not durable loses them all when the broker restarts.",
         "Nothing was deleted. When it is empty, delete it yourself and run `manage.py topology`; or use another queue "
         "name.",
         "error",
@@ -59,7 +85,8 @@ def auto_deleted(name: str) -> Difference:
     """A queue that goes with its last consumer."""
     return Difference(
         f'queue "{name}"',
-        "it is an auto-delete queue: it and its messages are deleted when its last consumer goes.",
+        "it is an auto-delete queue (auto_delete is true at the broker, the topology says false): it and its messages "
+        "are deleted when its last consumer goes.",
         "Delete it yourself when it is empty and run `manage.py topology`; or use another queue name.",
         "loss",
     )
@@ -77,22 +104,26 @@ def exclusive(name: str) -> Difference:
 
 def of_exchange(name: str, refusal: ChannelRefused) -> Difference:
     """What a refused declaration of an existing exchange says."""
-    subject = f'exchange "{name}"'
     match = INEQUIVALENT.search(refusal.reason)
     if refusal.code != 406 or match is None:
-        return refused(subject, refusal)
-    what, wanted, current = match["name"], match["wanted"], match["current"]
-    problem = f"its {what} is {current} at the broker, the topology says {wanted}"
-    delete = "Delete it yourself and run `manage.py topology`; or use another exchange name."
-    if what == "durable":
-        return Difference(
-            subject, f"{problem}: it and its bindings are lost when the broker restarts.", delete, "error"
-        )
-    if what == "internal":
-        return Difference(subject, f"{problem}: nobody can publish to it.", delete, "error")
-    if what == "auto_delete":
-        return Difference(subject, f"{problem}: it is deleted with its last binding.", delete, "loss")
-    return Difference(subject, f"{problem}: messages may not reach their queues. It is used as it is.", delete, "loss")
+        return refused(f'exchange "{name}"', refusal)
+    return of_exchange_property(name, match["name"], parsed(match["current"]), parsed(match["wanted"]))
+
+
+def of_exchange_property(name: str, what: str, current: Any, wanted: Any, *, ours: bool = True) -> Difference:
+    """A property of an exchange that differs; `ours` unless it is only bound to, and others publish to it."""
+    problem = f"its {what} is {shown(current)} at the broker, the topology says {shown(wanted)}"
+    consequence, severity = {
+        "durable": ("it and its bindings are lost when the broker restarts.", "error" if ours else "loss"),
+        "internal": ("nobody can publish to it.", "error"),
+        "auto_delete": ("it is deleted with its last binding.", "loss"),
+        "alternate-exchange": (
+            "a message that no queue takes goes there, and counts as published instead of unroutable.",
+            "warning",
+        ),
+    }.get(what, ("messages may not reach their queues. It is used as it is.", "loss"))
+    way_out = _DELETE_EXCHANGE if ours else "Have its owner declare it anew, or bind to another exchange."
+    return Difference(f'exchange "{name}"', f"{problem}: {consequence}", way_out, severity)
 
 
 def refused(subject: str, refusal: ChannelRefused) -> Difference:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -13,10 +13,7 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from messaging.addresses import parse_management_url
-from messaging.backends import missing
-from messaging.backends.base import Difference, QueueDepth, QueueSpec, Topology
-from messaging.backends.rabbitmq import arguments, differences
-from messaging.backends.rabbitmq.declare import is_builtin
+from messaging.backends.base import QueueDepth
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable
 
@@ -68,83 +65,23 @@ class Management:
                 )
         return readings
 
-    def compare(self, topology: Topology) -> list[Difference]:
-        """Every difference between the topology and the broker."""
-        found: list[Difference] = []
-        for exchange in topology.exchanges:
-            if not is_builtin(exchange.name):
-                found += self._compare_exchange(exchange.name, exchange.type)
-        known = {exchange.name for exchange in topology.exchanges}
-        named = [name for queue in topology.queues if queue.declare for name, _ in queue.bindings]
-        for name in dict.fromkeys(named):
-            if name not in known and not is_builtin(name):
-                found += self._compare_exchange(name, None)
-        for queue in topology.queues:
-            found += self._compare_queue(queue)
-        return found
+    def exchange(self, name: str) -> dict[str, Any] | None:
+        """What the broker says about an exchange; None when it does not exist."""
+        found = self._get(f"exchanges/{self._vhost}/{_quoted(name)}")
+        return found if isinstance(found, dict) else None
 
-    def _compare_exchange(self, name: str, type_: str | None) -> Iterator[Difference]:
-        subject, found = f'exchange "{name}"', self._get(f"exchanges/{self._vhost}/{_quoted(name)}")
-        delete = "Delete it yourself and run `manage.py topology`; or use another exchange name."
-        if not isinstance(found, dict):
-            yield missing.exchange(name)
-            return
-        if not found.get("durable", True):
-            problem = "it is not durable: it and its bindings are lost when the broker restarts."
-            yield Difference(subject, problem, delete, "error")
-        if found.get("internal"):
-            yield Difference(subject, "it is internal: nobody can publish to it.", delete, "error")
-        if found.get("auto_delete"):
-            yield Difference(subject, "it is deleted with its last binding.", delete, "loss")
-        if type_ is not None and found.get("type") != type_:
-            problem = f"its type is {found.get('type')} at the broker, the topology says {type_}; it is used as it is."
-            yield Difference(subject, problem, delete)
+    def bindings_of(self, queue: str) -> list[dict[str, Any]]:
+        """The bindings that lead to a queue."""
+        return list(self._get(f"queues/{self._vhost}/{_quoted(queue)}/bindings") or ())
 
-    def _compare_queue(self, queue: QueueSpec) -> Iterator[Difference]:
-        if queue.declare and queue.dead_letter:
-            yield from self._compare_one(queue.dead, arguments.for_dead_letters(queue))
-        if not queue.declare:
-            yield from self._compare_one(queue.name, None)
-            return
-        found = list(self._compare_one(queue.name, arguments.for_queue(queue)))
-        yield from found
-        if not any(difference.severity == "missing" for difference in found):
-            yield from self._compare_bindings(queue)
+    def bindings_from(self, exchange: str) -> list[dict[str, Any]]:
+        """The bindings that lead from an exchange."""
+        return list(self._get(f"exchanges/{self._vhost}/{_quoted(exchange)}/bindings/source") or ())
 
-    def _compare_one(self, name: str, wanted: dict[str, Any] | None) -> Iterator[Difference]:
-        found = self.queue(name)
-        if found is None:
-            yield missing.queue(name, ours=wanted is not None)
-            return
-        if found.get("exclusive"):
-            yield differences.exclusive(name)
-        elif not found.get("durable", True):
-            yield differences.not_durable(name)
-        elif found.get("auto_delete"):
-            yield differences.auto_deleted(name)
-        if wanted is None:
-            return
-        current = {"x-queue-type": found.get("type"), **(found.get("arguments") or {})}
-        policy = found.get("effective_policy_definition") or {}
-        for argument in sorted(wanted.keys() | current.keys()):
-            ours, theirs = wanted.get(argument), current.get(argument)
-            # A policy may say what an argument does not.
-            if ours != theirs and not (theirs is None and policy and policy.get(argument.removeprefix("x-")) == ours):
-                yield differences.of_argument(name, argument, _shown(theirs), _shown(ours))
-
-    def _compare_bindings(self, queue: QueueSpec) -> Iterator[Difference]:
-        found = self._get(f"queues/{self._vhost}/{_quoted(queue.name)}/bindings") or []
-        current = {(binding["source"], binding["routing_key"]) for binding in found if binding["source"]}
-        wanted = {binding for binding in queue.bindings if binding[0]}
-        for exchange, routing_key in sorted(wanted - current):
-            yield missing.binding(queue.name, exchange, routing_key)
-        for exchange, routing_key in sorted(current - wanted):
-            yield Difference(
-                f'queue "{queue.name}"',
-                f'it is also bound to exchange "{exchange}" with routing key "{routing_key}", which the topology does '
-                "not say.",
-                "If no handler wants these messages any more, remove the binding at the broker.",
-            )
+    def policy(self, name: str) -> dict[str, Any]:
+        """What a policy defines; nothing when it does not exist."""
+        found = self._get(f"policies/{self._vhost}/{_quoted(name)}")
+        return dict(found["definition"]) if isinstance(found, dict) else {}
 
     def _get(self, path: str, timeout: float | None = None) -> Any:
         request = Request(f"{self._base}/api/{path}", headers={"Authorization": self._authorization})  # noqa: S310 - http(s)
@@ -164,7 +101,3 @@ class Management:
 
 def _quoted(name: str) -> str:
     return quote(name.encode("utf-8", "surrogateescape"), safe="")
-
-
-def _shown(value: Any) -> str:
-    return "not set" if value is None else f"'{value}'"

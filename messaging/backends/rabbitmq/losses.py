@@ -1,0 +1,120 @@
+"""What about a queue can lose messages, and where its dead letters end. Pure: it knows a queue, and asks nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from messaging.backends.base import Difference
+from messaging.backends.rabbitmq.differences import auto_deleted, both, change, exclusive, not_durable
+from messaging.backends.rabbitmq.found import FoundQueue
+
+LOW = 1000  # returns; each disconnect is one for every message that was taken ahead
+_UNWELL = frozenset({"down", "crashed", "stopped", "minority"})
+
+# Where a dead letter of an exchange and a routing key ends, in words; "" where it arrives.
+DeadEnd = Callable[[str, str | None], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the topology says of a queue.
+
+    Attributes:
+        arguments: those it should have; None for a queue of others.
+        dead_letter: whether what it drops should go to a dead-letter queue.
+        is_last: whether it is a dead-letter queue itself: what it drops is gone.
+    """
+
+    arguments: Mapping[str, Any] | None = None
+    dead_letter: bool = True
+    is_last: bool = False
+
+    def wants(self, argument: str, value: Any) -> bool:
+        """Whether the topology says the same of an argument."""
+        return self.arguments is not None and self.arguments.get(argument) == value
+
+
+def of_queue(queue: FoundQueue, wish: Wish, dead_end: DeadEnd) -> Iterator[tuple[str, Difference]]:
+    """What loses messages, or makes the queue unusable; each with the argument that it is about, "" for none."""
+    yield from (("", found) for found in _of_nature(queue))
+    is_caught = not wish.is_last and queue.value("dead-letter-exchange") is not None
+    if not wish.is_last:
+        for found in _of_dead_letters(queue, wish, dead_end):
+            is_caught = False
+            yield "x-dead-letter-exchange", found
+    for key, words in _limits(queue):
+        argument, value = f"x-{key}", queue.value(key)
+        if is_caught and wish.wants(argument, value):
+            continue  # asked for, and nothing is lost by it
+        fate = "dead-lettered, and end as failed" if is_caught else "dropped"
+        yield argument, _of_limit(queue, wish, key, f"{words} {fate}.", "warning" if is_caught else "loss")
+    if queue.value("expires") is not None:
+        words = "when nobody has used it for so long, it is deleted with all its messages."
+        yield "x-expires", _of_limit(queue, wish, "expires", words, "loss")
+
+
+def _of_nature(queue: FoundQueue) -> Iterator[Difference]:
+    if queue.exclusive:
+        yield exclusive(queue.name)
+    elif not queue.durable:
+        yield not_durable(queue.name)
+    elif queue.auto_delete:
+        yield auto_deleted(queue.name)
+    if queue.type == "stream":
+        problem = "it is a stream: messages are not taken from it, and none is delivered again after a failure."
+        yield Difference(f'queue "{queue.name}"', problem, "Consume from a quorum or classic queue.", "error")
+    if queue.state in _UNWELL:
+        way_out = "See the broker's log and its cluster; `rabbitmq-diagnostics check_if_node_is_quorum_critical` helps."
+        yield Difference(f'queue "{queue.name}"', f"its state is {queue.state}.", way_out, "error")
+
+
+def _of_dead_letters(queue: FoundQueue, wish: Wish, dead_end: DeadEnd) -> Iterator[Difference]:
+    exchange, key = queue.value("dead-letter-exchange"), queue.value("dead-letter-routing-key")
+    subject = f'queue "{queue.name}"'
+    ours = None if wish.arguments is None else wish.arguments.get("x-dead-letter-exchange")
+    if exchange is None:
+        problem = both("x-dead-letter-exchange", None, ours, known=wish.arguments is not None)
+        problem += ": a message that expires, is over a limit, or is rejected by another consumer is dropped."
+        way_out = (
+            "Add dead lettering by a policy (`rabbitmqctl set_policy`, dead-letter-exchange and "
+            f'dead-letter-routing-key); or, if it is to be so, write "dead_letter": False in QUEUES["{queue.name}"].'
+        )
+        if wish.dead_letter:
+            yield Difference(subject, problem, way_out, "loss")
+    elif end := dead_end(str(exchange), None if key is None else str(key)):
+        problem = both("x-dead-letter-exchange", exchange, ours, known=wish.arguments is not None)
+        problem += f": its dead letters go to {end}, so they are dropped."
+        way_out = "Create what is missing at the broker, or set other dead lettering by a policy."
+        yield Difference(subject, problem, way_out, "loss")
+
+
+def _limits(queue: FoundQueue) -> Iterator[tuple[str, str]]:
+    """What removes messages from a queue, and which: to be followed by what becomes of them."""
+    if queue.value("message-ttl") is not None:
+        yield "message-ttl", "messages that wait longer (in milliseconds) are"
+    if not str(queue.value("overflow") or "drop-head").startswith("reject-publish"):
+        for key in ("max-length", "max-length-bytes"):
+            if queue.value(key) is not None:
+                yield key, "when it is full, the oldest messages are"
+    limit = queue.value("delivery-limit")
+    if queue.type == "quorum" and isinstance(limit, int) and limit < LOW:
+        # 3.10 takes a negative limit for none left, RabbitMQ 4 for no limit.
+        yield "delivery-limit", "messages that were returned more often (each disconnect counts) are"
+
+
+def _of_limit(queue: FoundQueue, wish: Wish, key: str, words: str, severity: str) -> Difference:
+    argument, value = f"x-{key}", queue.value(key)
+    ours = None if wish.arguments is None else wish.arguments.get(argument)
+    if queue.is_by_policy(key):
+        problem = f'{key} is {value} by the policy "{queue.policy_name}", the topology says {_said(ours)}: {words}'
+        way_out = f'Change the policy, or say in QUEUES["{queue.name}"] what is meant.'
+    else:
+        problem = f"{both(argument, value, ours, known=wish.arguments is not None)}: {words}"
+        way_out = change(queue.name)
+    return Difference(f'queue "{queue.name}"', problem, way_out, severity)
+
+
+def _said(value: Any) -> str:
+    return "nothing of it" if value is None else f"'{value}'"
