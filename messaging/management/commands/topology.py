@@ -3,62 +3,130 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, CommandParser, DjangoHelpFormatter
 
 from messaging import conf, topology
 from messaging.backends import get_backend
-from messaging.backends.base import Difference
-from messaging.exceptions import MessagingError
+from messaging.backends.base import Difference, Topology
+from messaging.exceptions import BrokerUnavailable, MessagingError
 from messaging.handlers import registry
 
-SERIOUS = {"error", "loss", "missing"}
+# In the order of their urgency, with what each means.
+SEVERITIES = {
+    "error": "cannot be used as it is",
+    "missing": "does not exist",
+    "loss": "can lose messages",
+    "warning": "differs, and is used as it is",
+    "note": "cannot be seen",
+}
+PLURAL = {"error": "errors", "missing": "missing", "loss": "losses", "warning": "warnings"}
+SERIOUS = ("error", "missing", "loss")
+UNREACHABLE = 2  # exit status
+
+STATUS = """exit status:
+  0  nothing has to be done; with --check, warnings and notes may remain
+  1  something cannot be used; with --check, something is missing or can lose messages
+  2  the broker could not be asked
+"""
+
+
+class _Formatter(DjangoHelpFormatter, RawDescriptionHelpFormatter):
+    """Django's order of the options, and line breaks as they are written."""
 
 
 class Command(BaseCommand):
     """Declares, or compares, for every alias or one."""
 
-    help = "Declare the exchanges, queues and bindings of settings and handlers; --check compares and changes nothing."
+    help = (
+        "Declare the exchanges, queues and bindings of settings and handlers. Nothing that exists is\n"
+        "changed or deleted. --check compares with the broker instead, and explains every difference."
+    )
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        """The parser, with the exit status explained below the options."""
+        return super().create_parser(prog_name, subcommand, epilog=STATUS, formatter_class=_Formatter, **kwargs)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The command line."""
         parser.add_argument("--using", metavar="ALIAS", help="alias of MESSAGING (all)")
-        parser.add_argument("--check", action="store_true", help="compare only; exit 1 if something must be done")
+        parser.add_argument("--check", action="store_true", help="compare only, and change nothing")
         parser.add_argument("--json", action="store_true", help="print the differences as JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Declare or compare; exit 1 when the broker cannot be used as it is."""
+        """Declare or compare every alias, then print what was found."""
         registry.discover()
-        found: list[tuple[str, Difference]] = []
+        rows: list[dict[str, Any]] = []
+        trouble: list[tuple[str, MessagingError]] = []
         for alias in [options["using"]] if options["using"] else conf.aliases():
             try:
-                found += [(alias, difference) for difference in self._look(alias, options)]
+                found = self._look(alias, options)
             except MessagingError as error:
-                raise CommandError(f"{alias}: {error}") from error
+                trouble.append((alias, error))
+            else:
+                rows += [{"alias": alias, **asdict(difference)} for difference in found]
         if options["json"]:
-            rows = [{"alias": alias, **asdict(difference)} for alias, difference in found]
             self.stdout.write(json.dumps(rows, indent=2))
-        if options["check"] and any(difference.severity in SERIOUS for _, difference in found):
+        if trouble:
+            is_away = all(isinstance(error, BrokerUnavailable) for _, error in trouble)
+            text = "\n".join(f"{alias}: {error}" for alias, error in trouble)
+            raise CommandError(text, returncode=UNREACHABLE if is_away else 1)
+        if options["check"] and any(row["severity"] in SERIOUS for row in rows):
             raise SystemExit(1)
 
     def _look(self, alias: str, options: dict[str, Any]) -> list[Difference]:
         known = topology.build(alias)
         backend = get_backend(alias)
-        differences = backend.compare(known) if options["check"] else backend.declare(known)
+        found = backend.compare(known) if options["check"] else backend.declare(known)
+        if options["check"] and backend.unseen:
+            way_out = f'Set MESSAGING["{alias}"]["MANAGEMENT_URL"], and see that it answers.'
+            found = [*found, Difference("management API", backend.unseen, way_out, "note")]
+        found = sorted(found, key=lambda difference: list(SEVERITIES).index(difference.severity))
         if not options["json"]:
-            verb = "compared" if options["check"] else "declared"
-            queues = ", ".join(queue.name for queue in known.queues) or "none"
-            self.stdout.write(f"{alias} ({backend.settings.safe_url}): queues {verb}: {queues}")
-            for difference in differences:
-                self._explain(difference)
-            if options["check"] and not differences:
-                self.stdout.write(self.style.SUCCESS("  Everything is as it should be."))
-        return differences
+            verb = "Compared with" if options["check"] else "Declared at"
+            self.stdout.write(f"{alias}: {verb} {backend.settings.safe_url}: {_listed(known)}.")
+            self._explain(found)
+            self._summarise(found, options["check"])
+        return found
 
-    def _explain(self, difference: Difference) -> None:
-        style = self.style.ERROR if difference.severity in SERIOUS else self.style.WARNING
-        self.stdout.write(style(f"  {difference.severity}: {difference.subject}: {difference.problem}"))
-        self.stdout.write(f"    {difference.way_out}")
+    def _explain(self, found: list[Difference]) -> None:
+        """One paragraph for each difference, the most urgent first."""
+        heading = ""
+        for difference in found:
+            if difference.severity != heading:
+                heading = difference.severity
+                style = self.style.ERROR if heading in SERIOUS else self.style.WARNING
+                self.stdout.write(style(f"\n  {heading.capitalize()}: {SEVERITIES[heading]}"))
+            if heading == "note":
+                self.stdout.write(f"\n    {difference.problem} {difference.way_out}")
+            else:
+                self.stdout.write(f"\n    {difference.subject}: {difference.problem}\n    {difference.way_out}")
+
+    def _summarise(self, found: list[Difference], is_check: bool) -> None:
+        counts = Counter(difference.severity for difference in found if difference.severity != "note")
+        text = ", ".join(
+            f"{count} {severity if count == 1 else PLURAL[severity]}" for severity, count in counts.items()
+        )
+        if not counts:
+            text, style = "everything is as it should be", self.style.SUCCESS
+        elif any(severity in counts for severity in SERIOUS):
+            text, style = f"{text}: something has to be done", self.style.ERROR
+        else:
+            text, style = f"{text}: nothing has to be done", self.style.WARNING
+        if is_check or counts:
+            self.stdout.write(style(f"{chr(10) if found else ''}{_capital(text)}."))
+
+
+def _capital(text: str) -> str:
+    """The text with a capital letter."""
+    return text[:1].upper() + text[1:]
+
+
+def _listed(known: Topology) -> str:
+    names = [f"exchange {exchange.name}" for exchange in known.exchanges]
+    queues = ", ".join(queue.name for queue in known.queues) or "none"
+    return ", ".join([*names, f"queues {queues}"])
