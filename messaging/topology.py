@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 
 from messaging import conf
-from messaging.backends.base import Difference, ExchangeSpec, QueueSpec, Topology
+from messaging.backends.base import DEAD, Difference, ExchangeSpec, QueueSpec, Topology
 from messaging.handlers import Registry, registry
 
 logger = logging.getLogger("messaging.topology")
@@ -19,7 +20,7 @@ def build(alias: str, handlers: Registry = registry) -> Topology:
     names = sorted({*settings.queues, *handlers.queues(alias)})
     return Topology(
         exchanges=(ExchangeSpec(settings.exchange),) if settings.exchange else (),
-        queues=tuple(_queue(name, settings, handlers) for name in names),
+        queues=tuple(_queue(name, _options(name, settings, names), settings, handlers) for name in names),
     )
 
 
@@ -41,8 +42,16 @@ def say_once(alias: str, text: str) -> None:
         logger.warning("%s", text)
 
 
-def _queue(name: str, settings: conf.AliasSettings, handlers: Registry) -> QueueSpec:
-    options = settings.queue(name)
+def _options(name: str, settings: conf.AliasSettings, names: list[str]) -> conf.QueueSettings:
+    """The settings of a queue; one that is another's dead-letter queue is declared as that, and has none itself."""
+    options, owner = settings.queue(name), name.removesuffix(DEAD)
+    if owner == name or owner not in names or not settings.queue(owner).dead_letter:
+        return options
+    arguments = {"x-overflow": None, **options.arguments}
+    return replace(options, type=settings.queue(owner).type, arguments=arguments, dead_letter=False)
+
+
+def _queue(name: str, options: conf.QueueSettings, settings: conf.AliasSettings, handlers: Registry) -> QueueSpec:
     keys = [key for handler in handlers.all(settings.alias) if handler.queue == name for key in handler.routing_keys]
     ours = [(settings.exchange, key) for key in keys] if settings.exchange else []
     return QueueSpec(
