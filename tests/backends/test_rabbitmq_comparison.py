@@ -94,6 +94,7 @@ def test_a_queue_that_is_not_durable_loses_our_persistent_messages(
     assert "persistent, but a queue that is not durable loses them all" in found.problem
     [found] = look(backend, QueueSpec(spec.name, declare=False, dead_letter=False))
     assert found.severity == "error"
+    assert "Ask its owner" in found.way_out
 
 
 def test_queues_that_vanish_with_somebody_else(
@@ -332,6 +333,17 @@ class TestWithTheManagementAPI:
         rabbitmq.api("DELETE", path)
         assert look(all_seeing, exchanges=(ExchangeSpec(name),)) == []
         channel.exchange_delete(name)
+
+    def test_a_low_delivery_limit_of_others_can_be_told_to_us(
+        self, all_seeing: RabbitMQ, channel: BlockingChannel, dead: str
+    ) -> None:
+        name = unique("foreign")
+        arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead, "x-delivery-limit": 5}
+        channel.queue_declare(name, durable=True, arguments={"x-queue-type": "quorum", **arguments})
+        [found] = look(all_seeing, QueueSpec(name, declare=False))
+        assert found.severity == "warning"
+        assert '"arguments": {"x-delivery-limit": 5}' in found.way_out
+        assert look(all_seeing, QueueSpec(name, declare=False, arguments={"x-delivery-limit": 5})) == []
 
     def test_a_stream_cannot_be_consumed_from(self, all_seeing: RabbitMQ, channel: BlockingChannel) -> None:
         name = unique("stream")

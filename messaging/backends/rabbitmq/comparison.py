@@ -15,11 +15,11 @@ _QUORUM_ONLY = frozenset({"x-delivery-limit", "x-dead-letter-strategy"})
 def wishes(spec: QueueSpec) -> Iterator[tuple[str, Wish]]:
     """The queues that a specification is about, by name: its dead-letter queue first, then itself."""
     if not spec.declare:
-        yield spec.name, Wish(None, spec.dead_letter)
+        yield spec.name, Wish(spec.arguments, is_ours=False, dead_letter=spec.dead_letter)
         return
     if spec.dead_letter:
         yield spec.dead, Wish(arguments.for_dead_letters(spec), is_last=True)
-    yield spec.name, Wish(arguments.for_queue(spec), spec.dead_letter)
+    yield spec.name, Wish(arguments.for_queue(spec), dead_letter=spec.dead_letter)
 
 
 def compare_queue(queue: FoundQueue, wish: Wish, dead_end: DeadEnd) -> Iterator[Difference]:
@@ -39,7 +39,7 @@ def compare_queue(queue: FoundQueue, wish: Wish, dead_end: DeadEnd) -> Iterator[
 
 def _arguments(queue: FoundQueue, wish: Wish) -> Iterator[tuple[str, object, object]]:
     """The arguments that differ; a policy may say what an argument does not."""
-    if wish.arguments is None:
+    if not wish.is_ours:
         return
     found = queue.current()
     for argument in sorted(wish.arguments.keys() | found.keys()):

@@ -9,6 +9,7 @@ from messaging.backends.base import Difference
 from messaging.backends.rabbitmq.errors import INEQUIVALENT, ChannelRefused
 
 DEAD_LETTER = ("x-dead-letter-exchange", "x-dead-letter-routing-key", "x-dead-letter-strategy")
+_ASK_OWNER = "Ask its owner to declare it durable and without auto_delete, or consume from another queue."
 _DELETE_EXCHANGE = "Delete it yourself and run `manage.py topology`; or use another exchange name."
 
 
@@ -69,25 +70,26 @@ def of_argument(name: str, argument: str, current: Any, wanted: Any) -> Differen
     return Difference(f'queue "{name}"', f"{both(argument, current, wanted)}; the queue is used as it is.", way_out)
 
 
-def not_durable(name: str) -> Difference:
-    """A queue that does not survive a restart."""
+def not_durable(name: str, ours: bool = True) -> Difference:
+    """A queue that does not survive a restart; `ours` if we declare it."""
+    way_out = "Nothing was deleted. When it is empty, delete it yourself and run `manage.py topology`; or use another "
     return Difference(
         f'queue "{name}"',
         "it is not durable (durable is false at the broker, the topology says true). Our messages are persistent, but "
         "a queue that is not durable loses them all when the broker restarts.",
-        "Nothing was deleted. When it is empty, delete it yourself and run `manage.py topology`; or use another queue "
-        "name.",
+        way_out + "queue name." if ours else _ASK_OWNER,
         "error",
     )
 
 
-def auto_deleted(name: str) -> Difference:
-    """A queue that goes with its last consumer."""
+def auto_deleted(name: str, ours: bool = True) -> Difference:
+    """A queue that goes with its last consumer; `ours` if we declare it."""
+    way_out = "Delete it yourself when it is empty and run `manage.py topology`; or use another queue name."
     return Difference(
         f'queue "{name}"',
         "it is an auto-delete queue (auto_delete is true at the broker, the topology says false): it and its messages "
         "are deleted when its last consumer goes.",
-        "Delete it yourself when it is empty and run `manage.py topology`; or use another queue name.",
+        way_out if ours else _ASK_OWNER,
         "loss",
     )
 

@@ -38,7 +38,7 @@ def _compare_queue(session: Session, spec: QueueSpec) -> Iterator[Difference]:
         return
     for name, wish in wishes(spec):
         try:
-            found = probes.find_queue(session, name, wish.arguments or {})
+            found = probes.find_queue(session, name, wish.arguments)
         except ChannelRefused as refusal:
             yield differences.of_queue(name, refusal)
             continue

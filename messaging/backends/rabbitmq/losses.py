@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from messaging.backends.base import Difference
-from messaging.backends.rabbitmq.differences import auto_deleted, both, change, exclusive, not_durable
+from messaging.backends.rabbitmq.differences import auto_deleted, both, change, exclusive, not_durable, shown
 from messaging.backends.rabbitmq.found import FoundQueue
 
 LOW = 1000  # returns; each disconnect is one for every message that was taken ahead
@@ -22,23 +22,29 @@ class Wish:
     """What the topology says of a queue.
 
     Attributes:
-        arguments: those it should have; None for a queue of others.
+        arguments: those it should have; of a queue of others, those that the settings tell us of.
+        is_ours: whether we declare it.
         dead_letter: whether what it drops should go to a dead-letter queue.
         is_last: whether it is a dead-letter queue itself: what it drops is gone.
     """
 
-    arguments: Mapping[str, Any] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    is_ours: bool = True
     dead_letter: bool = True
     is_last: bool = False
 
     def wants(self, argument: str, value: Any) -> bool:
         """Whether the topology says the same of an argument."""
-        return self.arguments is not None and self.arguments.get(argument) == value
+        return value is not None and self.arguments.get(argument) == value
+
+    def both(self, argument: str, value: Any) -> str:
+        """What an argument is, and what the topology says, if it says anything about this queue."""
+        return both(argument, value, self.arguments.get(argument), known=self.is_ours)
 
 
 def of_queue(queue: FoundQueue, wish: Wish, dead_end: DeadEnd) -> Iterator[tuple[str, Difference]]:
     """What loses messages, or makes the queue unusable; each with the argument that it is about, "" for none."""
-    yield from (("", found) for found in _of_nature(queue))
+    yield from (("", found) for found in _of_nature(queue, wish.is_ours))
     is_caught = not wish.is_last and queue.value("dead-letter-exchange") is not None
     if not wish.is_last:
         for found in _of_dead_letters(queue, wish, dead_end):
@@ -55,13 +61,13 @@ def of_queue(queue: FoundQueue, wish: Wish, dead_end: DeadEnd) -> Iterator[tuple
         yield "x-expires", _of_limit(queue, wish, "expires", words, "loss")
 
 
-def _of_nature(queue: FoundQueue) -> Iterator[Difference]:
+def _of_nature(queue: FoundQueue, is_ours: bool) -> Iterator[Difference]:
     if queue.exclusive:
         yield exclusive(queue.name)
     elif not queue.durable:
-        yield not_durable(queue.name)
+        yield not_durable(queue.name, is_ours)
     elif queue.auto_delete:
-        yield auto_deleted(queue.name)
+        yield auto_deleted(queue.name, is_ours)
     if queue.type == "stream":
         problem = "it is a stream: messages are not taken from it, and none is delivered again after a failure."
         yield Difference(f'queue "{queue.name}"', problem, "Consume from a quorum or classic queue.", "error")
@@ -73,9 +79,8 @@ def _of_nature(queue: FoundQueue) -> Iterator[Difference]:
 def _of_dead_letters(queue: FoundQueue, wish: Wish, dead_end: DeadEnd) -> Iterator[Difference]:
     exchange, key = queue.value("dead-letter-exchange"), queue.value("dead-letter-routing-key")
     subject = f'queue "{queue.name}"'
-    ours = None if wish.arguments is None else wish.arguments.get("x-dead-letter-exchange")
     if exchange is None:
-        problem = both("x-dead-letter-exchange", None, ours, known=wish.arguments is not None)
+        problem = wish.both("x-dead-letter-exchange", None)
         problem += ": a message that expires, is over a limit, or is rejected by another consumer is dropped."
         way_out = (
             "Add dead lettering by a policy (`rabbitmqctl set_policy`, dead-letter-exchange and "
@@ -84,7 +89,7 @@ def _of_dead_letters(queue: FoundQueue, wish: Wish, dead_end: DeadEnd) -> Iterat
         if wish.dead_letter:
             yield Difference(subject, problem, way_out, "loss")
     elif end := dead_end(str(exchange), None if key is None else str(key)):
-        problem = both("x-dead-letter-exchange", exchange, ours, known=wish.arguments is not None)
+        problem = wish.both("x-dead-letter-exchange", exchange)
         problem += f": its dead letters go to {end}, so they are dropped."
         way_out = "Create what is missing at the broker, or set other dead lettering by a policy."
         yield Difference(subject, problem, way_out, "loss")
@@ -106,15 +111,21 @@ def _limits(queue: FoundQueue) -> Iterator[tuple[str, str]]:
 
 def _of_limit(queue: FoundQueue, wish: Wish, key: str, words: str, severity: str) -> Difference:
     argument, value = f"x-{key}", queue.value(key)
-    ours = None if wish.arguments is None else wish.arguments.get(argument)
     if queue.is_by_policy(key):
-        problem = f'{key} is {value} by the policy "{queue.policy_name}", the topology says {_said(ours)}: {words}'
-        way_out = f'Change the policy, or say in QUEUES["{queue.name}"] what is meant.'
+        said = shown(wish.arguments.get(argument))
+        problem = f'{key} is {value} by the policy "{queue.policy_name}", the topology says {said}: {words}'
     else:
-        problem = f"{both(argument, value, ours, known=wish.arguments is not None)}: {words}"
-        way_out = change(queue.name)
-    return Difference(f'queue "{queue.name}"', problem, way_out, severity)
+        problem = f"{wish.both(argument, value)}: {words}"
+    return Difference(f'queue "{queue.name}"', problem, _way_out(queue, wish, key), severity)
 
 
-def _said(value: Any) -> str:
-    return "nothing of it" if value is None else f"'{value}'"
+def _way_out(queue: FoundQueue, wish: Wish, key: str) -> str:
+    if key == "delivery-limit" and not wish.is_ours:
+        told = f'"arguments": {{"x-delivery-limit": {queue.value(key)}}}'
+        return (
+            f'Write {told} in QUEUES["{queue.name}"]: a message near the limit then goes to the inbox before the '
+            "broker gives it up. Or ask its owner for a higher one."
+        )
+    if queue.is_by_policy(key):
+        return f'Change the policy, or say in QUEUES["{queue.name}"] what is meant.'
+    return change(queue.name) if wish.is_ours else "Ask its owner whether that is meant; a policy cannot take it away."

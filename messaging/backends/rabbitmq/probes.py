@@ -52,9 +52,9 @@ def look_at_foreign(session: Session, name: str) -> list[Difference]:
         if refusal.code == 405:
             return [differences.exclusive(name)]
         if match is not None and match["name"] == "durable":
-            return [differences.not_durable(name)]
+            return [differences.not_durable(name, ours=False)]
         if match is not None and match["name"] == "auto_delete":
-            return [differences.auto_deleted(name)]
+            return [differences.auto_deleted(name, ours=False)]
     return []
 
 

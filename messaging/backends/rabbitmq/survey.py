@@ -71,7 +71,7 @@ class Survey:
             return
         told = self._management.queue(str(target))
         if told is not None:  # of others, and what it loses is lost all the same
-            yield from compare_queue(FoundQueue.from_api(told), Wish(None, is_last=True), lambda *_: "")
+            yield from compare_queue(FoundQueue.from_api(told), Wish(is_ours=False, is_last=True), lambda *_: "")
 
     def _dead_end(self, spec: QueueSpec, exchange: str, key: str | None) -> str:
         """Where dead letters end if they get nowhere."""
