@@ -165,6 +165,7 @@ def look_at_failed(walk: Walk) -> None:
     assert page.count("KeyError") > 2
     assert page.count("Traceback (most recent call last)") == 2
     assert "price" in page
+    assert walk.output_of("consumer").count("Billed order 2") == 1
 
 
 def requeue_failed(walk: Walk) -> None:

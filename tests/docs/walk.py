@@ -109,6 +109,10 @@ class Walk:
         assert done.returncode == 0, f"{code}ended with {done.returncode}:\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
+    def output_of(self, terminal: str) -> str:
+        """All that a terminal has said so far."""
+        return self._terminals[terminal].output
+
     def _do(self, block: Block) -> None:
         match block:
             case Block(kind="does"):
