@@ -12,8 +12,9 @@ class MessagingConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Find the handlers of every installed app and register the system checks."""
-        from messaging import checks  # noqa: F401  (registers itself)
+        """Find the handlers of every installed app, register the system checks, and log what fails."""
+        from messaging import checks, failure_log  # noqa: F401  (checks registers itself)
         from messaging.handlers import registry
 
         registry.discover()
+        failure_log.connect()

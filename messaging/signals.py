@@ -14,7 +14,7 @@ message_processed = Signal()
 """A handler's work was committed (`row`: ProcessedMessage, `duration` in seconds)."""
 
 message_retrying = Signal()
-"""An attempt failed and another is scheduled (`row`: ProcessedMessage, `attempt`: its number, `error`: the exception)."""
+"""An attempt failed, another is scheduled (`row`: ProcessedMessage, `attempt`: its number, `error`: the exception)."""
 
 message_failed = Signal()
 """A message rests as failed until an operator acts (`row`: ProcessedMessage; `attempt` and `error` as above, unless its

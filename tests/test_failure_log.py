@@ -1,0 +1,56 @@
+"""What a consumer says about messages that fail."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from messaging import Reject
+from messaging.handlers import Registry
+from messaging.message import ReceivedMessage
+from messaging.models import PublishedMessage
+from messaging.processor import Processor
+from tests.processing import arrived, registered, sent
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def process(function: object, *, attempts: int, caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    """Have a message fail so many times; returns levels and lines of the log."""
+    registry = Registry()
+    registered(registry, function, max_attempts=2, backoff=0)  # type: ignore[arg-type]
+    processor = Processor("default", "worker-1", handlers=registry)
+    delivery = arrived("hello", message_id="greeting-1")
+    with caplog.at_level(logging.INFO, "messaging"):
+        for _ in range(attempts):
+            processor.process(delivery, lambda: None)
+            if retry := PublishedMessage.objects.filter(state="pending").last():
+                delivery = sent(retry)
+    return [(record.levelno, record.getMessage()) for record in caplog.records]
+
+
+def test_each_failed_attempt_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(message: ReceivedMessage) -> None:
+        raise ValueError("no\nsuch order")
+
+    said = process(fails, attempts=2, caplog=caplog)
+    message = "Message greeting-1 of the queue work"
+    assert said == [
+        (logging.WARNING, f"{message}: attempt 1 failed and will be repeated: ValueError: no such order"),
+        (logging.ERROR, f"{message} failed and waits for an operator: ValueError: no such order"),
+    ]
+
+
+def test_a_rejected_message_is_a_line_of_bounded_length(caplog: pytest.LogCaptureFixture) -> None:
+    def rejects(message: ReceivedMessage) -> None:
+        raise Reject("x" * 10_000)
+
+    ((level, line),) = process(rejects, attempts=1, caplog=caplog)
+    assert level == logging.ERROR
+    assert "waits for an operator: xxx" in line
+    assert len(line) < 400
+
+
+def test_success_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert process(lambda message: None, attempts=1, caplog=caplog) == []
