@@ -75,7 +75,7 @@ class _Reader:
         self.lock = threading.Lock()
         self.thread: threading.Thread | None = None
         address = ", ".join(f"{host}:{port}" for host, port in settings.hosts)
-        self.reading = Reading(settings.alias, address or settings.scheme)
+        self.reading = Reading(settings.alias, address or settings.safe_url)
         self.queues: tuple[str, ...] = ()
         self.asked_at = -FRESH
 
