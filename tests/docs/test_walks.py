@@ -32,8 +32,7 @@ def test_the_tutorial_ends_with_a_requeued_message(tmp_path: Path) -> None:
     for name in PACKAGE:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, checkout / name)
-    deeds = {"look at the failed message": look_at_failed, "requeue the failed message": requeue_failed}
-    Walk(folder, deeds=deeds).follow(TUTORIAL)
+    Walk(folder, deeds=DEEDS).follow(TUTORIAL)
 
 
 def test_ten_lines_put_it_into_an_existing_site(tmp_path: Path) -> None:
@@ -147,21 +146,19 @@ class Browser:
         with self._opener.open(self._base + path, data, timeout=30) as answer:
             return str(answer.read().decode())
 
-    def failed(self) -> str:
-        """The path of the only failed message, once there is one."""
+    def newest(self, state: str) -> str:
+        """The path of the newest incoming message in a state, once there is one."""
 
         def look() -> list[str]:
-            listed = self.get("/admin/messaging/processedmessage/?state=failed")
+            listed = self.get(f"/admin/messaging/processedmessage/?state={state}")
             return re.findall(r'href="(/admin/messaging/processedmessage/\d+/change/)[^"]*"', listed)
 
-        paths = wait_until(look, what="a failed message")
-        assert len(set(paths)) == 1
-        return paths[0]
+        return wait_until(look, what=f"a message that is {state}")[0]
 
 
 def look_at_failed(walk: Walk) -> None:
     browser = Browser(walk)
-    page = browser.get(browser.failed())
+    page = browser.get(browser.newest("failed"))
     assert page.count("KeyError") > 2
     assert page.count("Traceback (most recent call last)") == 2
     assert "price" in page
@@ -170,7 +167,22 @@ def look_at_failed(walk: Walk) -> None:
 
 def requeue_failed(walk: Walk) -> None:
     browser = Browser(walk)
-    number = re.search(r"/(\d+)/", browser.failed())
+    number = re.search(r"/(\d+)/", browser.newest("failed"))
     assert number
     fields = {"action": "requeue", "_selected_action": number[1], "post": "yes"}
     assert "1 message was requeued." in browser.post("/admin/messaging/processedmessage/", **fields)
+
+
+def read_story(walk: Walk) -> None:
+    browser = Browser(walk)
+    page = wait_until(lambda: browser.get(browser.newest("processed")), what="the message's page")
+    told = re.sub(r"<[^>]+>|\s+", " ", page)
+    for part in ("Attempt 1 failed", "Attempt 2 failed", "Requeued by admin", "Round 3 scheduled"):
+        assert part in told, part
+
+
+DEEDS = {
+    "look at the failed message": look_at_failed,
+    "requeue the failed message": requeue_failed,
+    "read the story": read_story,
+}
