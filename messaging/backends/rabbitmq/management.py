@@ -14,6 +14,7 @@ from urllib.request import Request, urlopen
 
 from messaging.addresses import parse_management_url
 from messaging.backends.base import QueueDepth
+from messaging.backends.rabbitmq import parameters
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable
 
@@ -36,6 +37,7 @@ class Management:
         self._authorization = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
         self._vhost = quote(settings.vhost, safe="")
         self._timeout = timeout
+        self._tls = parameters.tls_context(settings) if address.base.startswith("https:") else None
 
     def queue(self, name: str, timeout: float | None = None) -> dict[str, Any] | None:
         """What the broker says about a queue; None when it does not exist."""
@@ -86,7 +88,7 @@ class Management:
     def _get(self, path: str, timeout: float | None = None) -> Any:
         request = Request(f"{self._base}/api/{path}", headers={"Authorization": self._authorization})  # noqa: S310 - http(s)
         try:
-            with urlopen(request, timeout=timeout or self._timeout) as response:  # noqa: S310
+            with urlopen(request, timeout=timeout or self._timeout, context=self._tls) as response:  # noqa: S310
                 return json.load(response)
         except HTTPError as error:
             with error:

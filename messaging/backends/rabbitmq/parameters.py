@@ -26,7 +26,7 @@ def for_hosts(settings: AliasSettings, role: str, timeout: float) -> list[pika.C
 
     Raises ConfigurationError for unusable TLS settings.
     """
-    context = _tls(settings) if settings.scheme == "amqps" else None
+    context = tls_context(settings) if settings.scheme == "amqps" else None
     name = f"django {settings.alias} {role} {socket.gethostname()}:{os.getpid()}"
     return [
         pika.ConnectionParameters(
@@ -48,10 +48,14 @@ def for_hosts(settings: AliasSettings, role: str, timeout: float) -> list[pika.C
 def require_tls(settings: AliasSettings) -> None:
     """Read the certificate files, so that unusable ones are known at once. Raises ConfigurationError."""
     if settings.scheme == "amqps":
-        _tls(settings)
+        tls_context(settings)
 
 
-def _tls(settings: AliasSettings) -> ssl.SSLContext:
+def tls_context(settings: AliasSettings) -> ssl.SSLContext:
+    """What an alias's `TLS` says, for the broker's connections and for an `https://` management API.
+
+    Raises ConfigurationError for certificate files that cannot be used.
+    """
     tls = settings.tls
     try:
         context = ssl.create_default_context(cafile=tls.get("CA_FILE"))
