@@ -199,6 +199,16 @@ def test_a_low_delivery_limit_and_the_type_are_told_with_both_values(
     assert severities(found) == ["warning"] * 3
 
 
+def test_dead_letters_that_are_not_handed_over_are_a_loss(backend: RabbitMQ, channel: BlockingChannel) -> None:
+    spec = QueueSpec(unique("q"))
+    limited = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
+    channel.queue_declare(spec.dead, durable=True, arguments=limited)
+    channel.queue_declare(spec.name, durable=True, arguments=ours(spec) | limited | {"x-overflow": "reject-publish"})
+    [found] = look(backend, spec)
+    assert found.severity == "loss"
+    assert "x-dead-letter-strategy is not set at the broker, the topology says 'at-least-once'" in found.problem
+
+
 def test_exchanges_that_do_not_keep_what_they_should(backend: RabbitMQ, channel: BlockingChannel) -> None:
     made: list[tuple[dict[str, Any], list[str]]] = [
         ({"durable": False}, ["error"]),
@@ -344,6 +354,20 @@ class TestWithTheManagementAPI:
         assert found.severity == "warning"
         assert '"arguments": {"x-delivery-limit": 5}' in found.way_out
         assert look(all_seeing, QueueSpec(name, declare=False, arguments={"x-delivery-limit": 5})) == []
+
+    def test_a_pattern_at_a_direct_exchange_matches_nothing(
+        self, all_seeing: RabbitMQ, channel: BlockingChannel, spec: QueueSpec, dead: str
+    ) -> None:
+        name = unique("direct")
+        channel.exchange_declare(name, "direct", durable=True)
+        channel.queue_declare(spec.name, durable=True, arguments=ours(spec))
+        for key in ("orders.#", "orders.placed"):
+            channel.queue_bind(spec.name, name, key)
+        bindings = ((name, "orders.#"), (name, "orders.placed"))
+        [found] = look(all_seeing, QueueSpec(spec.name, type="classic", bindings=bindings))
+        assert found.severity == "loss"
+        assert '"orders.#" literally' in found.problem
+        channel.exchange_delete(name)
 
     def test_a_stream_cannot_be_consumed_from(self, all_seeing: RabbitMQ, channel: BlockingChannel) -> None:
         name = unique("stream")

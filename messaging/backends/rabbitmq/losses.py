@@ -11,6 +11,7 @@ from messaging.backends.rabbitmq.differences import auto_deleted, both, change, 
 from messaging.backends.rabbitmq.found import FoundQueue
 
 LOW = 1000  # returns; each disconnect is one for every message that was taken ahead
+_CAREFUL = {"dead-letter-strategy": "at-least-once", "overflow": "reject-publish"}
 _UNWELL = frozenset({"down", "crashed", "stopped", "minority"})
 
 # Where a dead letter of an exchange and a routing key ends, in words; "" where it arrives.
@@ -37,6 +38,11 @@ class Wish:
         """Whether the topology says the same of an argument."""
         return value is not None and self.arguments.get(argument) == value
 
+    @property
+    def is_careful(self) -> bool:
+        """Whether dead letters should be handed over rather than thrown at their queue."""
+        return all(self.arguments.get(f"x-{key}") == value for key, value in _CAREFUL.items())
+
     def both(self, argument: str, value: Any) -> str:
         """What an argument is, and what the topology says, if it says anything about this queue."""
         return both(argument, value, self.arguments.get(argument), known=self.is_ours)
@@ -56,9 +62,21 @@ def of_queue(queue: FoundQueue, wish: Wish, dead_end: DeadEnd) -> Iterator[tuple
             continue  # asked for, and nothing is lost by it
         fate = "dead-lettered, and end as failed" if is_caught else "dropped"
         yield argument, _of_limit(queue, wish, key, f"{words} {fate}.", "warning" if is_caught else "loss")
+    if is_caught and wish.is_careful and queue.type == "quorum" and not _is_careful(queue):
+        yield "x-dead-letter-strategy", _of_strategy(queue, wish)
     if queue.value("expires") is not None:
         words = "when nobody has used it for so long, it is deleted with all its messages."
         yield "x-expires", _of_limit(queue, wish, "expires", words, "loss")
+
+
+def _of_strategy(queue: FoundQueue, wish: Wish) -> Difference:
+    problem = wish.both("x-dead-letter-strategy", queue.value("dead-letter-strategy"))
+    problem += ": dead letters are dropped when their queue cannot take them (x-overflow must be 'reject-publish' too)."
+    return Difference(f'queue "{queue.name}"', problem, change(queue.name), "loss")
+
+
+def _is_careful(queue: FoundQueue) -> bool:
+    return all(queue.value(key) == value for key, value in _CAREFUL.items())
 
 
 def _of_nature(queue: FoundQueue, is_ours: bool) -> Iterator[Difference]:

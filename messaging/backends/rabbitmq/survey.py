@@ -87,6 +87,9 @@ class Survey:
             return ""
         return f'the exchange "{exchange}", which has no binding ' + ("at all" if key is None else f'for "{key}"')
 
+    def _type(self, exchange: str) -> str:
+        return str((self._management.exchange(exchange) or {}).get("type"))
+
     def _is_bound(self, exchange: str, type_: str, key: str | None) -> bool:
         keys = [str(binding.get("routing_key")) for binding in self._management.bindings_from(exchange)]
         if key is None or type_ not in ("direct", "topic"):
@@ -99,6 +102,11 @@ class Survey:
         wanted = {binding for binding in spec.bindings if binding[0]}
         for exchange, routing_key in sorted(wanted - current):
             yield missing.binding(spec.name, exchange, routing_key)
+        for exchange, routing_key in sorted(wanted):
+            if set(routing_key) & set("*#") and self._type(exchange) == "direct":
+                problem = f'its binding to the direct exchange "{exchange}" takes "{routing_key}" literally.'
+                way_out = f'Name the keys one by one in QUEUES["{spec.name}"]["bindings"].'
+                yield Difference(f'queue "{spec.name}"', problem, way_out, "loss")
         for exchange, routing_key in sorted(current - wanted):
             yield Difference(
                 f'queue "{spec.name}"',
