@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from django.utils.module_loading import autodiscover_modules
 
-from messaging import conf
+from messaging import conf, values
 from messaging.exceptions import ConfigurationError
+from messaging.problems import LONGEST_QUEUE
 from messaging.retry import Backoff
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -119,7 +120,9 @@ def handler(
 
     Raises ConfigurationError for arguments that cannot work.
     """
-    _check_arguments(queue, routing_keys, atomic=atomic, timeout=timeout, max_attempts=max_attempts, batch=batch)
+    options = {"using": using, "database": database, "atomic": atomic, "batch": batch}
+    options |= {"timeout": timeout, "max_attempts": max_attempts, "backoff": backoff}
+    _check_arguments(queue, routing_keys, options)
 
     def register(function: Function) -> Function:
         if not callable(function):
@@ -183,30 +186,19 @@ def _overlap(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
     return table[0][0]
 
 
-def _check_arguments(
-    queue: Any,
-    routing_keys: Iterable[Any],
-    *,
-    atomic: bool,
-    timeout: float | None,
-    max_attempts: int | None,
-    batch: int | None,
-) -> None:
+def _check_arguments(queue: Any, routing_keys: Iterable[Any], options: dict[str, Any]) -> None:
     def refuse(problem: str) -> None:
         raise ConfigurationError(f"@handler({queue!r}): {problem}")
 
     if not isinstance(queue, str) or not queue:
         refuse("the queue must be a name, as in @handler('billing', 'orders.placed').")
-    if len(queue.encode()) > 250:
-        refuse("a queue name has at most 250 bytes (255 less those of '.dead').")
+    if not values.is_text(queue, LONGEST_QUEUE):
+        refuse("a queue name has at most 250 bytes (255 less those of '.dead') of UTF-8 without NUL.")
     for key in routing_keys:
-        if not isinstance(key, str) or len(key.encode()) > 255:
+        if key != "" and not values.is_text(key):
             refuse(f"the routing key {key!r} must be text of at most 255 bytes.")
-    if timeout is not None and timeout <= 0:
-        refuse("timeout is in seconds and must be positive.")
-    if max_attempts is not None and max_attempts < 1:
-        refuse("max_attempts must be at least 1.")
-    if batch is not None and batch < 1:
-        refuse("batch must be at least 1.")
-    if batch is not None and not atomic:
+    for name, rule in values.HANDLER.items():
+        if not rule.accepts(options[name]):
+            refuse(f"{name} must be {rule.wanted}.")
+    if options["batch"] is not None and not options["atomic"]:
         refuse("a batch shares one transaction, so it cannot have atomic=False.")

@@ -1,4 +1,4 @@
-"""What each key of `MESSAGING` may hold."""
+"""What each key of `MESSAGING`, and each option of `@handler`, may hold."""
 
 from __future__ import annotations
 
@@ -160,4 +160,17 @@ QUEUE: Mapping[str, Rule] = {
         "needs none",
     ),
     "dead_letter": _FLAG,
+}
+
+HANDLER: Mapping[str, Rule] = {
+    "using": Rule(is_text, "an alias of MESSAGING, as text"),
+    "database": Rule(is_text, "an alias of DATABASES, as text"),
+    "atomic": _FLAG,
+    "timeout": Rule(_or_none(_number(0, LONGEST_WAIT, above=True)), "a number of seconds above 0, or None"),
+    "max_attempts": Rule(_or_none(_whole(1, 1_000_000)), "a whole number, at least 1, or None"),
+    "backoff": Rule(
+        lambda value: value is None or callable(value) or _number(0, LONGEST_WAIT)(value),
+        "a number of seconds, a callable of the attempt, or None",
+    ),
+    "batch": Rule(_or_none(_whole(1, 65535)), "a whole number from 1 to 65535, or None"),
 }
