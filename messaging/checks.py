@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from itertools import combinations
 from typing import Any
 
@@ -18,7 +19,7 @@ from messaging import conf, problems
 from messaging.database_checks import check_memory, check_routers, check_sqlite, used_databases
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import Handler, is_generator, patterns_overlap, registry
-from messaging.problems import Problem, suggest
+from messaging.problems import Problem, shown, suggest
 
 
 @register("messaging")
@@ -35,6 +36,7 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
     for alias, options in configured.items():
         wrong = [_error(problem) for problem in problems.of_alias(alias, options)]
         found += wrong or check_effects(conf.get(alias))
+        found += () if wrong else check_queues(alias, registry.all(alias))
     databases = used_databases(registry.all())
     found += check_handlers(registry.all(), list(configured))
     return [*found, *check_sqlite(list(databases)), *check_routers(databases)]
@@ -59,7 +61,8 @@ def check_deployment(**_options: Any) -> list[CheckMessage]:
 def check_effects(settings: conf.AliasSettings) -> Iterator[CheckMessage]:
     """Settings of an alias that are right in themselves and yet do not do what they say."""
     where = f'MESSAGING["{settings.alias}"]'
-    if settings.tls and settings.scheme != "amqps":
+    is_encrypted = settings.scheme == "amqps" or (settings.management_url or "").startswith("https:")
+    if settings.tls and not is_encrypted:
         text = f'{where}["TLS"] has no effect, because its URL starts with "{settings.scheme}://".'
         hint = 'Remove it, or write "amqps://" in the URL to have the connection encrypted.'
         yield CheckWarning(text, hint=hint, id="messaging.W003")
@@ -67,47 +70,53 @@ def check_effects(settings: conf.AliasSettings) -> Iterator[CheckMessage]:
         text = f'{where}["MANAGEMENT_URL"] has no effect, because its URL starts with "database://".'
         yield CheckWarning(text, hint="Remove it: the embedded broker has no such API.", id="messaging.W003")
     for key in ("CA_FILE", "CERT_FILE", "KEY_FILE"):
-        path = settings.tls.get(key) if settings.scheme == "amqps" else None
+        path = settings.tls.get(key) if is_encrypted else None
         if path is not None and not os.access(path, os.R_OK):
             hint = "Correct the path, or give this user the permission to read it."
             yield CheckWarning(f'{where}["TLS"]["{key}"] cannot be read.', hint=hint, id="messaging.W004")
 
 
+def check_queues(alias: str, handlers: list[Handler]) -> Iterator[CheckMessage]:
+    """Queues of `QUEUES` that nobody consumes, and that look like a misspelt name of one that somebody does."""
+    named, consumed = conf.get(alias).queues, {handler.queue for handler in handlers}
+    for name in sorted(named.keys() - consumed):
+        near = get_close_matches(name, consumed - named.keys(), n=1, cutoff=0.8)
+        if near and near[0] != name.removesuffix(".dead"):
+            yield CheckWarning(
+                f'MESSAGING["{alias}"]["QUEUES"] names "{name}", which has no handler: messages would gather there.',
+                hint=f'Did you mean "{near[0]}"?',
+                id="messaging.W005",
+            )
+
+
 def check_handlers(handlers: list[Handler], aliases: list[str]) -> Iterator[CheckMessage]:
     """The problems of registered functions."""
     for handler in handlers:
-        if is_generator(handler.function):
-            yield Error(
-                f"The handler {handler.name} is a generator function: calling it would run nothing of its body.",
-                hint="Remove the `yield`, or move it into a function that the handler calls.",
-                obj=handler.name,
-                id="messaging.E020",
-            )
-        if handler.using not in aliases:
-            yield Error(
-                f'The handler {handler.name} uses the alias "{handler.using}", which MESSAGING does not have.',
-                hint=suggest(handler.using, aliases),
-                obj=handler.name,
-                id="messaging.E021",
-            )
-        if handler.database not in list(connections):
-            yield Error(
-                f'The handler {handler.name} uses the database "{handler.database}", which DATABASES does not have.',
-                hint=suggest(handler.database, list(connections)),
-                obj=handler.name,
-                id="messaging.E022",
-            )
-        elif handler.using in aliases and handler.database not in _served_databases(handler.using):
-            yield Error(
-                f'The handler {handler.name} uses the database "{handler.database}", whose outbox no relay serves: '
-                "its retries would never be sent.",
-                hint=f'Add "{handler.database}" to MESSAGING["{handler.using}"]["DATABASES"].',
-                obj=handler.name,
-                id="messaging.E024",
-            )
+        yield from _check_handler(handler, aliases)
     for first, second in combinations(handlers, 2):
         if (first.using, first.queue) == (second.using, second.queue):
             yield from _check_overlap(first, second)
+
+
+def _check_handler(handler: Handler, aliases: list[str]) -> Iterator[CheckMessage]:
+    def error(identity: str, text: str, hint: str) -> Error:
+        return Error(f"The handler {handler.name} {text}", hint=hint, obj=handler.name, id=identity)
+
+    databases = list(connections)
+    if is_generator(handler.function):
+        text = "is a generator function: calling it would run nothing of its body."
+        hint = "Remove the `yield`, or move it into a function that the handler calls."
+        yield error("messaging.E020", text, hint)
+    if handler.using not in aliases:
+        text = f'uses the alias "{shown(handler.using)}", which MESSAGING does not have.'
+        yield error("messaging.E021", text, suggest(handler.using, aliases))
+    if handler.database not in databases:
+        text = f'uses the database "{shown(handler.database)}", which DATABASES does not have.'
+        yield error("messaging.E022", text, suggest(handler.database, databases))
+    elif handler.using in aliases and handler.database not in _served_databases(handler.using):
+        text = f'uses the database "{handler.database}", whose outbox no relay serves: its retries would never be sent.'
+        hint = f'Add "{handler.database}" to MESSAGING["{handler.using}"]["DATABASES"].'
+        yield error("messaging.E024", text, hint)
 
 
 def _check_overlap(first: Handler, second: Handler) -> Iterator[CheckMessage]:

@@ -128,7 +128,8 @@ class AliasSettings:
 def aliases() -> tuple[str, ...]:
     """The aliases of `MESSAGING`, in order; ("default",) when the setting is missing or no dict."""
     configured = read()
-    return tuple(configured) if isinstance(configured, Mapping) else (DEFAULT_ALIAS,)
+    names = [name for name in configured if isinstance(name, str)] if isinstance(configured, Mapping) else []
+    return tuple(names) or (DEFAULT_ALIAS,)
 
 
 def read() -> Any:

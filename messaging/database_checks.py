@@ -95,11 +95,11 @@ def require(names: Iterable[str], *, shared: bool = False) -> list[str]:
                 f'A handler uses the database "{shown(name)}", which DATABASES does not have. '
                 f"{suggest(name, connections.settings)}"
             )
-        if shared and is_in_memory(name):
-            raise ConfigurationError(
-                f'The database "{name}" is SQLite in memory, where no other process sees its messages: '
-                f'name a file in DATABASES["{name}"]["NAME"].'
-            )
+    for name in filter(is_in_memory, wanted if shared else ()):
+        raise ConfigurationError(
+            f'The database "{name}" is SQLite in memory, where no other process sees its messages: '
+            f'name a file in DATABASES["{name}"]["NAME"].'
+        )
     return wanted
 
 

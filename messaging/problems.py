@@ -69,9 +69,9 @@ def suggest(name: Any, known: Iterable[str]) -> str:
     """A hint for a name that is not among the known ones: the nearest, or all of them."""
     folded = {one.lower(): one for one in known}
     near = get_close_matches(str(name).lower(), folded, n=1)
-    return (
-        f'Did you mean "{folded[near[0]]}"?' if near else f"There is: {', '.join(sorted(folded.values())) or 'none'}."
-    )
+    if near:
+        return f'Did you mean "{shown(folded[near[0]])}"?'
+    return f"There is: {', '.join(sorted(map(shown, folded.values()))) or 'none'}."
 
 
 def shown(name: Any) -> str:

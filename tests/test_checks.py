@@ -208,6 +208,7 @@ def test_an_empty_setting_is_the_default(settings: Settings) -> None:
     [
         ({"URL": "amqp://", "TLS": {"VERIFY": True}}, "messaging.W003"),
         ({"TLS": {"VERIFY": True}}, "messaging.W003"),
+        ({"URL": "amqp://", "MANAGEMENT_URL": "https://h", "TLS": {"CA_FILE": "/no/such/file"}}, "messaging.W004"),
         ({"MANAGEMENT_URL": "http://host:15672"}, "messaging.W003"),
         ({"URL": "amqps://", "TLS": {"CA_FILE": "/no/such/file"}}, "messaging.W004"),
     ],
@@ -273,6 +274,14 @@ def test_a_handler_whose_retries_nobody_would_send(
     assert message.hint == 'Add "default" to MESSAGING["default"]["DATABASES"].'
 
 
+def test_a_misspelt_queue_is_found_by_its_handler(handlers: Registry, settings: Settings) -> None:
+    registered(handlers, lambda message: None, queue="billing")
+    registered(handlers, lambda message: None, queue="orders")
+    (message,) = run(settings, {"default": {"QUEUES": {"biling": {}, "mail": {}, "billing.dead": {}, "orders": {}}}})
+    assert (message.id, message.hint) == ("messaging.W005", 'Did you mean "billing"?')
+    assert run(settings, {"default": {"QUEUES": {"billing": {}, "billings": {}}}}) == []
+
+
 @pytest.mark.parametrize(
     ("first", "second", "overlap"),
     [
@@ -318,6 +327,10 @@ def test_every_database_that_holds_messages_is_looked_at(
     monkeypatch.undo()
     settings.MESSAGING = {"default": {"URL": "database://"}}
     assert list(used_databases([])) == ["default"]
+    tables = {model.__name__ for model in used_databases([])["default"]}
+    assert tables >= {"PublishedMessage", "ProcessedMessage", "EmbeddedMessage"}
+    settings.MESSAGING = {"default": {"URL": "amqp://"}}
+    assert {model.__name__ for model in used_databases([])["default"]} == {"PublishedMessage", "ProcessedMessage"}
 
 
 class KeepsOut:

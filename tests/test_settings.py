@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from django.test import override_settings
+from django.test import Client, override_settings
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -16,6 +16,7 @@ from messaging.addresses import parse_management_url, parse_url
 from messaging.checks import check_messaging
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import Registry
+from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,15 @@ def test_a_setting_that_is_no_dict_is_refused_in_words(settings: Settings, value
         conf.get()
     assert "hush" not in str(caught.value)
     assert conf.aliases()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("value", [{"default": {"LEASE": "x"}}, ["x"], {5: {}, "default": {}}])
+def test_the_admin_survives_broken_settings(settings: Settings, admin_client: Client, value: Any) -> None:
+    row = incoming("failed")
+    settings.MESSAGING = value
+    for page in (INCOMING, OUTGOING, QUEUES, f"{INCOMING}{row.pk}/change/", f"{OUTGOING}add/"):
+        assert admin_client.get(page).status_code == 200
 
 
 @pytest.mark.parametrize("alias", ["defualt", None, 5, [], {}])
