@@ -93,7 +93,9 @@ def test_the_settings_are_all_there_is_with_their_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "defaults"), [("Queues", conf.QueueSettings()), ("Retries", conf.RetrySettings())], ids=str
+    ("section", "defaults"),
+    [("Queues", conf.QueueSettings()), ("Retries", conf.RetrySettings()), ("Retention", conf.RetentionSettings())],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_the_tables_of_settings_are_complete(section: str, defaults: Any) -> None:
     text = (REFERENCE / "settings.md").read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
@@ -101,6 +103,10 @@ def test_the_tables_of_settings_are_complete(section: str, defaults: Any) -> Non
     expected = {one.name: getattr(defaults, one.name) for one in fields(defaults)}
     shown = {name: [] if value == () else value for name, value in expected.items()}
     assert told == {name: str(value) if not isinstance(value, str) else f'"{value}"' for name, value in shown.items()}
+
+
+def test_the_table_of_tls_is_complete() -> None:
+    assert column(REFERENCE / "settings.md", "Key", "TLS") == list(values.TLS)
 
 
 def test_the_tables_of_states_are_complete() -> None:
