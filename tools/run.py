@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -43,6 +44,7 @@ class Site:
         self.port = port_of(self.environment, "PORT", 8000)
         self.folder = Path(self.environment.get("DATA_DIR") or ROOT / "var").resolve()
         self.environment["DATA_DIR"] = str(self.folder)
+        self.terminal = ControllingTerminal()
         self.janitor = Janitor()
         self.node: RabbitMQ | None = None
         self.processes: dict[str, subprocess.Popen[str]] = {}
@@ -62,6 +64,8 @@ class Site:
         if self._all_run():
             self._introduce(password)
         while self._all_run():
+            if self.terminal.is_gone:
+                return 128 + signal.SIGHUP
             time.sleep(0.2)
         ended = next(name for name, process in self.processes.items() if process.poll() is not None)
         print(f"The process “{ended}” has ended; its last lines above say why. Stopping the others.", flush=True)
@@ -146,6 +150,23 @@ class Site:
             lines.append("Broker    embedded: a table in the site's own database")
         lines.append("Ctrl-C stops everything.")
         print("\n" + "\n".join(lines) + "\n", flush=True)
+
+
+class ControllingTerminal:
+    """The terminal that the standard input was when we started, if it was one.
+
+    Its end is not always told: started as `ssh -t host make run`, make gets the SIGHUP, and waits for us.
+    """
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        if sys.stdin is not None and sys.stdin.isatty():
+            self._poll.register(sys.stdin, 0)  # hanging up is reported unasked
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was closed."""
+        return any(event & select.POLLHUP for _, event in self._poll.poll(0))
 
 
 def main(arguments: list[str]) -> int:
