@@ -8,6 +8,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -126,21 +127,34 @@ def test_a_second_ctrl_c_does_not_wait_for_what_hangs(start: Callable[..., Termi
     wait_until(lambda: not processes_of(terminal), what="the end of every process")
 
 
+# Takes the standard input as its controlling terminal, as a shell in a window would.
+IN_TERMINAL = "import fcntl, os, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp('make', ['make', 'run'])"
+
+
 @contextlib.contextmanager
-def make_run(folder: Path, port: int) -> Iterator[tuple[int, int]]:
-    """`make run`, ready in a terminal of its own; gives make's process id and our side of the terminal."""
-    process, terminal = pty.fork()
-    if process == 0:
-        os.chdir(ROOT)
-        os.execvpe("make", ["make", "run"], environment_of(folder, PORT=str(port)))
+def make_run(folder: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """`make run`, ready in a terminal of its own; gives make's process and our side of the terminal."""
+    ours, its = pty.openpty()
+    environment = environment_of(folder, PORT=str(port))
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_TERMINAL],
+        cwd=ROOT,
+        env=environment,
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+    )
+    os.close(its)
     try:
         shown = b""
         while b"Ctrl-C stops everything" not in shown:
-            shown += os.read(terminal, 65536)
-        yield process, terminal
-    except BaseException:
-        os.killpg(process, signal.SIGTERM)
-        raise
+            shown += os.read(ours, 65536)
+        yield process, ours
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
 
 
 def test_ctrl_c_in_a_terminal_ends_make_run(tmp_path: Path) -> None:
@@ -152,7 +166,7 @@ def test_ctrl_c_in_a_terminal_ends_make_run(tmp_path: Path) -> None:
         with contextlib.suppress(OSError):  # what Linux says when the last writer has gone
             while chunk := os.read(terminal, 65536):
                 shown += chunk
-        os.waitpid(process, 0)
+        process.wait(60)
     os.close(terminal)
     assert not is_listening(port)
     assert b"Traceback" not in shown
@@ -162,7 +176,7 @@ def test_closing_the_terminal_ends_make_run(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     with make_run(tmp_path, port) as (process, terminal):
         os.close(terminal)
-        os.waitpid(process, 0)
+        process.wait(60)
     assert not is_listening(port)
 
 
