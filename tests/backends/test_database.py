@@ -128,6 +128,26 @@ def test_a_connection_that_was_ended_can_take_nothing(backend: DatabaseBroker, q
     assert backend.depths([queue])[0].ready == 1
 
 
+def test_what_was_taken_while_the_answer_got_lost_is_delivered_all_the_same(
+    backend: DatabaseBroker, queue: str, sender: Sender
+) -> None:
+    deliveries = Deliveries()
+    receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change)
+    receiver.open()
+    send(sender, message(queue, b"lost"))
+    own = EmbeddedConnection.objects.get().pk
+    # What a connection that breaks behind the commit leaves: the row is taken, and its receiver does not know.
+    [lost] = EmbeddedMessage.objects.get_queryset().take(EmbeddedQueue.objects.get(key=key_of(queue)).pk, own, 1)
+    receiver.consume(queue, 10)
+    send(sender, message(queue, b"next"))
+    found = {delivery.body: delivery for delivery in deliveries.wait(2)}
+    assert set(found) == {bytes(lost.body), b"next"}
+    assert not found[b"lost"].redelivered  # nobody has seen it
+    assert all(delivery.ack() for delivery in found.values())
+    receiver.close()
+    assert stored(queue) == 0
+
+
 def test_what_a_dead_process_held_is_free_before_its_lease_ends(
     backend: DatabaseBroker, queue: str, sender: Sender
 ) -> None:

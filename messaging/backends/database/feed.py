@@ -143,6 +143,7 @@ class Feed:
         if time.monotonic() >= self._chores_at:
             self._chores_at = time.monotonic() + CHORES
             self._drop_deleted()
+            self._free_unknown()
             self._sweeper.sweep(self._id, self._renewed_at)
         self._write_settled()
         if time.monotonic() >= self._look_at:
@@ -168,6 +169,13 @@ class Feed:
         for queue in [queue for queue, queue_id in queues.items() if queue_id not in known]:
             self.unsubscribe(queue)
             self._on_gone(f'The consumer of queue "{queue}" ended: the queue was deleted.')
+
+    def _free_unknown(self) -> None:
+        """Give back what was taken when the answer got lost: the commit was done, and the connection broke."""
+        held = self._messages.filter(holder=self._id).order_by()
+        if unknown := self._holdings.unknown(list(held.values_list("pk", flat=True))):
+            self._messages.free(unknown, self._id, unseen=True)
+            self._look_at = 0.0
 
     def _write_settled(self, *, at_once: bool = False) -> None:
         done, back = self._holdings.take_settled(at_once=at_once)

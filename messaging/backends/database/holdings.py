@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 GATHERING = 0.02  # seconds that an acknowledgement waits for others, to be written with them
@@ -43,6 +43,7 @@ class Holdings:
         self._wake = wake
         self._lock = threading.Lock()
         self._subscriptions: dict[str, Subscription] = {}
+        self._out: set[int] = set()  # handed over and not settled
         self._done: list[int] = []
         self._back: list[int] = []
         self._since = 0.0
@@ -87,6 +88,7 @@ class Holdings:
             if not subscription.is_active:
                 return False
             subscription.held.add(row_id)
+            self._out.add(row_id)
             self._is_starved |= not subscription.room
             return True
 
@@ -98,6 +100,7 @@ class Holdings:
             if row_id not in subscription.held:
                 return True  # settled before
             subscription.held.discard(row_id)
+            self._out.discard(row_id)
             if not self._count:
                 self._since = time.monotonic()
             (self._done if done else self._back).append(row_id)
@@ -120,6 +123,11 @@ class Holdings:
         with self._lock:
             self._done += done
             self._back += back
+
+    def unknown(self, row_ids: Iterable[int]) -> list[int]:
+        """Those of these rows that were never handed over."""
+        with self._lock:
+            return sorted(set(row_ids).difference(self._out, self._done, self._back))
 
     @property
     def due_at(self) -> float:
