@@ -46,8 +46,14 @@ def seconds_to_live(properties: bytes) -> float | None:
 
 
 def delivered(wire: bytes, deliveries: int) -> Letter:
-    """A stored message as its receiver sees it: one that came back says how often, as in a quorum queue."""
-    letter = unseal(wire)
+    """A stored message as its receiver sees it: one that came back says how often, as in a quorum queue.
+
+    What cannot be read is the properties' `problem`, so that it ends in the inbox and not before its queue's others.
+    """
+    try:
+        letter = unseal(wire)
+    except WireError as error:
+        return Letter("", "", Properties(problem=str(error)))
     if deliveries < 2:
         return letter
     return letter._replace(properties=letter.properties.edited(add_headers={DELIVERY_COUNT: deliveries - 1}))
