@@ -141,9 +141,14 @@ class EmbeddedMessageQuerySet(models.QuerySet["EmbeddedMessage"]):
         """Those that nobody took in time."""
         return self.filter(holder__isnull=True, expires_at__lte=Now())
 
+    def next_ready(self, queue: int) -> Self:
+        """A queue's messages that can be delivered now, in their order."""
+        # By holder, which is NULL, because only so PostgreSQL knows that the index has them in this order.
+        return self.ready().filter(queue=queue).order_by("holder_id", "id")
+
     def take(self, queue: int, holder: int, limit: int) -> list[EmbeddedMessage]:
         """Give a queue's next messages to a connection. Raises IntegrityError when that has been ended."""
-        ready = self.ready().filter(queue=queue).order_by("id")
+        ready = self.next_ready(queue)
         changes: dict[str, Any] = {"holder": holder, "deliveries": F("deliveries") + 1}
         if transaction.get_connection(self.db).features.has_select_for_update_skip_locked:
             with transaction.atomic(using=self.db):

@@ -29,6 +29,7 @@ from messaging.models.embedded import key_of
 from messaging.wire import Properties
 from tests.backends.contract import BackendContract
 from tests.backends.tools import Deliveries, confirmed, message, send, unique
+from tests.settings import TEST_DB
 from tests.waiting import wait_until
 
 in_database = pytest.mark.django_db(transaction=True)
@@ -245,6 +246,36 @@ def test_a_message_that_the_database_refuses_fails_alone(backend: DatabaseBroker
     assert [outcome.fate for outcome in outcomes] == [Fate.CONFIRMED, Fate.REFUSED, Fate.CONFIRMED]
     assert "refuse" in outcomes[1].reason
     assert stored(queue) == 2
+
+
+def test_a_row_that_cannot_be_read_does_not_stop_those_behind_it(
+    backend: DatabaseBroker, queue: str, sender: Sender
+) -> None:
+    EmbeddedMessage.objects.create(queue=EmbeddedQueue.objects.get(key=key_of(queue)), wire=b"\xff", body=b"damaged")
+    send(sender, message(queue, b"behind"))
+    deliveries = Deliveries()
+    receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change)
+    receiver.open()
+    receiver.consume(queue, 10)
+    damaged, behind = deliveries.wait(2)
+    assert (damaged.body, behind.body) == (b"damaged", b"behind")
+    assert "cut short" in damaged.properties.problem
+    receiver.close()
+
+
+@pytest.mark.skipif(TEST_DB != "postgres", reason="looks at PostgreSQL's plans")
+def test_taking_from_a_long_backlog_reads_no_more_than_it_takes(backend: DatabaseBroker, queue: str) -> None:
+    other = unique("other")
+    backend.declare(Topology(queues=(QueueSpec(other),)))
+    ids = [EmbeddedQueue.objects.get(key=key_of(name)).pk for name in (other, queue)]
+    rows = [EmbeddedMessage(queue_id=pk, wire=b"", body=b"") for pk in ids for _ in range(2000)]
+    EmbeddedMessage.objects.bulk_create(rows)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE messaging_embeddedmessage")
+    # The backlog of the other queue has the lower numbers: by number alone, all of it would be read.
+    plan = EmbeddedMessage.objects.get_queryset().next_ready(ids[1])[:10].explain()
+    assert "messaging_embedded_ready" in plan
+    assert "Sort" not in plan
 
 
 def test_without_tables_every_door_says_what_to_do(backend: DatabaseBroker, queue: str, sender: Sender) -> None:
