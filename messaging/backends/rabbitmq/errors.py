@@ -70,7 +70,7 @@ def _describe(error: BaseException | None) -> str:
     if isinstance(error, exceptions.ProbableAccessDeniedError):
         return "the broker refused the virtual host; check its name and the user's permissions"
     if isinstance(error, exceptions.IncompatibleProtocolError):
-        return "it hung up before speaking AMQP 0-9-1; check the port, and whether it expects TLS (amqps://)"
+        return "it hung up before speaking AMQP 0-9-1; check the port, and whether it expects TLS or our certificate"
     if isinstance(error, exceptions.AMQPHeartbeatTimeout):
         return "no heartbeat from the broker"
     if isinstance(error, exceptions.ConnectionBlockedTimeout):
