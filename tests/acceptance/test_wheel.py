@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -13,7 +15,6 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,10 +23,9 @@ import pytest
 from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 
-from tests.services import Database, missing
+from tests.acceptance.wheel_environment import STATES, VISIT, Environment, no_network
+from tests.services import Database
 from tests.site import ROOT
-from tools.environment import UNREACHABLE
-from tools.services import ServiceMissing
 
 PYTHON = os.environ.get("MESSAGING_TEST_PYTHON", sys.executable)
 SOURCE = ROOT / "messaging"
@@ -36,99 +36,36 @@ SNIPPET = re.compile(r"<!-- (\S+) -->\n```python\n(.*?)^```$", re.MULTILINE | re
 ARRANGED = 'STATIC_ROOT = BASE_DIR / "static"\nMESSAGING["default"]["RETRY"] = {"max_attempts": 1}\n'
 REPAIRED = ('message.payload["order"]', 'message.payload.get("order", "unknown")')
 
-STATES = """
-from messaging.models import ProcessedMessage, PublishedMessage
-for kind in (ProcessedMessage, PublishedMessage):
-    print("state", *kind.objects.order_by("state").values_list("state", flat=True))
-"""
 
-VISIT = """
-import django, os, sys
-os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
-django.setup()
-
-import messaging
-from django.contrib.auth import get_user_model
-from django.contrib.staticfiles import finders
-from django.test import Client
-from django.urls import reverse
-from django.utils import translation
-from messaging.models import ProcessedMessage, PublishedMessage
-
-assert messaging.__file__.startswith(sys.prefix), messaging.__file__
-assert finders.find("messaging/admin.css").startswith(sys.prefix)
-client = Client(SERVER_NAME="localhost")
-client.force_login(get_user_model().objects.create_superuser("operator", "", "secret"))
-
-def page(name, *arguments):
-    answer = client.get(reverse(f"admin:{name}", args=arguments))
-    assert answer.status_code == 200, (name, answer.status_code)
-    return answer.content.decode()
-
-failed = ProcessedMessage.objects.get(state="failed")
-pages = [
-    page("index"),
-    page("app_list", "messaging"),
-    page("messaging_processedmessage_changelist"),
-    page("messaging_processedmessage_change", failed.pk),
-    page("messaging_publishedmessage_changelist"),
-    page("messaging_publishedmessage_add"),
-    page("messaging_queuecontrol_changelist"),
-]
-assert "KeyError" in pages[3]
-assert "Queues" in pages[6]
-assert all("messaging/admin.css" in text for text in pages[2:]), "our own templates"
-with translation.override("zh-hans"):
-    assert "队列" in page("messaging_queuecontrol_changelist")
-print("pages", len(pages))
-"""
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that the processes of one test run have in common, so that each thing is made once."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder if worker_id == "master" else folder.parent
 
 
-@dataclass(frozen=True)
-class Environment:
-    """A virtual environment with a copy of the package in it."""
-
-    folder: Path
-    wheel: Path
-
-    def run(self, program: str, *arguments: str, cwd: Path | None = None) -> str:
-        """Run one of its programs, outside of the checkout, and return what it said."""
-        hidden = ("DJANGO_", "MESSAGING_", "PYTHON", "DATABASE_URL", "VIRTUAL_ENV")
-        done = subprocess.run(
-            [self.folder / "bin" / program, *arguments],
-            cwd=cwd or self.folder,
-            env={name: value for name, value in os.environ.items() if not name.startswith(hidden)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
-        said = done.stdout + done.stderr
-        if done.returncode and program == "pip":
-            no_network(said)
-        assert done.returncode == 0, f"{program} {' '.join(arguments)}:\n{said}"
-        return said
-
-    def install(self, extra: str = "") -> None:
-        self.run("pip", "install", "--quiet", "--disable-pip-version-check", f"{self.wheel}{extra}")
-
-
-def no_network(said: str) -> None:
-    if UNREACHABLE.search(said):
-        missing(ServiceMissing("the package index, from which this test installs Django, cannot be reached."))
+@contextlib.contextmanager
+def made_once(path: Path) -> Iterator[bool]:
+    """Whether `path` has yet to be made; the other test processes wait meanwhile."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = path.with_suffix(".done")
+        yield not done.exists()
+        done.touch()
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(shared: Path) -> Path:
     """A folder with the wheel, and the source distribution that it was made of."""
-    folder = tmp_path_factory.mktemp("built")
-    copy = shutil.copytree(ROOT, folder / "source", ignore=LEFT_OUT)
-    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(copy)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    if done.returncode:
-        no_network(done.stdout + done.stderr)
-    assert done.returncode == 0, done.stdout + done.stderr
+    folder = shared / "built"
+    with made_once(folder) as is_wanted:
+        if is_wanted:
+            copy = shutil.copytree(ROOT, folder / "source", ignore=LEFT_OUT)
+            command = [sys.executable, "-m", "build", "--outdir", str(folder), str(copy)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+            if done.returncode:
+                no_network(done.stdout + done.stderr)
+            assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
@@ -139,11 +76,13 @@ def wheel(built: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([PYTHON, "-m", "venv", str(folder)], check=True, timeout=120)
-    made = Environment(folder, wheel)
-    made.install()
+def environment(wheel: Path, shared: Path) -> Environment:
+    made = Environment(shared / "environment", wheel)
+    with made_once(made.folder) as is_wanted:
+        if is_wanted:
+            subprocess.run([PYTHON, "-m", "venv", "--without-pip", str(made.folder)], check=True, timeout=120)
+            made.install()
+            made.first_packages.write_text(made.pip("list", "--format=freeze"))
     return made
 
 
@@ -163,8 +102,7 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in names if ".dist-info/" not in name} == source_files()
     assert any(name.endswith("/LICENSE") for name in names)
-    kinds = {"messaging/py.typed", "messaging/locale/zh_Hans/LC_MESSAGES/django.mo"}
-    assert kinds < names
+    assert {"messaging/py.typed", "messaging/locale/zh_Hans/LC_MESSAGES/django.mo"} < names
 
 
 def test_the_source_distribution_holds_what_the_wheel_is_made_of_and_no_tests(built: Path) -> None:
@@ -192,9 +130,9 @@ def test_the_description_has_no_link_that_leads_nowhere_on_a_package_index() -> 
 
 
 def test_it_installs_with_nothing_but_django_and_pika(environment: Environment) -> None:
-    said = environment.run("pip", "list", "--format=freeze", "--disable-pip-version-check")
+    said = environment.first_packages.read_text()
     names = {Requirement(line).name.lower() for line in said.splitlines() if "==" in line}
-    assert names - {"pip", "setuptools"} == {"django-durable-messaging", "django", "asgiref", "sqlparse", "pika"}
+    assert names == {"django-durable-messaging", "django", "asgiref", "sqlparse", "pika"}
 
 
 def test_on_sqlite_with_the_embedded_broker(environment: Environment, tmp_path: Path) -> None:
@@ -231,8 +169,7 @@ def tell_the_story(environment: Environment, folder: Path, arranged: str) -> Non
     handlers.write_text(written["shop/handlers.py"])
     manage("migrate", "--verbosity=0")
     manage("makemigrations", "--check", "--dry-run")
-    manage("shell", "-c", written["publish"])
-    manage("shell", "-c", written["publish"].replace('{"order": 17}', "{}"))
+    manage("shell", "-c", written["publish"] + 'publish("orders.placed", {})')
     said = manage("consume", "--burst")
     assert "To be billed: order 17" in said
     assert states() == [["failed", "processed"], ["published"] * 2]
