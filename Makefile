@@ -20,8 +20,8 @@ run-rabbitmq: ## the same on RabbitMQ, with a private node where none is reachab
 test: ## the tests, with private RabbitMQ and PostgreSQL servers
 	@$(PYTHON) -m tools.test $(ARGS)
 
-test-all: ## the long ones too
-	@$(PYTHON) -m tools.test -m "" $(ARGS)
+test-all: ## the long ones too, and once more on a private MariaDB server
+	@$(PYTHON) -m tools.test --all $(ARGS)
 
 contract: ## what every backend promises, as a table: test, backend, database (ARGS=--mariadb)
 	@$(PYTHON) -m tools.contract $(ARGS)

@@ -7,7 +7,9 @@ from uuid import uuid4
 
 import pytest
 
+from tests.mariadb import MariaDatabase
 from tests.services import MISSING, Broker, Database, Services, missing
+from tests.settings import TEST_DB
 from tests.site import SiteFactory
 from tools.postgresql import PostgreSQL
 from tools.rabbitmq import RabbitMQ
@@ -20,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """With xdist, start the services once, before the workers, which find them in the environment."""
     is_worker = hasattr(config, "workerinput")
     if not is_worker and config.getoption("numprocesses", None) and not config.option.collectonly:
-        services.share()
+        services.share(mariadb=TEST_DB == "mariadb" or "not slow" not in config.option.markexpr)
 
 
 def pytest_unconfigure() -> None:
@@ -129,17 +131,27 @@ def own_postgres(_own_postgres: PostgreSQL) -> PostgreSQL:
 
 
 @pytest.fixture(scope="session")
+def mariadb() -> MariaDatabase:
+    """The MariaDB server of this run. Do not stop it."""
+    try:
+        return services.mariadb()
+    except ServiceMissing as error:
+        missing(error)
+        raise
+
+
+@pytest.fixture(scope="session")
 def django_db_modify_db_settings(
     django_db_modify_db_settings_parallel_suffix: None, request: pytest.FixtureRequest
 ) -> None:
-    """Send Django to this run's PostgreSQL where TEST_DB=postgres asks for it."""
+    """Send Django to this run's PostgreSQL or MariaDB where TEST_DB asks for it."""
     from django.db import connections
 
     settings = connections["default"].settings_dict
-    if settings["ENGINE"] == "django.db.backends.postgresql":
+    if TEST_DB in ("postgres", "mariadb"):
         import environ
 
-        database: Database = request.getfixturevalue("postgres")
+        database: Database | MariaDatabase = request.getfixturevalue(TEST_DB)
         url = environ.Env.db_url_config(database.dsn)
         settings.update({name: url[name] for name in ("NAME", "USER", "PASSWORD", "HOST", "PORT")})
 
@@ -153,9 +165,15 @@ def _site_templates(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fi
 
 @pytest.fixture
 def site(_site_templates: SiteFactory) -> Iterator[SiteFactory]:
-    """`site(db="sqlite" | "postgres", ...)`: the project as processes of its own; see `SiteFactory.__call__`."""
+    """`site(db="sqlite" | "postgres" | "mariadb")`: the project as processes of its own; see `SiteFactory.__call__`."""
     yield _site_templates
     _site_templates.close_sites()
+
+
+@pytest.fixture(params=["sqlite", "postgres", pytest.param("mariadb", marks=pytest.mark.slow)])
+def every_db(request: pytest.FixtureRequest) -> str:
+    """Each kind of database in turn, MariaDB in `make test-all` alone, for `site(db=every_db)`."""
+    return str(request.param)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -1,12 +1,14 @@
-"""The broker and the database that tests use: given by the environment, or private ones that end with the run.
+"""The broker and the databases that tests use: given by the environment, or private ones that end with the run.
 
 `MESSAGING_TEST_URL` (amqp://...), with `MESSAGING_TEST_MANAGEMENT_URL` (http://user:password@host:15672) and
 `MESSAGING_TEST_CTL` (a command prefix such as "docker exec rabbit rabbitmqctl") where there are such, names a broker;
-`MESSAGING_TEST_DATABASE` (postgres://...) a PostgreSQL server. What is not given is started.
+`MESSAGING_TEST_DATABASE` (postgres://...) a PostgreSQL server, and `MESSAGING_TEST_MARIADB` (mysql://...) a MariaDB
+server. What is not given is started.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import subprocess
@@ -22,8 +24,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.mariadb import MariaDatabase
 from tools import rabbitmq
 from tools.janitor import Janitor
+from tools.mariadb import MariaDB
 from tools.postgresql import PostgreSQL
 from tools.rabbitmq import RabbitMQ
 from tools.services import ServiceFailed, ServiceMissing
@@ -125,10 +129,11 @@ class Services:
         self._closing: list[Callable[[], None]] = []
         self._lock = threading.Lock()
 
-    def share(self) -> None:
-        """Start both in parallel and put their addresses into the environment, for workers to find."""
+    def share(self, *, mariadb: bool) -> None:
+        """Start them in parallel and put their addresses into the environment, for workers to find."""
+        starts = [self._share_broker, self._share_database, *([self._share_mariadb] if mariadb else [])]
         with ThreadPoolExecutor() as pool:
-            for result in (pool.submit(self._share_broker), pool.submit(self._share_database)):
+            for result in [pool.submit(start) for start in starts]:
                 result.result()
 
     def broker(self) -> Broker:
@@ -141,9 +146,14 @@ class Services:
         )
 
     def database(self) -> Database:
-        """The database server given by the environment, or a private one. Raises ServiceMissing."""
+        """The PostgreSQL server given by the environment, or a private one. Raises ServiceMissing."""
         self._share_database(required=True)
         return Database(os.environ["MESSAGING_TEST_DATABASE"])
+
+    def mariadb(self) -> MariaDatabase:
+        """The MariaDB server given by the environment, or a private one. Raises ServiceMissing."""
+        self._share_mariadb(required=True)
+        return MariaDatabase(os.environ["MESSAGING_TEST_MARIADB"])
 
     def node(self) -> RabbitMQ:
         """A further private RabbitMQ node, running. Raises ServiceMissing."""
@@ -159,6 +169,15 @@ class Services:
         self._closing.append(cluster.close)
         cluster.start()
         return cluster
+
+    def mariadb_server(self) -> MariaDB:
+        """A further private MariaDB server, running. Raises ServiceMissing."""
+        if importlib.util.find_spec("MySQLdb") is None:
+            raise ServiceMissing("mysqlclient is not installed: `.venv/bin/pip install -r requirements-mariadb.txt`.")
+        server = MariaDB(self._new_folder("mariadb"), self._watch())
+        self._closing.append(server.close)
+        server.start()
+        return server
 
     def close(self) -> None:
         """End everything that was started and remove its data."""
@@ -192,12 +211,21 @@ class Services:
             if required:
                 raise
 
+    def _share_mariadb(self, required: bool = False) -> None:
+        if os.environ.get("MESSAGING_TEST_MARIADB"):
+            return
+        try:
+            os.environ["MESSAGING_TEST_MARIADB"] = self.mariadb_server().dsn
+        except ServiceMissing:
+            if required:
+                raise
+
     def _watch(self) -> Janitor:
         with self._lock:
             if self._janitor is None:
                 self._janitor = Janitor()
                 self._folder = Path(tempfile.mkdtemp(prefix="messaging-services-"))
-                self._folder.chmod(0o755)  # PostgreSQL's account must reach its folder below
+                self._folder.chmod(0o755)  # the servers' accounts must reach their folders below
                 self._janitor.remove(self._folder)
             return self._janitor
 

@@ -1,6 +1,7 @@
 """Settings of the tests that run in pytest's own process.
 
-`TEST_DB=sqlite` (the default) or `TEST_DB=postgres`, whose address the fixture `django_db_modify_db_settings` fills in.
+`TEST_DB=sqlite` (the default), or `postgres` or `mariadb`, whose address the fixture `django_db_modify_db_settings`
+fills in.
 """
 
 import os
@@ -71,6 +72,11 @@ _databases: dict[str, dict[str, Any]] = {
     "postgres": {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": "postgres",
+        "TEST": {"NAME": _name},
+    },
+    "mariadb": {
+        "ENGINE": "django.db.backends.mysql",
+        "NAME": "mysql",
         "TEST": {"NAME": _name},
     },
 }

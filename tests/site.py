@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import psycopg
 
+from tests.mariadb import MariaDatabase, connected
 from tests.services import Broker, Database
 from tests.waiting import wait_until
 from tools.janitor import Janitor
@@ -187,6 +188,10 @@ class Site:
             connection = sqlite3.connect(self.database_url.removeprefix("sqlite:///"), timeout=20, isolation_level=None)
             with contextlib.closing(connection):
                 return connection.execute(statement).fetchall()
+        if self.database_url.startswith("mysql"):
+            with connected(self.database_url) as maria:
+                maria.execute(statement)
+                return list(maria.fetchall())
         with psycopg.connect(self.database_url, autocommit=True) as postgres:
             cursor = postgres.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
@@ -236,7 +241,7 @@ class SiteFactory:
         """A new site, migrated and connected; nothing runs yet.
 
         Args:
-            db: "sqlite" or "postgres".
+            db: "sqlite", "postgres" or "mariadb".
             handlers: Python source of a `handlers.py`, installed as the app `extra`.
             broker: a URL; None for a fresh virtual host of the run's RabbitMQ, "database://" for the embedded broker.
             queues: `MESSAGING["default"]["QUEUES"]`.
@@ -250,7 +255,7 @@ class SiteFactory:
             "MESSAGING_URL": broker or self._new_vhost(),
             "MESSAGING_QUEUES": json.dumps(queues or {}),
             "MESSAGING_OPTIONS": json.dumps(options or {}),
-            "DATABASE_URL": self._new_sqlite(folder) if db == "sqlite" else self._new_postgres(postgres),
+            "DATABASE_URL": self._new_database(db, folder, postgres),
         }
         if handlers is not None:
             _write_app(folder / "extra", handlers)
@@ -267,7 +272,7 @@ class SiteFactory:
             self._undo.pop()()
 
     def close(self) -> None:
-        """Drop the template of PostgreSQL."""
+        """Drop the templates."""
         for undo in self._close:
             undo()
         self._janitor.close()
@@ -279,6 +284,15 @@ class SiteFactory:
         self._undo.append(lambda: rabbitmq.delete_vhost(name))
         return url
 
+    def _new_database(self, kind: str, folder: Path, postgres: Database | None) -> str:
+        if kind == "sqlite":
+            return self._new_sqlite(folder)
+        if postgres is None:
+            return self._new_copy(kind)
+        url = postgres.create(f"site_{uuid4().hex[:12]}")
+        self._migrate(url)
+        return url
+
     def _new_sqlite(self, folder: Path) -> str:
         if "sqlite" not in self._templates:
             template = self._folder / "template.sqlite3"
@@ -287,20 +301,16 @@ class SiteFactory:
         shutil.copyfile(self._templates["sqlite"], folder / "db.sqlite3")
         return f"sqlite:///{folder / 'db.sqlite3'}"
 
-    def _new_postgres(self, server: Database | None) -> str:
-        name = f"site_{uuid4().hex[:12]}"
-        if server is not None:
-            url = server.create(name)
-            self._migrate(url)
-            return url
-        shared: Database = self._fixture("postgres")
-        if "postgres" not in self._templates:
+    def _new_copy(self, kind: str) -> str:
+        shared: Database | MariaDatabase = self._fixture(kind)
+        if kind not in self._templates:
             template = f"template_{uuid4().hex[:12]}"
             self._migrate(shared.create(template))
-            self._templates["postgres"] = template
+            self._templates[kind] = template
             self._close.append(lambda: shared.drop(template))
+        name = f"site_{uuid4().hex[:12]}"
         self._undo.append(lambda: shared.drop(name))
-        return shared.create(name, self._templates["postgres"])
+        return shared.create(name, self._templates[kind])
 
     def _migrate(self, url: str) -> None:
         env = self._base_env(self._folder) | {"DATABASE_URL": url, "MESSAGING_URL": "database://"}

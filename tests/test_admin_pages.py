@@ -277,7 +277,8 @@ def test_lists_read_neither_bodies_nor_headers(admin_client: Client) -> None:
     incoming(body=b"b" * 100_000)
     with CaptureQueriesContext(connection) as queries:
         admin_client.get(INCOMING)
-    rows = [query["sql"] for query in queries if 'SELECT "messaging_processedmessage"."id"' in query["sql"]]
+    said = [query["sql"].replace("`", '"') for query in queries]  # MariaDB's quotes
+    rows = [sql for sql in said if 'SELECT "messaging_processedmessage"."id"' in sql]
     assert rows
     for column in ("body", "headers", "wire", "error"):
         assert all(f' "messaging_processedmessage"."{column}",' not in sql for sql in rows), column
@@ -302,8 +303,10 @@ def test_search_finds_ids_and_the_beginning_of_routing_keys(admin_client: Client
         incoming(message_id="two", correlation_id="corr", routing_key="orders.paid"),
         incoming(message_id="three", causation_id="cause", routing_key="invoices.sent"),
     ]
+    any_case = [0] if connection.vendor == "mysql" else []  # by its collation
     expected = {
-        "one": [0], "corr": [1], "cause": [2], "orders.": [1, 0], "rders": [], "ONE": [], " one ": [0], "": [2, 1, 0],
+        "one": [0], "corr": [1], "cause": [2], "orders.": [1, 0], "rders": [], "ONE": any_case, " one ": [0],
+        "": [2, 1, 0],
     }  # fmt: skip
     for term, found in expected.items():
         response = admin_client.get(INCOMING, {"q": term})

@@ -14,7 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = Path(os.environ.get("VENV", ROOT / ".venv"))
 SITE = "requirements.txt"  # enough for `make run`
-DEVELOPMENT = "requirements-dev.txt"  # includes the other
+DEVELOPMENT = "requirements-dev.txt"  # includes that
+MARIADB = "requirements-mariadb.txt"  # includes both
+LISTS = (SITE, DEVELOPMENT, MARIADB)
 # What runs this also has to be what the environment was made of, or newer than the oldest supported one.
 USABLE = "import pip, sys; sys.exit(sys.version_info < (3, 11))"
 UNREACHABLE = re.compile(r"from versions: none|Connection|Max retries|Name or service|timed out", re.IGNORECASE)
@@ -24,7 +26,7 @@ def ensure_environment(requirements: str = SITE) -> Path:
     """Create and fill the virtual environment as needed and return its Python.
 
     Args:
-        requirements: the file that lists what is wanted, `SITE` or `DEVELOPMENT`.
+        requirements: the file that lists what is wanted, one of `LISTS`.
 
     Raises:
         SystemExit: with one sentence that says why not.
@@ -88,7 +90,7 @@ def _fill(python: Path, requirements: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise SystemExit(_why(requirements, done.stderr))
-    for satisfied in {SITE, requirements}:
+    for satisfied in _included(requirements):
         _stamp(satisfied).write_text(_wanted(satisfied))
 
 
@@ -97,8 +99,13 @@ def _stamp(requirements: str) -> Path:
     return VENV / f"{requirements}.sha256"
 
 
+def _included(requirements: str) -> tuple[str, ...]:
+    """A list of requirements and those that it includes."""
+    return LISTS[: LISTS.index(requirements) + 1]
+
+
 def _wanted(requirements: str) -> str:
-    files = [ROOT / name for name in {SITE: None, requirements: None}]
+    files = [ROOT / name for name in _included(requirements)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files) + sys.version.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Installing RabbitMQ and PostgreSQL with apt-get, where that is possible without asking: as root on Debian."""
+"""Installing servers, and what a driver needs to be built, with apt-get, where that can be done: as root on Debian."""
 
 from __future__ import annotations
 
@@ -6,16 +6,41 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
-from tools import postgresql, rabbitmq
+from tools import mariadb, postgresql, rabbitmq
 from tools.services import ServiceMissing
 
 POLICY = Path("/usr/sbin/policy-rc.d")
-FINDERS: dict[str, Callable[[], Path]] = {
+
+BUILDING = ("libmariadb-dev", "pkg-config", "gcc", "python3-dev")  # what mysqlclient takes to be built
+
+
+def _finder(program: str) -> Callable[[], object]:
+    return lambda: shutil.which(program) or _cannot_build(f"`{program}`")
+
+
+def _find_headers() -> object:
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return header.exists() or _cannot_build(header)
+
+
+def _cannot_build(without: object) -> NoReturn:
+    way_out = f"`apt-get install {' '.join(BUILDING)}` (Debian, Ubuntu) or `brew install mariadb pkg-config`"
+    raise ServiceMissing(f"Without {without} mysqlclient cannot be built: {way_out}.")
+
+
+FINDERS: dict[str, Callable[[], object]] = {
     "rabbitmq-server": rabbitmq.find_scripts,
     "postgresql": postgresql.find_programs,
+    "mariadb-server": mariadb.find_programs,
+    "libmariadb-dev": _finder("mariadb_config"),
+    "pkg-config": _finder("pkg-config"),
+    "gcc": _finder("gcc"),
+    "python3-dev": _find_headers,
 }
 
 

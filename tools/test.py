@@ -1,34 +1,65 @@
-"""`make test`: set up what is missing, then run the tests with private services, on SQLite and on PostgreSQL."""
+"""`make test`: set up what is missing, then run the tests with private services, on SQLite and on PostgreSQL.
+
+`make test-all` passes `--all`: the slow tests too, and once more on MariaDB.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-from tools.environment import DEVELOPMENT, ROOT, ensure_environment
-from tools.packages import install_missing
+from tools.environment import DEVELOPMENT, MARIADB, ROOT, ensure_environment
+from tools.packages import BUILDING, install_missing
 
-# These choose their databases themselves, or need none: the second database would only run them twice.
-ONCE = ("tests/acceptance", "tests/backends", "tests/docs", "tests/test_services.py")
-
-GIVEN_BY = {"rabbitmq-server": "MESSAGING_TEST_URL", "postgresql": "MESSAGING_TEST_DATABASE"}
+# These choose their databases themselves, or need none: another database would only run them once more.
+ONCE = (
+    "tests/acceptance",
+    "tests/backends/test_contract.py",
+    "tests/backends/test_rabbitmq.py",
+    "tests/docs",
+    "tests/test_services.py",
+)
+AGAIN = {"postgres": "PostgreSQL", "mariadb": "MariaDB"}
+GIVEN_BY = {
+    "rabbitmq-server": "MESSAGING_TEST_URL",
+    "postgresql": "MESSAGING_TEST_DATABASE",
+    "mariadb-server": "MESSAGING_TEST_MARIADB",
+}
 
 
 def main(arguments: list[str]) -> int:
-    """Run pytest once per database with `arguments` and return the worse exit status."""
-    python = ensure_environment(DEVELOPMENT)
-    wanted = [package for package, variable in GIVEN_BY.items() if not os.environ.get(variable)]
-    for sentence in install_missing(*wanted):
-        print(sentence, flush=True)
+    """Run pytest once per database with `arguments` and return the worst exit status."""
+    everything = arguments[:1] == ["--all"]
+    if everything:
+        arguments = ["-m", "", *arguments[1:]]
+    databases = ["postgres", "mariadb"] if everything else ["postgres"]
+    python = _prepare(everything)
     pytest = [str(python), "-m", "pytest", "-q", "-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
     print("The whole suite, with SQLite where a test does not choose:", flush=True)
     status = _run([*pytest, *arguments], "sqlite")
-    if status == 2:  # interrupted
-        return status
-    print("Once more with PostgreSQL, without the tests that choose their database themselves:", flush=True)
     ignored = [f"--ignore={path}" for path in ONCE]
-    return max(status, _run([*pytest, *ignored, *arguments], "postgres"))
+    for database in databases:
+        if status == 2:  # interrupted
+            break
+        print(f"Once more with {AGAIN[database]}, without the tests that choose their database themselves:", flush=True)
+        status = max(status, _run([*pytest, *ignored, *arguments], database))
+    return status
+
+
+def _prepare(everything: bool) -> Path:
+    """Install what is missing, and say what could not be; returns the Python to run the tests with."""
+    services = [name for name in GIVEN_BY if everything or name != "mariadb-server"]
+    wanted = [name for name in services if not os.environ.get(GIVEN_BY[name])]
+    for sentence in install_missing(*wanted, *(BUILDING if everything else ())):
+        print(sentence, flush=True)
+    if everything:
+        try:
+            return ensure_environment(MARIADB)
+        except SystemExit as error:  # the tests on MariaDB will be skipped, or fail in CI
+            print(error, flush=True)
+    return ensure_environment(DEVELOPMENT)
 
 
 def _run(command: list[str], database: str) -> int:

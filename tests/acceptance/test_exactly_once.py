@@ -47,6 +47,8 @@ ON_POSTGRES = [pytest.mark.broker, pytest.mark.postgres]
         pytest.param("postgres", None, COUNT, marks=ON_POSTGRES, id="rabbitmq"),
         pytest.param("sqlite", "database://", COUNT // 4, id="embedded-sqlite"),
         pytest.param("postgres", "database://", COUNT, marks=ON_POSTGRES, id="embedded-postgres"),
+        pytest.param("mariadb", None, COUNT, marks=[pytest.mark.broker, pytest.mark.slow], id="rabbitmq-mariadb"),
+        pytest.param("mariadb", "database://", COUNT, marks=pytest.mark.slow, id="embedded-mariadb"),
     ],
 )
 def test_every_effect_happens_exactly_once_while_processes_are_killed(
@@ -62,7 +64,7 @@ def test_every_effect_happens_exactly_once_while_processes_are_killed(
     assert set(made.states("published")) == {"published"}
     assert made.states() == {"processed": count}
     assert made.value("SELECT COUNT(*) FROM app_effect") == count
-    assert made.value("SELECT COUNT(DISTINCT key) FROM app_effect") == count
+    assert made.value('SELECT COUNT(DISTINCT "key") FROM app_effect') == count
     assert kills >= 3
     for process in running:
         assert process.stop() in (0, -signal.SIGTERM)  # one that was started just now cannot end in order yet

@@ -69,7 +69,7 @@ def steps(site: SiteFactory, any_db: str) -> Site:
     return site(any_db, handlers=HANDLERS, options={"LEASE": 2})
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+@pytest.fixture(params=["sqlite", *(pytest.param(db, marks=pytest.mark.slow) for db in ("postgres", "mariadb"))])
 def embedded(site: SiteFactory, request: pytest.FixtureRequest) -> Site:
     return site(request.param, handlers=HANDLERS, options={"LEASE": 2}, broker="database://")
 
