@@ -149,12 +149,11 @@ class Envelope:
     @cached_property
     def digest(self) -> uuid.UUID:
         """Tells two messages of the same id apart: exchange, routing key, type, content type and body."""
-        state = blake2b(digest_size=16)
+        pieces = []
         for part in (self.exchange, self.routing_key, self.properties.type or "", self.properties.content_type or ""):
             raw = part.encode("utf-8", "surrogateescape")
-            state.update(struct.pack(">I", len(raw)) + raw)
-        state.update(self.body)
-        return uuid.UUID(bytes=state.digest())
+            pieces += [struct.pack(">I", len(raw)), raw]
+        return hashed(*pieces, self.body)
 
     @cached_property
     def key(self) -> uuid.UUID | None:
@@ -163,14 +162,21 @@ class Envelope:
             return self.row_key
         if not self.message_id:
             return None
-        raw = self.message_id.encode("utf-8", "surrogateescape")
-        return uuid.UUID(bytes=blake2b(raw, digest_size=16).digest())
+        return hashed(self.message_id.encode("utf-8", "surrogateescape"))
 
     @cached_property
     def reused_key(self) -> uuid.UUID:
         """Identity of a message whose id another message took: a hash of id and digest, the same at each delivery."""
         raw = self.message_id.encode("utf-8", "surrogateescape")
-        return uuid.UUID(bytes=blake2b(raw + self.digest.bytes, digest_size=16, person=b"reused-id").digest())
+        return hashed(raw, self.digest.bytes, person=b"reused-id")
+
+
+def hashed(*pieces: bytes, person: bytes = b"") -> uuid.UUID:
+    """A hash of bytes, as a UUID that every database takes: MariaDB's type refuses those without RFC 9562's variant."""
+    state = blake2b(digest_size=16, person=person)
+    for piece in pieces:
+        state.update(piece)
+    return uuid.UUID(bytes=state.digest(), version=5)
 
 
 class ReceivedMessage:
@@ -357,10 +363,12 @@ def _text(value: Any, default: str) -> str:
 
 
 def _uuid(value: Any) -> uuid.UUID | None:
+    """A key of ours; None for what we never write, such as the values that MariaDB refuses."""
     try:
-        return uuid.UUID(value) if isinstance(value, str) else None
+        found = uuid.UUID(value) if isinstance(value, str) else None
     except ValueError:
         return None
+    return found if found is not None and found.variant == uuid.RFC_4122 else None
 
 
 def _wire_text(value: str) -> str | bytes:

@@ -9,23 +9,20 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from hashlib import blake2b
 from typing import Any, Self
 
 from django.db import models, transaction
 from django.db.models import Exists, F, OuterRef, Q
 
 from messaging.clock import Now
+from messaging.message import hashed
 from messaging.models.base import PolledIndex
 
 
 def key_of(*names: str) -> uuid.UUID:
     """The identity of a name, or of several together: a hash, because collations equate names that differ."""
-    state = blake2b(digest_size=16)
-    for name in names:
-        raw = name.encode("utf-8", "surrogateescape")
-        state.update(len(raw).to_bytes(4) + raw)
-    return uuid.UUID(bytes=state.digest())
+    raw = [name.encode("utf-8", "surrogateescape") for name in names]
+    return hashed(*(len(one).to_bytes(4) + one for one in raw))
 
 
 class EmbeddedExchange(models.Model):
