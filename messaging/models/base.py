@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.utils.translation import gettext_lazy as _
 
@@ -36,6 +37,23 @@ class PolledIndex(models.Index):
         return full.remove_sql(model, schema_editor, **kwargs)
 
 
+if TYPE_CHECKING:
+    TextColumn = models.CharField[str | models.expressions.Combinable, str]
+else:  # it takes no types at run time
+    TextColumn = models.CharField
+
+
+class NameField(TextColumn):
+    """A name that is case-sensitive in RabbitMQ or in the settings, and so in its column, whatever the collation."""
+
+    def db_parameters(self, connection: BaseDatabaseWrapper) -> Any:
+        """The column's type, with a binary collation on MySQL and MariaDB."""
+        parameters: Any = super().db_parameters(connection)
+        if connection.vendor == "mysql":
+            parameters["collation"] = "utf8mb4_bin"
+        return parameters
+
+
 class StoredMessage(models.Model):
     """The message itself, as both the outbox and the inbox keep it.
 
@@ -43,9 +61,9 @@ class StoredMessage(models.Model):
     exchange, routing key and properties to the byte; `body` with `body_encoding` holds the payload to the byte.
     """
 
-    alias = models.CharField(_("alias"), max_length=100, default="default")
+    alias = NameField(_("alias"), max_length=100, default="default")
     message_id = models.CharField(_("message id"), max_length=255, blank=True)
-    queue = models.CharField(_("queue"), max_length=255, blank=True)
+    queue = NameField(_("queue"), max_length=255, blank=True)
     exchange = models.CharField(_("exchange"), max_length=255, blank=True)
     routing_key = models.CharField(_("routing key"), max_length=255, blank=True)
     type = models.CharField(_("type"), max_length=255, blank=True)

@@ -7,6 +7,7 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from messaging.clock import Now
+from messaging.models.base import NameField
 
 
 class AuditRecord(models.Model):
@@ -46,8 +47,8 @@ class AuditRecord(models.Model):
 class QueueControl(models.Model):
     """Whether our consumers take from a queue; no row means that they do."""
 
-    alias = models.CharField(_("alias"), max_length=100, default="default")
-    queue = models.CharField(_("queue"), max_length=255)
+    alias = NameField(_("alias"), max_length=100, default="default")
+    queue = NameField(_("queue"), max_length=255)
     paused = models.BooleanField(_("paused"), default=False)
     changed_at = models.DateTimeField(_("changed"), db_default=Now())
     changed_by = models.CharField(_("changed by"), max_length=255, blank=True)
