@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, cast
 
-from django.db import InterfaceError, OperationalError, connections
+from django.db import DataError, InterfaceError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 CONFLICTS = {"40001", "40P01"}  # PostgreSQL: serialization failure, deadlock
-MYSQL_CONFLICTS = {1213}  # deadlock
+MYSQL_CONFLICTS = {1020, 1213}  # record changed since it was read (MariaDB's snapshot isolation), deadlock
 LOCK_WAITS = {"55P03"}  # PostgreSQL: lock not available
 MYSQL_LOCK_WAITS = {1205, 3572}  # lock wait timeout exceeded
+# A character that the column's character set lacks; JSON nested too deeply, in MySQL's words; a CHECK constraint, which
+# is how MariaDB says that.
+MYSQL_REFUSALS = {1366, 3157, 3819, 4025}
 POSTGRESQL_IN_ERROR = 3  # libpq's PQTRANS_INERROR
 CONNECT_TIMEOUT = 5  # seconds
 
@@ -56,6 +59,11 @@ def is_lock_wait(error: BaseException) -> bool:
     return state in LOCK_WAITS or code in MYSQL_LOCK_WAITS or _is_busy(error)
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Whether the database refused a value, which it may take in another form."""
+    return isinstance(error, DataError) or _codes(error)[1] in MYSQL_REFUSALS
+
+
 def is_doomed(connection: BaseDatabaseWrapper) -> bool:
     """Whether the open transaction can only be rolled back.
 
@@ -82,15 +90,15 @@ def brief_locks(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[Non
         yield
         _execute(connection, "SET LOCAL lock_timeout TO DEFAULT")
     elif connection.vendor == "mysql":
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT @@SESSION.innodb_lock_wait_timeout")
-            before = int(cursor.fetchone()[0])
-        _execute(connection, f"SET SESSION innodb_lock_wait_timeout = {max(1, round(seconds))}")
+        limit = max(1, round(seconds))
+        before = "@messaging_lock_wait = @@SESSION.innodb_lock_wait_timeout"
+        _execute(connection, f"SET {before}, SESSION innodb_lock_wait_timeout = {limit}")
         try:
             yield
         finally:
-            if connection.connection is not None:
-                _execute(connection, f"SET SESSION innodb_lock_wait_timeout = {before}")
+            # Past Django, which refuses statements after an error: the limit belongs to the session.
+            with suppress(Exception), closing(connection.connection.cursor()) as cursor:
+                cursor.execute("SET SESSION innodb_lock_wait_timeout = @messaging_lock_wait")
     else:
         yield
 

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from types import FrameType, TracebackType
 from typing import Any
 
-from django.db import DataError, IntegrityError, OperationalError, connections, transaction
+from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
 from django.db.models import F
 
 from messaging import conf, inbox, signals
@@ -62,7 +62,7 @@ def record(place: Place, failure: Failure, database: str, settings: conf.AliasSe
     """
     try:
         return _record(place, failure, database, settings)
-    except DataError as error:
+    except DatabaseError as error:
         if not place.escape(error):
             raise
         return _record(place, failure, database, settings)

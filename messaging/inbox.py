@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db import DataError, IntegrityError, OperationalError, connections, transaction
+from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
 from django.db.models import BooleanField, Case, Q, Value, When
 
 from messaging.clock import Now
-from messaging.database import brief_locks, is_lock_wait
+from messaging.database import brief_locks, is_lock_wait, is_refusal
 from messaging.exceptions import WireError
 from messaging.handlers import Handler
 from messaging.message import CAUSATION, OURS, Envelope, pack_body, storable
@@ -99,6 +99,8 @@ class Place:
         try:
             row.save(using=database, force_insert=True)
         except IntegrityError as error:
+            if is_refusal(error):
+                raise
             raise AlreadyRecorded from error
 
     @contextmanager
@@ -119,7 +121,7 @@ class Place:
         Refused are characters that a narrow character set lacks, or JSON nested too deeply. Nothing is lost: `wire`
         and the encoded body keep every byte. Returns whether it is worth another try.
         """
-        if self.escaped or not isinstance(error, DataError):
+        if self.escaped or not is_refusal(error):
             return False
         self.escaped = True
         _escape(self.row)
@@ -129,7 +131,7 @@ class Place:
         """Commit that a worker runs it, under a lease. Raises AlreadyRecorded when someone else did."""
         try:
             self._claim(database, worker, seconds)
-        except DataError as error:
+        except DatabaseError as error:
             if not self.escape(error):
                 raise
             self._claim(database, worker, seconds)
