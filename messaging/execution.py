@@ -14,7 +14,9 @@ from django.db import connections, transaction
 from messaging.database import is_doomed, transaction_mode
 from messaging.exceptions import CommitNotProven
 from messaging.handlers import Handler
+from messaging.inbox import stands
 from messaging.message import ReceivedMessage, Running, running
+from messaging.models import ProcessedMessage
 from messaging.savepoints import run_commit_hooks
 
 logger = logging.getLogger("messaging.processor")
@@ -69,9 +71,14 @@ def proven_commit(database: str, what: object, *, mode: str) -> Iterator[None]:
         raise CommitNotProven(UNPROVEN)
 
 
-def refuse_doomed(database: str) -> None:
-    """Raise CommitNotProven where the transaction will be rolled back, whatever its commit says."""
-    if is_doomed(connections[database]):
+def refuse_doomed(database: str, record: ProcessedMessage | None = None) -> None:
+    """Raise CommitNotProven where the transaction will be, or was, rolled back, whatever its commit says.
+
+    Args:
+        database: where.
+        record: an inbox row that the transaction wrote before the handler ran.
+    """
+    if is_doomed(connections[database]) or (record is not None and not stands(record, database)):
         raise CommitNotProven(UNPROVEN)
 
 

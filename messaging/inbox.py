@@ -185,6 +185,19 @@ def comes_again(row: ProcessedMessage, handler: Handler | None) -> bool:
     return handler is not None and handler.atomic and row.message_id == "" and row.round == 1
 
 
+def stands(row: ProcessedMessage, database: str) -> bool:
+    """Whether a record that this transaction wrote before its handler ran is still in it.
+
+    After a deadlock MySQL and MariaDB roll the whole transaction back, and go on with the next statement in a new one:
+    a handler that swallowed the error would commit that.
+    """
+    if connections[database].vendor != "mysql":
+        return True
+    own = {"pk": row.pk} if row.pk else {"alias": row.alias, "queue": row.queue, "key": row.key}
+    rows = ProcessedMessage.objects.using(database).filter(**own)
+    return rows.filter(state=row.state, worker=row.worker).exists()
+
+
 def gate(row: ProcessedMessage, envelope: Envelope) -> Verdict:
     """What a recorded row says about a delivery of the same key. Pure."""
     if row.digest != envelope.digest:

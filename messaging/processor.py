@@ -234,8 +234,8 @@ class Processor:
                 self._write_processed(place, work)
             self._call(work.handler, message, place)
             kill_point("processor.handled")
+            refuse_doomed(work.database, place.row if first else None)
             if not first:
-                refuse_doomed(work.database)
                 self._write_processed(place, work)
 
     def _finish_claimed(self, work: _Work, place: Place) -> None:
@@ -320,8 +320,8 @@ class Processor:
                     _insert_all(rows, database)
                 call(handler, messages, Running(None, database, True, uuid.uuid4()))
                 kill_point("processor.handled")
+                refuse_doomed(database, rows[0] if first else None)
                 if not first:
-                    refuse_doomed(database)
                     _insert_all(rows, database)
         except BaseException as error:  # noqa: BLE001  whatever it was, each message shows it alone
             self.outages.raise_if_away(error, database)

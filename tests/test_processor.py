@@ -616,16 +616,22 @@ def test_a_slow_handler_does_not_lock_other_writers_out(handle: Handle) -> None:
     assert Effect.objects.count() == 2
 
 
+DEADLOCKS = {
+    "postgresql": "DO $$ BEGIN RAISE EXCEPTION 'deadlock' USING ERRCODE = '40P01'; END $$",
+    "mysql": "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213, MESSAGE_TEXT = 'deadlock'",
+}
+
+
 def test_a_serialization_conflict_reruns_at_once_and_spends_one_attempt_at_most(handle: Handle) -> None:
-    if connection.vendor != "postgresql":
-        pytest.skip("provoked with PostgreSQL's own error")
+    if connection.vendor == "sqlite":
+        pytest.skip("provoked with a server's own error")
     runs: list[int] = []
 
     def conflict(message: ReceivedMessage) -> None:
         runs.append(1)
         if len(runs) < 3:
             with connection.cursor() as cursor:
-                cursor.execute("DO $$ BEGIN RAISE EXCEPTION 'deadlock' USING ERRCODE = '40P01'; END $$")
+                cursor.execute(DEADLOCKS[connection.vendor])
         effect(message)
 
     handle(conflict).process(arrived(), nothing)
@@ -662,23 +668,27 @@ def in_a_thread(function: Callable[[], object]) -> threading.Thread:
 
 
 def test_a_long_handler_whose_connection_is_gone_at_its_end_does_not_run_again(handle: Handle) -> None:
-    if connection.vendor != "postgresql":
+    if connection.vendor == "sqlite":
         pytest.skip("needs a server that ends connections")
+    own, end = {
+        "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend(%s)"),
+        "mysql": ("SELECT CONNECTION_ID()", "KILL %s"),
+    }[connection.vendor]
     runs: list[int] = []
 
     def lose_the_connection(message: ReceivedMessage) -> None:
         runs.append(1)
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_backend_pid()")
-            (pid,) = cursor.fetchone()
-        in_a_thread(lambda: connection.cursor().execute("SELECT pg_terminate_backend(%s)", [pid])).join()
+            cursor.execute(own)
+            (number,) = cursor.fetchone()
+        in_a_thread(lambda: connection.cursor().execute(end, [number])).join()
 
     assert handle(lose_the_connection, atomic=False).process(arrived(), nothing).action == "done"
     assert (only_row().state, only_row().attempts, len(runs)) == (State.PROCESSED, 1, 1)
 
 
 def test_a_long_handler_whose_row_is_locked_at_its_end_does_not_run_again(handle: Handle) -> None:
-    if connection.vendor != "postgresql":
+    if connection.vendor == "sqlite":
         pytest.skip("needs row locks")
     runs: list[int] = []
     locked, waited = threading.Event(), threading.Event()
@@ -792,7 +802,7 @@ def test_a_claim_of_what_the_database_refuses_is_written_escaped(handle: Handle)
 
 
 def test_recording_a_crash_does_not_wait_for_the_handler_that_runs_the_message_again(handle: Handle) -> None:
-    if connection.vendor != "postgresql":
+    if connection.vendor == "sqlite":
         pytest.skip("needs row locks")
     entered, leave = threading.Event(), threading.Event()
 
