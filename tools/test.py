@@ -14,13 +14,13 @@ from tools.environment import DEVELOPMENT, MARIADB, ROOT, ensure_environment
 from tools.packages import BUILDING, install_missing
 
 # These choose their databases themselves, or need none: another database would only run them once more.
-ONCE = (
+ONCE = [
     "tests/acceptance",
-    "tests/backends/test_contract.py",
-    "tests/backends/test_rabbitmq.py",
+    *(f"tests/backends/{path.name}" for path in (ROOT / "tests/backends").glob("test_*.py")),
     "tests/docs",
     "tests/test_services.py",
-)
+]
+ONCE.remove("tests/backends/test_database.py")
 AGAIN = {"postgres": "PostgreSQL", "mariadb": "MariaDB"}
 GIVEN_BY = {
     "rabbitmq-server": "MESSAGING_TEST_URL",
