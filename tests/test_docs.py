@@ -168,6 +168,15 @@ def test_buttons_and_pages_have_the_names_that_are_told(page: Path) -> None:
     assert [label for label in told if label.lower() not in there] == []
 
 
+@pytest.mark.parametrize("page", [HOW_TO / "troubleshoot.md", HOW_TO / "on-call.md"], ids=lambda path: path.name)
+def test_what_is_said_is_said_by_the_code(page: Path) -> None:
+    source = "".join(path.read_text() for path in (ROOT / "messaging").rglob("*.py"))
+    rows = [row.split(" | ")[0] for row in page.read_text().splitlines() if row.startswith("| ")]
+    told = [part.strip() for row in rows for text in re.findall('"(.+?)"', row) for part in text.split("…")]
+    assert len(told) > 5
+    assert [part for part in told if part not in source] == []
+
+
 def test_the_readme_is_short() -> None:
     assert len(README.read_text().splitlines()) <= 90
 
