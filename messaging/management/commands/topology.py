@@ -112,7 +112,8 @@ class Command(BaseCommand):
             f"{count} {severity if count == 1 else PLURAL[severity]}" for severity, count in counts.items()
         )
         if not counts:
-            text, style = "everything is as it should be", self.style.SUCCESS
+            seen = "everything that can be seen" if found else "everything"
+            text, style = f"{seen} is as it should be", self.style.SUCCESS
         elif any(severity in counts for severity in SERIOUS):
             text, style = f"{text}: something has to be done", self.style.ERROR
         else:
