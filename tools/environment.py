@@ -44,8 +44,12 @@ def ensure_environment(requirements: str = SITE) -> Path:
 def read_env_file() -> dict[str, str]:
     """The values of `.env`, which the environment overrides: KEY=VALUE lines, `#` comments, optional quotes."""
     path = Path(os.environ.get("ENV_FILE", ROOT / ".env"))
+    try:
+        lines = path.read_text().splitlines() if path.is_file() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"{path} cannot be read: {error}.") from None
     values = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in lines:
         name, separator, value = line.strip().removeprefix("export ").partition("=")
         if separator and not name.startswith("#"):
             values[name.strip()] = value.strip().strip("\"'")

@@ -98,6 +98,13 @@ def test_a_database_that_is_newer_than_the_code_is_refused(tmp_path: Path) -> No
 
 
 @made_by_make
+def test_an_env_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    path.write_bytes(b"PORT=\xff\xfe")
+    assert refusal(tmp_path, {"ENV_FILE": str(path)}).startswith(f"{path} cannot be read: ")
+
+
+@made_by_make
 def test_a_folder_that_cannot_hold_the_data_is_named(tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.touch()
