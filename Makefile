@@ -27,7 +27,7 @@ contract: ## what every backend promises, as a table: test, backend, database (A
 	@$(PYTHON) -m tools.contract $(ARGS)
 
 docs: environment ## the documentation as a site in var/docs
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Open var/docs/index.html"
 
 environment: ## .venv with what requirements-dev.txt lists
