@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help environment run run-rabbitmq test test-all contract docs lint format clean
+.PHONY: help environment run run-rabbitmq test test-all contract reliability docs lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test-all: ## the long ones too, and once more on a private MariaDB server
 
 contract: ## what every backend promises, as a table: test, backend, database (ARGS=--mariadb)
 	@$(PYTHON) -m tools.contract $(ARGS)
+
+reliability: ## every failure mode, as a table with its result (ARGS=--write notes it in docs/reliability.md)
+	@$(PYTHON) -m tools.reliability $(ARGS)
 
 docs: environment ## the documentation as a site in var/docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -18,6 +18,7 @@ ONCE = [
     "tests/acceptance",
     *(f"tests/backends/{path.name}" for path in (ROOT / "tests/backends").glob("test_*.py")),
     "tests/docs",
+    "tests/failures",
     "tests/test_services.py",
 ]
 ONCE.remove("tests/backends/test_database.py")

@@ -1,0 +1,59 @@
+"""docs/reliability.md says which test proves which failure mode: it is true, and nothing is left out."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from tools.reliability import MODES, PAGE, Proof, Row, proves, read, record, written
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    return read(PAGE.read_text())
+
+
+@pytest.fixture(scope="module")
+def proofs() -> list[Proof]:
+    return record(sys.executable, ["--collect-only", "-p", "no:cacheprovider"], "sqlite")[1]
+
+
+def test_every_mode_has_one_row(rows: list[Row]) -> None:
+    assert [row.number for row in rows] == list(MODES)
+
+
+def test_every_row_names_tests_that_carry_its_marker(rows: list[Row], proofs: list[Proof]) -> None:
+    for row in rows:
+        for name in row.tests:
+            marked = [proof for proof in proofs if row.number in proof.modes and proves(name, proof.name)]
+            assert marked, f"row {row.number} names {name}, which does not exist or lacks @pytest.mark.mode"
+
+
+def test_every_test_that_carries_a_marker_is_in_its_row(rows: list[Row], proofs: list[Proof]) -> None:
+    named = {row.number: row.tests for row in rows}
+    missing = {
+        (number, proof.name)
+        for proof in proofs
+        for number in proof.modes
+        if not any(proves(name, proof.name) for name in named.get(number, ()))
+    }
+    assert missing == set(), "add them to the page's table"
+
+
+def test_a_mode_without_a_test_says_why(rows: list[Row]) -> None:
+    anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in _titles()]
+    for row in rows:
+        assert not row.argued or row.argued in anchors, f"row {row.number}: no section #{row.argued}"
+
+
+def test_results_are_noted_per_version() -> None:
+    page = "| 1 | a | b | `c` | 4.0 |\n| 2 | a | b | `c` | 3.10, 4.0 |\n| 3 | a | b | — | — |\n"
+    noted = written(page, "3.10", {1})
+    assert [row.passed_on for row in read(noted)] == [("3.10", "4.0"), ("4.0",), ()]
+    assert [row.tests for row in read(noted)] == [("c",), ("c",), ()]
+
+
+def _titles() -> list[str]:
+    return re.findall(r"^#+ (.+)$", PAGE.read_text(), re.MULTILINE)
