@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from django.db import connections
 from django.utils.autoreload import iter_all_python_module_files
@@ -136,9 +136,17 @@ def _ignore_signals() -> None:
 
 
 def _keep_connections() -> None:
-    """Let this process's connections outlive a message, where the site leaves them at "close after each request"."""
+    """Let this process's connections outlive a message, where the site leaves them at "close after each request".
+
+    They are taken out of Django's pool: each thread needs one all the time, and a pool may have fewer.
+    """
+    for connection in connections.all(initialized_only=True):
+        connection.close()
+        if connection.settings_dict.get("OPTIONS", {}).get("pool"):
+            cast("Any", connection).close_pool()
     for settings in connections.settings.values():
-        if settings["CONN_MAX_AGE"] == 0 and not settings["OPTIONS"].get("pool"):
+        settings["OPTIONS"].pop("pool", None)
+        if settings["CONN_MAX_AGE"] == 0:
             settings["CONN_MAX_AGE"] = KEEP_CONNECTIONS
 
 

@@ -25,11 +25,7 @@ def is_up(database: str) -> bool:
 
     Only this tells an outage from a statement or lock timeout: both are `OperationalError`.
     """
-    probe = connections[database].copy()
-    if probe.vendor in ("postgresql", "mysql"):
-        options = {"connect_timeout": CONNECT_TIMEOUT, **probe.settings_dict.get("OPTIONS", {})}
-        options.pop("pool", None)
-        probe.settings_dict = {**probe.settings_dict, "OPTIONS": options}
+    probe = separate(database)
     try:
         with probe.cursor() as cursor:
             cursor.execute("SELECT 1")
@@ -40,6 +36,16 @@ def is_up(database: str) -> bool:
     finally:
         with suppress(Exception):  # a connection that never came to be
             probe.close()
+
+
+def separate(database: str) -> BaseDatabaseWrapper:
+    """A connection beside this thread's own and outside of any pool, not yet open. Close it yourself."""
+    connection = connections[database].copy()
+    if connection.vendor in ("postgresql", "mysql"):
+        options = {"connect_timeout": CONNECT_TIMEOUT, **connection.settings_dict.get("OPTIONS", {})}
+        options.pop("pool", None)
+        connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
+    return connection
 
 
 def is_database_error(error: BaseException) -> bool:

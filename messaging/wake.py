@@ -13,6 +13,7 @@ from typing import Any
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from messaging.database import separate
 from messaging.publisher import CHANNEL
 
 logger = logging.getLogger("messaging.relay")
@@ -62,7 +63,7 @@ class Listener(threading.Thread):
         self.join(PAUSE)
 
     def _listen(self, selector: selectors.BaseSelector) -> None:
-        connection = connections.create_connection(self._database)
+        connection = separate(self._database)
         try:
             with connection.cursor() as cursor:
                 cursor.execute(f"LISTEN {CHANNEL}")
@@ -74,7 +75,7 @@ class Listener(threading.Thread):
                 selector.unregister(raw)
         finally:
             with contextlib.suppress(Exception), connection.cursor() as cursor:
-                cursor.execute("UNLISTEN *")  # a pool may hand the connection on
+                cursor.execute("UNLISTEN *")  # a pooler between may hand the connection on
             connection.close()
 
     def _wait(self, selector: selectors.BaseSelector, connection: BaseDatabaseWrapper, raw: Any) -> None:

@@ -105,3 +105,17 @@ def test_a_stopped_database_is_waited_for(site: SiteFactory, own_postgres: Postg
     assert effects(made) == (5, 5)
     assert consumer.stop() == 0
     assert "Traceback" not in consumer.output
+
+
+@pytest.mark.postgres
+def test_a_consumer_does_not_starve_where_the_site_uses_djangos_connection_pool(site: SiteFactory) -> None:
+    made = site("postgres", handlers=HANDLERS, broker="database://")
+    # A pool of four connections: fewer than a consumer has threads.
+    settings = "from tests.site_settings import *\nDATABASES['default']['OPTIONS']['pool'] = True\n"
+    (made.folder / "pooled.py").write_text(settings)
+    consumer = made.start("consume", env={"DJANGO_SETTINGS_MODULE": "pooled"})
+    consumer.wait_for_output("Connected")
+    made.shell(PUBLISH.format(5))
+    wait_until(lambda: made.states() == {"processed": 5}, deadline=20)
+    assert consumer.stop() == 0
+    assert "couldn't get a connection" not in consumer.output
