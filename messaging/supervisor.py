@@ -68,6 +68,8 @@ class Supervisor:
                 if selector.select(TICK):
                     woken.recv(4096)
             signal.set_wakeup_fd(-1)
+        for child in self._children:
+            child.bury(blame=False)
         return self._status
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -86,6 +86,7 @@ def test_a_stopping_consumer_gives_back_what_it_has_not_started(site: SiteFactor
     wait_until(lambda: made.value(free) == 4, what="four messages to go back")
     (made.folder / "hold").unlink()
     assert consumer.wait() == 0
+    assert "ResourceWarning" not in consumer.output
     assert made.states() == {"processed": 1}
     assert made.value("SELECT COUNT(*) FROM messaging_embeddedconnection") == 0
     made.manage("consume", "--burst")
