@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from django.db import DataError, InterfaceError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -18,6 +18,10 @@ MYSQL_LOCK_WAITS = {1205, 3572}  # lock wait timeout exceeded
 MYSQL_REFUSALS = {1366, 3157, 3819, 4025}
 POSTGRESQL_IN_ERROR = 3  # libpq's PQTRANS_INERROR
 CONNECT_TIMEOUT = 5  # seconds
+BATCH = 1000  # rows of one INSERT
+BATCH_BYTES = 4 * 1024 * 1024  # a quarter of MariaDB's own limit: quoted, a byte may take two
+
+Row = TypeVar("Row")
 
 
 def is_up(database: str) -> bool:
@@ -86,6 +90,25 @@ def close_old() -> None:
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
+
+
+def batches(rows: Sequence[Row], size_of: Callable[[Row], int]) -> Iterator[list[Row]]:
+    """Rows that one INSERT each may hold: MySQL and MariaDB refuse a statement beyond `max_allowed_packet`.
+
+    Args:
+        rows: in the order in which they are to be inserted.
+        size_of: the bytes of a row, roughly.
+    """
+    batch: list[Row] = []
+    size = 0
+    for row in rows:
+        if batch and (len(batch) == BATCH or size + size_of(row) > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += size_of(row)
+    if batch:
+        yield batch
 
 
 @contextmanager

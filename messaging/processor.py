@@ -15,7 +15,7 @@ from django.db import InterfaceError, OperationalError, connections, transaction
 from messaging import conf, failures, inbox, signals, unrun
 from messaging.claims import Claims
 from messaging.clock import Now
-from messaging.database import brief_locks, close_old, is_conflict, is_database_error, is_lock_wait
+from messaging.database import batches, brief_locks, close_old, is_conflict, is_database_error, is_lock_wait
 from messaging.exceptions import DatabaseUnavailable, DeadLettered, HandlerNotFound, MessagingError, PayloadError
 from messaging.execution import call, proven_commit, refuse_doomed
 from messaging.failures import Failure
@@ -465,7 +465,8 @@ def _envelope(delivery: Incoming, queue: str | None = None) -> Envelope:
 
 def _insert_all(rows: list[ProcessedMessage], database: str) -> None:
     with brief_locks(connections[database], TWIN_WAIT):
-        ProcessedMessage.objects.using(database).bulk_create(rows)
+        for batch in batches(rows, lambda row: len(row.body)):
+            ProcessedMessage.objects.using(database).bulk_create(batch)
 
 
 def _inserts_first(database: str) -> bool:

@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from messaging import conf, killpoints
 from messaging.clock import Now
+from messaging.database import batches
 from messaging.exceptions import ConfigurationError, PayloadError, PublishError, WireError
 from messaging.killpoints import kill_point
 from messaging.message import (
@@ -33,7 +34,6 @@ from messaging.wire import Properties, to_json
 
 CHANNEL = "messaging_outbox"
 MAX_SECONDS = 10 * 366 * 86400
-BATCH = 1000
 
 State = PublishedMessage.State
 
@@ -235,7 +235,9 @@ def _save(rows: list[PublishedMessage], database: str, settings: conf.AliasSetti
     if len(rows) == 1:
         rows[0].save(using=database, force_insert=True)
     else:
-        PublishedMessage.objects.using(database).bulk_create(rows, batch_size=BATCH)
+        with transaction.atomic(using=database, savepoint=False):
+            for batch in batches(rows, lambda row: len(row.body)):
+                PublishedMessage.objects.using(database).bulk_create(batch)
     kill_point("publisher.saved")
     if killpoints.armed():
         transaction.on_commit(partial(kill_point, "publisher.committed"), using=database)

@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connection, connections, transaction
+from django.db import DatabaseError, OperationalError, connection, connections, transaction
 
 from messaging.database import brief_locks
 from messaging.handlers import Registry
 from messaging.inbox import AlreadyRecorded, fresh
-from messaging.message import KEY, QUEUE, ROUND, Envelope, ReceivedMessage, hashed
-from messaging.models import ProcessedMessage
+from messaging.message import KEY, QUEUE, ROUND, Envelope, Message, ReceivedMessage, hashed
+from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.processor import Processor
+from messaging.publisher import publish_many
 from tests.app.models import Effect
 from tests.processing import Arrived, arrived, registered
 
@@ -180,6 +181,33 @@ def collide(ours: Effect, theirs: Effect) -> None:
             cursor.execute("UPDATE app_effect SET value = 'waits' WHERE id = %s", [theirs.pk])
         finally:
             assert is_over.wait(10)
+
+
+def test_many_messages_are_published_together_whatever_they_weigh() -> None:
+    rows = publish_many([Message("heavy", "x" * 100_000) for _ in range(200)])
+    assert PublishedMessage.objects.filter(pk__in=[row.pk for row in rows]).count() == 200
+
+
+def test_messages_that_are_published_together_roll_back_together() -> None:
+    heavy = [Message("heavy", "x" * 3_000_000) for _ in range(3)]
+    with pytest.raises(DatabaseError), refusing_the_last(len(heavy)):
+        publish_many(heavy)
+    assert PublishedMessage.objects.count() == 0
+
+
+@contextmanager
+def refusing_the_last(count: int) -> Iterator[None]:
+    """The database refuses the INSERT with this number."""
+    inserts: list[str] = []
+
+    def execute(run: Any, sql: str, *arguments: Any) -> Any:
+        if sql.startswith("INSERT"):
+            inserts.append(sql)
+        return run("SELECT * FROM there_is_no_such_table" if len(inserts) == count else sql, *arguments)
+
+    with connection.execute_wrapper(execute):
+        yield
+    assert len(inserts) == count
 
 
 def test_queues_whose_names_a_collation_would_equate_each_process_a_message() -> None:

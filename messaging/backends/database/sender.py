@@ -13,6 +13,7 @@ from messaging.backends.database import letters, local
 from messaging.backends.database.catalog import Routes
 from messaging.backends.database.errors import broker_errors, described
 from messaging.clock import Now
+from messaging.database import batches
 from messaging.exceptions import BrokerUnavailable, WireError
 from messaging.fields import printable
 from messaging.models import EmbeddedMessage, EmbeddedQueue
@@ -101,7 +102,8 @@ class DatabaseSender(Sender):
         outcomes = [self._address(message, routes, rows) for message in messages]
         if rows:
             with transaction.atomic(using=self._database):
-                EmbeddedMessage.objects.using(self._database).bulk_create(rows)
+                for batch in batches(rows, lambda row: len(row.body)):
+                    EmbeddedMessage.objects.using(self._database).bulk_create(batch)
             local.wake(self._database)
         return outcomes
 
