@@ -11,12 +11,12 @@ from difflib import get_close_matches
 from itertools import combinations
 from typing import Any
 
-from django.core.checks import CheckMessage, Error, register
+from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as CheckWarning
 from django.db import connections
 
 from messaging import conf, problems
-from messaging.database_checks import check_memory, check_routers, check_sqlite, used_databases
+from messaging.database_checks import check_memory, check_mysql, check_routers, check_sqlite, used_databases
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import Handler, is_generator, patterns_overlap, registry
 from messaging.problems import Problem, shown, suggest
@@ -40,6 +40,13 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
     databases = used_databases(registry.all())
     found += check_handlers(registry.all(), list(configured))
     return [*found, *check_sqlite(list(databases)), *check_routers(databases)]
+
+
+@register(Tags.database)
+def check_servers(databases: Sequence[str] | None = None, **_options: Any) -> list[CheckMessage]:
+    """What is wrong with the servers of databases that hold messages; run by `migrate` and `check --database`."""
+    used = used_databases(registry.all())
+    return list(check_mysql([name for name in databases or () if name in used]))
 
 
 @register("messaging", deploy=True)

@@ -1,4 +1,4 @@
-"""System checks of the databases that hold messages: the options of SQLite, and tables that a router would not make."""
+"""System checks of the databases that hold messages: SQLite's options, MySQL's variables, tables no router makes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 from django.apps import apps
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
-from django.db import connections, router
+from django.db import DatabaseError, connections, router
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model
 
 from messaging import conf
@@ -16,6 +17,11 @@ from messaging.exceptions import ConfigurationError
 from messaging.handlers import Handler
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.problems import shown, suggest
+
+VARIABLES = (
+    "sql_mode", "default_storage_engine", "transaction_isolation", "tx_isolation", "max_allowed_packet",
+)  # fmt: skip
+LEAST_PACKET = 16 * 1024 * 1024  # bytes: MariaDB's own, and the largest message of RabbitMQ 4
 
 
 def used_databases(handlers: list[Handler]) -> dict[str, list[type[Model]]]:
@@ -59,6 +65,75 @@ def check_sqlite(databases: list[str]) -> Iterator[CheckMessage]:
             )
 
 
+def check_mysql(databases: Iterable[str]) -> Iterator[CheckMessage]:
+    """MySQL and MariaDB servers whose settings lose messages. Asks the servers; one that is away is left out."""
+    for name in databases:
+        connection = connections[name]
+        if connection.vendor != "mysql":
+            continue
+        try:
+            variables, tables = _variables(connection), _tables_of_other_engines(connection)
+        except DatabaseError:
+            continue
+        yield from _check_variables(name, variables)
+        if tables:
+            yield Error(
+                f'The database "{name}" keeps {", ".join(tables)} outside of transactions.',
+                hint="Convert each: ALTER TABLE ... ENGINE = InnoDB.",
+                id="messaging.E032",
+            )
+
+
+def _variables(connection: BaseDatabaseWrapper) -> dict[str, str]:
+    names = ", ".join(f"'{name}'" for name in VARIABLES)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SHOW VARIABLES WHERE Variable_name IN ({names})")
+        return {str(name): str(value).upper() for name, value in cursor.fetchall()}
+
+
+def _tables_of_other_engines(connection: BaseDatabaseWrapper) -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT table_name FROM information_schema.tables "  # noqa: S608 - our own models' names
+            f"WHERE table_schema = DATABASE() AND engine <> 'InnoDB' AND table_name IN ({_table_names()})"
+        )
+        return sorted(str(name) for (name,) in cursor.fetchall())
+
+
+def _table_names() -> str:
+    models = apps.get_app_config("messaging").get_models()
+    return ", ".join(f"'{model._meta.db_table}'" for model in models)
+
+
+def _check_variables(name: str, variables: Mapping[str, str]) -> Iterator[CheckMessage]:
+    options = f'DATABASES["{name}"]["OPTIONS"]'
+    if "STRICT_" not in variables.get("sql_mode", "STRICT_"):
+        yield Error(
+            f'The database "{name}" cuts off values that do not fit, instead of refusing them.',
+            hint=f'Add "sql_mode": "STRICT_TRANS_TABLES" to {options}.',
+            id="messaging.E031",
+        )
+    if (engine := variables.get("default_storage_engine", "INNODB")) != "INNODB":
+        yield Error(
+            f'The database "{name}" makes new tables with the engine {engine}, which has no transactions.',
+            hint=f'Add "init_command": "SET default_storage_engine = InnoDB" to {options}.',
+            id="messaging.E032",
+        )
+    if "READ-UNCOMMITTED" in (variables.get("transaction_isolation"), variables.get("tx_isolation")):
+        yield Error(
+            f'The database "{name}" shows what is not committed yet: a message may be taken for processed that is not.',
+            hint=f'Set "isolation_level" in {options} to "read committed", or remove it.',
+            id="messaging.E033",
+        )
+    if (packet := int(variables.get("max_allowed_packet", LEAST_PACKET))) < LEAST_PACKET:
+        yield CheckWarning(
+            f'The database "{name}" takes statements of {packet:,} bytes at most: a larger message cannot be '
+            "published, and one that is received waits at the broker.",
+            hint="Raise max_allowed_packet in the server's configuration to twice the largest message, or more.",
+            id="messaging.W006",
+        )
+
+
 def check_routers(databases: Mapping[str, list[type[Model]]]) -> Iterator[CheckMessage]:
     """Databases that hold messages although a router of `DATABASE_ROUTERS` keeps the tables out of them."""
     for name, models in databases.items():
@@ -81,6 +156,13 @@ def check_memory(databases: list[str]) -> Iterator[CheckMessage]:
                 hint=f'Name a file in DATABASES["{name}"]["NAME"].',
                 id="messaging.W010",
             )
+
+
+def require_fit(name: str) -> None:
+    """Raise ConfigurationError where a server's settings would lose messages; nothing where it does not answer."""
+    for problem in check_mysql([name]):
+        if problem.is_serious() and not problem.is_silenced():
+            raise ConfigurationError(f"{problem.msg} {problem.hint}")
 
 
 def require(names: Iterable[str], *, shared: bool = False) -> list[str]:

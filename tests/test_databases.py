@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 from django.db import DatabaseError, OperationalError, connection, connections, transaction
 
+from messaging.checks import check_servers
 from messaging.database import brief_locks
+from messaging.database_checks import _check_variables, require_fit
+from messaging.exceptions import ConfigurationError
 from messaging.handlers import Registry
 from messaging.inbox import AlreadyRecorded, fresh
 from messaging.message import KEY, QUEUE, ROUND, Envelope, Message, ReceivedMessage, hashed
@@ -208,6 +212,51 @@ def refusing_the_last(count: int) -> Iterator[None]:
     with connection.execute_wrapper(execute):
         yield
     assert len(inserts) == count
+
+
+def test_the_servers_that_tests_use_are_fit() -> None:
+    assert check_servers(databases=["default", "elsewhere"]) == []
+
+
+@pytest.mark.skipif("connection.vendor != 'mysql'", reason="others cannot be set so")
+@pytest.mark.parametrize(
+    ("statement", "undo", "expected"),
+    [
+        ("SET SESSION sql_mode = ''", "SET SESSION sql_mode = DEFAULT", "messaging.E031"),
+        (
+            "SET SESSION default_storage_engine = MyISAM",
+            "SET SESSION default_storage_engine = InnoDB",
+            "messaging.E032",
+        ),
+        (
+            "ALTER TABLE messaging_queuecontrol ENGINE = MyISAM",
+            "ALTER TABLE messaging_queuecontrol ENGINE = InnoDB",
+            "messaging.E032",
+        ),
+        (
+            "SET SESSION TRANSACTION ISOLATION LEVEL READ UNCOMMITTED",
+            "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+            "messaging.E033",
+        ),
+    ],
+)
+def test_a_server_that_would_lose_messages_is_an_error(statement: str, undo: str, expected: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        try:
+            [problem] = check_servers(databases=["default"])
+            with pytest.raises(ConfigurationError, match=re.escape(str(problem.msg))):
+                require_fit("default")
+        finally:
+            cursor.execute(undo)
+    assert problem.id == expected
+    assert problem.is_serious()
+
+
+def test_a_server_that_takes_only_small_statements_is_a_warning() -> None:
+    [problem] = _check_variables("shop", {"max_allowed_packet": "1048576"})
+    assert problem.id == "messaging.W006"
+    assert "1,048,576 bytes" in problem.msg
 
 
 def test_queues_whose_names_a_collation_would_equate_each_process_a_message() -> None:

@@ -19,7 +19,7 @@ import messaging
 from messaging import child, conf, logs
 from messaging.backends import get_backend
 from messaging.consumer import Plan
-from messaging.database_checks import require
+from messaging.database_checks import require, require_fit
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
 
@@ -97,6 +97,7 @@ class Command(BaseCommand):
         databases = {handler.database for handler in registry.all(plan.alias)} | {*alias.databases}
         for database in require(filter(None, {*databases, alias.broker_database}), shared=True):
             try:
+                require_fit(database)
                 executor = MigrationExecutor(connections[database])
                 targets = [key for key in executor.loader.graph.leaf_nodes() if key[0] == "messaging"]
                 missing = executor.migration_plan(targets)
