@@ -9,8 +9,8 @@ import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from tools.environment import DEVELOPMENT, ROOT, ensure_environment
-from tools.packages import install_missing
+from tools.environment import ROOT
+from tools.test import prepare
 
 # Title of the column, where the suite is subclassed, TEST_DB.
 COLUMNS = (
@@ -23,9 +23,7 @@ MARIADB = ("embedded, MariaDB", "tests/backends/test_database.py::TestEmbeddedBr
 
 def main(arguments: list[str]) -> int:
     """Run the suite per column and print the table; with `--mariadb` on MariaDB too. Returns 1 unless all passed."""
-    python = ensure_environment(DEVELOPMENT)
-    for sentence in install_missing("rabbitmq-server", "postgresql"):
-        print(sentence, file=sys.stderr)
+    python = prepare(mariadb="--mariadb" in arguments)
     columns = [*COLUMNS, MARIADB] if "--mariadb" in arguments else COLUMNS
     results = {title: run(python, tests, database) for title, tests, database in columns}
     names = list(dict.fromkeys(name for column in results.values() for name in column))

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     if everything:
         arguments = ["-m", "", *arguments[1:]]
     databases = ["postgres", "mariadb"] if everything else ["postgres"]
-    python = _prepare(everything)
+    python = prepare(mariadb=everything)
     pytest = [str(python), "-m", "pytest", "-q", "-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
     print("The whole suite, with SQLite where a test does not choose:", flush=True)
     status = _run([*pytest, *arguments], "sqlite")
@@ -49,13 +49,13 @@ def main(arguments: list[str]) -> int:
     return status
 
 
-def _prepare(everything: bool) -> Path:
+def prepare(*, mariadb: bool) -> Path:
     """Install what is missing, and say what could not be; returns the Python to run the tests with."""
-    services = [name for name in GIVEN_BY if everything or name != "mariadb-server"]
+    services = [name for name in GIVEN_BY if mariadb or name != "mariadb-server"]
     wanted = [name for name in services if not os.environ.get(GIVEN_BY[name])]
-    for sentence in install_missing(*wanted, *(BUILDING if everything else ())):
+    for sentence in install_missing(*wanted, *(BUILDING if mariadb else ())):
         print(sentence, flush=True)
-    if everything:
+    if mariadb:
         try:
             return ensure_environment(MARIADB)
         except SystemExit as error:  # the tests on MariaDB will be skipped, or fail in CI
