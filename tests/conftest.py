@@ -11,6 +11,7 @@ from tests.mariadb import MariaDatabase
 from tests.services import MISSING, Broker, Database, Services, missing
 from tests.settings import TEST_DB
 from tests.site import SiteFactory
+from tools.mariadb import MariaDB
 from tools.postgresql import PostgreSQL
 from tools.rabbitmq import RabbitMQ
 from tools.services import ServiceMissing
@@ -132,12 +133,29 @@ def own_postgres(_own_postgres: PostgreSQL) -> PostgreSQL:
 
 @pytest.fixture(scope="session")
 def mariadb() -> MariaDatabase:
-    """The MariaDB server of this run. Do not stop it."""
+    """The MariaDB server of this run. Do not stop it: see `own_mariadb`."""
     try:
         return services.mariadb()
     except ServiceMissing as error:
         missing(error)
         raise
+
+
+@pytest.fixture(scope="session")
+def _own_mariadb() -> MariaDB:
+    try:
+        return services.mariadb_server()
+    except ServiceMissing as error:
+        missing(error)
+        raise
+
+
+@pytest.fixture
+def own_mariadb(_own_mariadb: MariaDB) -> MariaDB:
+    """A MariaDB server that nobody else uses, running: stop it, kill it, start it again."""
+    if not _own_mariadb.is_running:
+        _own_mariadb.start()
+    return _own_mariadb
 
 
 @pytest.fixture(scope="session")

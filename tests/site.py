@@ -236,7 +236,7 @@ class SiteFactory:
         queues: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
-        postgres: Database | None = None,
+        server: Database | MariaDatabase | None = None,
     ) -> Site:
         """A new site, migrated and connected; nothing runs yet.
 
@@ -247,7 +247,7 @@ class SiteFactory:
             queues: `MESSAGING["default"]["QUEUES"]`.
             options: further keys of `MESSAGING["default"]`.
             env: further environment.
-            postgres: another server than the run's, as `Database(own_postgres.dsn)`.
+            server: another than the run's, as `Database(own_postgres.dsn)` or `MariaDatabase(own_mariadb.dsn)`.
         """
         folder = self._folder / uuid4().hex[:8]
         folder.mkdir()
@@ -255,7 +255,7 @@ class SiteFactory:
             "MESSAGING_URL": broker or self._new_vhost(),
             "MESSAGING_QUEUES": json.dumps(queues or {}),
             "MESSAGING_OPTIONS": json.dumps(options or {}),
-            "DATABASE_URL": self._new_database(db, folder, postgres),
+            "DATABASE_URL": self._new_database(db, folder, server),
         }
         if handlers is not None:
             _write_app(folder / "extra", handlers)
@@ -284,12 +284,12 @@ class SiteFactory:
         self._undo.append(lambda: rabbitmq.delete_vhost(name))
         return url
 
-    def _new_database(self, kind: str, folder: Path, postgres: Database | None) -> str:
+    def _new_database(self, kind: str, folder: Path, server: Database | MariaDatabase | None) -> str:
         if kind == "sqlite":
             return self._new_sqlite(folder)
-        if postgres is None:
+        if server is None:
             return self._new_copy(kind)
-        url = postgres.create(f"site_{uuid4().hex[:12]}")
+        url = server.create(f"site_{uuid4().hex[:12]}")
         self._migrate(url)
         return url
 

@@ -332,7 +332,7 @@ def test_an_unusable_queue_ends_the_command_and_stays(make_site: Callable[..., S
 
 
 def test_without_the_database_deliveries_are_held(site: SiteFactory, own_postgres: PostgreSQL) -> None:
-    away = site(db="postgres", handlers=HANDLERS, postgres=Database(own_postgres.dsn))
+    away = site(db="postgres", handlers=HANDLERS, server=Database(own_postgres.dsn))
     running = consume(away, "work")
     own_postgres.stop()
     send(away, "work", {"name": 1}, message_id="held")

@@ -11,10 +11,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.mariadb import MariaDatabase, connected
 from tests.services import Broker, Database
 from tests.site import ROOT, SiteFactory
 from tests.waiting import wait_until
 from tools import rabbitmq as rabbitmq_tools
+from tools.mariadb import MariaDB
 from tools.postgresql import PostgreSQL
 from tools.rabbitmq import RabbitMQ
 from tools.services import is_listening
@@ -60,6 +62,20 @@ def test_a_killed_server_comes_back_with_its_rows(own_postgres: PostgreSQL) -> N
     own_postgres.start()
     with psycopg.connect(own_postgres.dsn) as connection:
         assert connection.execute("SELECT number FROM kept").fetchall() == [(17,)]
+
+
+@pytest.mark.slow
+def test_a_killed_mariadb_comes_back_with_its_rows(own_mariadb: MariaDB) -> None:
+    url = MariaDatabase(own_mariadb.dsn).create("kept")
+    with connected(url) as cursor:
+        cursor.execute("CREATE TABLE kept AS SELECT 17 AS number")
+    own_mariadb.kill()
+    assert not is_listening(own_mariadb.port)
+    own_mariadb.start()
+    with connected(url) as cursor:
+        cursor.execute("SELECT number FROM kept")
+        assert cursor.fetchall() == ((17,),)
+    MariaDatabase(own_mariadb.dsn).drop("kept")
 
 
 @pytest.mark.postgres

@@ -7,9 +7,11 @@ import signal
 
 import pytest
 
+from tests.mariadb import MariaDatabase
 from tests.services import Database
 from tests.site import Running, Site, SiteFactory
 from tests.waiting import wait_until
+from tools.mariadb import MariaDB
 from tools.postgresql import PostgreSQL
 
 HANDLERS = """
@@ -96,12 +98,22 @@ def test_a_stopping_consumer_gives_back_what_it_has_not_started(site: SiteFactor
 
 @pytest.mark.postgres
 def test_a_stopped_database_is_waited_for(site: SiteFactory, own_postgres: PostgreSQL) -> None:
-    made = site("postgres", handlers=HANDLERS, broker="database://", postgres=Database(own_postgres.dsn))
+    made = site("postgres", handlers=HANDLERS, broker="database://", server=Database(own_postgres.dsn))
+    stop_for_a_while(made, own_postgres)
+
+
+@pytest.mark.slow
+def test_a_stopped_mariadb_is_waited_for(site: SiteFactory, own_mariadb: MariaDB) -> None:
+    made = site("mariadb", handlers=HANDLERS, broker="database://", server=MariaDatabase(own_mariadb.dsn))
+    stop_for_a_while(made, own_mariadb)
+
+
+def stop_for_a_while(made: Site, server: PostgreSQL | MariaDB) -> None:
     consumer = start_held(made, 5)
-    own_postgres.stop()
+    server.stop()
     (made.folder / "hold").unlink()
     consumer.wait_for_output("does not answer: consumption pauses")
-    own_postgres.start()
+    server.start()
     wait_until(lambda: made.states() == {"processed": 5}, deadline=60)
     assert effects(made) == (5, 5)
     assert consumer.stop() == 0
