@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from messaging.backends.base import Backend, ExchangeSpec, Fate, Outgoing, QueueSpec, Sender, Topology
 from messaging.backends.database import DatabaseBroker, letters, processes
 from messaging.backends.database.catalog import Routes
-from messaging.backends.database.sweeper import Sweeper
+from messaging.backends.database.sweeper import AT_ONCE, Sweeper
 from messaging.clock import Now
 from messaging.conf import AliasSettings, parse_url
 from messaging.exceptions import BrokerUnavailable
@@ -365,6 +365,23 @@ def test_a_message_that_expires_without_a_dead_letter_queue_is_dropped(backend: 
     wait_until(lambda: EmbeddedMessage.objects.get_queryset().expired().exists())
     Sweeper("default").sweep()
     assert [bytes(row.body) for row in EmbeddedMessage.objects.filter(queue__name=name)] == [b"stays"]
+
+
+def test_messages_that_expire_in_crowds_are_seen_to_without_a_pause_between(
+    backend: DatabaseBroker, queue: str, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("messaging.backends.database.feed.CHORES", 3600.0)
+    count = 2 * AT_ONCE + 1
+    row, wire, past = EmbeddedQueue.objects.get(key=key_of(queue)), letters.seal(message(queue)), Now() - timedelta(1)
+    EmbeddedMessage.objects.bulk_create(
+        EmbeddedMessage(queue=row, wire=wire, body=b"", expires_at=past) for _ in range(count)
+    )
+    deliveries = Deliveries()
+    receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change)
+    receiver.open()
+    dead = f"{queue}.dead"
+    wait_until(lambda: backend.depths([dead])[0].ready == count, deadline=60, what="all to become dead letters")
+    receiver.close()
 
 
 def test_an_expiration_that_is_no_number_is_refused(backend: DatabaseBroker, queue: str, sender: Sender) -> None:

@@ -145,6 +145,8 @@ class Feed:
             self._drop_deleted()
             self._free_unknown()
             self._sweeper.sweep(self._id, self._renewed_at)
+            if self._sweeper.has_more:
+                self._chores_at = 0.0
         self._write_settled()
         if time.monotonic() >= self._look_at:
             self._look()
