@@ -70,6 +70,11 @@ class Daemon:
         """Whether the process itself is still there."""
         return self._process.poll() is None
 
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status; negative for a signal, None while it runs."""
+        return self._process.poll()
+
     def end(self, signal_number: int = signal.SIGTERM, timeout: float = 30.0) -> None:
         """Signal the process, wait up to `timeout` seconds, then kill what is left of its group. Never raises."""
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):

@@ -1,0 +1,98 @@
+"""`make chaos`: MINUTES (10), SEED (random), BROKER (rabbitmq or embedded), MESSAGING_TEST_URL for a given broker.
+
+`KEEP=1` keeps the logs of a run that passed, too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+if __name__ == "__main__":
+    from tools.environment import DEVELOPMENT, ROOT, ensure_environment
+
+    python = ensure_environment(DEVELOPMENT)
+    if Path(sys.prefix).resolve() != python.parent.parent.resolve():
+        os.execv(python, [str(python), "-m", "tools.chaos"])  # noqa: S606 - ourselves, in the environment
+
+from tools.chaos import soak
+from tools.chaos.schedule import BROKER, KINDS
+from tools.chaos.stage import Stage
+from tools.janitor import Janitor
+from tools.packages import install_missing
+from tools.services import ServiceFailed, ServiceMissing, stopping_on_signals
+
+
+def main() -> int:
+    """Run as the environment says. Returns 0 for nothing lost and nothing doubled, 1 for a flaw, 2 for no proof."""
+    seed = os.environ.get("SEED") or str(int.from_bytes(os.urandom(4)))
+    minutes, broker = _minutes(), _broker()
+    for sentence in install_missing("rabbitmq-server", "postgresql"):
+        say(sentence)
+    say(f"SEED={seed} MINUTES={minutes:g} on {'a given broker' if '://' in broker else broker} and PostgreSQL")
+    folder = Path(tempfile.mkdtemp(prefix="messaging-chaos-"))
+    folder.chmod(0o755)  # PostgreSQL's account must reach its folder below
+    janitor = Janitor()
+    janitor.remove(folder)
+    try:
+        with stopping_on_signals():
+            return _run(folder, janitor, broker, seed, minutes * 60)
+    except KeyboardInterrupt:
+        say("Interrupted: nothing is proven.")
+        return 130
+    except (ServiceMissing, ServiceFailed) as error:
+        say(str(error))
+        return 2
+    finally:
+        janitor.close()
+
+
+def _run(folder: Path, janitor: Janitor, broker: str, seed: str, seconds: float) -> int:
+    management_url = os.environ.get("MESSAGING_TEST_MANAGEMENT_URL")
+    with Stage(folder, janitor, broker=broker, management_url=management_url, seed=seed) as stage:
+        kinds = [kind for kind in KINDS if stage.rabbitmq is not None or KINDS[kind].lane != BROKER]
+        evidence = ROOT / "var" / "chaos" / f"seed-{seed}"
+        try:
+            result = soak.run(stage, seconds, kinds, say)
+        except Exception:
+            soak.keep(stage, evidence)
+            say(f"The run broke off. Logs: {evidence}")
+            raise
+        for line in soak.report(result):
+            say(line)
+        if result.status or os.environ.get("KEEP"):
+            soak.keep(stage, evidence)
+        if result.status:
+            say(f"{result.spoiled or 'FAILED'}. Logs and the rows concerned: {evidence}. Again: make chaos SEED={seed}")
+        else:
+            say("Passed: 0 lost, 0 doubled.")
+        return result.status
+
+
+def say(line: str) -> None:
+    """One line to whoever watches."""
+    print(line, flush=True)
+
+
+def _minutes() -> float:
+    text = os.environ.get("MINUTES") or "10"
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < 10_000:
+        raise SystemExit(f"MINUTES={text} is no number of minutes: it should be like 10, or 0.5.")
+    return minutes
+
+
+def _broker() -> str:
+    name = os.environ.get("BROKER") or os.environ.get("MESSAGING_TEST_URL") or "rabbitmq"
+    if name not in ("rabbitmq", "embedded") and not name.startswith("amqp://"):
+        raise SystemExit(f"BROKER={name} is unknown: rabbitmq or embedded; MESSAGING_TEST_URL takes amqp://...")
+    return name
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,138 @@
+"""The site's processes. Each has a place, and whoever ends is replaced, as a service manager would do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tools.environment import ROOT
+from tools.janitor import Janitor
+from tools.services import Daemon
+
+ORPHANS_END = 10.0  # seconds within which the children of a killed supervisor have to end by themselves
+RESTART_PAUSE = 0.3  # seconds
+
+
+class Place:
+    """One command of the site and the process that runs it now.
+
+    Args:
+        name: of the place, and of its log.
+        arguments: of `manage.py`.
+        environment: the process's whole environment.
+        folder: where the log is.
+        janitor: ends the process should this one die.
+    """
+
+    def __init__(
+        self, name: str, arguments: list[str], environment: Mapping[str, str], folder: Path, janitor: Janitor
+    ) -> None:
+        self.name = name
+        self.starts = 0
+        self.log = folder / f"{name}.log"
+        self._arguments = arguments
+        self._environment = environment
+        self._janitor = janitor
+        self._daemon: Daemon | None = None
+        self._orphans: list[tuple[float, Daemon]] = []
+        self._is_killed = False
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._daemon.pid if self._daemon else 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process is there."""
+        return self._daemon is not None and self._daemon.is_running
+
+    @property
+    def status(self) -> int | None:
+        """The exit status of its process."""
+        return self._daemon.returncode if self._daemon else None
+
+    def start(self) -> None:
+        """Start the process; the log goes on."""
+        self.starts += 1
+        arguments = [argument.format(starts=self.starts) for argument in self._arguments]
+        command = [sys.executable, str(ROOT / "manage.py"), *arguments]
+        self._is_killed = False
+        self._daemon = Daemon(command, environment=self._environment, log=self.log, janitor=self._janitor, cwd=ROOT)
+
+    def kill(self) -> None:
+        """Kill the process alone; what it started finds itself orphaned."""
+        self._is_killed = True
+        self.signal(signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        if self.is_running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def children(self) -> list[int]:
+        """The processes that it started."""
+        said = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
+        pairs = (line.split() for line in said.splitlines())
+        return sorted(int(pid) for pid, parent in pairs if int(parent) == self.pid)
+
+    def replace(self) -> str | None:
+        """After the end of its process: start another. Returns how it ended if nobody had killed it."""
+        assert self._daemon is not None
+        ended = None if self._is_killed else f"{self.name} ended by itself with status {self.status}"
+        self._orphans.append((time.monotonic(), self._daemon))
+        self.start()
+        return ended
+
+    def bury(self, older_than: float = ORPHANS_END) -> None:
+        """End what processes killed more than `older_than` seconds ago have left."""
+        now = time.monotonic()
+        for at, daemon in list(self._orphans):
+            if now - at >= older_than:
+                daemon.end()
+                self._orphans.remove((at, daemon))
+
+    def stop(self, timeout: float = 30.0) -> int | None:
+        """Stop it in an orderly way and return its exit status."""
+        if self._daemon is None:
+            return None
+        self._daemon.end(timeout=timeout)
+        self.bury(0.0)
+        return self.status
+
+    def end(self) -> None:
+        """Kill it with all it started."""
+        if self._daemon is not None:
+            self._daemon.end(signal.SIGKILL)
+        self.bury(0.0)
+
+
+class Keeper(threading.Thread):
+    """Replaces whoever ends. `own_ends` are the ends that no fault explains."""
+
+    def __init__(self, places: list[Place]) -> None:
+        super().__init__(name="chaos-keeper", daemon=True)
+        self.own_ends: list[str] = []
+        self._places = places
+        self._ending = threading.Event()
+
+    def run(self) -> None:
+        """Look, replace, wait."""
+        while not self._ending.wait(RESTART_PAUSE):
+            for place in self._places:
+                place.bury()
+                if not place.is_running and (ended := place.replace()):
+                    self.own_ends.append(ended)
+
+    def stop(self) -> None:
+        """Replace nobody any more."""
+        self._ending.set()
+        self.join()

@@ -1,0 +1,171 @@
+"""One run: harm for some minutes, then quiet, then the proof."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+
+from tools.chaos import proof
+from tools.chaos.faults import Injector
+from tools.chaos.schedule import plan
+from tools.chaos.stage import Stage
+from tools.services import ServiceFailed
+
+LINE_EVERY = 5.0  # seconds between two lines of progress
+REQUEUE_EVERY = 20.0  # seconds between an operator's looks at the failed messages
+SETTLE = 300.0  # seconds within which everything has to come to rest
+STANDSTILL = 120.0  # seconds without any change after which nothing more is expected
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Result:
+    """How a run ended.
+
+    Attributes:
+        facts, flaws: counts by name; no flaw may be above 0.
+        faults: injected, by kind.
+        remarks: what else an engineer wants to know.
+        spoiled: why the run proves nothing; "" if it does.
+    """
+
+    facts: dict[str, int] = field(default_factory=dict)
+    flaws: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    spoiled: str = ""
+
+    @property
+    def status(self) -> int:
+        """The exit status: 0 only if nothing is lost, doubled, failed or under way."""
+        return 2 if self.spoiled else int(any(self.flaws.values()))
+
+
+def run(stage: Stage, seconds: float, kinds: Collection[str], say: Say) -> Result:
+    """Harm the stage for `seconds`, let it settle, count."""
+    faults = plan(stage.seed, seconds, kinds)
+    say(f"{len(faults)} faults of {len({fault.kind for fault in faults})} kinds are planned for {seconds:g} s.")
+    injector, watch = Injector(stage, faults), Watch(stage, say)
+    injector.start()
+    try:
+        watch.until(lambda: watch.elapsed > seconds or bool(injector.trouble), injector)
+    finally:
+        injector.stop()
+    result = Result(faults=dict(injector.done), spoiled="; ".join(injector.trouble))
+    say("No more faults and nothing new: waiting until all is done.")
+    _quiet(stage, watch, injector, result)
+    _count(stage, result)
+    return result
+
+
+class Watch:
+    """Prints lines of progress, and plays the operator who requeues what failed."""
+
+    def __init__(self, stage: Stage, say: Say) -> None:
+        self._stage = stage
+        self._say = say
+        self._began = time.monotonic()
+        self._line_at = self._requeue_at = 0.0
+        self.changed_at = 0.0  # when the counts last changed
+        self._counts = (0, 0, 0)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began
+
+    def until(self, is_over: Callable[[], bool], injector: Injector) -> None:
+        """Watch until `is_over()`."""
+        while not is_over():
+            if self.elapsed >= self._line_at:
+                self._line_at = self.elapsed + LINE_EVERY
+                self._say(
+                    f"{self.elapsed:5.0f} s  {self._look()}  {sum(injector.done.values()):3} faults  {_now(injector)}"
+                )
+            if self._counts[2] and self.elapsed >= self._requeue_at:
+                self._requeue_at = self.elapsed + REQUEUE_EVERY
+                self._requeue()
+            time.sleep(0.2)
+
+    def _look(self) -> str:
+        try:
+            counts = proof.progress(self._stage.sql)
+        except psycopg.Error:
+            return f"{'the database is away':43}"
+        if counts != self._counts:
+            self._counts, self.changed_at = counts, self.elapsed
+        expected, missing, failed = counts
+        return f"{expected:7} published {expected - missing:7} done {missing:6} to go {failed:3} failed"
+
+    def _requeue(self) -> None:
+        # An outage interrupts it; the failed ones are still there at the next look.
+        threading.Thread(
+            target=self._stage.site.manage, args=("requeue_messages",), kwargs={"check": False}, daemon=True
+        ).start()
+
+
+def _now(injector: Injector) -> str:
+    return ", ".join(injector.under_way.values())
+
+
+def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> None:
+    """Stop publishing, wait until all has settled, stop everything and drain what copies are left."""
+    stage.keeper.stop()
+    result.remarks += stage.keeper.own_ends
+    for place in stage.places:
+        if place.is_running:
+            continue
+        place.replace()
+    for place in stage.publishers:
+        place.stop()
+    began = watch.elapsed
+    watch.changed_at = began
+
+    def is_over() -> bool:
+        now = watch.elapsed
+        return proof.is_settled(stage.sql) or now - began > SETTLE or now - watch.changed_at > STANDSTILL
+
+    watch.until(is_over, injector)
+    result.remarks.append(f"settled {watch.elapsed - began:.0f} s after the last fault")
+    for place in stage.places:
+        if place not in stage.publishers and (status := place.stop()) != 0:
+            result.remarks.append(f"{place.name} was told to stop and ended with status {status}")
+    stage.site.manage("consume", "--burst", timeout=120, check=False)
+
+
+def _count(stage: Stage, result: Result) -> None:
+    result.facts = proof.count(stage.sql, proof.FACTS)
+    result.flaws = proof.count(stage.sql, proof.FLAWS)
+    tracebacks = {place.name: place.log.read_text(errors="replace").count("Traceback (") for place in stage.places}
+    found = ", ".join(f"{count} in {name}.log" for name, count in tracebacks.items() if count)
+    if found:
+        result.remarks.append(f"tracebacks: {found}")
+
+
+def report(result: Result) -> list[str]:
+    """The proof as lines."""
+    lines = [f"{number:9,}  {name}" for name, number in result.facts.items()]
+    lines += ["", f"{sum(result.faults.values()):9,}  faults injected"]
+    lines += [f"{number:9,}    {kind}" for kind, number in sorted(result.faults.items())]
+    lines += ["", *(f"{number:9,}  {flaw}" for flaw, number in result.flaws.items())]
+    lines += ["", *result.remarks]
+    return lines
+
+
+def keep(stage: Stage, folder: Path) -> None:
+    """Copy the logs, and what the database knows of flawed messages, into `folder`, anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for log in [*stage.folder.glob("*.log"), *stage.folder.glob("*/*.log")]:
+        (folder / log.name).write_bytes(log.read_bytes())
+    try:
+        proof.keep_evidence(stage.sql, folder)
+    except (psycopg.Error, ServiceFailed) as error:
+        (folder / "evidence.json").write_text(f"The database could not be asked: {error}\n")

@@ -1,0 +1,80 @@
+"""Handlers of every kind. Each leaves an `Effect` under its message's key."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+
+from messaging import Message, ReceivedMessage, Reject, handler, publish, publish_many
+from tools.chaos.workload.models import Effect
+
+ATTEMPTS = 1000  # kills count as attempts, and the faults decide how many there are
+AFTER = ".after"
+
+
+class HealsLater(Exception):
+    """The failure of a handler that works at a later attempt."""
+
+
+@handler("bulk", "chaos.bulk", batch=100, max_attempts=ATTEMPTS, backoff=0.5)
+def bulk(messages: list[ReceivedMessage]) -> None:
+    """A batch in one transaction."""
+    Effect.objects.bulk_create(Effect(key=message.payload["key"]) for message in messages)
+    for message in messages:
+        _fail_at_first(message)
+
+
+@handler("single", "chaos.single", max_attempts=ATTEMPTS, backoff=0.5)
+def single(message: ReceivedMessage) -> None:
+    """One message, one transaction."""
+    Effect.objects.create(key=message.payload["key"])
+
+
+@handler("flaky", "chaos.flaky", max_attempts=ATTEMPTS, backoff=0.5)
+async def flaky(message: ReceivedMessage) -> None:
+    """Fails after its effect, which has to be rolled back, then heals."""
+    await Effect.objects.acreate(key=message.payload["key"])
+    _fail_at_first(message)
+
+
+@handler("chain", "chaos.chain", max_attempts=ATTEMPTS, backoff=0.5)
+def chain(message: ReceivedMessage) -> None:
+    """Publishes on, within its transaction."""
+    key = message.payload["key"]
+    Effect.objects.create(key=key)
+    publish_many([Message("chaos.single", {"key": key + AFTER})])
+
+
+@handler("long", "chaos.long", atomic=False, max_attempts=ATTEMPTS, backoff=0.5)
+def long(message: ReceivedMessage) -> None:
+    """Works without a transaction, sometimes for longer than its lease, and publishes on."""
+    key = message.payload["key"]
+    Effect.objects.create(key=key)
+    time.sleep(message.payload["seconds"])
+    publish("chaos.single", {"key": key + AFTER})
+    _fail_at_first(message)
+
+
+@handler("picky", "chaos.picky", max_attempts=ATTEMPTS, backoff=0.5)
+def picky(message: ReceivedMessage) -> None:
+    """Rejects half of what it gets, until an operator has requeued it often enough."""
+    Effect.objects.create(key=message.payload["key"])
+    if random.random() < 0.5:
+        raise Reject("not today")
+
+
+@handler("deadly", "chaos.deadly", max_attempts=ATTEMPTS, backoff=0.5, timeout=3)
+def deadly(message: ReceivedMessage) -> None:
+    """Kills its process, or never ends, at the first attempt."""
+    Effect.objects.create(key=message.payload["key"])
+    if message.attempt == 1:
+        if message.payload["exits"]:
+            os._exit(7)
+        while True:
+            time.sleep(1)
+
+
+def _fail_at_first(message: ReceivedMessage) -> None:
+    if message.attempt <= message.payload.get("failures", 0):
+        raise HealsLater(f"attempt {message.attempt} of {message.payload['key']}")
