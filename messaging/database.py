@@ -16,6 +16,9 @@ MYSQL_LOCK_WAITS = {1205, 3572}  # lock wait timeout exceeded
 # A character that the column's character set lacks; JSON nested too deeply, in MySQL's words; a CHECK constraint, which
 # is how MariaDB says that.
 MYSQL_REFUSALS = {1366, 3157, 3819, 4025}
+# The server ended the session or the connection broke; "" where the driver itself noticed.
+LOST = {"", "57P01", "57P02", "57P03", "57P05"}
+MYSQL_LOST = {0, 1927, 2006, 2013, 2055, 4031}
 POSTGRESQL_IN_ERROR = 3  # libpq's PQTRANS_INERROR
 CONNECT_TIMEOUT = 5  # seconds
 BATCH = 1000  # rows of one INSERT
@@ -72,6 +75,20 @@ def is_lock_wait(error: BaseException) -> bool:
 def is_refusal(error: BaseException) -> bool:
     """Whether the database refused a value, which it may take in another form."""
     return isinstance(error, DataError) or _codes(error)[1] in MYSQL_REFUSALS
+
+
+def is_lost(error: BaseException, database: str) -> bool:
+    """Whether the connection broke under a statement, so that a new one will do.
+
+    An error without a driver's behind it is somebody else's. Within the transaction of a test no other connection will do.
+    """
+    connection = connections[database]
+    if not is_database_error(error) or error.__cause__ is None or connection.in_atomic_block:
+        return False
+    state, code = _codes(error)
+    if connection.vendor == "postgresql":
+        return state in LOST or state.startswith("08")
+    return connection.vendor == "mysql" and (code is None or code in MYSQL_LOST)
 
 
 def is_doomed(connection: BaseDatabaseWrapper) -> bool:

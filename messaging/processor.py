@@ -15,7 +15,15 @@ from django.db import InterfaceError, OperationalError, connections, transaction
 from messaging import conf, failures, inbox, signals, unrun
 from messaging.claims import Claims
 from messaging.clock import Now
-from messaging.database import batches, brief_locks, close_old, is_conflict, is_database_error, is_lock_wait
+from messaging.database import (
+    batches,
+    brief_locks,
+    close_old,
+    is_conflict,
+    is_database_error,
+    is_lock_wait,
+    is_lost,
+)
 from messaging.exceptions import DatabaseUnavailable, DeadLettered, HandlerNotFound, MessagingError, PayloadError
 from messaging.execution import call, proven_commit, refuse_doomed
 from messaging.failures import Failure
@@ -142,10 +150,14 @@ class Processor:
                 work.redelivered = True
             except SetAside:
                 break
-            except OperationalError as error:
-                if not (is_lock_wait(error) or is_conflict(error)):
+            except (OperationalError, InterfaceError) as error:
+                if is_lock_wait(error) or is_conflict(error):
+                    break
+                self.outages.raise_if_away(error, work.database)
+                if not is_lost(error, work.database):
                     raise
-                break
+                close_old()
+                work.redelivered = True  # nobody knows what was committed
         return ASIDE
 
     def _admit(self, work: _Work) -> Place | None:
@@ -209,6 +221,7 @@ class Processor:
                     if rerun == RERUNS or not _worth_rerunning(error, place, work.database):
                         self._record(place, Failure(error, self.worker, work.handler, started), work)
                         break
+                    close_old()
 
     def _run(self, work: _Work, place: Place, started: float, *, last_resort: bool) -> None:
         """The handler and its record; for an atomic handler both in one transaction, proven to be committed."""
@@ -476,7 +489,7 @@ def _inserts_first(database: str) -> bool:
 
 def _worth_rerunning(error: BaseException, place: Place, database: str) -> bool:
     """After a conflict, a connection that was lost while the database is up, or a value that can be written escaped."""
-    lost = is_database_error(error) and not connections[database].is_usable()
+    lost = is_lost(error, database) or (is_database_error(error) and not connections[database].is_usable())
     return lost or is_conflict(error) or place.escape(error)
 
 

@@ -667,21 +667,58 @@ def in_a_thread(function: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def test_a_long_handler_whose_connection_is_gone_at_its_end_does_not_run_again(handle: Handle) -> None:
+@pytest.fixture
+def has_sessions(db: None) -> None:
+    """Skips where no server ends connections."""
     if connection.vendor == "sqlite":
         pytest.skip("needs a server that ends connections")
+
+
+def end_this_session() -> None:
+    """Have the server end this thread's connection, as a failover does."""
     own, end = {
         "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend(%s)"),
         "mysql": ("SELECT CONNECTION_ID()", "KILL %s"),
     }[connection.vendor]
+    with connection.cursor() as cursor:
+        cursor.execute(own)
+        (pid,) = cursor.fetchone()
+    in_a_thread(lambda: connection.cursor().execute(end, [pid])).join()
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_connection_that_breaks_under_a_handler_spends_no_attempt(
+    has_sessions: None, handle: Handle, atomic: bool
+) -> None:
+    runs: list[int] = []
+
+    def lose_the_connection_once(message: ReceivedMessage) -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            end_this_session()
+        effect(message)
+
+    handle(lose_the_connection_once, atomic=atomic).process(arrived(), nothing)
+    assert (only_row().state, only_row().attempts, len(runs)) == (State.PROCESSED, 1, 2)
+    assert Effect.objects.count() == 1
+    assert Attempt.objects.count() == 0
+
+
+def test_a_connection_that_broke_before_the_handler_started_is_replaced(has_sessions: None, handle: Handle) -> None:
+    processor, delivery = handle(), arrived(redelivered=True)
+    end_this_session()
+    assert processor.process(delivery, nothing).action == "ack"
+    assert (only_row().state, only_row().attempts) == (State.PROCESSED, 1)
+
+
+def test_a_long_handler_whose_connection_is_gone_at_its_end_does_not_run_again(
+    has_sessions: None, handle: Handle
+) -> None:
     runs: list[int] = []
 
     def lose_the_connection(message: ReceivedMessage) -> None:
         runs.append(1)
-        with connection.cursor() as cursor:
-            cursor.execute(own)
-            (number,) = cursor.fetchone()
-        in_a_thread(lambda: connection.cursor().execute(end, [number])).join()
+        end_this_session()
 
     assert handle(lose_the_connection, atomic=False).process(arrived(), nothing).action == "done"
     assert (only_row().state, only_row().attempts, len(runs)) == (State.PROCESSED, 1, 1)
