@@ -9,7 +9,7 @@ from dataclasses import dataclass
 PROCESSES, NETWORK, DATABASE, BROKER = "processes", "network", "database", "broker"
 
 # Seconds from one fault to the next in each lane; lanes run side by side.
-PACE = {PROCESSES: 4.5, NETWORK: 14.0, DATABASE: 24.0, BROKER: 30.0}
+PACE = {PROCESSES: 7.0, NETWORK: 20.0, DATABASE: 45.0, BROKER: 60.0}
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ from tools.chaos.workload.models import Expected
 
 # How often a kind is chosen. A deadly one takes its process along, and with it the work of its neighbours.
 WEIGHTS = {
-    "bulk": 5500,
+    "bulk": 7500,
     "bulk that fails": 4,
-    "single": 2500,
-    "direct": 400,
-    "scheduled": 300,
-    "twin": 100,
-    "flaky": 250,
-    "chain": 800,
-    "long": 40,
-    "picky": 30,
+    "single": 1100,
+    "direct": 250,
+    "scheduled": 250,
+    "twin": 80,
+    "flaky": 120,
+    "chain": 400,
+    "long": 20,
+    "picky": 15,
     "deadly": 1,
 }
 LARGEST = 80  # messages of one transaction, at most
