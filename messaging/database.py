@@ -80,7 +80,7 @@ def is_refusal(error: BaseException) -> bool:
 def is_lost(error: BaseException, database: str) -> bool:
     """Whether the connection broke under a statement, so that a new one will do.
 
-    An error without a driver's behind it is somebody else's. Within the transaction of a test no other connection will do.
+    An error without a driver's behind it is somebody else's. Within a test's transaction no other connection will do.
     """
     connection = connections[database]
     if not is_database_error(error) or error.__cause__ is None or connection.in_atomic_block:
