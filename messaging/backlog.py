@@ -15,12 +15,14 @@ from itertools import islice
 from messaging.backends.base import Delivery
 from messaging.handlers import Handler
 from messaging.killpoints import kill_point
+from messaging.message import DIED
 
 logger = logging.getLogger("messaging.consumer")
 
 GATHERING = 0.05  # seconds that an incomplete batch waits for more
 REMEMBERED = 10_000  # deliveries that went back unstarted and need not run alone when they come again
 PATIENCE = 10.0  # seconds that a suspect waits for what runs to end
+_DIED = DIED.encode()
 
 
 @dataclass(eq=False, slots=True)
@@ -62,7 +64,8 @@ class Item:
     @property
     def is_suspect(self) -> bool:
         """Whether it may have killed a process before, so that nothing innocent should run beside it."""
-        return self.is_atomic and self.delivery.redelivered and not self.is_innocent
+        died = _DIED in (self.delivery.properties.raw_headers or b"")
+        return self.is_atomic and (died or (self.delivery.redelivered and not self.is_innocent))
 
     @property
     def identity(self) -> tuple[str, str, str | None, int]:
@@ -73,7 +76,7 @@ class Item:
     @property
     def batch(self) -> int | None:
         """How many of its kind may run together; None for one at a time."""
-        if self.handler is None or self.is_dead or self.delivery.redelivered:
+        if self.handler is None or self.is_dead or self.delivery.redelivered or self.is_suspect:
             return None
         return self.handler.batch
 
@@ -101,8 +104,8 @@ class _Aside:
 class Backlog:
     """Deliveries by queue, taken in turn. Safe to call from any thread.
 
-    A redelivered message may be why a process died. While it runs, no other atomic message runs here, so that only it
-    can be blamed.
+    A message that was redelivered, or whose retry says so, may be why a process died. While it runs, no other atomic
+    message runs here, so that only it can be blamed.
 
     Args:
         route: finds the handler of a delivery; cheap.

@@ -28,8 +28,9 @@ MAX_ROUND = 10**9  # what a column holds, with room for further rounds
 OUR_PREFIX = "x-messaging-"
 KEY = "x-messaging-key"
 ROW = "x-messaging-row"
+DIED = "x-messaging-died"
 CAUSATION = "x-messaging-causation-id"
-OURS = frozenset({ROUND, QUEUE, EXCHANGE, ROUTING_KEY, KEY, ROW})
+OURS = frozenset({ROUND, QUEUE, EXCHANGE, ROUTING_KEY, KEY, ROW, DIED})
 
 # What a retry must not carry: the first two would route copies to other queues, the others describe another journey.
 NOT_RETRIED = OURS | {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count", "x-opt-rk"}
@@ -122,8 +123,11 @@ class Envelope:
             raise WireError("A stored envelope is cut short.") from error
         return cls.received(names[0], names[1], Properties.decode(wire[offset:]), body)
 
-    def for_round(self, queue: str, round_: int, key: uuid.UUID) -> Envelope:
-        """The same message addressed straight to `queue` for another round of the inbox row with this key."""
+    def for_round(self, queue: str, round_: int, key: uuid.UUID, *, died: bool = False) -> Envelope:
+        """The same message addressed straight to `queue` for another round of the inbox row with this key.
+
+        With `died` it says that the last process that ran it died, so that the next one runs it alone.
+        """
         headers = self.properties.headers
         dropped = {name for name in headers if name in NOT_RETRIED or name.startswith(NOT_RETRIED_PREFIXES)}
         properties = self.properties.edited(
@@ -134,6 +138,7 @@ class Envelope:
                 KEY: str(key),
                 EXCHANGE: _wire_text(self.exchange),
                 ROUTING_KEY: _wire_text(self.routing_key),
+                **({DIED: True} if died else {}),
             },
             expiration=None,
             user_id=None,

@@ -15,7 +15,7 @@ from django.utils import timezone
 from messaging import conf, killpoints
 from messaging.clock import Now
 from messaging.database import batches
-from messaging.exceptions import ConfigurationError, PayloadError, PublishError, WireError
+from messaging.exceptions import ConfigurationError, PayloadError, ProcessDied, PublishError, WireError
 from messaging.killpoints import kill_point
 from messaging.message import (
     CAUSATION,
@@ -181,7 +181,8 @@ def compose_round(row: ProcessedMessage, due: models.expressions.Combinable) -> 
 
     Straight to the queue, so that no other service sees it twice. Raises WireError without a recorded envelope.
     """
-    envelope = row.envelope().for_round(row.queue, row.round, row.key)
+    died = row.exception_type == f"{ProcessDied.__module__}.{ProcessDied.__qualname__}"
+    envelope = row.envelope().for_round(row.queue, row.round, row.key, died=died)
     return PublishedMessage(
         alias=row.alias,
         state=State.PENDING,

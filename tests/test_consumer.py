@@ -21,6 +21,7 @@ import pytest
 from messaging.backends.base import Delivery
 from messaging.backlog import Backlog, Job
 from messaging.handlers import Handler
+from messaging.message import DIED
 from messaging.wire import Properties
 from tests.services import Database
 from tests.site import ROOT, Running, Site, SiteFactory
@@ -488,6 +489,19 @@ def test_a_suspect_waits_for_what_runs_and_then_runs_alone(backlog: Backlog) -> 
     (job,) = wait_until(lambda: taken)
     assert job is not None
     assert job.head.delivery is suspect
+
+
+def test_a_retry_whose_last_process_died_runs_alone(backlog: Backlog) -> None:
+    died, beside = Parcel("many"), Parcel("many")
+    died.properties = Properties.build(headers={DIED: True})
+    backlog.put(died)
+    backlog.put(beside)
+    job = backlog.take()
+    assert job is not None
+    assert (job.is_alone, [item.delivery for item in job.items]) == (True, [died])
+    taken = try_to_take(backlog)
+    backlog.done(job)
+    wait_until(lambda: taken)
 
 
 def test_nothing_atomic_runs_beside_a_suspect(backlog: Backlog) -> None:
