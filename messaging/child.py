@@ -156,7 +156,7 @@ def _record_crashes(
     """Record what died with the predecessors, before anything can be consumed again."""
     for crash in crashed:
         entry = Entry.from_json(crash["entry"])
-        error: MessagingError = getattr(exceptions, crash["error"])(crash["text"])
+        error: MessagingError | None = getattr(exceptions, crash["error"])(crash["text"]) if crash["error"] else None
         is_known = False
         while not stopping.is_set():
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import random
 import signal
@@ -56,7 +57,7 @@ class Child:
         self._files: list[str] = []
         self._failures = 0
         self._started_at = self._start_at = 0.0
-        self._asked_at: float | None = None
+        self._leave_by: float | None = None  # set once it was asked to stop
         self._killed = False
         self._has_finished = False
         self.is_finished = False
@@ -83,7 +84,7 @@ class Child:
         """Start a process. It first records what its predecessors died of."""
         ours, theirs = socket.socketpair()
         self._ledger.clear()
-        self._overdue, self._asked_at, self._killed, self._has_finished = [], None, False, False
+        self._overdue, self._leave_by, self._killed, self._has_finished = [], None, False, False
         self._received, self._socket, self._started_at = b"", ours, time.monotonic()
         ours.setblocking(False)
         role = {
@@ -100,16 +101,27 @@ class Child:
                 env={**self._command.environment, VARIABLE: json.dumps(role)},
                 pass_fds=(theirs.fileno(), self._ledger.fd),
             )
+        except OSError as error:  # such as no memory left for it
+            self._socket = None
+            ours.close()
+            pause = self._pause()
+            logger.error("No process can be started: %s. Trying again in %.1f s.", error, pause)  # noqa: TRY400
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
         self._tell({"crashed": self._crashed})
 
-    def ask_to_stop(self) -> bool:
-        """Have it finish what runs, hand back the rest and leave. False when it was asked before or is not there."""
-        if self._asked_at is not None or not self.is_running:
+    def ask_to_stop(self, within: float = math.inf) -> bool:
+        """Have it finish what runs, hand back the rest and leave.
+
+        Args:
+            within: seconds after which `enforce_stop()` kills it.
+
+        Returns False when it was asked before or is not there.
+        """
+        if self._leave_by is not None or not self.is_running:
             return False
-        self._asked_at = time.monotonic()
+        self._leave_by = time.monotonic() + within
         self._tell({"stop": True})
         return True
 
@@ -119,10 +131,10 @@ class Child:
             self._killed = True
             self._process.kill()
 
-    def enforce_stop(self, seconds: float) -> None:
-        """Kill it when it was asked to stop more than `seconds` ago."""
-        if self._asked_at is not None and time.monotonic() - self._asked_at > seconds:
-            logger.warning("Process %s still runs handlers after %g s: it is replaced now.", self.pid, seconds)
+    def enforce_stop(self) -> None:
+        """Kill it when it was asked to stop and had its time."""
+        if self._leave_by is not None and time.monotonic() > self._leave_by and not self._killed:
+            logger.warning("Process %s still runs handlers: it is replaced now.", self.pid)
             self.kill()
 
     def enforce_time_limits(self) -> None:
@@ -134,27 +146,28 @@ class Child:
                 logger.warning("%s %s: killing process %s.", running.entry.handler, _too_long(running), self.pid)
             self._process.kill()
 
-    def bury(self, *, blame: bool) -> int | None:
-        """After its end: note what it was running and when the next may start.
+    def bury(self, *, blame: bool) -> bool:
+        """After its end, once: note what it was running and when the next may start.
 
         Args:
             blame: whether messages that were running count as crashed.
 
-        Returns its exit status (negative: the signal), once; None when there is nothing to bury.
+        Returns whether it refused its configuration.
         """
         if self._process is None or self._socket is None:
-            return None
+            return False
         self.read_reports()
         self._socket.close()
         self._socket = None
-        status = self._process.returncode
+        status, running = self._process.returncode, self._ledger.running_entries()
         if status == 0 and self._has_finished:
-            self.is_finished = self._asked_at is None
-        elif status == EXIT_CONFIGURATION:
-            self._start_at = time.monotonic() + self._next_pause()
-        elif blame and not self._killed:
-            self._note_crash(status)
-        return status
+            self.is_finished = self._leave_by is None
+        elif status == EXIT_CONFIGURATION and not running:  # a handler may leave with any status
+            self._pause()
+            return True
+        elif blame:
+            self._note_end(status, running)
+        return False
 
     def read_reports(self) -> None:
         """Take in what the child has said since."""
@@ -196,30 +209,44 @@ class Child:
                 self._socket.sendall(json.dumps(order).encode() + b"\n")
                 self._socket.setblocking(False)
 
-    def _note_crash(self, status: int) -> None:
-        running = [found for found in self._ledger.running_entries() if found.entry.batch == 1]
-        if self._overdue:
-            blamed = [(found, "HandlerTimeout", _too_long(found)) for found in running if found in self._overdue]
-        else:
-            blamed = [(found, "ProcessDied", f"The process that ran it {describe(status)}.") for found in running]
-        self._crashed += [{"entry": found.entry.to_json(), "error": name, "text": text} for found, name, text in blamed]
-        pause = 0.0 if self._overdue else self._next_pause()
-        self._start_at = time.monotonic() + pause
-        if not self._overdue and status != EXIT_CONFIGURATION:  # which the child has explained, and ends everything
-            logger.error(
-                "Process %s %s while it ran %s; another one starts in %.1f s.",
-                self.pid,
-                describe(status),
-                ", ".join(sorted({found.entry.handler for found in running})) or "no handler",
-                pause,
-            )
+    def _note_end(self, status: int, running: list[Running]) -> None:
+        """What the successor has to count, and whose claims ended through no fault of theirs."""
+        if self._killed or self._overdue:
+            late = [found for found in running if found in self._overdue]
+            spared = [found for found in running if found not in late and found.entry.token]
+            self._crashed += [
+                _crash(found, "HandlerTimeout", _too_long(found)) for found in late if found.entry.batch == 1
+            ]
+            self._crashed += [_crash(found) for found in spared]
+            return
+        blamed = [found for found in running if found.entry.batch == 1]
+        self._crashed += [
+            _crash(found, "ProcessDied", f"The process that ran it {describe(status)}.") for found in blamed
+        ]
+        # Each death that somebody is blamed for costs an attempt, so that their series ends without longer pauses.
+        pause = self._pause(grows=not blamed)
+        logger.error(
+            "Process %s %s while it ran %s; another one starts in %.1f s.",
+            self.pid,
+            describe(status),
+            ", ".join(sorted({found.entry.handler for found in running})) or "no handler",
+            pause,
+        )
 
-    def _next_pause(self) -> float:
+    def _pause(self, *, grows: bool = True) -> float:
+        """Let the next process wait; returns for how many seconds."""
         if time.monotonic() - self._started_at > RAN_WELL:
             self._failures = 0
-        self._failures += 1
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._failures - 1))
-        return pause * random.uniform(0.75, 1.0)
+        self._failures += grows
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** max(0, self._failures - 1)) if grows else FIRST_PAUSE
+        pause *= random.uniform(0.75, 1.0)
+        self._start_at = time.monotonic() + pause
+        return pause
+
+
+def _crash(found: Running, error: str = "", text: str = "") -> dict[str, str]:
+    """An attempt that a process did not survive, as its successor is told; without an error it is not to be counted."""
+    return {"entry": found.entry.to_json(), "error": error, "text": text}
 
 
 def describe(status: int) -> str:

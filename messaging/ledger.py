@@ -13,12 +13,13 @@ import tempfile
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 SLOT = 4096
-_HEAD = struct.Struct("<BdIdI")  # running, started (CLOCK_MONOTONIC), length of the JSON, deadline (0: none), its CRC
+_HEAD = struct.Struct("<BdIdI")  # state, started (CLOCK_MONOTONIC), length of the JSON, deadline (0: none), its CRC
+_IDLE, _RUNNING, _RECORDING = range(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +89,16 @@ class Slot:
         self._offset = index * SLOT
 
     @contextmanager
-    def running(self, entry: Entry) -> Iterator[None]:
-        """Show `entry` as running for the duration of the block."""
+    def running(self, entry: Entry) -> Iterator[Callable[[], None]]:
+        """Show `entry` as running for the duration of the block. Yields a function that lifts its time limit."""
         self._write(entry)
         try:
-            yield
+            yield self._lift
         finally:
-            self._memory[self._offset] = 0
+            self._memory[self._offset] = _IDLE
+
+    def _lift(self) -> None:
+        self._memory[self._offset] = _RECORDING
 
     def _write(self, entry: Entry) -> None:
         text = entry.to_json().encode()
@@ -102,12 +106,12 @@ class Slot:
             text = replace(entry, message_id="", handler=entry.handler[:255]).to_json().encode()
         now = time.monotonic()
         deadline = now + entry.timeout if entry.timeout is not None else 0.0
-        head = _HEAD.pack(0, now, len(text), deadline, zlib.crc32(text))
-        # The flag goes off first and on last: whoever dies in between was running nothing yet.
-        self._memory[self._offset] = 0
+        head = _HEAD.pack(_IDLE, now, len(text), deadline, zlib.crc32(text))
+        # The state goes off first and on last: whoever dies in between was running nothing yet.
+        self._memory[self._offset] = _IDLE
         self._memory[self._offset : self._offset + _HEAD.size] = head
         self._memory[self._offset + _HEAD.size : self._offset + _HEAD.size + len(text)] = text
-        self._memory[self._offset] = 1
+        self._memory[self._offset] = _RUNNING
 
 
 class Ledger:
@@ -146,7 +150,7 @@ class Ledger:
     def clear(self) -> None:
         """Forget everything; for the next process on the same slots."""
         for index in range(self.slots):
-            self._memory[index * SLOT] = 0
+            self._memory[index * SLOT] = _IDLE
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -155,10 +159,10 @@ class Ledger:
 
     def _read(self, index: int, overdue_at: float | None = None) -> Running | None:
         offset = index * SLOT
-        running, since, length, deadline, checksum = _HEAD.unpack_from(self._memory, offset)
-        if not running or length > SLOT - _HEAD.size:
+        state, since, length, deadline, checksum = _HEAD.unpack_from(self._memory, offset)
+        if state == _IDLE or length > SLOT - _HEAD.size:
             return None
-        if overdue_at is not None and not 0.0 < deadline <= overdue_at:
+        if overdue_at is not None and not (state == _RUNNING and 0.0 < deadline <= overdue_at):
             return None
         text = self._memory[offset + _HEAD.size : offset + _HEAD.size + length]
         if zlib.crc32(text) != checksum:  # read while it was being written

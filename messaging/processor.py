@@ -74,7 +74,7 @@ ASIDE = Settlement("set_aside", after=TWIN_WAIT)
 
 @dataclass
 class _Work:
-    """One delivery on its way through the processor."""
+    """One delivery on its way through the processor; `lift` ends its handler's time limit."""
 
     envelope: Envelope
     queue: str
@@ -82,6 +82,7 @@ class _Work:
     redelivered: bool
     ack: Callable[[], object]
     acked: bool = False
+    lift: Callable[[], None] = lambda: None
 
     @property
     def database(self) -> str:
@@ -94,7 +95,7 @@ class Processor:
     Args:
         alias: alias of `MESSAGING`.
         worker: the name under which claims and attempts are recorded.
-        running: enters an attempt into the process's ledger while it runs.
+        running: enters an attempt into the process's ledger while it runs; yields what lifts its time limit.
         handlers: the registry to find handlers in.
     """
 
@@ -103,7 +104,7 @@ class Processor:
         alias: str,
         worker: str,
         *,
-        running: Callable[[Entry], AbstractContextManager[None]] | None = None,
+        running: Callable[[Entry], AbstractContextManager[Callable[[], None]]] | None = None,
         handlers: Registry = registry,
     ) -> None:
         self.alias = alias
@@ -111,7 +112,7 @@ class Processor:
         self.settings = conf.get(alias)
         self.outages = Outages()
         self.claims = Claims(self.settings.lease, self.outages)
-        self._running = running or (lambda _entry: nullcontext())
+        self._running = running or (lambda _entry: nullcontext(_nothing))
         self._handlers = handlers
 
     def route(self, delivery: Incoming) -> Handler | None:
@@ -205,7 +206,10 @@ class Processor:
             kill_point("processor.claimed")
         started = time.time()
         # In the ledger until the attempt is recorded: a process that dies before has an attempt to be counted.
-        with self.claims.held(place.token, work.database), self._running(self._entry(work, place, started)):
+        with (
+            self.claims.held(place.token, work.database),
+            self._running(self._entry(work, place, started)) as work.lift,
+        ):
             if not work.handler.atomic:
                 work.ack()
                 work.acked = True
@@ -262,6 +266,7 @@ class Processor:
 
     def _insist(self, work: _Work, write: Callable[[], object]) -> None:
         """Commit what nothing but this thread knows, however long the database or a lock is in the way."""
+        work.lift()
         while True:
             close_old()  # the connection may have been idle for hours, or left behind unfit by the handler
             try:
@@ -288,6 +293,7 @@ class Processor:
 
     def _record(self, place: Place, failure: Failure, work: _Work) -> None:
         """Record a failure. What was acknowledged already cannot be held, so it waits for the database here."""
+        work.lift()
 
         def write() -> None:
             failures.record(place, failure, work.database, self.settings)
@@ -353,12 +359,18 @@ class Processor:
         database = handler.database if handler else self._database()
         return self._record_unrun(database, queue, envelope, DeadLettered(reason), redelivered=True)
 
-    def record_crash(self, entry: Entry, error: MessagingError) -> None:
-        """Record that a process died while it ran `entry`. Raises DatabaseUnavailable."""
+    def record_crash(self, entry: Entry, error: MessagingError | None) -> None:
+        """Record that a process died while it ran `entry`, of `error`; of something else's if None.
+
+        Raises DatabaseUnavailable.
+        """
         if entry.batch > 1:
             return  # nobody knows whose fault it was: redelivered, each runs alone
         with self.outages.watch(entry.database):
-            failures.record_crash(entry, error, self.worker)
+            if error is None:
+                unrun.record_spared(entry, self.worker)
+            else:
+                failures.record_crash(entry, error, self.worker)
 
     def renew_claims(self) -> None:
         """Extend the leases of what this process runs. Call it every third of the lease. Raises DatabaseUnavailable."""

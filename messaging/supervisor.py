@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from messaging import logs
-from messaging.child_process import EXIT_CONFIGURATION, STOP_SIGNALS, Child, Command
+from messaging.child_process import STOP_SIGNALS, Child, Command
 from messaging.reloading import FileWatcher
 
 logger = logging.getLogger("messaging.supervisor")
@@ -36,7 +36,7 @@ class Supervisor:
         command: how to start a child.
         processes: how many.
         stop_timeout: seconds that running handlers get after the first signal.
-        max_memory: megabytes of resident memory above which a child is replaced; 0 for any.
+        max_memory: megabytes of resident memory above which a child is replaced once what it runs has ended; 0 for any.
         reload: replace the children when a source file changes.
     """
 
@@ -92,7 +92,7 @@ class Supervisor:
                 self._after_end(child)
             elif not self._stopping:
                 child.enforce_time_limits()
-                child.enforce_stop(self._stop_timeout)
+                child.enforce_stop()
         self._limit_memory()
         self._reload_if_changed()
 
@@ -120,10 +120,10 @@ class Supervisor:
             child.kill()
 
     def _after_end(self, child: Child) -> None:
-        status = child.bury(blame=not self._stopping)
+        is_refused = child.bury(blame=not self._stopping)
         if child.is_finished or self._stopping:
             return
-        if status == EXIT_CONFIGURATION and not (self._files and self._files.known):
+        if is_refused and not (self._files and self._files.known):
             self._stop(1)  # the child has said why
         elif child.may_start():
             child.start()
@@ -135,7 +135,11 @@ class Supervisor:
         self._memory_read_at = now
         for child in self._children:
             if child.is_running and child.memory() > self._max_memory and child.ask_to_stop():
-                logger.info("Process %s uses more than %s MB: it is replaced.", child.pid, self._max_memory)
+                logger.info(
+                    "Process %s uses more than %s MB: it is replaced once what it runs has ended.",
+                    child.pid,
+                    self._max_memory,
+                )
 
     def _reload_if_changed(self) -> None:
         if self._files is None or self._stopping:
@@ -146,7 +150,7 @@ class Supervisor:
         if changed:
             logger.info("%s changed: restarting.", changed)
             for child in self._children:
-                child.ask_to_stop()
+                child.ask_to_stop(within=self._stop_timeout)
                 child.start_soon()
 
 

@@ -7,10 +7,11 @@ from contextlib import suppress
 from typing import Any
 
 from messaging import conf, failures, inbox
-from messaging.exceptions import IdReused, MessagingError, ProcessDied
+from messaging.exceptions import HandlerTimeout, IdReused, MessagingError, ProcessDied
 from messaging.failures import Failure
-from messaging.handlers import Handler
-from messaging.inbox import AlreadyRecorded, Verdict
+from messaging.handlers import Handler, registry
+from messaging.inbox import AlreadyRecorded, SetAside, Verdict
+from messaging.ledger import Entry
 from messaging.message import ROUTING_KEY, Envelope, storable
 from messaging.models import ProcessedMessage
 
@@ -84,10 +85,21 @@ def record_counted(
     """Send a message round again whose crash was counted before its content was known."""
     bring_content(row, envelope, database)
     last = row.attempt_set.order_by("-id").first()
-    error = ProcessDied(last.exception_message if last else "The process that ran it died.")
+    is_late = last is not None and last.exception_type.endswith(".HandlerTimeout")
+    error = (HandlerTimeout if is_late else ProcessDied)(last.exception_message if last else "Its process died.")
     failure = Failure(error, worker, handler, time.time(), crashed=True, counted=True)
     with suppress(AlreadyRecorded):
         failures.record(inbox.existing(row), failure, database, settings)
+
+
+def record_spared(entry: Entry, worker: str) -> None:
+    """Send a claimed message round again whose process was killed on another one's account: no attempt is counted."""
+    rows = ProcessedMessage.objects.using(entry.database).filter(alias=entry.alias, queue=entry.queue)
+    row = rows.filter(key=entry.identity[0], lease_token=entry.token, state=ProcessedMessage.State.PROCESSING).first()
+    if row is None or inbox.comes_again(row, registry.find(entry.alias, entry.queue, row.routing_key)):
+        return
+    with suppress(AlreadyRecorded, SetAside):
+        failures.send_round(inbox.existing(row), worker, entry.database)
 
 
 def record_abandoned(

@@ -23,10 +23,10 @@ AFTER_ERROR = 5.0  # seconds until a delivery is tried again on which the consum
 _current = threading.local()
 
 
-def running(entry: Entry) -> AbstractContextManager[None]:
+def running(entry: Entry) -> AbstractContextManager[Callable[[], None]]:
     """Enter an attempt into the ledger slot of this worker thread; for `Processor`."""
     slot: Slot | None = getattr(_current, "slot", None)
-    return slot.running(entry) if slot is not None else nullcontext()
+    return slot.running(entry) if slot is not None else nullcontext(lambda: None)
 
 
 class Worker(threading.Thread):

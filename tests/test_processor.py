@@ -16,10 +16,10 @@ from django.db import connection, connections, transaction
 
 from messaging import Reject, Retry, apublish, publish
 from messaging.clock import Now
-from messaging.exceptions import ProcessDied, WireError
+from messaging.exceptions import HandlerTimeout, ProcessDied, WireError
 from messaging.handlers import Registry
 from messaging.ledger import Entry
-from messaging.message import ReceivedMessage
+from messaging.message import DIED, ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 from messaging.processor import Processor
 from tests.app.models import Effect
@@ -400,6 +400,43 @@ def test_a_crash_on_a_first_delivery_counts_and_its_redelivery_goes_round_again(
     processor.process(sent(next_round()), nothing)
     assert only_row().state == State.PROCESSED
     assert only_row().attempts == 2
+
+
+def test_a_retry_after_a_crash_says_so_until_it_ends_otherwise(handle: Handle) -> None:
+    def fail(message: ReceivedMessage) -> None:
+        assert DIED not in message.headers
+        raise ValueError
+
+    processor, delivery = handle(fail), arrived()
+    processor.record_crash(entry_of(delivery), ProcessDied("killed"))
+    delivery.redelivered = True
+    processor.process(delivery, nothing)
+    again = sent(next_round())
+    assert DIED in again.properties.headers
+    PublishedMessage.objects.update(state="published", due_at=None)
+    processor.process(again, nothing)
+    assert DIED not in sent(next_round()).properties.headers
+
+
+def test_a_time_limit_that_ended_a_first_delivery_is_named(handle: Handle) -> None:
+    processor, delivery = handle(), arrived()
+    processor.record_crash(entry_of(delivery), HandlerTimeout("ran longer than its timeout of 1 s"))
+    delivery.redelivered = True
+    processor.process(delivery, nothing)
+    assert only_row().exception_type == "messaging.exceptions.HandlerTimeout"
+    assert DIED not in sent(next_round()).properties.headers
+
+
+def test_a_claim_that_ended_on_another_one_s_account_spends_no_attempt(handle: Handle) -> None:
+    processor, delivery = handle(atomic=False), arrived()
+    claim = claim_of(delivery)
+    ProcessedMessage.objects.create(**claim, leased_until=Now() + timedelta(seconds=60))
+    for token in (uuid.uuid4(), claim["lease_token"], claim["lease_token"]):
+        processor.record_crash(entry_of(delivery, token=str(token)), None)
+    assert (only_row().state, only_row().attempts, only_row().round) == (State.RETRYING, 0, 2)
+    assert Attempt.objects.count() == 0
+    processor.process(sent(next_round()), nothing)
+    assert (only_row().state, only_row().attempts) == (State.PROCESSED, 1)
 
 
 def test_a_message_without_id_adopts_its_own_crash(handle: Handle) -> None:

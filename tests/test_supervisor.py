@@ -67,7 +67,7 @@ DEAF = "order(); note('asked'); order()"
 class Supervised:
     """A supervisor process and what its children left."""
 
-    def __init__(self, folder: Path, body: str, *options: str) -> None:
+    def __init__(self, folder: Path, body: str, *options: str, python: str = sys.executable) -> None:
         self.folder = folder
         script = folder / "child.py"
         script.write_text(CHILD + textwrap.dedent(body))
@@ -75,7 +75,7 @@ class Supervised:
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, sys.executable, str(script), str(folder)],
+                [*command, python, str(script), str(folder)],
                 env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
                 stdin=subprocess.DEVNULL,
                 stderr=log,
@@ -109,10 +109,10 @@ class Supervised:
 def supervise(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
     started: list[Supervised] = []
 
-    def start(body: str, *options: str) -> Supervised:
+    def start(body: str, *options: str, **more: str) -> Supervised:
         folder = tmp_path / uuid4().hex[:6]
         folder.mkdir()
-        started.append(Supervised(folder, body, *options))
+        started.append(Supervised(folder, body, *options, **more))
         return started[-1]
 
     yield start
@@ -232,16 +232,73 @@ def test_only_the_overdue_handler_is_blamed(supervise: Callable[..., Supervised]
         """
         if died_before():
             obey()
-        with ledger.slot(0).running(entry(key="slow", timeout=0.5)), ledger.slot(1).running(entry(key="innocent")):
+        slow, innocent, claimed = entry(key="slow", timeout=0.5), entry(), entry(key="claimed", token="t")
+        with ledger.slot(0).running(slow), ledger.slot(1).running(innocent), ledger.slot(2).running(claimed):
             time.sleep(600)
         """,
-        "--slots=2",
+        "--slots=3",
     )
     pids = supervised.wait_for("up", 2)
-    (crash,) = supervised.crashed()[1]
-    assert json.loads(crash["entry"])["key"] == "slow"
-    assert (crash["error"], crash["text"]) == ("HandlerTimeout", "ran longer than its timeout of 0.5 s")
+    late, spared = supervised.crashed()[1]
+    assert json.loads(late["entry"])["key"] == "slow"
+    assert (late["error"], late["text"]) == ("HandlerTimeout", "ran longer than its timeout of 0.5 s")
+    assert (json.loads(spared["entry"])["key"], spared["error"]) == ("claimed", "")
     assert not is_alive(pids[0])
+
+
+def test_recording_the_end_of_a_handler_is_not_part_of_its_time(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(
+        """
+        with ledger.slot(0).running(entry(timeout=1)) as lift:
+            lift()
+            note("waiting")
+            time.sleep(2)  # the supervisor has to look while it lasts
+            note("recorded")
+        obey()
+        """
+    )
+    supervised.wait_for("recorded")
+    assert len(supervised.notes("up")) == 1
+
+
+@pytest.mark.mode(29)
+def test_a_handler_that_exits_like_a_wrong_configuration_is_a_crash(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(
+        """
+        if not died_before():
+            with ledger.slot(0).running(entry(key="poison")):
+                os._exit(78)
+        obey()
+        """
+    )
+    supervised.wait_for("up", 2)
+    (crash,) = supervised.crashed()[1]
+    assert "exited with status 78" in crash["text"]
+    assert supervised.process.poll() is None
+
+
+@pytest.mark.mode(29)
+def test_deaths_that_cost_an_attempt_do_not_slow_down(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(
+        """
+        with ledger.slot(0).running(entry()):
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    supervised.wait_for("up", 6)
+    pauses = [float(text) for text in re.findall(r"starts in ([\d.]+) s", supervised.output())]
+    assert max(pauses) < 0.3
+
+
+@pytest.mark.mode(30)
+def test_a_process_that_cannot_be_started_is_tried_again(supervise: Callable[..., Supervised], tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    supervised = supervise(OBEDIENT, python=str(python))
+    wait_until(lambda: "No process can be started" in supervised.output())
+    python.symlink_to(sys.executable)
+    supervised.wait_for("up")
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.process.wait(10) == 0
 
 
 def test_deaths_in_a_row_slow_down(supervise: Callable[..., Supervised]) -> None:
@@ -277,6 +334,27 @@ def test_a_child_that_grows_is_replaced(supervise: Callable[..., Supervised]) ->
     )
     supervised.wait_for("up", 2)
     assert "more than 200 MB" in supervised.output()
+    assert supervised.crashed() == [[], []]
+
+
+def test_a_child_that_grows_ends_what_it_runs_first(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(
+        """
+        if not died_before():
+            memory = b"x" * 300_000_000
+            with ledger.slot(0).running(entry(key="long")):
+                order()
+                time.sleep(1)  # longer than a stop may take
+                note("ended")
+            report(finished=True)
+            os._exit(0)
+        obey()
+        """,
+        "--max-memory=200",
+        "--stop-timeout=0.2",
+    )
+    supervised.wait_for("up", 2)
+    assert len(supervised.notes("ended")) == 1
     assert supervised.crashed() == [[], []]
 
 
