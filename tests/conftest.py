@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
+from pytest_django import Settings
 
 from tests.mariadb import MariaDatabase
 from tests.services import MISSING, Broker, Database, Services, missing
@@ -15,6 +17,9 @@ from tools.mariadb import MariaDB
 from tools.postgresql import PostgreSQL
 from tools.rabbitmq import RabbitMQ
 from tools.services import ServiceMissing
+
+if TYPE_CHECKING:
+    from tests.relaying import Desk
 
 services = Services()
 
@@ -84,6 +89,17 @@ def vhost_url(rabbitmq: Broker) -> Iterator[str]:
     name = f"test-{uuid4().hex[:12]}"
     yield rabbitmq.add_vhost(name)
     rabbitmq.delete_vhost(name)
+
+
+@pytest.fixture
+def desk(vhost_url: str, settings: Settings) -> Iterator[Desk]:
+    """A channel to the broker that this process's own `MESSAGING` names, for the relays of `tests.relaying`."""
+    from tests.relaying import Desk  # models: only once Django is set up
+
+    settings.MESSAGING = {"default": {"URL": vhost_url, "POLL_INTERVAL": 0.05, "LEASE": 3}}
+    desk = Desk(vhost_url)
+    yield desk
+    desk.close()
 
 
 @pytest.fixture(scope="session")

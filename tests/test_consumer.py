@@ -279,6 +279,7 @@ def test_batches_are_gathered(make_site: Callable[..., Site]) -> None:
     assert sizes[-2:] == ["batch-5", "batch-5"]
 
 
+@pytest.mark.mode(7)
 def test_a_restarted_broker_is_found_again(make_site: Callable[..., Site], own_rabbitmq: RabbitMQ) -> None:
     site = make_site(broker=own_rabbitmq.url)
     running = consume(site, "work")
@@ -286,10 +287,11 @@ def test_a_restarted_broker_is_found_again(make_site: Callable[..., Site], own_r
     wait_until(lambda: has_processed(site, 1))
     own_rabbitmq.stop_app()
     running.wait_for_output("Trying again until it works")
+    publish(site, ("work.a", {"name": 2}))
+    assert site.states("published") == {"pending": 1}
     own_rabbitmq.start_app()
     running.wait_for_output(r"Connected to .* again; consuming work\.", 60)
-    send(site, "work", {"name": 2})
-    wait_until(lambda: has_processed(site, 2))
+    wait_until(lambda: has_processed(site, 2), what="what was published meanwhile")
     assert running.output.count("Trying again until it works; nothing is lost") == 1
     assert running.stop() == 0
 

@@ -189,6 +189,7 @@ def test_many_are_all_or_none() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.mode(1)
 def test_a_rollback_takes_the_row_along() -> None:
     with pytest.raises(RuntimeError):
         publish_and_fail()

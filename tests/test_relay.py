@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import unquote
 
-import pika
 import pytest
-from django.db import connections
 from pytest_django import Settings
 
 from messaging.clock import Now
 from messaging.message import Message
 from messaging.models import ProcessedMessage, PublishedMessage, Worker
 from messaging.publisher import publish, publish_many
-from messaging.relay import Relay
 from messaging.signals import message_failed, message_published, message_unpublishable
+from tests.relaying import Desk, burst, relaying, state_is, states
 from tests.settings import TEST_DB
 from tests.waiting import wait_until
 
@@ -27,78 +22,6 @@ pytestmark = [pytest.mark.broker, pytest.mark.django_db(transaction=True)]
 
 Out = PublishedMessage.State
 In = ProcessedMessage.State
-
-
-class Desk:
-    """A channel of the test's own, to look at the broker with."""
-
-    def __init__(self, url: str) -> None:
-        self.connection = pika.BlockingConnection(pika.URLParameters(url))
-        self.channel = self.connection.channel()
-
-    def queue(self, name: str, **arguments: Any) -> str:
-        self.channel.queue_declare(name, durable=True, arguments=arguments)
-        return name
-
-    def bodies(self, queue: str) -> list[bytes]:
-        found = []
-        while (message := self.channel.basic_get(queue, auto_ack=True))[0] is not None:
-            found.append(message[2])
-        return found
-
-
-@pytest.fixture
-def desk(vhost_url: str, settings: Settings) -> Iterator[Desk]:
-    settings.MESSAGING = {"default": {"URL": vhost_url, "POLL_INTERVAL": 0.05, "LEASE": 3}}
-    desk = Desk(vhost_url)
-    yield desk
-    with suppress(pika.exceptions.AMQPError):  # a test may have had it cut
-        desk.connection.close()
-
-
-@contextmanager
-def relaying(count: int = 1, **options: Any) -> Iterator[list[Relay]]:
-    """Run relays in threads; they end with the block."""
-    stop = threading.Event()
-    relays = [Relay("default", name=f"relay-{uuid.uuid4()}", **options) for _ in range(count)]
-
-    def run(relay: Relay) -> None:
-        try:
-            relay.run(stop)
-        finally:
-            connections.close_all()
-
-    threads = [threading.Thread(target=run, args=(relay,)) for relay in relays]
-    for thread in threads:
-        thread.start()
-    try:
-        yield relays
-    finally:
-        stop.set()
-        for relay in relays:
-            relay.wake()
-        for thread in threads:
-            thread.join(30)
-        assert not any(thread.is_alive() for thread in threads)
-
-
-def burst() -> None:
-    Relay("default").run(threading.Event(), burst=True)
-
-
-def states() -> dict[str, int]:
-    found: dict[str, int] = {}
-    for state in PublishedMessage.objects.values_list("state", flat=True):
-        found[state] = found.get(state, 0) + 1
-    return found
-
-
-def state_is(row: PublishedMessage, state: str) -> Callable[[], bool]:
-    def check() -> bool:
-        row.refresh_from_db()
-        return row.state == state
-
-    return check
 
 
 def test_a_burst_sends_what_is_due_and_marks_it_published(desk: Desk) -> None:
@@ -145,6 +68,7 @@ def test_it_declares_the_known_topology_first(desk: Desk, settings: Settings) ->
     assert desk.bodies("billing") == [b'{"order":17}']
 
 
+@pytest.mark.mode(8)
 def test_unroutable_messages_end_failed_after_their_tries(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("messaging.fates.UNROUTABLE_PAUSES", (0.05, 0.05, 0.05))
     desk.queue("hello")
@@ -197,6 +121,7 @@ def test_a_round_that_cannot_be_sent_takes_its_incoming_message_along(
     assert [one.pk for one in failed] == [received.pk]
 
 
+@pytest.mark.mode(11)
 def test_a_row_that_cannot_be_encoded_fails_alone(desk: Desk) -> None:
     desk.queue("hello")
     rows = publish_many([Message("hello", str(n), queue="hello") for n in range(5)])
@@ -209,6 +134,7 @@ def test_a_row_that_cannot_be_encoded_fails_alone(desk: Desk) -> None:
     assert ends[rows[0].pk] == ends[rows[4].pk] == Out.PUBLISHED
 
 
+@pytest.mark.mode(11)
 def test_a_message_over_which_the_broker_closes_the_channel_fails_alone(desk: Desk) -> None:
     desk.queue("hello")
     rows = publish_many([Message("hello", str(n), queue="hello") for n in range(200)])
@@ -228,6 +154,7 @@ def test_a_message_over_which_the_broker_closes_the_channel_fails_alone(desk: De
     assert set(desk.bodies("hello")) == {str(n).encode() for n in range(200) if n != 77}
 
 
+@pytest.mark.mode(12)
 def test_a_full_queue_makes_its_messages_wait_and_spends_nothing(desk: Desk) -> None:
     desk.queue("full", **{"x-max-length": 1, "x-overflow": "reject-publish"})
     rows = publish_many([Message("full", str(n), queue="full") for n in range(3)])
@@ -247,6 +174,7 @@ def test_a_full_queue_makes_its_messages_wait_and_spends_nothing(desk: Desk) -> 
         assert row.error == ""
 
 
+@pytest.mark.mode(15)
 def test_relays_share_the_work_and_none_sends_twice(desk: Desk) -> None:
     desk.queue("work")
     publish_many([Message("work", str(n), queue="work") for n in range(2000)])

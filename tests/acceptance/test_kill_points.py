@@ -56,6 +56,7 @@ CONSUMER = {
     "processor.recorded": "steps.flaky",
     "consumer.acked": "steps.plain",
 }
+MODES = {"relay.sent": [3], "relay.confirmed": [3]}  # which rows of docs/reliability.md the kill at a point proves
 EMBEDDED = {"embedded.taken": "steps.plain", "embedded.removed": "steps.plain"}
 COMMANDS = {"publisher.saved", "publisher.committed", "operations.requeued"}
 
@@ -90,7 +91,13 @@ def settle(site: Site, consumer: Running) -> None:
     assert consumer.stop() == 0
 
 
-@pytest.mark.parametrize("point", sorted(CONSUMER))
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param(point, marks=[pytest.mark.mode(mode) for mode in MODES.get(point, ())])
+        for point in sorted(CONSUMER)
+    ],
+)
 def test_killed_in_the_consumer_or_its_relay(steps: Site, point: str) -> None:
     kill_the_consumer(steps, point, CONSUMER[point])
 
@@ -120,6 +127,7 @@ def kill_the_consumer(steps: Site, point: str, routing_key: str) -> None:
         assert steps.sql("SELECT number FROM messaging_attempt") == [(1,)]
 
 
+@pytest.mark.mode(1)
 def test_killed_before_the_commit_nothing_was_published(steps: Site) -> None:
     env, marker = armed(steps, "publisher.saved")
     killed = steps.manage("shell", "-c", PUBLISH.format("steps.plain"), check=False, env=env)
@@ -127,6 +135,7 @@ def test_killed_before_the_commit_nothing_was_published(steps: Site) -> None:
     assert steps.states("published") == {}
 
 
+@pytest.mark.mode(2)
 def test_killed_after_the_commit_it_is_published_later(steps: Site) -> None:
     env, marker = armed(steps, "publisher.committed")
     killed = steps.manage("shell", "-c", PUBLISH.format("steps.plain"), check=False, env=env)

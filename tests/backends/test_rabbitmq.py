@@ -80,6 +80,7 @@ class TestSending:
         assert confirmed(send(sender, good))
         sender.close()
 
+    @pytest.mark.mode(11)
     def test_a_header_that_breaks_the_connection_is_refused_when_it_is_alone(
         self, backend: RabbitMQ, queue: str
     ) -> None:
@@ -109,6 +110,7 @@ class TestSending:
         sender.close()
 
     @pytest.mark.slow
+    @pytest.mark.mode(10)
     def test_a_body_over_the_broker_s_limit_is_refused_when_it_is_alone(self, backend: RabbitMQ, queue: str) -> None:
         sender = backend.sender()
         sender.open()
@@ -179,6 +181,7 @@ class TestSending:
 
 class TestLosingTheConnection:
     @pytest.mark.parametrize("way", ["cut", "reset"])
+    @pytest.mark.mode(5)
     def test_what_was_not_confirmed_is_unknown_and_the_sender_opens_again(
         self, broker_url: str, proxy: Proxy, queue: str, caplog: pytest.LogCaptureFixture, way: str
     ) -> None:
@@ -205,6 +208,7 @@ class TestLosingTheConnection:
         assert "lost" in lines[0]
         assert "again" in lines[1]
 
+    @pytest.mark.mode(4)
     def test_a_silent_broker_is_left_after_two_heartbeats(self, broker_url: str, proxy: Proxy, queue: str) -> None:
         sender = through(broker_url, proxy, heartbeat=1).sender()
         sender.open()
@@ -233,6 +237,7 @@ class TestLosingTheConnection:
         assert confirmed(send(sender, *(message(queue) for _ in range(1000))))
         sender.close()
 
+    @pytest.mark.mode(18)
     def test_the_next_host_is_used_when_the_first_is_down(self, broker_url: str, queue: str) -> None:
         url = urlsplit(broker_url)
         hosts = f"{url.username}:{url.password}@127.0.0.1:1,{url.hostname}:{url.port}"
@@ -660,6 +665,7 @@ class TestWords:
         assert [record for record in caplog.records if record.name.startswith("pika")]
 
 
+@pytest.mark.mode(14)
 def test_a_memory_alarm_blocks_the_sender_and_nothing_is_lost(own_rabbitmq: Node) -> None:
     backend = rabbitmq_backend(own_rabbitmq.url)
     topology = Topology(queues=(QueueSpec(unique("q"), type="classic"),))
