@@ -1,0 +1,102 @@
+"""What the tests of publishing share: a site that counts what it handles, and ways to break its connections."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import pika
+
+from tests.proxy import Proxy
+from tests.site import Running, Site
+from tests.waiting import wait_until
+
+HANDLERS = """
+from messaging import handler
+from tests.app.models import Effect
+
+@handler("work", "work.*", backoff=0.1)
+def work(message):
+    Effect.objects.create(key=message.id, value=message.body.decode())
+
+@handler("plain", "plain.*", backoff=0.1)
+def plain(message):
+    Effect.objects.create(key=message.id, value=message.body.decode())
+"""
+CLASSIC = {"plain": {"type": "classic"}}
+
+
+PUBLISH = """
+from messaging import Message, publish_many
+keys = {keys!r}
+for start in range({first}, {last} + 1, {size}):
+    numbers = range(start, min(start + {size}, {last} + 1))
+    publish_many([Message(keys[number % len(keys)], str(number)) for number in numbers])
+"""
+
+
+def publish(site: Site, first: int, last: int, *routing_keys: str) -> None:
+    """Publish the numbers from `first` to `last`, in transactions of 500, to the keys in turn."""
+    site.shell(PUBLISH.format(first=first, last=last, size=500, keys=routing_keys or ("work.x",)))
+
+
+def publishing(site: Site, first: int, last: int, *routing_keys: str) -> Running:
+    """The same in a process that goes on while the test does, in transactions of 50."""
+    code = PUBLISH.format(first=first, last=last, size=50, keys=routing_keys or ("work.x",))
+    return site.start("shell", "-c", code)
+
+
+def is_published(site: Site, count: int) -> bool:
+    """Whether all is published, and as many messages as they should be."""
+    return site.states("published") == {"published": count}
+
+
+class Growth:
+    """A condition for `wait_until`: more rows are published than when this was made."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._before = self._published()
+
+    def __call__(self) -> bool:
+        return self._published() > self._before
+
+    def _published(self) -> int:
+        return self._site.states("published").get("published", 0)
+
+
+def wait_for_one_effect_each(site: Site, count: int, deadline: float = 60.0) -> None:
+    """Wait until the numbers from 1 to `count` were handled, and see that each was handled once."""
+    wait_until(lambda: site.states() == {"processed": count}, deadline=deadline, what=f"{count} messages processed")
+    effects = Counter(int(value) for (value,) in site.sql("SELECT value FROM app_effect"))
+    assert effects == Counter(range(1, count + 1))
+
+
+def take_all(url: str, queue: str) -> list[bytes]:
+    """Take every message out of a queue."""
+    bodies = []
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel: Any = connection.channel()
+        expected = channel.queue_declare(queue, passive=True).method.message_count
+        while len(bodies) < expected:
+            for method, _, body in channel.consume(queue, auto_ack=True, inactivity_timeout=5):
+                if method is None:
+                    break
+                bodies.append(body)
+                if len(bodies) >= expected:
+                    break
+            channel.cancel()
+            expected = len(bodies) + channel.queue_declare(queue, passive=True).method.message_count
+    return bodies
+
+
+@contextmanager
+def proxied(site: Site) -> Iterator[tuple[Proxy, dict[str, str]]]:
+    """A proxy in front of a site's broker, and the environment of a process that is to go through it."""
+    url = urlsplit(site.broker_url)
+    with Proxy(url.hostname or "localhost", url.port or 5672) as proxy:
+        through = url._replace(netloc=f"{url.username}:{url.password}@127.0.0.1:{proxy.port}")
+        yield proxy, {"MESSAGING_URL": through.geturl()}
