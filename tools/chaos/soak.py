@@ -18,7 +18,8 @@ from tools.chaos.stage import Stage
 from tools.services import ServiceFailed
 
 LINE_EVERY = 5.0  # seconds between two lines of progress
-REQUEUE_EVERY = 20.0  # seconds between an operator's looks at the failed messages
+REQUEUE_EVERY = 20.0  # seconds between an operator's looks at the failed messages, while faults go on
+REQUEUE_SOON = 4.0  # the same afterwards
 SETTLE = 300.0  # seconds within which everything has to come to rest
 STANDSTILL = 120.0  # seconds without any change after which nothing more is expected
 
@@ -75,6 +76,7 @@ class Watch:
         self._line_at = self._requeue_at = 0.0
         self.changed_at = 0.0  # when the counts last changed
         self._counts = (0, 0, 0)
+        self.requeue_every = REQUEUE_EVERY
 
     @property
     def elapsed(self) -> float:
@@ -90,7 +92,7 @@ class Watch:
                     f"{self.elapsed:5.0f} s  {self._look()}  {sum(injector.done.values()):3} faults  {_now(injector)}"
                 )
             if self._counts[2] and self.elapsed >= self._requeue_at:
-                self._requeue_at = self.elapsed + REQUEUE_EVERY
+                self._requeue_at = self.elapsed + self.requeue_every
                 self._requeue()
             time.sleep(0.2)
 
@@ -126,7 +128,7 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
     for place in stage.publishers:
         place.stop()
     began = watch.elapsed
-    watch.changed_at = began
+    watch.changed_at, watch.requeue_every = began, REQUEUE_SOON
 
     def is_over() -> bool:
         now = watch.elapsed
