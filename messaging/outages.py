@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
-from messaging.database import is_database_error, is_up
+from django.db import Error
+
+from messaging.database import close_old, is_database_error, is_lost, is_up
 from messaging.exceptions import DatabaseUnavailable
+
+T = TypeVar("T")
 
 
 class Outages:
@@ -25,6 +30,25 @@ class Outages:
             self.raise_if_away(error, database)
             raise
         self.up_since.setdefault(database, time.monotonic())
+
+    def steadily(self, database: str, record: Callable[[], T]) -> T:
+        """Do what may be done twice, once more on a new connection where the first one broke.
+
+        Raises DatabaseUnavailable where the database is away, or the second connection breaks as well.
+        """
+        with self.watch(database):
+            try:
+                return record()
+            except Error as error:
+                if not is_lost(error, database):
+                    raise
+            close_old()
+            try:
+                return record()
+            except Error as error:
+                if not is_lost(error, database):
+                    raise
+                raise DatabaseUnavailable(f'The connection to the database "{database}" breaks.') from error
 
     def raise_if_away(self, error: BaseException, database: str) -> None:
         """Raise DatabaseUnavailable if that is what an error comes from."""

@@ -301,8 +301,7 @@ class Processor:
         if work.acked:
             self._insist(work, write)
         else:
-            with self.outages.watch(work.database):
-                write()
+            self.outages.steadily(work.database, write)
         kill_point("processor.recorded")
 
     # Batches
@@ -366,11 +365,10 @@ class Processor:
         """
         if entry.batch > 1:
             return  # nobody knows whose fault it was: redelivered, each runs alone
-        with self.outages.watch(entry.database):
-            if error is None:
-                unrun.record_spared(entry, self.worker)
-            else:
-                failures.record_crash(entry, error, self.worker)
+        if error is None:
+            self.outages.steadily(entry.database, lambda: unrun.record_spared(entry, self.worker))
+        else:
+            self.outages.steadily(entry.database, lambda: failures.record_crash(entry, error, self.worker))
 
     def renew_claims(self) -> None:
         """Extend the leases of what this process runs. Call it every third of the lease. Raises DatabaseUnavailable."""
@@ -437,20 +435,21 @@ class Processor:
     def _record_unrun(
         self, database: str, queue: str, envelope: Envelope, error: MessagingError, *, redelivered: bool
     ) -> Settlement:
-        with self.outages.watch(database):
-            try:
-                recorded = unrun.record_unrun(
-                    database,
-                    queue,
-                    envelope,
-                    error,
-                    worker=self.worker,
-                    settings=self.settings,
-                    redelivered=redelivered,
-                )
-            except SetAside:
-                return ASIDE
-        return ACK if recorded else ASIDE
+        def record() -> bool:
+            return unrun.record_unrun(
+                database,
+                queue,
+                envelope,
+                error,
+                worker=self.worker,
+                settings=self.settings,
+                redelivered=redelivered,
+            )
+
+        try:
+            return ACK if self.outages.steadily(database, record) else ASIDE
+        except SetAside:
+            return ASIDE
 
     # Small parts
 

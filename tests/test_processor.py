@@ -748,6 +748,20 @@ def test_a_connection_that_broke_before_the_handler_started_is_replaced(has_sess
     assert (only_row().state, only_row().attempts) == (State.PROCESSED, 1)
 
 
+def test_a_crash_is_counted_where_the_connection_broke(has_sessions: None, handle: Handle) -> None:
+    processor, delivery = handle(), arrived()
+    end_this_session()
+    processor.record_crash(entry_of(delivery), ProcessDied("killed by signal 9 (SIGKILL)"))
+    assert (only_row().state, only_row().attempts) == (State.PROCESSING, 1)
+
+
+def test_what_no_handler_takes_is_recorded_where_the_connection_broke(has_sessions: None, handle: Handle) -> None:
+    processor, delivery = handle(routing_keys=("work.else",)), arrived()
+    end_this_session()
+    assert processor.process(delivery, nothing).action == "ack"
+    assert only_row().state == State.FAILED
+
+
 def test_a_long_handler_whose_connection_is_gone_at_its_end_does_not_run_again(
     has_sessions: None, handle: Handle
 ) -> None:
