@@ -161,6 +161,8 @@ def _record_crashes(
         while not stopping.is_set():
             try:
                 processor.record_crash(entry, error)
+                if is_known:
+                    logger.warning("The crash of %s is recorded now.", entry.handler)
                 break
             except DatabaseUnavailable as trouble:
                 if not is_known:

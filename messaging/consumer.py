@@ -92,7 +92,9 @@ class Consumer:
             Worker(index, self._backlog, self.processor, self._outage.begin, ledger.slot(index) if ledger else None)
             for index in range(plan.concurrency)
         ]
-        self._housekeeper = Housekeeper(name, plan.queues, self.processor, self._status, self._wake_up)
+        self._housekeeper = Housekeeper(
+            name, plan.queues, self.processor, self._status, self._wake_up, self._outage.begin
+        )
         self._backend = get_backend(plan.alias)
         self._subscription = Subscription(
             self._backend,

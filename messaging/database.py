@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar, cast
 
-from django.db import DataError, InterfaceError, OperationalError, connections
+from django.db import DataError, InterfaceError, InternalError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 CONFLICTS = {"40001", "40P01"}  # PostgreSQL: serialization failure, deadlock
@@ -16,10 +17,15 @@ MYSQL_LOCK_WAITS = {1205, 3572}  # lock wait timeout exceeded
 # A character that the column's character set lacks; JSON nested too deeply, in MySQL's words; a CHECK constraint, which
 # is how MariaDB says that.
 MYSQL_REFUSALS = {1366, 3157, 3819, 4025}
-# The server ended the session or the connection broke; "" where the driver itself noticed.
-LOST = {"", "57P01", "57P02", "57P03", "57P05"}
-MYSQL_LOST = {0, 1927, 2006, 2013, 2055, 4031}
 POSTGRESQL_IN_ERROR = 3  # libpq's PQTRANS_INERROR
+READ_ONLY = "25006"  # PostgreSQL: a server that is no longer the primary, on a connection from before
+# The server ended the session or the connection broke; "" where the driver itself noticed.
+LOST = {"", READ_ONLY, "57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}
+MYSQL_LOST = {0, 1927, 2006, 2013, 2055, 4031}
+# PostgreSQL: disk full, out of memory, input or output error. SQLite's have names instead.
+UNABLE = {"53100", "53200", "58030"}
+MYSQL_UNABLE = {1021, 1114, 1290, 1836}  # disk full, table full, read-only (twice)
+SQLITE_UNABLE = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")
 CONNECT_TIMEOUT = 5  # seconds
 BATCH = 1000  # rows of one INSERT
 BATCH_BYTES = 4 * 1024 * 1024  # a quarter of MariaDB's own limit: quoted, a byte may take two
@@ -28,16 +34,15 @@ Row = TypeVar("Row")
 
 
 def is_up(database: str) -> bool:
-    """Whether the database answers `SELECT 1` on a fresh connection.
+    """Whether the database answers on a fresh connection, and takes writes as far as it says.
 
     Only this tells an outage from a statement or lock timeout: both are `OperationalError`.
     """
     probe = separate(database)
     try:
         with probe.cursor() as cursor:
-            cursor.execute("SELECT 1")
-            cursor.fetchone()
-        return True
+            cursor.execute("SHOW transaction_read_only" if probe.vendor == "postgresql" else "SELECT 1")
+            return bool(cursor.fetchone() != ("on",))
     except Exception:  # noqa: BLE001  whatever the driver raises, it does not answer
         return False
     finally:
@@ -57,7 +62,20 @@ def separate(database: str) -> BaseDatabaseWrapper:
 
 def is_database_error(error: BaseException) -> bool:
     """Whether an error may mean that the database is away: ask `is_up()`."""
-    return isinstance(error, (OperationalError, InterfaceError))
+    return isinstance(error, (OperationalError, InterfaceError, InternalError))
+
+
+def is_unable(error: BaseException) -> bool:
+    """Whether the database answers and yet cannot write to its disk."""
+    state, code = _codes(error)
+    return state in UNABLE or code in MYSQL_UNABLE or _sqlite_error(error).startswith(SQLITE_UNABLE)
+
+
+def reconnect(database: str) -> None:
+    """Leave this thread's connection, unless a transaction is open on it; the next statement opens a new one."""
+    connection = connections[database]
+    if not connection.in_atomic_block:
+        connection.close()
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -78,7 +96,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def is_lost(error: BaseException, database: str) -> bool:
-    """Whether the connection broke under a statement, so that a new one will do.
+    """Whether the connection broke under a statement, or leads to a read-only server, so that a new one will do.
 
     An error without a driver's behind it is somebody else's. Within a test's transaction no other connection will do.
     """
@@ -107,6 +125,8 @@ def close_old() -> None:
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
+            if _has_news(connection) and not connection.is_usable():
+                connection.close()
 
 
 def batches(rows: Sequence[Row], size_of: Callable[[Row], int]) -> Iterator[list[Row]]:
@@ -180,6 +200,22 @@ def _codes(error: BaseException) -> tuple[str, int | None]:
 
 def _is_busy(error: BaseException) -> bool:
     """SQLite's SQLITE_BUSY, SQLITE_LOCKED and their kin."""
-    cause = error.__cause__ or error
-    name = getattr(cause, "sqlite_errorname", "")
-    return isinstance(name, str) and name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+    return _sqlite_error(error).startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
+def _sqlite_error(error: BaseException) -> str:
+    name = getattr(error.__cause__ or error, "sqlite_errorname", "")
+    return name if isinstance(name, str) else ""
+
+
+def _has_news(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the server sent something while nothing was asked: mostly that it ended the connection."""
+    fileno = getattr(connection.connection, "fileno", None)
+    if fileno is None:
+        return False
+    try:
+        poll = select.poll()
+        poll.register(fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+    except Exception:  # noqa: BLE001  a driver says in its own way that there is no socket any more
+        return True

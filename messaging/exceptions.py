@@ -32,7 +32,16 @@ class TopologyError(MessagingError):
 
 
 class DatabaseUnavailable(MessagingError):
-    """The database does not answer a fresh connection. Hold the delivery and try again."""
+    """The database does not answer a fresh connection, or takes no writes. Hold the delivery and try again.
+
+    Args:
+        text: the sentence for people.
+        database: which one.
+    """
+
+    def __init__(self, text: str, database: str = "") -> None:
+        super().__init__(text)
+        self.database = database
 
 
 class CommitNotProven(MessagingError):

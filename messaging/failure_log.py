@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from messaging.logs import one_line
 from messaging.models import ProcessedMessage
 from messaging.signals import message_failed, message_retrying
 
 logger = logging.getLogger("messaging.consumer")
-
-LENGTH = 300  # characters of an error; the admin has all of it
 
 
 def connect() -> None:
@@ -20,17 +19,12 @@ def connect() -> None:
 
 
 def _on_retrying(row: ProcessedMessage, attempt: int, **_facts: Any) -> None:
-    logger.warning("%s: attempt %s failed and will be repeated: %s", _name(row), attempt, _short(row.error))
+    logger.warning("%s: attempt %s failed and will be repeated: %s", _name(row), attempt, one_line(row.error))
 
 
 def _on_failed(row: ProcessedMessage, **_facts: Any) -> None:
-    logger.error("%s failed and waits for an operator: %s", _name(row), _short(row.error))
+    logger.error("%s failed and waits for an operator: %s", _name(row), one_line(row.error))
 
 
 def _name(row: ProcessedMessage) -> str:
     return f"Message {row.message_id or 'without id'} of the queue {row.queue}"
-
-
-def _short(error: str) -> str:
-    line = " ".join(error.split())
-    return line if len(line) <= LENGTH else line[: LENGTH - 1] + "…"

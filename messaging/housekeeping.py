@@ -14,7 +14,9 @@ from functools import partial
 from django.db import connections, router, transaction
 
 from messaging.clock import Now
-from messaging.database import close_old, is_up
+from messaging.database import close_old, is_lost, is_up, reconnect
+from messaging.exceptions import DatabaseUnavailable
+from messaging.logs import one_line
 from messaging.models import QueueControl
 from messaging.models import Worker as WorkerRow
 from messaging.processor import Processor
@@ -25,10 +27,14 @@ POLL = 2.0  # seconds between two looks at the pause flags
 HEARTBEAT = 5.0  # seconds between two signs of life
 FORGOTTEN = timedelta(days=1)
 PROBE = 1.0  # seconds between two questions to a database that is away
+TRIAL = 2.0  # seconds that it has to be well to count as back
+LONGEST_PROBE = 30.0  # seconds, when it seems to be back again and again
 
 
 class Outage:
     """Whether a database is away; asks it on a thread of its own until it answers.
+
+    One with a full disk answers all the same. So work goes on on trial, and who fails then prolongs the outage.
 
     Args:
         on_begin, on_end: called when the first database goes away and when all are back.
@@ -40,6 +46,7 @@ class Outage:
         self._lock = threading.Lock()
         self._away: set[str] = set()
         self._since: float | None = None
+        self._relapsed = threading.Event()
 
     @property
     def lasted(self) -> float:
@@ -47,31 +54,45 @@ class Outage:
         since = self._since
         return time.monotonic() - since if since is not None else 0.0
 
-    def begin(self, database: str) -> None:
-        """`database` does not answer."""
+    def begin(self, trouble: DatabaseUnavailable) -> None:
+        """A database cannot be used."""
         with self._lock:
-            self._away.add(database)
+            self._away.add(trouble.database)
+            self._relapsed.set()
+            self._on_begin()
             if self._since is not None:
                 return
             self._since = time.monotonic()
-            self._on_begin()
-        logger.warning('The database "%s" does not answer: consumption pauses, what was delivered is kept.', database)
+        logger.warning("%s: consumption pauses until it can be used, what was delivered is kept.", trouble)
         threading.Thread(target=self._wait, name="messaging-outage", daemon=True).start()
 
     def _wait(self) -> None:
+        pause = PROBE
         while True:
-            time.sleep(PROBE)
+            time.sleep(pause)
+            if not self._goes_on_trial():
+                continue
+            if self._relapsed.wait(TRIAL):
+                pause = min(LONGEST_PROBE, 2 * pause)
+                continue
             with self._lock:
-                away = set(self._away)
-            back = {database for database in away if is_up(database)}
-            with self._lock:
-                self._away -= back
-                if self._away:
+                if self._relapsed.is_set():
                     continue
                 lasted, self._since = self.lasted, None
-                self._on_end()
-            logger.info("The database answers again after %.0f s: consumption goes on.", lasted)
+            logger.warning("The database can be used again after %.0f s: consumption goes on.", lasted)
             return
+
+    def _goes_on_trial(self) -> bool:
+        with self._lock:
+            away = set(self._away)
+        back = {database for database in away if is_up(database)}
+        with self._lock:
+            self._away -= back
+            if self._away:
+                return False
+            self._relapsed.clear()
+            self._on_end()
+            return True
 
 
 class Housekeeper(threading.Thread):
@@ -82,6 +103,7 @@ class Housekeeper(threading.Thread):
         queues: what it consumes.
         status: says in a few words what it does now.
         on_pause: called when the paused queues changed.
+        on_outage: called when a database cannot be used.
     """
 
     def __init__(
@@ -91,6 +113,7 @@ class Housekeeper(threading.Thread):
         processor: Processor,
         status: Callable[[], str],
         on_pause: Callable[[], None],
+        on_outage: Callable[[DatabaseUnavailable], None],
     ) -> None:
         super().__init__(name="messaging-housekeeper", daemon=True)
         self.paused: frozenset[str] = frozenset()
@@ -100,6 +123,7 @@ class Housekeeper(threading.Thread):
         self._processor = processor
         self._status = status
         self._on_pause = on_pause
+        self._on_outage = on_outage
         self._over = threading.Event()
         self._failing: set[str] = set()
         third = processor.settings.lease / 3
@@ -131,13 +155,29 @@ class Housekeeper(threading.Thread):
     def _try(self, chore: str, act: Callable[[], None]) -> None:
         close_old()
         try:
-            act()
+            self._act(act)
+        except DatabaseUnavailable as trouble:
+            self._on_outage(trouble)
         except Exception as error:  # noqa: BLE001 (no chore may end the others)
             if chore not in self._failing:
                 self._failing.add(chore)
-                logger.warning("Cannot see to %s; trying again until it works: %s", chore, error)
+                logger.warning("Cannot see to %s; trying again until it works: %s", chore, one_line(error))
         else:
-            self._failing.discard(chore)
+            if chore in self._failing:
+                self._failing.discard(chore)
+                logger.warning("Could see to %s again.", chore)
+
+    def _act(self, act: Callable[[], None]) -> None:
+        """Once more where only the connection in use was lost."""
+        database = router.db_for_write(WorkerRow)
+        with self._processor.outages.watch(database):
+            try:
+                act()
+            except Exception as error:
+                if not is_lost(error, database):
+                    raise
+                reconnect(database)
+                act()
 
     def _read_flags(self) -> None:
         flags = QueueControl.objects.using(router.db_for_write(QueueControl))

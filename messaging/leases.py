@@ -12,6 +12,7 @@ from django.db import Error, InterfaceError, OperationalError, connections
 
 from messaging.clock import Now
 from messaging.killpoints import kill_point
+from messaging.logs import one_line
 from messaging.models import ProcessedMessage, PublishedMessage, Worker
 from messaging.models.published import PublishedMessageQuerySet
 from messaging.signals import message_failed, message_published, message_unpublishable
@@ -42,7 +43,7 @@ class Trouble:
     def begin(self, message: str, reason: object) -> None:
         """Log `message` unless this trouble was logged before."""
         if not self.reason:
-            logger.warning("%s: %s", message, reason)
+            logger.warning("%s: %s", message, one_line(reason))
         self.reason = str(reason) or message
 
     def end(self, message: str) -> None:
@@ -209,8 +210,8 @@ class Leases:
             connections[self.database].close()
             if self._failures > 1:
                 self._not_before = time.monotonic() + DATABASE_PAUSE
-                self._trouble.begin(f'Cannot use database "{self.database}", trying again', error)
+                self._trouble.begin(f'Cannot use the database "{self.database}"; messages wait in the outbox', error)
         else:
             if self._failures:
                 self._failures = 0
-                self._trouble.end(f'Database "{self.database}" can be used again.')
+                self._trouble.end(f'The database "{self.database}" can be used again; messages are sent.')

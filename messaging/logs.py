@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+LENGTH = 300  # characters of an error in a log line
 LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG, 3: logging.DEBUG}
 
 
@@ -20,3 +21,9 @@ def configure(verbosity: int = 1) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(LEVELS.get(verbosity, logging.INFO))
+
+
+def one_line(error: object) -> str:
+    """An error's text for a log line: a driver's may have several lines, and no end."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= LENGTH else line[: LENGTH - 1] + "…"

@@ -9,8 +9,9 @@ from typing import TypeVar
 
 from django.db import Error
 
-from messaging.database import close_old, is_database_error, is_lost, is_up
+from messaging.database import is_database_error, is_lost, is_unable, is_up, reconnect
 from messaging.exceptions import DatabaseUnavailable
+from messaging.logs import one_line
 
 T = TypeVar("T")
 
@@ -42,19 +43,22 @@ class Outages:
             except Error as error:
                 if not is_lost(error, database):
                     raise
-            close_old()
+            reconnect(database)
             try:
                 return record()
             except Error as error:
                 if not is_lost(error, database):
                     raise
-                raise DatabaseUnavailable(f'The connection to the database "{database}" breaks.') from error
+                words = f'The connection to the database "{database}" breaks ({one_line(error)})'
+                raise DatabaseUnavailable(words, database) from error
 
     def raise_if_away(self, error: BaseException, database: str) -> None:
         """Raise DatabaseUnavailable if that is what an error comes from."""
-        if is_database_error(error) and not is_up(database):
+        if is_database_error(error) and (is_unable(error) or not is_up(database)):
             self.up_since.pop(database, None)
-            raise DatabaseUnavailable(f'The database "{database}" does not answer.') from error
+            reconnect(database)  # an open connection may lead to a server that has become read-only
+            words = f'The database "{database}" cannot be used ({one_line(error)})'
+            raise DatabaseUnavailable(words, database) from error
 
     def leases_tell(self, database: str, lease: float) -> bool:
         """Whether an expired lease means a dead worker: after an outage every lease looks expired for a while."""

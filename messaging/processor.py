@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from django.db import InterfaceError, OperationalError, connections, transaction
+from django.db import InterfaceError, InternalError, OperationalError, connections, transaction
 
 from messaging import conf, failures, inbox, signals, unrun
 from messaging.claims import Claims
@@ -23,6 +23,7 @@ from messaging.database import (
     is_database_error,
     is_lock_wait,
     is_lost,
+    reconnect,
 )
 from messaging.exceptions import DatabaseUnavailable, DeadLettered, HandlerNotFound, MessagingError, PayloadError
 from messaging.execution import call, proven_commit, refuse_doomed
@@ -31,6 +32,7 @@ from messaging.handlers import Handler, Registry, registry
 from messaging.inbox import TWIN_WAIT, AlreadyRecorded, Place, SetAside, Verdict
 from messaging.killpoints import kill_point
 from messaging.ledger import Entry
+from messaging.logs import one_line
 from messaging.message import Envelope, ReceivedMessage, Running, storable
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
@@ -267,15 +269,22 @@ class Processor:
     def _insist(self, work: _Work, write: Callable[[], object]) -> None:
         """Commit what nothing but this thread knows, however long the database or a lock is in the way."""
         work.lift()
+        waits = False
         while True:
             close_old()  # the connection may have been idle for hours, or left behind unfit by the handler
             try:
                 with self.outages.watch(work.database):
                     write()
-                return
-            except (DatabaseUnavailable, SetAside, OperationalError, InterfaceError) as error:
-                logger.warning("Message %s waits to be recorded: %s", storable(work.envelope.message_id), error)
+                break
+            except (DatabaseUnavailable, SetAside, OperationalError, InterfaceError, InternalError) as error:
+                if is_lost(error, work.database):
+                    reconnect(work.database)
+                if not waits:
+                    logger.warning("%s has run and waits to be recorded: %s", _name(work), one_line(error))
+                waits = True
             time.sleep(1)
+        if waits:
+            logger.warning("%s is recorded now.", _name(work))
 
     def _write_processed(self, place: Place, work: _Work) -> None:
         place.write(
@@ -500,7 +509,10 @@ def _inserts_first(database: str) -> bool:
 
 def _worth_rerunning(error: BaseException, place: Place, database: str) -> bool:
     """After a conflict, a connection that was lost while the database is up, or a value that can be written escaped."""
-    lost = is_lost(error, database) or (is_database_error(error) and not connections[database].is_usable())
+    if is_lost(error, database):
+        reconnect(database)
+        return True
+    lost = is_database_error(error) and not connections[database].is_usable()
     return lost or is_conflict(error) or place.escape(error)
 
 
@@ -511,6 +523,10 @@ def _near_limit(envelope: Envelope, queue: conf.QueueSettings) -> bool:
     if not isinstance(count, int) or not isinstance(limit, int) or limit < 0:
         return False
     return count >= max(1, limit - 4)
+
+
+def _name(work: _Work) -> str:
+    return f"Message {storable(work.envelope.message_id) or 'without id'} of the queue {work.queue}"
 
 
 def _nothing() -> None:

@@ -122,6 +122,8 @@ class Relay:
         """Make sure of a connection. After each loss the topology is declared again."""
         if self._sender.is_open and self._is_declared:
             return True
+        if self._is_declared and self._sender.trouble:
+            self._broker.begin(f"Lost {self.settings.safe_url}; messages wait in the outbox", self._sender.trouble)
         self._is_declared = False
         if time.monotonic() < self._next_open:
             return False
@@ -138,7 +140,7 @@ class Relay:
                 held.leases.returned(held.row)
             return False
         self._failures = 0
-        self._broker.end(f"Connected to {self.settings.safe_url} again.")
+        self._broker.end(f"Connected to {self.settings.safe_url} again; messages are sent.")
         return True
 
     def _declare(self) -> None:
@@ -151,9 +153,10 @@ class Relay:
     def _feed(self) -> int:
         """Send suspects one group at a time; lease and send other rows while none is left and there is room."""
         if self._sender.is_blocked:
-            self._alarm.begin("The broker has stopped taking messages", "a memory or disk alarm, or a slow disk")
+            why = self._sender.trouble or "a memory or disk alarm, or a slow disk"
+            self._alarm.begin("The broker takes no messages for now; they wait in the outbox", why)
             return 0
-        self._alarm.end("The broker takes messages again.")
+        self._alarm.end("The broker takes messages again; they are sent.")
         if self._judge.suspects:
             return 0 if self._under_way else self._send(self._judge.suspects.next_group())
         if self._woken.is_set():

@@ -132,7 +132,8 @@ class Subscription:
         if self._in_trouble or not self._was_well:
             again = " again" if self._was_well else ""
             names = ", ".join(sorted(wanted - self._optional - self._missing)) or "no queue (all are paused)"
-            logger.info("Connected to %s%s; consuming %s.", self._backend.settings.safe_url, again, names)
+            level = logging.WARNING if again else logging.INFO  # who heard of the loss hears of its end
+            logger.log(level, "Connected to %s%s; consuming %s.", self._backend.settings.safe_url, again, names)
         self._in_trouble, self._was_well = False, True
         self._pause, self._next_try = FIRST_PAUSE, 0.0
 
@@ -144,4 +145,5 @@ class Subscription:
 
     def _complain(self, why: str) -> None:
         self._in_trouble = True
-        logger.warning("%s: %s Trying again until it works; nothing is lost.", self._backend.settings.safe_url, why)
+        kept = "" if self._receiver.is_open else "; nothing is lost"  # with a deleted queue, what it held is gone
+        logger.warning("%s: %s Trying again until it works%s.", self._backend.settings.safe_url, why, kept)

@@ -46,21 +46,28 @@ class Listener(threading.Thread):
 
     def run(self) -> None:
         """Listen until `stop()`, across reconnects."""
-        with self._end, selectors.DefaultSelector() as selector:
-            selector.register(self._end, selectors.EVENT_READ)
+        with self._end:
             while True:
-                try:
-                    return self._listen(selector)
-                except Exception as error:  # noqa: BLE001 - whatever the driver raises: the relay goes on by looking
-                    logger.debug('Not listening on database "%s" for now: %s', self._database, error)
+                # A new selector each time: one that still knows a closed connection refuses its successor.
+                with selectors.DefaultSelector() as selector:
+                    selector.register(self._end, selectors.EVENT_READ)
+                    try:
+                        return self._listen(selector)
+                    except Exception as error:  # noqa: BLE001 - whatever the driver raises: the relay goes on looking
+                        logger.debug('Not listening on database "%s" for now: %s', self._database, error)
                 self._heard = False
-                if selector.select(PAUSE):
+                if self._ends_within(PAUSE):
                     return None
 
     def stop(self) -> None:
         """End the thread and wait for it."""
         self._other_end.close()
         self.join(PAUSE)
+
+    def _ends_within(self, seconds: float) -> bool:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._end, selectors.EVENT_READ)
+            return bool(selector.select(seconds))
 
     def _listen(self, selector: selectors.BaseSelector) -> None:
         connection = separate(self._database)
@@ -69,10 +76,7 @@ class Listener(threading.Thread):
                 cursor.execute(f"LISTEN {CHANNEL}")
             raw: Any = connection.connection
             selector.register(raw, selectors.EVENT_READ)
-            try:
-                self._wait(selector, connection, raw)
-            finally:
-                selector.unregister(raw)
+            self._wait(selector, connection, raw)
         finally:
             with contextlib.suppress(Exception), connection.cursor() as cursor:
                 cursor.execute("UNLISTEN *")  # a pooler between may hand the connection on

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from django.db import connections, reset_queries
 
 from messaging.backlog import Backlog, Item, Job
-from messaging.database import close_old
+from messaging.database import close_old, is_lost, reconnect
 from messaging.exceptions import DatabaseUnavailable
 from messaging.killpoints import kill_point
 from messaging.ledger import Entry, Slot
@@ -34,7 +34,7 @@ class Worker(threading.Thread):
 
     Args:
         index: its number within the process.
-        on_outage: called with the name of a database that does not answer; what was under way is put back first.
+        on_outage: called when a database cannot be used, before what was under way is put back.
         slot: its place in the process's ledger.
     """
 
@@ -43,7 +43,7 @@ class Worker(threading.Thread):
         index: int,
         backlog: Backlog,
         processor: Processor,
-        on_outage: Callable[[str], None],
+        on_outage: Callable[[DatabaseUnavailable], None],
         slot: Slot | None = None,
     ) -> None:
         super().__init__(name=f"messaging-worker-{index}", daemon=True)
@@ -71,14 +71,25 @@ class Worker(threading.Thread):
         reset_queries()
         try:
             settlements = self._process(job)
-        except DatabaseUnavailable:
-            self._on_outage(job.head.handler.database if job.head.handler else self._processor.settings.databases[0])
+        except DatabaseUnavailable as trouble:
+            self._on_outage(trouble)
             self._backlog.put_back(job.items)
             return
         for item, settlement in zip(job.items, settlements, strict=True):
             self._settle(item, settlement)
 
     def _process(self, job: Job) -> list[Settlement]:
+        """Once more where only the connection in use was lost: what was not recorded has not happened."""
+        try:
+            return self._process_once(job)
+        except Exception as error:
+            database = job.head.handler.database if job.head.handler else self._processor.settings.databases[0]
+            if not is_lost(error, database):
+                raise
+            reconnect(database)
+            return self._process_once(job)
+
+    def _process_once(self, job: Job) -> list[Settlement]:
         head = job.head
         if head.is_dead:
             return [self._processor.record_dead(head.delivery)]

@@ -48,4 +48,4 @@ def test_a_database_that_fails_does_not_stop_the_others(
             stop.set()
             thread.join(30)
     assert not thread.is_alive()
-    assert caplog.text.count('Cannot use database "broken"') == 1
+    assert caplog.text.count('Cannot use the database "broken"') == 1

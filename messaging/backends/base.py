@@ -97,6 +97,11 @@ class Sender(abc.ABC):
     def is_blocked(self) -> bool:
         """Whether the broker has stopped reading from publishers (a memory or disk alarm): stop feeding."""
 
+    @property
+    def trouble(self) -> str:
+        """Why the connection was last lost, or is blocked, in words; "" while all is well or nobody can tell."""
+        return ""
+
     @abc.abstractmethod
     def close(self, timeout: float = 5.0) -> None:
         """Wait up to `timeout` seconds for what is under way, then disconnect. Never raises."""

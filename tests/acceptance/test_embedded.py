@@ -112,7 +112,7 @@ def stop_for_a_while(made: Site, server: PostgreSQL | MariaDB) -> None:
     consumer = start_held(made, 5)
     server.stop()
     (made.folder / "hold").unlink()
-    consumer.wait_for_output("does not answer: consumption pauses")
+    consumer.wait_for_output("cannot be used .*: consumption pauses")
     server.start()
     wait_until(lambda: made.states() == {"processed": 5}, deadline=60)
     assert effects(made) == (5, 5)

@@ -87,5 +87,5 @@ class DatabaseReceiver(Receiver):
 
     def _gone(self, words: str) -> None:
         self._trouble = words
-        logger.warning("%s", words)
+        logger.debug("%s", words)
         self._on_change()

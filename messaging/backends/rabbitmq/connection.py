@@ -17,7 +17,7 @@ from pika.adapters.select_connection import IOLoop
 
 from messaging.backends.rabbitmq import parameters
 from messaging.backends.rabbitmq.errors import Loss
-from messaging.backends.rabbitmq.frames import Confirm, take_frames
+from messaging.backends.rabbitmq.frames import Confirm, take_frames, text
 from messaging.backends.rabbitmq.logs import hush_this_thread, logger
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable
@@ -95,6 +95,7 @@ class Connection:
         self.io: LosslessConnection
         self.peer = ""
         self.is_blocked = False
+        self.blocked_why = ""
 
     def open(self, timeout: float = CONNECT_TIMEOUT) -> None:
         """Connect to the first host that answers, `timeout` seconds each. Raises BrokerUnavailable."""
@@ -232,11 +233,12 @@ class Connection:
 
     def _on_blocked(self, _connection: Any, method_frame: Any) -> None:
         self.is_blocked = True
-        logger.warning("%s takes no messages for now (%s).", self.peer, method_frame.method.reason)
+        self.blocked_why = text(method_frame.method.reason)
+        logger.debug("%s takes no messages for now (%s).", self.peer, self.blocked_why)
 
     def _on_unblocked(self, _connection: Any, _method_frame: Any) -> None:
         self.is_blocked = False
-        logger.info("%s takes messages again.", self.peer)
+        logger.debug("%s takes messages again.", self.peer)
 
     def _unavailable(self) -> BrokerUnavailable:
         reason = self._loss.reason if self._loss else "it is not open"

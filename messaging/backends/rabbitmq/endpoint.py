@@ -1,4 +1,7 @@
-"""What a sender and a receiver share: a connection that is replaced after a loss, and one log line per trouble."""
+"""What a sender and a receiver share: a connection that is replaced after a loss, and the words for its trouble.
+
+Those who use it tell operators what it means for them, once; so here it is logged for debugging only.
+"""
 
 from __future__ import annotations
 
@@ -63,12 +66,12 @@ class Endpoint:
 
     def _begin_trouble(self, words: str) -> None:
         if not self._connection_trouble:
-            logger.warning("%s", words)
+            logger.debug("%s", words)
         self._connection_trouble = words
 
     def _end_trouble(self, connection: Connection) -> None:
         if self._connection_trouble:
-            logger.info("The %s is connected to %s again.", self._role, connection.peer)
+            logger.debug("The %s is connected to %s again.", self._role, connection.peer)
         self._connection_trouble = ""
 
     def _unavailable(self) -> BrokerUnavailable:

@@ -58,7 +58,7 @@ class RabbitReceiver(Endpoint, Receiver):
                 self._subscriptions[queue] = subscription
                 self._alive.add(subscription)
         if self._troubles.pop(queue, ""):
-            logger.info('Queue "%s" is consumed again.', queue)
+            logger.debug('Queue "%s" is consumed again.', queue)
 
     def cancel(self, queue: str) -> None:
         """Stop the consumer on `queue`; what was delivered can still be settled."""
@@ -147,7 +147,7 @@ class RabbitReceiver(Endpoint, Receiver):
 
     def _set_trouble(self, queue: str, words: str) -> None:
         if queue not in self._troubles:
-            logger.warning("%s", words)
+            logger.debug("%s", words)
         self._troubles[queue] = words
 
 

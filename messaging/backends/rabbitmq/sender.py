@@ -70,6 +70,12 @@ class RabbitSender(Endpoint, Sender):
         connection = self._connection
         return connection is not None and connection.is_open and connection.is_blocked
 
+    @property
+    def trouble(self) -> str:
+        """Why the connection was last lost, or is blocked, in words."""
+        connection = self._connection
+        return connection.blocked_why if connection is not None and self.is_blocked else self._connection_trouble
+
     def close(self, timeout: float = 5.0) -> None:
         """Wait up to `timeout` seconds for what is under way, then disconnect."""
         deadline = time.monotonic() + timeout

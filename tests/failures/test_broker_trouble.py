@@ -1,0 +1,154 @@
+"""The broker killed, blocked, silent or restarted: work goes on by itself, and one line per role says so."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import pytest
+
+from tests.failures.journal import ALARM, CONSUMER, QUEUE, RELAY, SECRET, assert_told_once
+from tests.failures.scene import HANDLERS, attempts, channel, consume, effects, processed, ready, send
+from tests.proxy import Proxy
+from tests.site import SiteFactory
+from tests.waiting import wait_until
+from tools.rabbitmq import RabbitMQ, add_vhost, delete_vhost
+
+PUBLISH = "from messaging import publish\nfor number in range({}): publish('work.a', {{}})"
+
+
+@pytest.fixture
+def own_vhost(own_rabbitmq: RabbitMQ) -> Iterator[str]:
+    """A virtual host of the node that may be stopped, for a user whose password is not his name."""
+    vhost, user = f"trouble-{uuid4().hex[:8]}", "operator"
+    own_rabbitmq.api("PUT", f"/api/users/{user}", {"password": SECRET, "tags": ""})
+    add_vhost(own_rabbitmq.management_url, vhost, user)
+    add_vhost(own_rabbitmq.management_url, vhost, "guest")
+    yield f"amqp://{user}:{SECRET}@127.0.0.1:{own_rabbitmq.port}/{vhost}"
+    with contextlib.suppress(Exception):
+        delete_vhost(own_rabbitmq.management_url, vhost)
+
+
+def through(url: str, proxy: Proxy) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{proxy.port}").geturl()
+
+
+@pytest.mark.parametrize("end", ["kill", pytest.param("stop_app", marks=pytest.mark.slow)])
+def test_a_broker_that_ends_and_comes_back_is_one_line_each_time(
+    site: SiteFactory, own_rabbitmq: RabbitMQ, own_vhost: str, end: str
+) -> None:
+    made = site(db="postgres", handlers=HANDLERS, broker=own_vhost)
+    running = consume(made)
+    send(made, "work", "first")
+    processed(made, 1)
+    getattr(own_rabbitmq, end)()
+    made.shell(PUBLISH.format(20))
+    running.wait_for_output("Trying again until it works")
+    own_rabbitmq.start_app() if end == "stop_app" else own_rabbitmq.start()
+    processed(made, 21, deadline=90)
+    running.wait_for_output("Connected to .* again; consuming")
+    assert (effects(made), attempts(made)) == ((21, 21), 0)
+    assert running.stop() == 0
+    assert_told_once(running, CONSUMER, RELAY)
+
+
+def test_during_an_alarm_publishing_stops_and_consuming_goes_on(
+    site: SiteFactory, own_rabbitmq: RabbitMQ, own_vhost: str
+) -> None:
+    made = site(db="postgres", handlers=HANDLERS, broker=own_vhost)
+    made.manage("topology")
+    send(made, "work", *map(str, range(20)))
+    own_rabbitmq.ctl("set_vm_memory_high_watermark", "0.00001")
+    try:
+        running = consume(made)
+        processed(made, 20)
+        made.shell(PUBLISH.format(5000))
+        running.wait_for_output("takes no messages for now; they wait in the outbox: low on memory")
+        assert made.states("published").get("published", 0) == 0
+        assert made.value("SELECT COUNT(*) FROM messaging_publishedmessage WHERE lease_token IS NOT NULL") <= 2000
+    finally:
+        own_rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
+    running.wait_for_output("takes messages again")
+    wait_until(lambda: made.states("published") == {"published": 5000}, deadline=90, what="the outbox sent")
+    assert running.stop() == 0
+    assert_told_once(running, ALARM)
+
+
+@pytest.mark.mode(45)
+def test_a_silent_network_is_noticed_within_two_heartbeats(site: SiteFactory, vhost_url: str) -> None:
+    with Proxy("127.0.0.1", urlsplit(vhost_url).port or 5672) as proxy:
+        options = {"HEARTBEAT": 1}
+        made = site(db="postgres", handlers=HANDLERS, broker=through(vhost_url, proxy), options=options)
+        running = consume(made)
+        send(made, "work", "first")
+        processed(made, 1)
+        proxy.blackhole()
+        made.shell(PUBLISH.format(20))
+        running.wait_for_output("messages wait in the outbox", deadline=2 * (1 + 5) + 3)
+        running.wait_for_output("Trying again until it works", deadline=2 * (1 + 5) + 3)
+        proxy.heal()
+        proxy.cut()
+        processed(made, 21)
+        running.wait_for_output("Connected to .* again; consuming")
+        assert (effects(made), attempts(made)) == ((21, 21), 0)
+        assert running.stop() == 0
+        assert_told_once(running, CONSUMER, RELAY)
+
+
+@pytest.mark.mode(34)
+@pytest.mark.parametrize("db", ["postgres", pytest.param("sqlite", marks=pytest.mark.slow)])
+def test_a_connection_cut_while_handlers_run_loses_and_doubles_nothing(
+    site: SiteFactory, db: str, vhost_url: str
+) -> None:
+    with Proxy("127.0.0.1", urlsplit(vhost_url).port or 5672) as proxy:
+        made = site(db=db, handlers=HANDLERS, broker=through(vhost_url, proxy))
+        running = consume(made)
+        for cut in range(3):
+            made.shell(PUBLISH.format(100))
+            wait_until(lambda seen=100 * cut: sum(made.states().values()) > seen, what="handlers that run")
+            proxy.reset()
+        processed(made, 300, deadline=90)
+        assert (effects(made), attempts(made)) == ((300, 300), 0)
+        assert running.stop() == 0
+        assert ready(made, "work") == ready(made, "work.dead") == 0
+
+
+@pytest.mark.mode(35)
+def test_a_deleted_queue_is_one_line_and_back_within_seconds(site: SiteFactory) -> None:
+    made = site(db="postgres", handlers=HANDLERS)
+    running = consume(made)
+    with channel(made) as broker:
+        broker.queue_delete("work")
+    running.wait_for_output(r"Connected to .* again; consuming .*work", deadline=15)
+    made.shell(PUBLISH.format(3))
+    processed(made, 3)
+    assert running.stop() == 0
+    assert_told_once(running, QUEUE)
+
+
+@pytest.mark.mode(41)
+@pytest.mark.slow
+def test_rolling_restarts_dead_letter_nothing(site: SiteFactory) -> None:
+    """Of our own queue, and of somebody's whose limit is RabbitMQ 4's, where every disconnect counts."""
+    made = site(db="postgres", handlers=HANDLERS, options={"STOP_TIMEOUT": 5})
+    with channel(made) as broker:
+        limited = {"x-queue-type": "quorum", "x-delivery-limit": 20, "x-dead-letter-exchange": ""}
+        broker.queue_declare("long", durable=True, arguments={**limited, "x-dead-letter-routing-key": "long.dead"})
+    made.manage("topology")
+    for queue in ("work", "long"):
+        send(made, queue, *(f"{queue}{number}" for number in range(3000)), body=b'{"do": "slow"}')
+    for restart in range(25):
+        running = consume(made, "--concurrency=1")
+        seen = sum(made.states().values())
+        wait_until(lambda seen=seen: sum(made.states().values()) > seen, what="work to go on")
+        running.kill() if restart % 2 else running.stop()
+    assert sum(made.states().values()) < 6000, "the backlog was too short to prove anything"
+    running = consume(made, "--processes=2")
+    processed(made, 6000, deadline=150)
+    assert ready(made, "work.dead") == ready(made, "long.dead") == 0
+    assert made.value("SELECT COUNT(*) FROM app_effect WHERE value = 'done'") >= 6000
+    assert made.value("SELECT COUNT(DISTINCT key) FROM app_effect") == 6000
+    assert running.stop() == 0
