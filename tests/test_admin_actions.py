@@ -126,6 +126,7 @@ def test_nothing_happens_on_get(admin_client: Client) -> None:
     assert row.state == "failed"
 
 
+@pytest.mark.mode(44)
 def test_a_double_click_requeues_once(admin_client: Client) -> None:
     row = incoming(attempts=8)
     pages = [admin_client.post(f"{INCOMING}{row.pk}/requeue/", follow=True).content.decode() for _ in range(2)]

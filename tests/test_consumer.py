@@ -305,6 +305,7 @@ def test_waits_for_a_broker_that_is_not_there_yet(make_site: Callable[..., Site]
     assert "Traceback" not in running.output
 
 
+@pytest.mark.mode(35)
 def test_a_deleted_queue_is_declared_again(make_site: Callable[..., Site]) -> None:
     site = make_site()
     running = consume(site, "work")
@@ -321,6 +322,7 @@ def test_a_deleted_queue_is_declared_again(make_site: Callable[..., Site]) -> No
     assert running.stop() == 0
 
 
+@pytest.mark.mode(36)
 def test_an_unusable_queue_ends_the_command_and_stays(make_site: Callable[..., Site]) -> None:
     site = make_site()
     with channel(site) as broker:
@@ -334,6 +336,7 @@ def test_an_unusable_queue_ends_the_command_and_stays(make_site: Callable[..., S
         broker.queue_declare("work", passive=True)
 
 
+@pytest.mark.mode(22)
 def test_without_the_database_deliveries_are_held(site: SiteFactory, own_postgres: PostgreSQL) -> None:
     away = site(db="postgres", handlers=HANDLERS, server=Database(own_postgres.dsn))
     running = consume(away, "work")

@@ -56,7 +56,7 @@ CONSUMER = {
     "processor.recorded": "steps.flaky",
     "consumer.acked": "steps.plain",
 }
-MODES = {"relay.sent": [3], "relay.confirmed": [3]}  # which rows of docs/reliability.md the kill at a point proves
+MODES = {"relay.sent": [3], "relay.confirmed": [3], "processor.recorded": [43]}  # rows of docs/reliability.md
 EMBEDDED = {"embedded.taken": "steps.plain", "embedded.removed": "steps.plain"}
 COMMANDS = {"publisher.saved", "publisher.committed", "operations.requeued"}
 

@@ -209,6 +209,7 @@ class TestLosingTheConnection:
         assert "again" in lines[1]
 
     @pytest.mark.mode(4)
+    @pytest.mark.mode(45)
     def test_a_silent_broker_is_left_after_two_heartbeats(self, broker_url: str, proxy: Proxy, queue: str) -> None:
         sender = through(broker_url, proxy, heartbeat=1).sender()
         sender.open()
@@ -246,6 +247,7 @@ class TestLosingTheConnection:
         assert confirmed(send(sender, message(queue)))
         sender.close()
 
+    @pytest.mark.mode(34)
     def test_an_old_delivery_never_acknowledges_a_new_one(
         self, broker_url: str, backend: RabbitMQ, proxy: Proxy, queue: str
     ) -> None:
@@ -335,6 +337,7 @@ class TestReceiving:
         ],
         ids=lambda field: field[:1].decode() + field[1:4].hex(),
     )  # fmt: skip
+    @pytest.mark.mode(40)
     def test_every_header_that_the_broker_lets_through_arrives(
         self, backend: RabbitMQ, queue: str, field: bytes
     ) -> None:

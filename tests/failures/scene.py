@@ -9,7 +9,8 @@ from typing import Any
 import pika
 
 from messaging.wire import Properties
-from tests.backends.tools import message
+from tests.backends.tools import confirmed, message
+from tests.backends.tools import send as send_and_wait
 from tests.site import Running, Site
 from tests.waiting import wait_until
 
@@ -75,16 +76,8 @@ def send_raw(site: Site, queue: str, raw_headers: bytes) -> None:
 
     sender = rabbitmq_backend(site.broker_url).sender()
     sender.open()
-    sender.send(
-        [
-            message(
-                queue,
-                b"{}",
-                raw=Properties(content_type="application/json", delivery_mode=2, raw_headers=raw_headers).encode(),
-            )
-        ]
-    )
-    wait_until(lambda: sender.outcomes(0.2), what="the confirm")
+    properties = Properties(content_type="application/json", delivery_mode=2, raw_headers=raw_headers)
+    assert confirmed(send_and_wait(sender, message(queue, b"{}", raw=properties.encode())))
     sender.close()
 
 
