@@ -29,7 +29,7 @@ def main() -> int:
     """Run as the environment says. Returns 0 for nothing lost and nothing doubled, 1 for a flaw, 2 for no proof."""
     seed = os.environ.get("SEED") or str(int.from_bytes(os.urandom(4)))
     minutes, broker = _minutes(), _broker()
-    for sentence in install_missing("rabbitmq-server", "postgresql"):
+    for sentence in install_missing("postgresql", *(["rabbitmq-server"] if broker == "rabbitmq" else [])):
         say(sentence)
     say(f"SEED={seed} MINUTES={minutes:g} on {'a given broker' if '://' in broker else broker} and PostgreSQL")
     folder = Path(tempfile.mkdtemp(prefix="messaging-chaos-"))
