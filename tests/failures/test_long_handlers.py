@@ -1,0 +1,120 @@
+"""Handlers that run for hours, and the broker's patience: its consumer timeout, and the lease of who runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import pika
+import pytest
+
+from tests.failures.deeds import HANDLERS, attempts, consume, effects, publish, settled, started, starts
+from tests.services import Broker
+from tests.site import Running, Site, SiteFactory
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.broker
+
+ON_SQLITE_TOO = ["postgres", pytest.param("sqlite", marks=pytest.mark.slow)]
+PATIENCE = 2000  # milliseconds: the consumer timeout, a fraction of how long the handlers run
+TICK = 500  # milliseconds between two looks at it, instead of a minute
+
+
+class Controlled(Protocol):
+    """A broker of either kind."""
+
+    @property
+    def url(self) -> str: ...
+
+    def ctl(self, *arguments: str) -> str: ...
+
+
+@pytest.fixture
+def impatient(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a broker whose consumers must acknowledge within two seconds.
+
+    A newer one takes the timeout as an argument of the queue; an older one has a single timeout for all of its queues.
+    """
+    shared: Broker = request.getfixturevalue("rabbitmq")
+    broker: Controlled = shared if version(shared.url) >= (3, 12) else request.getfixturevalue("own_rabbitmq")
+    values = {"channel_tick_interval": TICK} | ({} if broker is shared else {"consumer_timeout": PATIENCE})
+    before = {name: broker.ctl("eval", f"{{ok, V}} = application:get_env(rabbit, {name}), V.") for name in values}
+    url = shared.add_vhost(name := f"impatient-{os.getpid()}") if broker is shared else broker.url
+    for name_, value in values.items():
+        broker.ctl("eval", f"application:set_env(rabbit, {name_}, {value}).")
+    yield url
+    for name_, text in before.items():
+        broker.ctl("eval", f"application:set_env(rabbit, {name_}, {text.strip()}).")
+    if broker is shared:
+        shared.delete_vhost(name)
+
+
+def version(url: str) -> tuple[int, ...]:
+    """Of a broker."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        properties: dict[str, Any] = connection._impl.server_properties
+    return tuple(int(part) for part in properties["version"].split(".")[:2])
+
+
+@pytest.mark.mode(27)
+@pytest.mark.parametrize("db", ON_SQLITE_TOO)
+def test_a_handler_that_outlasts_the_consumer_timeout_has_one_effect(
+    site: SiteFactory, impatient: str, db: str
+) -> None:
+    arguments = {"arguments": {"x-consumer-timeout": PATIENCE}}
+    doing = site(db, handlers=HANDLERS, broker=impatient, queues={"work": arguments, "long": arguments})
+    running = consume(doing, "work", "long")
+    publish(doing, ("work.a", "wait"), ("long.a", "wait"), ("work.a", "nothing"))
+    started(doing, "wait", 2)
+    running.wait_for_output("consumer timeout|timed out|PRECONDITION_FAILED|delivery acknowledgement", 60)
+    running.wait_for_output('Queue "work" is consumed again', 60)
+    (doing.folder / "go").touch()
+    settled(doing, processed=3)
+    assert effects(doing) == {"wait": 2, "nothing": 1}
+    assert attempts(doing) == {}
+    assert 'queue "long"' not in running.output, "it was acknowledged when its claim was durable"
+    assert running.stop() == 0
+    doing.manage("consume", "work", "long", "--burst")
+    assert doing.states() == {"processed": 3}
+
+
+@pytest.mark.mode(20)
+@pytest.mark.parametrize("end", ["killed", "frozen"])
+@pytest.mark.parametrize("db", ON_SQLITE_TOO)
+def test_the_claim_of_a_long_handler_is_renewed_expires_and_is_taken_over_once(
+    site: SiteFactory, db: str, end: str
+) -> None:
+    doing = site(db, handlers=HANDLERS, options={"LEASE": 2})
+    consumers = [consume(doing, "long") for _ in range(3)]
+    publish(doing, ("long.a", "wait"))
+    started(doing, "wait")
+    leases = {lease_of(doing)}
+    wait_until(lambda: leases.add(lease_of(doing)) or len(leases) > 4, what="several renewals")
+    assert len(starts(doing, "wait")) == 1, "a claim that is renewed is nobody else's"
+
+    holder = next(one for one in consumers if os.getpgid(starts(doing, "wait")[0][1]) == one.pid)
+    os.killpg(holder.pid, signal.SIGKILL if end == "killed" else signal.SIGSTOP)
+    started(doing, "wait", 2)
+    leases = {lease_of(doing)}
+    wait_until(lambda: leases.add(lease_of(doing)) or len(leases) > 2, what="renewals by its successor")
+    if end == "frozen":
+        os.killpg(holder.pid, signal.SIGCONT)
+    (doing.folder / "go").touch()
+    settled(doing, processed=1)
+    assert end_all(consumers, without=holder if end == "killed" else None) == {0}
+    assert len(starts(doing, "wait")) == 2
+    assert attempts(doing) == {"wait-0": 1}
+    assert doing.states() == {"processed": 1}
+    assert doing.value("SELECT attempts FROM messaging_processedmessage") == 2
+
+
+def lease_of(site: Site) -> str:
+    """Until when the one claim holds."""
+    return str(site.value("SELECT leased_until FROM messaging_processedmessage"))
+
+
+def end_all(consumers: list[Running], *, without: Running | None) -> set[int]:
+    """Stop consumers in order; returns their exit statuses."""
+    return {one.stop() for one in consumers if one is not without}
