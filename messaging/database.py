@@ -43,6 +43,8 @@ def is_up(database: str) -> bool:
         with probe.cursor() as cursor:
             cursor.execute("SHOW transaction_read_only" if probe.vendor == "postgresql" else "SELECT 1")
             return bool(cursor.fetchone() != ("on",))
+    except MemoryError:  # it was not asked
+        raise
     except Exception:  # noqa: BLE001  whatever the driver raises, it does not answer
         return False
     finally:

@@ -16,10 +16,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import NoReturn
 
 SLOT = 4096
 _HEAD = struct.Struct("<BdIdI")  # state, started (CLOCK_MONOTONIC), length of the JSON, deadline (0: none), its CRC
 _IDLE, _RUNNING, _RECORDING = range(3)
+_NO_MEMORY = b"This process has no memory left, and ends; what it runs counts as an attempt.\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,18 @@ class Slot:
 
     @contextmanager
     def running(self, entry: Entry) -> Iterator[Callable[[], None]]:
-        """Show `entry` as running for the duration of the block. Yields a function that lifts its time limit."""
+        """Show `entry` as running for the duration of the block. Yields a function that lifts its time limit.
+
+        A MemoryError that gets here means that not even the attempt could be recorded: it ends the process. One of a
+        batch does not, whose messages each run alone next.
+        """
         self._write(entry)
         try:
             yield self._lift
+        except MemoryError:
+            if entry.batch == 1:
+                end_without_memory()
+            raise
         finally:
             self._memory[self._offset] = _IDLE
 
@@ -112,6 +122,12 @@ class Slot:
         self._memory[self._offset : self._offset + _HEAD.size] = head
         self._memory[self._offset + _HEAD.size : self._offset + _HEAD.size + len(text)] = text
         self._memory[self._offset] = _RUNNING
+
+
+def end_without_memory() -> NoReturn:
+    """End this process, in which nothing works any more; the supervisor counts what the ledger shows as running."""
+    os.write(2, _NO_MEMORY)
+    os._exit(1)
 
 
 class Ledger:

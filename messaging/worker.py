@@ -13,7 +13,7 @@ from messaging.backlog import Backlog, Item, Job
 from messaging.database import close_old, is_lost, reconnect
 from messaging.exceptions import DatabaseUnavailable
 from messaging.killpoints import kill_point
-from messaging.ledger import Entry, Slot
+from messaging.ledger import Entry, Slot, end_without_memory
 from messaging.processor import Processor, Settlement
 
 logger = logging.getLogger("messaging.consumer")
@@ -58,6 +58,8 @@ class Worker(threading.Thread):
         while (job := self._backlog.take()) is not None:
             try:
                 self._work(job)
+            except MemoryError:
+                end_without_memory()
             except BaseException:
                 logger.exception("The consumer failed on a message; it is tried again in %g s.", AFTER_ERROR)
                 self._backlog.put_back(job.items, AFTER_ERROR)

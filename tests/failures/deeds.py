@@ -24,11 +24,18 @@ def wait_for_go():
     while not (FOLDER / "go").exists():
         time.sleep(0.02)
 
+LEAK = []
+
 def run_out_of_memory(keep):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
-    while True:
-        keep.append(list(keep[-1:]))
+    size = 32 << 20
+    while size > 8:
+        try:
+            keep.append(bytearray(size))
+        except MemoryError:
+            size //= 2
+    raise MemoryError("not a byte is left")
 
 def stay_busy(seconds):
     end = time.monotonic() + seconds
@@ -53,6 +60,7 @@ DEEDS = {
     "segfault": lambda: ctypes.string_at(0),
     "sigkill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "memory": lambda: run_out_of_memory([]),
+    "leak": lambda: run_out_of_memory(LEAK),  # nothing is free after the error either
 }
 
 def act(message):

@@ -116,11 +116,13 @@ def test_what_runs_beside_a_killer_is_blamed_once_at_most(site: SiteFactory) -> 
 
 
 @pytest.mark.mode(30)
-def test_a_handler_that_runs_out_of_memory_rests_as_failed_and_the_others_flow(doing: Site) -> None:
+@pytest.mark.parametrize("do", ["leak", pytest.param("memory", marks=pytest.mark.slow)])
+def test_a_handler_that_runs_out_of_memory_rests_as_failed_and_the_others_flow(doing: Site, do: str) -> None:
     running = consume(doing, "work", "--concurrency=1")
-    publish(doing, ("work.a", "memory"), *[("work.a", "nothing")] * 10)
+    publish(doing, ("work.a", do), *[("work.a", "nothing")] * 10)
     settled(doing, failed=1, processed=10)
-    assert attempts(doing) == {"memory-0": 2}
+    assert attempts(doing) == {f"{do}-0": 2}
+    assert effects(doing) == {"nothing": 10}
     assert running.stop() == 0
 
 
