@@ -56,7 +56,14 @@ CONSUMER = {
     "processor.recorded": "steps.flaky",
     "consumer.acked": "steps.plain",
 }
-MODES = {"relay.sent": [3], "relay.confirmed": [3], "processor.recorded": [43]}  # rows of docs/reliability.md
+# Which rows of docs/reliability.md the kill at a point proves.
+MODES = {
+    "relay.sent": [3],
+    "relay.confirmed": [3],
+    "processor.handled": [20],
+    "processor.committed": [21],
+    "processor.recorded": [43],
+}
 EMBEDDED = {"embedded.taken": "steps.plain", "embedded.removed": "steps.plain"}
 COMMANDS = {"publisher.saved", "publisher.committed", "operations.requeued"}
 
