@@ -27,8 +27,8 @@ TICK = 500  # milliseconds between two looks at it, instead of a minute
 def impatient(request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of a broker whose consumers must acknowledge within two seconds.
 
-    A newer one takes the timeout as an argument of the queue, and looks once a minute; an older one has a single timeout
-    for all of its queues, and may be told to look more often.
+    A newer one takes the timeout as an argument of the queue, and looks once a minute; an older one has a single
+    timeout for all of its queues, and may be told to look more often.
     """
     shared: Broker = request.getfixturevalue("rabbitmq")
     if version(shared.url) >= (3, 12):
