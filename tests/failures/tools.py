@@ -54,20 +54,6 @@ def is_published(site: Site, count: int) -> bool:
     return site.states("published") == {"published": count}
 
 
-class Growth:
-    """A condition for `wait_until`: more rows are published than when this was made."""
-
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._before = self._published()
-
-    def __call__(self) -> bool:
-        return self._published() > self._before
-
-    def _published(self) -> int:
-        return self._site.states("published").get("published", 0)
-
-
 def wait_for_one_effect_each(site: Site, count: int, deadline: float = 60.0) -> None:
     """Wait until the numbers from 1 to `count` were handled, and see that each was handled once."""
     wait_until(lambda: site.states() == {"processed": count}, deadline=deadline, what=f"{count} messages processed")
