@@ -1,6 +1,7 @@
 """A pytest plugin, `-p tools.modes`: which tests prove which failure modes, and how they went.
 
 Writes JSON to the file that `MODES_FILE` names: the broker's version, and per test its modes, outcome and seconds.
+With `MODES_BROKER=given` tests that kill a broker are left out: they start the installed one, of whatever version.
 """
 
 from __future__ import annotations
@@ -19,6 +20,14 @@ _tests: dict[str, dict[str, Any]] = {}
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Note the modes with the test, so that they travel with its reports."""
     item.user_properties += [("mode", int(mark.args[0])) for mark in item.iter_markers("mode")]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what would not run on the broker that was given."""
+    if os.environ.get("MODES_BROKER") == "given":
+        elsewhere = [item for item in items if "own_rabbitmq" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if item not in elsewhere]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +68,7 @@ def main(arguments: list[str]) -> int:
     results = {row.number: result_of(row, proofs) for row in read(PAGE.read_text())}
     print_table(results, proofs, broker)
     if "--write" in arguments:
-        passed = {number for number, result in results.items() if result == "passed"}
-        PAGE.write_text(written(PAGE.read_text(), broker, passed))
+        PAGE.write_text(written(PAGE.read_text(), broker, results))
     return int(not set(results.values()) <= {"passed", "argued"})
 
 
@@ -78,7 +77,8 @@ def record(python: Path | str, options: Sequence[str], database: str) -> tuple[s
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "modes.json"
         command = [str(python), "-m", "pytest", "-q", "-m", "mode", "-p", "tools.modes", *options]
-        environment = os.environ | {"TEST_DB": database, "MODES_FILE": str(file)}
+        broker = "given" if os.environ.get("MESSAGING_TEST_URL") and "--collect-only" not in options else "ours"
+        environment = os.environ | {"TEST_DB": database, "MODES_FILE": str(file), "MODES_BROKER": broker}
         subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
         found = json.loads(file.read_text()) if file.exists() else {"broker": "", "tests": {}}
     proofs = [
@@ -106,13 +106,16 @@ def proves(name: str, test: str) -> bool:
     return wanted == function and (not part or part in parameters.split("-"))
 
 
-def result_of(row: Row, proofs: Iterable[Proof]) -> str:
-    """One word: "passed" only if all of its tests were run and passed."""
-    outcomes = {proof.outcome for proof in proofs if row.number in proof.modes}
-    for result in ("failed", "skipped", "passed"):
-        if result in outcomes:
-            return result
-    return "argued" if row.argued else "not run"
+def result_of(row: Row, proofs: Sequence[Proof]) -> str:
+    """One word: "passed" only if each of its tests was run and passed."""
+    ours = [proof for proof in proofs if row.number in proof.modes]
+    outcomes = {proof.outcome for proof in ours}
+    if "failed" in outcomes:
+        return "failed"
+    passed = [proof.name for proof in ours if proof.outcome == "passed"]
+    if row.tests and all(any(proves(name, test) for test in passed) for name in row.tests):
+        return "passed"
+    return "argued" if row.argued else "not run" if not outcomes else "in part"
 
 
 def print_table(results: dict[int, str], proofs: Sequence[Proof], broker: str) -> None:
@@ -126,11 +129,15 @@ def print_table(results: dict[int, str], proofs: Sequence[Proof], broker: str) -
     print(f"| | **held on RabbitMQ {broker or '(none)'}** | {len(proofs)} | **{count} of {len(results)}** | |")
 
 
-def written(page: str, broker: str, passed: set[int]) -> str:
-    """The page with `broker` added to the last column where the mode passed, and removed where it did not."""
+def written(page: str, broker: str, results: dict[int, str]) -> str:
+    """The page with `broker` added to the last column where the mode passed, and removed where it failed."""
 
     def line(match: re.Match[str]) -> str:
-        versions = {*re.findall(r"[\d.]+", match[5])} - {broker} | ({broker} if int(match[1]) in passed else set())
+        result = results.get(int(match[1]))
+        versions = set(re.findall(r"[\d.]+", match[5]))
+        versions = (
+            versions | {broker} if result == "passed" else versions - {broker} if result == "failed" else versions
+        )
         ordered = sorted(versions, key=lambda version: [int(part) for part in version.split(".")])
         return f"| {' | '.join(match.groups()[:4])} | {', '.join(ordered) or OPEN} |"
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tools.reliability import MODES, PAGE, Proof, Row, proves, read, record, written
+from tools.reliability import MODES, PAGE, Proof, Row, proves, read, record, result_of, written
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,18 @@ def test_a_mode_without_a_test_says_why(rows: list[Row]) -> None:
 
 def test_results_are_noted_per_version() -> None:
     page = "| 1 | a | b | `c` | 4.0 |\n| 2 | a | b | `c` | 3.10, 4.0 |\n| 3 | a | b | — | — |\n"
-    noted = written(page, "3.10", {1})
+    noted = written(page, "3.10", {1: "passed", 2: "failed", 3: "not run"})
     assert [row.passed_on for row in read(noted)] == [("3.10", "4.0"), ("4.0",), ()]
     assert [row.tests for row in read(noted)] == [("c",), ("c",), ()]
+
+
+def test_a_row_passed_only_if_each_of_its_tests_did() -> None:
+    row = Row(3, "", ("a.py::test_a[x]", "a.py::test_b"), "", ())
+    first, second = Proof("a.py::test_a[x-y]", (3,), "passed", 1.0), Proof("a.py::test_b", (3,), "passed", 1.0)
+    assert result_of(row, [first, second]) == "passed"
+    assert result_of(row, [first]) == "in part"
+    assert result_of(row, [first, Proof("a.py::test_b", (3,), "failed", 1.0)]) == "failed"
+    assert result_of(row, []) == "not run"
 
 
 def _titles() -> list[str]:
