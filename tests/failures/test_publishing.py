@@ -30,6 +30,7 @@ from tests.failures.tools import (
     proxied,
     publish,
     publishing,
+    ready_to_publish,
     take_all,
     wait_for_one_effect_each,
 )
@@ -101,8 +102,9 @@ def test_a_message_whose_confirm_is_lost_is_sent_again_and_handled_once(made: Si
         running = relay(made, **env)
         publish(made, 1, 1)
         wait_until(lambda: is_published(made, 1), what="a connected relay")
-        proxy.silent_downstream = True
-        publish(made, 2, 20)
+        publish_more = ready_to_publish(made, 2, 20)
+        proxy.silent_downstream = True  # and before the relay misses the heartbeats ...
+        publish_more()
         wait_until(lambda: depth(made.broker_url, "work") == 20, what="the messages at the broker")
         assert made.states("published") == {"published": 1, "pending": 19}
         running.wait_for_output("was lost")
@@ -120,8 +122,9 @@ def test_a_connection_reset_in_the_middle_of_a_batch_leaves_the_unconfirmed_pend
         running = relay(made, **env)
         publish(made, 1, 10)
         wait_until(lambda: is_published(made, 10), what="a connected relay")
+        publish_more = ready_to_publish(made, 11, 2000)
         proxy.silent_downstream = True
-        publish(made, 11, 2000)
+        publish_more()
         wait_until(lambda: depth(made.broker_url, "work") > 10, what="a part of the batch at the broker")
         proxy.refuses = True
         proxy.reset()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,6 +47,21 @@ def publishing(site: Site, first: int, last: int, *routing_keys: str) -> Running
     """The same in a process that goes on while the test does, in transactions of 50."""
     code = PUBLISH.format(first=first, last=last, size=50, keys=routing_keys or ("work.x",))
     return site.start("shell", "-c", code)
+
+
+def ready_to_publish(site: Site, first: int, last: int) -> Callable[[], None]:
+    """A process that has started already, so that calling what is returned publishes within moments."""
+    wait = "import os, time; print('ready', flush=True)\nwhile not os.path.exists('{}'): time.sleep(0.01)\n"
+    go = site.folder / "go"
+    code = wait.format(go) + PUBLISH.format(first=first, last=last, size=500, keys=("work.x",))
+    running = site.start("shell", "-c", code)
+    running.wait_for_output("ready")
+
+    def publish() -> None:
+        go.touch()
+        assert running.wait() == 0, running.output
+
+    return publish
 
 
 def is_published(site: Site, count: int) -> bool:
