@@ -103,7 +103,7 @@ def test_a_message_whose_confirm_is_lost_is_sent_again_and_handled_once(made: Si
         publish(made, 1, 1)
         wait_until(lambda: is_published(made, 1), what="a connected relay")
         publish_more = ready_to_publish(made, 2, 20)
-        proxy.silent_downstream = True  # and before the relay misses the heartbeats ...
+        proxy.silent_downstream = True
         publish_more()
         wait_until(lambda: depth(made.broker_url, "work") == 20, what="the messages at the broker")
         assert made.states("published") == {"published": 1, "pending": 19}
