@@ -74,7 +74,7 @@ class AliasSettings:
 
     Attributes:
         scheme: "amqp", "amqps" or "database".
-        hosts: (host, port) pairs, tried in order.
+        hosts: (host, port) pairs, tried in order; one that failed less than a minute ago comes last.
         vhost, username, password: the rest of the URL, percent-decoded.
         exchange: durable topic exchange that `publish()` uses.
         databases: databases whose outboxes the relay serves.

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pika
 from pika.adapters.select_connection import IOLoop
 
-from messaging.backends.rabbitmq import parameters
+from messaging.backends.rabbitmq import hosts, parameters
 from messaging.backends.rabbitmq.errors import Loss
 from messaging.backends.rabbitmq.frames import Confirm, take_frames, text
 from messaging.backends.rabbitmq.logs import hush_this_thread, logger
@@ -92,8 +92,8 @@ class Connection:
         self._waiting: set[Future[Any]] = set()
         self._loss: Loss | None = None
         self._thread: threading.Thread | None = None
+        self._candidate: pika.ConnectionParameters | None = None
         self.io: LosslessConnection
-        self.peer = ""
         self.is_blocked = False
         self.blocked_why = ""
 
@@ -101,7 +101,7 @@ class Connection:
         """Connect to the first host that answers, `timeout` seconds each. Raises BrokerUnavailable."""
         failures = []
         for candidate in parameters.for_hosts(self._settings, self._role, timeout):
-            self.peer = f"{candidate.host}:{candidate.port}"
+            self._candidate = candidate
             loss = self._try(candidate, timeout)
             if loss is None:
                 return
@@ -110,6 +110,11 @@ class Connection:
             f'Cannot connect to RabbitMQ, virtual host "{self._settings.vhost}", as user '
             f'"{self._settings.username}" ({"; ".join(failures)}).'
         )
+
+    @property
+    def peer(self) -> str:
+        """The host that it is connected to, or tried last."""
+        return f"{self._candidate.host}:{self._candidate.port}" if self._candidate is not None else ""
 
     @property
     def is_open(self) -> bool:
@@ -141,9 +146,15 @@ class Connection:
             self.run(lambda: self._start(start, future))
             return future.result(timeout)
         except TimeoutError:
+            self.blame()
             raise BrokerUnavailable(f"RabbitMQ at {self.peer} did not answer within {timeout:g} seconds.") from None
         finally:
             self._waiting.discard(future)
+
+    def blame(self) -> None:
+        """Have the next connections try other hosts first."""
+        if self._candidate is not None:
+            hosts.failed(self._candidate.host, self._candidate.port)
 
     def close(self, timeout: float = 5.0) -> None:
         """Disconnect after what was handed over; a peer that does not answer is left after `timeout` seconds."""
@@ -205,6 +216,8 @@ class Connection:
     def _end(self, loss: Loss, opened: Future[Loss | None]) -> None:
         with self._lock:
             self._loss = self._loss or loss
+        if not loss.ours:
+            self.blame()
         if not opened.done():
             opened.set_result(loss)
             return

@@ -8,6 +8,7 @@ import ssl
 
 import pika
 
+from messaging.backends.rabbitmq import hosts
 from messaging.conf import AliasSettings
 from messaging.exceptions import ConfigurationError
 
@@ -17,7 +18,7 @@ BLOCKED_TIMEOUT = 300.0
 
 
 def for_hosts(settings: AliasSettings, role: str, timeout: float) -> list[pika.ConnectionParameters]:
-    """The parameters of each host of an alias, in order.
+    """The parameters of each host of an alias, in the order in which to try them.
 
     Args:
         settings: the alias's.
@@ -41,7 +42,7 @@ def for_hosts(settings: AliasSettings, role: str, timeout: float) -> list[pika.C
             ssl_options=pika.SSLOptions(context, settings.tls.get("SERVER_NAME") or host) if context else None,
             client_properties={"connection_name": name, "product": "django-durable-messaging"},
         )
-        for host, port in settings.hosts
+        for host, port in hosts.in_order(settings.hosts)
     ]
 
 
