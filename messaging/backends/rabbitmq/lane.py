@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -28,6 +29,12 @@ class Lane:
         on_ready: called when messages may be written.
         on_refused: called with the outcomes of what was under way when the broker closed the channel.
         report: takes outcomes as they become known.
+        on_stale: called when the lane is stale and nothing is under way on it any more.
+
+    Attributes:
+        is_ready: whether messages may be written.
+        stale_since: when the broker first refused a message, if it did.
+        confirmed: how many messages were answered.
     """
 
     def __init__(
@@ -36,15 +43,18 @@ class Lane:
         on_ready: Callable[[], None],
         on_refused: Callable[[list[Outcome]], None],
         report: Callable[[list[Outcome]], None],
+        on_stale: Callable[[], None],
     ) -> None:
         self._io = io
         self._on_ready = on_ready
         self._on_refused = on_refused
         self._report = report
+        self._on_stale = on_stale
         self._last_tag = 0
         self._pending: dict[int, Outgoing] = {}  # by delivery tag, so in order
         self._returned: dict[str, str] = {}
         self.is_ready = False
+        self.stale_since: float | None = None
         self.confirmed = 0
         self._channel = io.channel(on_open_callback=self._opened)
         self._channel.add_on_close_callback(self._closed)
@@ -81,6 +91,13 @@ class Lane:
                 self._io.write(b"".join(pieces))
                 pieces, size = [], 0
         self._io.write(b"".join(pieces))
+
+    def close(self) -> list[Outcome]:
+        """Close the channel; nobody will know what became of messages that are under way. Returns their fates."""
+        self.is_ready = False
+        self._io.confirms.pop(self._channel.channel_number, None)
+        self._channel.close()
+        return [self._known(message, Fate.UNKNOWN, "Its channel was given up.") for message in self._take()]
 
     def end(self, loss: Loss) -> list[Outcome]:
         """The fates of what is under way when the connection is lost."""
@@ -150,6 +167,7 @@ class Lane:
             messages = [message] if message is not None else []
         self.confirmed += len(messages)
         if not confirm.acked:
+            self.stale_since = self.stale_since or time.monotonic()
             reason = "The broker did not take it for now (a full or unavailable queue)."
             outcomes = [Outcome(message.token, Fate.NACKED, reason) for message in messages]
         elif self._returned:
@@ -157,6 +175,8 @@ class Lane:
         else:
             outcomes = [Outcome(message.token, Fate.CONFIRMED) for message in messages]
         self._report(outcomes)
+        if self.stale_since is not None and not pending:
+            self._on_stale()
 
     def _on_return(self, _channel: Any, method: Any, properties: RawProperties, _body: bytes) -> None:
         token = Properties.decode(properties.raw).headers.get(ROW)

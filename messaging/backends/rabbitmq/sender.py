@@ -17,6 +17,8 @@ from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable
 
 _WATCH_INTERVAL = 1.0
+_RENEW_PAUSE = 1.0  # seconds between two channels, while a queue refuses messages
+_PATIENCE = 5.0  # seconds for what is under way on a channel that is to be replaced
 
 
 class RabbitSender(Endpoint, Sender):
@@ -30,6 +32,7 @@ class RabbitSender(Endpoint, Sender):
         self._under_way = 0
         self._woken = False
         self._lane: Lane | None = None
+        self._next_renewal = 0.0
         self._stall_after = 2.0 * (settings.heartbeat or 60)
         self._progress: tuple[object, ...] = ()
         self._progress_at = 0.0
@@ -98,17 +101,35 @@ class RabbitSender(Endpoint, Sender):
             self._report(outcomes)
             self._open_lane(connection, lambda: self._pump(connection))
 
-        self._lane = Lane(connection.io, on_ready, refused, self._report)
+        self._lane = Lane(connection.io, on_ready, refused, self._report, lambda: self._pump(connection))
 
     def _pump(self, connection: Connection) -> None:
         """Write what was handed over. What a blocked broker would not read stays here."""
         lane = self._lane
-        while lane is not None and lane.is_ready and not connection.is_blocked:
+        if lane is None or not lane.is_ready or connection.is_blocked:
+            return
+        if lane.stale_since is not None and time.monotonic() >= self._next_renewal:
+            self._renew(lane, lane.stale_since, connection)
+            return
+        while not connection.is_blocked:
             with self._condition:
                 if not self._inbox:
                     return
                 messages = self._inbox.popleft()
             lane.write(messages)
+
+    def _renew(self, lane: Lane, stale_since: float, connection: Connection) -> None:
+        """Replace a channel on which a queue refused a message, once all on it is answered, or after a while.
+
+        RabbitMQ may go on refusing on a channel that knew a quorum queue's leader before it died, each message after
+        seconds. A new channel finds the leader that was elected.
+        """
+        now = time.monotonic()
+        if lane.busy and now - stale_since < _PATIENCE:
+            return
+        self._next_renewal = now + _RENEW_PAUSE
+        self._report(lane.close())
+        self._open_lane(connection, lambda: self._pump(connection))
 
     def _report(self, outcomes: list[Outcome]) -> None:
         if outcomes:
