@@ -14,6 +14,7 @@ from tests.services import MISSING, Broker, Database, Services, missing
 from tests.settings import TEST_DB
 from tests.site import SiteFactory
 from tools.mariadb import MariaDB
+from tools.cluster import Cluster
 from tools.postgresql import PostgreSQL
 from tools.rabbitmq import RabbitMQ
 from tools.services import ServiceMissing
@@ -118,6 +119,25 @@ def own_rabbitmq(_own_rabbitmq: RabbitMQ) -> RabbitMQ:
         _own_rabbitmq.stop()
         _own_rabbitmq.start()
     return _own_rabbitmq
+
+
+@pytest.fixture(scope="session")
+def _rabbitmq_cluster() -> Cluster:
+    try:
+        return services.rabbitmq_cluster()
+    except ServiceMissing as error:
+        missing(error)
+        raise
+
+
+@pytest.fixture
+def rabbitmq_cluster(_rabbitmq_cluster: Cluster) -> Cluster:
+    """Three nodes that nobody else uses, all running: kill them, freeze them, part them. The next test finds them well.
+
+    It takes half a minute to start, so tests that use it are `slow`.
+    """
+    _rabbitmq_cluster.start()
+    return _rabbitmq_cluster
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ from psycopg import sql
 
 from tests.mariadb import MariaDatabase
 from tools import rabbitmq
+from tools.cluster import Cluster
 from tools.janitor import Janitor
 from tools.mariadb import MariaDB
 from tools.postgresql import PostgreSQL
@@ -162,6 +163,13 @@ class Services:
         self._closing.append(node.close)
         node.start()
         return node
+
+    def rabbitmq_cluster(self) -> Cluster:
+        """Three private RabbitMQ nodes, not yet running. Raises ServiceMissing."""
+        rabbitmq.find_scripts()
+        cluster = Cluster(self._new_folder("rabbitmq-cluster"), self._watch())
+        self._closing.append(cluster.close)
+        return cluster
 
     def cluster(self) -> PostgreSQL:
         """A further private PostgreSQL server, running. Raises ServiceMissing."""

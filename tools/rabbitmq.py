@@ -34,6 +34,7 @@ class RabbitMQ:
         janitor: ends the node should this process die.
         port, management_port: None chooses free ones.
         config: more lines of `rabbitmq.conf`.
+        peer: another node, to make a cluster with at the first start.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class RabbitMQ:
         port: int | None = None,
         management_port: int | None = None,
         config: Mapping[str, str] | None = None,
+        peer: RabbitMQ | None = None,
     ) -> None:
         self.folder = folder
         self._janitor = janitor
@@ -52,7 +54,10 @@ class RabbitMQ:
         self.port = port or chosen[0]
         self.management_port = management_port or chosen[1]
         self._distribution_port, self._epmd_port = chosen[2:]
-        self._config = dict(config or {})
+        self._peer = peer
+        if peer is not None:
+            self._epmd_port = peer._epmd_port  # the peer starts it, and it tells both where the other one is
+        self._config = dict(config or {}) | (_cluster_with(peer) if peer is not None else {})
         self._node: Daemon | None = None
         self._epmd: Daemon | None = None
         self.name = self._prepare()
@@ -77,13 +82,18 @@ class RabbitMQ:
         return self._node is not None and self._node.is_running
 
     @property
+    def has_data(self) -> bool:
+        """Whether it was started before."""
+        return any((self.folder / "data").iterdir())
+
+    @property
     def is_available(self) -> bool:
         """Whether the broker accepts connections."""
         return self.is_running and self._answers()
 
     def start(self) -> None:
         """Start the node and wait until it accepts connections. Raises ServiceFailed."""
-        if self._epmd is None or not self._epmd.is_running:
+        if self._peer is None and (self._epmd is None or not self._epmd.is_running):
             self._epmd = self._spawn([_epmd(), "-port", str(self._epmd_port), "-address", "127.0.0.1"], "epmd.log")
             wait_for(lambda: is_listening(self._epmd_port), self._epmd, "Erlang's port mapper")
         self._node = self._spawn([str(self._scripts / "rabbitmq-server")], "rabbitmq.log")
@@ -98,6 +108,14 @@ class RabbitMQ:
         """Kill the node with SIGKILL, as a crash of its machine would."""
         if self._node is not None:
             self._node.end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """Stop the node's clock: its connections stay open, and nobody answers on them."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen node go on."""
+        self._signal(signal.SIGCONT)
 
     def close(self, *, orderly: bool = False) -> None:
         """End the node and its port mapper; orderly for data that is to be kept."""
@@ -115,18 +133,22 @@ class RabbitMQ:
 
     def ctl(self, *arguments: str, timeout: float = 120.0) -> str:
         """Run `rabbitmqctl` on this node and return its output. Raises ServiceFailed with what it said."""
-        command = [*self.ctl_command, *arguments]
+        return self.tool("rabbitmqctl", *arguments, timeout=timeout)
+
+    def tool(self, program: str, *arguments: str, timeout: float = 120.0) -> str:
+        """Run `rabbitmq-queues` or another of its tools on this node; see `ctl()`."""
+        command = [*self._tool(program), *arguments]
         done = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
         )
         if done.returncode:
-            raise ServiceFailed(f"rabbitmqctl {' '.join(arguments)}: {done.stdout}{done.stderr}")
+            raise ServiceFailed(f"{program} {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done.stdout
 
     @property
     def ctl_command(self) -> list[str]:
         """What `ctl()` runs, without its arguments; it needs `environment`."""
-        return [str(self._scripts / "rabbitmqctl"), "--quiet", "-n", self.name]
+        return self._tool("rabbitmqctl")
 
     def api(self, method: str, path: str, body: object = None) -> Any:
         """Call the management API, such as `api("GET", "/api/queues")`, and return the decoded answer or None."""
@@ -152,6 +174,7 @@ class RabbitMQ:
             "LC_ALL": "C.UTF-8",
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_CRASH_DUMP": f"{folder}/erl_crash.dump",
             "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
@@ -172,6 +195,11 @@ class RabbitMQ:
             "RUNNING_UNDER_SYSTEMD": "true",
         }
 
+    @property
+    def cookie(self) -> str:
+        """The secret that the nodes of a cluster share."""
+        return (self.folder / ".erlang.cookie").read_text()
+
     def _prepare(self) -> str:
         """Write the node's files and return its name, which its data folder is bound to."""
         for name in ("data", "log", "schema", "generated"):
@@ -190,12 +218,19 @@ class RabbitMQ:
         cookie = self.folder / ".erlang.cookie"
         if not cookie.exists():
             cookie.touch(mode=0o600)
-            cookie.write_text(secrets.token_hex(16))
+            cookie.write_text(self._peer.cookie if self._peer else secrets.token_hex(16))
             cookie.chmod(0o400)
         name = self.folder / "node-name"
         if not name.exists():
             name.write_text(f"messaging-{secrets.token_hex(4)}@localhost")
         return name.read_text().strip()
+
+    def _tool(self, program: str) -> list[str]:
+        return [str(self._scripts / program), "--quiet", "-n", self.name]
+
+    def _signal(self, number: int) -> None:
+        if self._node is not None and self._node.is_running:
+            os.kill(self._node.pid, number)
 
     def _spawn(self, command: list[str], log: str) -> Daemon:
         return Daemon(
@@ -207,8 +242,11 @@ class RabbitMQ:
 
 
 def find_scripts() -> Path:
-    """The folder with `rabbitmq-server` and `rabbitmqctl`. Raises ServiceMissing."""
-    for folder in map(Path, SCRIPT_FOLDERS):
+    """The folder with `rabbitmq-server` and `rabbitmqctl`: `MESSAGING_TEST_SBIN` or where they are installed.
+
+    Raises ServiceMissing.
+    """
+    for folder in map(Path, [*filter(None, [os.environ.get("MESSAGING_TEST_SBIN")]), *SCRIPT_FOLDERS]):
         if (folder / "rabbitmq-server").exists():
             return folder
     found = shutil.which("rabbitmq-server")
@@ -261,6 +299,11 @@ def add_vhost(base: str, name: str, user: str) -> None:
 def delete_vhost(base: str, name: str) -> None:
     """Delete a virtual host with all it holds; its connections are closed."""
     call_api(base, "DELETE", f"/api/vhosts/{quote(name, safe='')}")
+
+
+def _cluster_with(peer: RabbitMQ) -> dict[str, str]:
+    formation = "cluster_formation.peer_discovery_backend"
+    return {formation: "classic_config", "cluster_formation.classic_config.nodes.1": peer.name}
 
 
 def _epmd() -> str:
