@@ -27,14 +27,15 @@ from tests.acceptance.clients import declare, depth
 from tests.docs.blocks import DOCS, PAGES, WALKED, Block, blocks_of, find, prose
 from tests.site import ROOT
 from tests.waiting import wait_until
+from tools.cluster import CONFIG
 
 DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 # The kinds that are tested on any page, by language; "" is a block without a comment before it. All are tested here but
-# "testing", whose page is run by tests/acceptance/test_pytest_plugin.py.
+# "testing" and "cluster", whose pages are run by test_pytest_plugin.py and test_cluster.py in tests/acceptance/.
 KINDS = {
     "python": {"runs", "handlers", "settings", "signals", "pika", "testing"},
-    "sh": {"", "systemctl"},
-    "ini": {"systemd", "environment"},
+    "sh": {"", "systemctl", "cluster"},
+    "ini": {"systemd", "environment", "rabbitmq conf"},
     "text": {"", "drawing", "layers"},
 }
 # And those that only a walk understands.
@@ -180,6 +181,16 @@ def test_the_layers_are_those_that_are_checked(block: Block) -> None:
 def test_the_testing_page_is_run_elsewhere() -> None:
     assert {block.page for block in find("testing")} == {DOCS / "how-to" / "test.md"}
     assert "<!-- testing -->" in (ROOT / "tests/acceptance/test_pytest_plugin.py").read_text()
+
+
+@pytest.mark.parametrize("block", find("rabbitmq conf"), ids=str)
+def test_the_cluster_of_the_tests_is_configured_like_this(block: Block) -> None:
+    assert dict(line.split(" = ") for line in block.text.splitlines()) == CONFIG
+
+
+def test_commands_for_a_cluster_are_run_elsewhere() -> None:
+    assert {block.page for block in find("cluster")} == {DOCS / "how-to" / "cluster.md"}
+    assert 'find("cluster")' in (ROOT / "tests/acceptance/test_cluster.py").read_text()
 
 
 def test_drawings_are_only_in_the_architecture() -> None:
