@@ -13,8 +13,8 @@ from tests.mariadb import MariaDatabase
 from tests.services import MISSING, Broker, Database, Services, missing
 from tests.settings import TEST_DB
 from tests.site import SiteFactory
-from tools.mariadb import MariaDB
 from tools.cluster import Cluster
+from tools.mariadb import MariaDB
 from tools.postgresql import PostgreSQL
 from tools.rabbitmq import RabbitMQ
 from tools.services import ServiceMissing

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.site import ROOT
 from tools.reliability import MODES, PAGE, Proof, Row, proves, read, record, result_of, written
 
 
@@ -46,6 +47,12 @@ def test_a_mode_without_a_test_says_why(rows: list[Row]) -> None:
     anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in _titles()]
     for row in rows:
         assert not row.argued or row.argued in anchors, f"row {row.number}: no section #{row.argued}"
+
+
+def test_the_cluster_s_table_names_all_its_tests() -> None:
+    section = PAGE.read_text().partition("## The cluster")[2].partition("\n## ")[0]
+    code = (ROOT / "tests/acceptance/test_cluster.py").read_text()
+    assert re.findall(r"`(test_\w+)`", section) == re.findall(r"^def (test_\w+)", code, re.MULTILINE)
 
 
 def test_results_are_noted_per_version() -> None:
