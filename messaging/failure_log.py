@@ -27,4 +27,4 @@ def _on_failed(row: ProcessedMessage, **_facts: Any) -> None:
 
 
 def _name(row: ProcessedMessage) -> str:
-    return f"Message {row.message_id or 'without id'} of the queue {row.queue}"
+    return one_line(f"Message {row.message_id or 'without id'} of the queue {row.queue}")

@@ -7,7 +7,7 @@ import sysconfig
 import traceback as tracebacks
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from types import FrameType, TracebackType
@@ -19,7 +19,7 @@ from django.db.models import F
 from messaging import conf, inbox, signals
 from messaging.clock import Now
 from messaging.database import brief_locks, is_lock_wait
-from messaging.exceptions import MessagingError
+from messaging.exceptions import MessagingError, Reject, WireError
 from messaging.handlers import Handler, registry
 from messaging.inbox import AlreadyRecorded, Place, SetAside
 from messaging.ledger import Entry
@@ -66,6 +66,10 @@ def record(place: Place, failure: Failure, database: str, settings: conf.AliasSe
         if not place.escape(error):
             raise
         return _record(place, failure, database, settings)
+    except WireError as error:  # its row was damaged since, so that no retry can be made of it
+        damaged = Reject(f"{error} It cannot be sent round again. {describe(failure.error)}")
+        damaged.__cause__ = failure.error
+        return _record(place, replace(failure, error=damaged), database, settings)
 
 
 def _record(place: Place, failure: Failure, database: str, settings: conf.AliasSettings) -> ProcessedMessage:

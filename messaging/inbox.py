@@ -22,7 +22,7 @@ from messaging.clock import Now
 from messaging.database import brief_locks, is_lock_wait, is_refusal
 from messaging.exceptions import WireError
 from messaging.handlers import Handler
-from messaging.message import CAUSATION, OURS, Envelope, pack_body, storable
+from messaging.message import CAUSATION, MAX_ROUND, OURS, Envelope, pack_body, storable
 from messaging.models import ProcessedMessage
 from messaging.wire import to_json
 
@@ -223,7 +223,8 @@ def existing(row: ProcessedMessage) -> Place:
 
 def fresh(alias: str, queue: str, envelope: Envelope, *, key: uuid.UUID | None = None) -> Place:
     """The place of a message that was never recorded."""
-    row = ProcessedMessage(alias=alias, queue=queue, key=key or envelope.key or uuid.uuid4(), round=envelope.round)
+    round_ = min(envelope.round, MAX_ROUND)
+    row = ProcessedMessage(alias=alias, queue=queue, key=key or envelope.key or uuid.uuid4(), round=round_)
     fill(row, envelope)
     return Place(row)
 

@@ -191,7 +191,7 @@ class Leases:
             logger.exception("Could not record what became of outgoing message %s; it will be sent again.", row.pk)
 
     def _announce_failure(self, row: PublishedMessage) -> None:
-        logger.error("Outgoing message %s (%s) failed: %s", row.pk, row, row.error)
+        logger.error("Outgoing message %s (%s) failed: %s", row.pk, one_line(str(row)), one_line(row.error))
         message_unpublishable.send_robust(sender=PublishedMessage, row=row)
         if row.inbox_id is not None:
             incoming = ProcessedMessage.objects.using(self.database).filter(

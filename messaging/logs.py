@@ -24,6 +24,10 @@ def configure(verbosity: int = 1) -> None:
 
 
 def one_line(error: object) -> str:
-    """An error's text for a log line: a driver's may have several lines, and no end."""
+    """An error's text for a log line: a driver's may have several lines, and no end.
+
+    What could steer a terminal is shown as escapes: strangers choose ids and routing keys.
+    """
     line = " ".join(str(error).split()) or type(error).__name__
+    line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
     return line if len(line) <= LENGTH else line[: LENGTH - 1] + "…"

@@ -8,15 +8,17 @@ import struct
 import uuid
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeGuard
 
 from django.core.serializers.json import DjangoJSONEncoder
 
 from messaging.exceptions import PayloadError, WireError
+from messaging.fields import MAX_SHORT
+from messaging.logs import one_line
 from messaging.wire import Properties
 
 # Headers of ours. RabbitMQ's headers exchange ignores names that begin with "x-" unless told otherwise.
@@ -24,7 +26,8 @@ ROUND = "x-messaging-round"
 QUEUE = "x-messaging-queue"
 EXCHANGE = "x-messaging-exchange"
 ROUTING_KEY = "x-messaging-routing-key"
-MAX_ROUND = 10**9  # what a column holds, with room for further rounds
+MAX_ROUND = 10**9  # that a message can begin with: beyond are the rounds that it may still go
+LAST_ROUND = 2**31 - 1  # what a column holds
 OUR_PREFIX = "x-messaging-"
 KEY = "x-messaging-key"
 ROW = "x-messaging-row"
@@ -35,6 +38,9 @@ OURS = frozenset({ROUND, QUEUE, EXCHANGE, ROUTING_KEY, KEY, ROW, DIED})
 # What a retry must not carry: the first two would route copies to other queues, the others describe another journey.
 NOT_RETRIED = OURS | {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count", "x-opt-rk"}
 NOT_RETRIED_PREFIXES = ("x-first-death-", "x-last-death-")
+
+# Encodings of Python's that no other program calls a charset; decoding the first two takes hours for a few megabytes.
+NO_CHARSETS = frozenset({"punycode", "idna", "undefined", "unicode_escape", "raw_unicode_escape"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +86,29 @@ class Envelope:
     row_key: uuid.UUID | None = None
 
     @classmethod
-    def received(
-        cls, exchange: str, routing_key: str, properties: Properties, body: bytes, queue: str | None = None
-    ) -> Envelope:
-        """Restore the original addresses from a delivery's headers, if they are there.
+    def received(cls, exchange: str, routing_key: str, properties: Properties, body: bytes, queue: str) -> Envelope:
+        """Restore the original addresses from the headers of a delivery that `queue` got, if they are there.
 
-        With `queue`, what another queue's retry says is not believed: someone forwarded it.
+        Headers of ours are believed only where we put them: on what was sent straight to this queue. On anything else
+        they are forwarded, or a stranger's, who could reach another handler or another message's row by them.
         """
+        plain = cls(exchange, routing_key, properties, body)
+        if exchange != "":
+            return plain
         headers = properties.headers
-        if queue is not None and QUEUE in headers and _text(headers[QUEUE], "") != queue:
-            return cls(exchange, routing_key, properties, body)
-        round_ = headers.get(ROUND)
+        if QUEUE not in headers:
+            return replace(plain, routing_key=address(headers.get(ROUTING_KEY), routing_key))
+        round_, key = headers.get(ROUND), _uuid(headers.get(KEY))
+        if _text(headers[QUEUE], "") != queue or key is None or not _is_later_round(round_):
+            return plain
         return cls(
-            exchange=_text(headers.get(EXCHANGE), exchange),
-            routing_key=_text(headers.get(ROUTING_KEY), routing_key),
+            exchange=address(headers.get(EXCHANGE), exchange),
+            routing_key=address(headers.get(ROUTING_KEY), routing_key),
             properties=properties,
             body=body,
-            round=round_ if isinstance(round_, int) and 0 < round_ <= MAX_ROUND else 1,
-            target=_text(headers.get(QUEUE), ""),
-            row_key=_uuid(headers.get(KEY)),
+            round=round_,
+            target=queue,
+            row_key=key,
         )
 
     def to_wire(self) -> bytes:
@@ -121,7 +131,10 @@ class Envelope:
                 offset += 2 + length
         except struct.error as error:
             raise WireError("A stored envelope is cut short.") from error
-        return cls.received(names[0], names[1], Properties.decode(wire[offset:]), body)
+        properties = Properties.decode(wire[offset:])
+        if properties.encode() != wire[offset:]:
+            raise WireError("A stored envelope is damaged.")
+        return cls(names[0], names[1], properties, body)
 
     def for_round(self, queue: str, round_: int, key: uuid.UUID, *, died: bool = False) -> Envelope:
         """The same message addressed straight to `queue` for another round of the inbox row with this key.
@@ -211,7 +224,8 @@ class ReceivedMessage:
         self.redelivered = redelivered
 
     def __repr__(self) -> str:
-        return f"<message {self.id or 'without id'} of queue {self.queue!r}, attempt {self.attempt}>"
+        name = one_line(self.id) if self.id else "without id"
+        return f"<message {name} of queue {self.queue!r}, attempt {self.attempt}>"
 
     @cached_property
     def headers(self) -> dict[str, Any]:
@@ -276,19 +290,18 @@ def encode_body(payload: Any, content_type: str | None) -> tuple[bytes, str]:
     if isinstance(payload, (bytes, bytearray, memoryview)):
         return bytes(payload), content_type or "application/octet-stream"
     if isinstance(payload, str) and not _is_json(content_type):
-        charset = _charset(content_type)
         try:
-            return payload.encode(charset), content_type or "text/plain; charset=utf-8"
+            return payload.encode(_charset(content_type)), content_type or "text/plain; charset=utf-8"
         except (ValueError, LookupError) as error:
-            raise PayloadError(f"The text cannot be encoded as {charset}: {error}.") from error
+            raise PayloadError(f"The text cannot be encoded as {content_type or 'UTF-8'}: {error}.") from error
     if content_type and not _is_json(content_type):
         raise PayloadError(
             f"A payload of type {type(payload).__name__} cannot be sent as {content_type!r}; give bytes or text."
         )
     try:
         text = json.dumps(payload, cls=DjangoJSONEncoder, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode(), content_type or "application/json"
-    except (TypeError, ValueError, RecursionError) as error:
+        return text.encode(_charset(content_type)), content_type or "application/json"
+    except (TypeError, ValueError, LookupError, RecursionError) as error:
         raise PayloadError(f"The payload cannot be written as JSON: {error}.") from error
 
 
@@ -313,7 +326,7 @@ def decode_body(body: bytes, content_type: str | None, content_encoding: str | N
         try:
             return body.decode(_charset(content_type))
         except (ValueError, LookupError) as error:
-            raise PayloadError(f"The body is not text in {_charset(content_type)}: {error}.") from error
+            raise PayloadError(f"The body is not {content_type}: {error}.") from error
     return body
 
 
@@ -328,8 +341,13 @@ def pack_body(body: bytes) -> tuple[str, str]:
 
 
 def unpack_body(body: str, body_encoding: str) -> bytes:
-    """Inverse of `pack_body()`."""
-    return base64.b64decode(body) if body_encoding == "base64" else body.encode()
+    """Inverse of `pack_body()`. Raises WireError for what it did not write."""
+    if body_encoding not in ("", "base64"):
+        raise WireError(f"A stored body has the unknown encoding {body_encoding!r}.")
+    try:
+        return base64.b64decode(body, validate=True) if body_encoding else body.encode()
+    except ValueError as error:
+        raise WireError(f"A stored body is damaged: {error}.") from error
 
 
 def storable(text: str, limit: int | None = None) -> str:
@@ -341,6 +359,17 @@ def storable(text: str, limit: int | None = None) -> str:
             raw = text.encode("utf-8", "backslashreplace")
         text = raw.decode("utf-8", "backslashreplace").replace("\x00", "\\x00")
     return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
+
+
+def short(text: str) -> str:
+    """Text as `storable()` shows it, cut to the 255 bytes that a property can have."""
+    return storable(text, MAX_SHORT).encode()[:MAX_SHORT].decode(errors="ignore")
+
+
+def address(value: Any, default: str) -> str:
+    """An exchange or routing key found in a header; `default` for what cannot be one."""
+    name = _text(value, default)
+    return name if len(name.encode("utf-8", "surrogateescape")) <= MAX_SHORT else default
 
 
 def _media_type(content_type: str) -> str:
@@ -356,7 +385,10 @@ def _charset(content_type: str | None) -> str:
     for parameter in (content_type or "").split(";")[1:]:
         name, _, value = parameter.partition("=")
         if name.strip().lower() == "charset" and value.strip():
-            return value.strip().strip('"')
+            charset = value.strip().strip('"')
+            if charset.lower().replace("-", "_") in NO_CHARSETS:
+                raise LookupError(f"unknown encoding: {charset}")
+            return charset
     return "utf-8"
 
 
@@ -365,6 +397,10 @@ def _text(value: Any, default: str) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     return value if isinstance(value, str) else default
+
+
+def _is_later_round(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 < value <= LAST_ROUND
 
 
 def _uuid(value: Any) -> uuid.UUID | None:

@@ -362,7 +362,7 @@ class Processor:
     def record_dead(self, delivery: Incoming) -> Settlement:
         """Record a delivery from `<queue>.dead` as failed, with the broker's reason. Raises DatabaseUnavailable."""
         queue = delivery.queue.removesuffix(".dead")
-        envelope, reason = unrun.revive(_envelope(delivery, queue), queue)
+        envelope, reason = unrun.revive(delivery, queue)
         handler = self._handlers.find(self.alias, queue, envelope.routing_key)
         database = handler.database if handler else self._database()
         return self._record_unrun(database, queue, envelope, DeadLettered(reason), redelivered=True)
@@ -475,7 +475,7 @@ class Processor:
             queue=work.queue,
             key=str(place.row.key),
             digest=str(work.envelope.digest),
-            round=work.envelope.round,
+            round=place.row.round,
             message_id=storable(work.envelope.message_id, 255),
             database=work.database,
             handler=work.handler.name,
@@ -490,9 +490,9 @@ class Processor:
             signals.message_processed.send_robust(ProcessedMessage, row=row, duration=time.time() - started)
 
 
-def _envelope(delivery: Incoming, queue: str | None = None) -> Envelope:
+def _envelope(delivery: Incoming) -> Envelope:
     return Envelope.received(
-        delivery.exchange, delivery.routing_key, delivery.properties, delivery.body, queue or delivery.queue
+        delivery.exchange, delivery.routing_key, delivery.properties, delivery.body, delivery.queue
     )
 
 
@@ -526,7 +526,7 @@ def _near_limit(envelope: Envelope, queue: conf.QueueSettings) -> bool:
 
 
 def _name(work: _Work) -> str:
-    return f"Message {storable(work.envelope.message_id) or 'without id'} of the queue {work.queue}"
+    return one_line(f"Message {work.envelope.message_id or 'without id'} of the queue {work.queue}")
 
 
 def _nothing() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -27,13 +27,16 @@ from messaging.message import (
     encode_body,
     pack_body,
     running,
+    short,
     storable,
 )
 from messaging.models import ProcessedMessage, PublishedMessage
-from messaging.wire import Properties, to_json
+from messaging.wire import Properties, encode_table, to_json
 
 CHANNEL = "messaging_outbox"
 MAX_SECONDS = 10 * 366 * 86400
+MAX_HEADERS = 120 * 1024  # bytes: they have to fit one frame of 128 KiB, beside the other properties
+REPLIES = "amq.rabbitmq.reply-to"  # stands for a consumer on the publisher's own channel; the relay's has none
 
 State = PublishedMessage.State
 
@@ -301,23 +304,34 @@ def _new_id(current: Running | None, exchange: str, queue: str, routing_key: str
 def _correlation(current: Running | None) -> str:
     if current is None or current.message is None:
         return ""
-    return storable(current.message.correlation_id or current.message.id, 255)
+    return short(current.message.correlation_id or current.message.id)
 
 
 def _set_headers(row: PublishedMessage, headers: dict[str, Any]) -> None:
     ours = sorted(str(name) for name in headers if str(name).startswith(OUR_PREFIX))
     if ours:
         raise PublishError(f"The header {ours[0]!r} begins with {OUR_PREFIX!r}, which is for this app alone.")
-    row.headers = to_json(headers)
     try:
+        length = len(encode_table(headers))
+        if length > MAX_HEADERS:
+            raise PublishError(f"The headers have {length} bytes; AMQP carries about {MAX_HEADERS} in one message.")
+        _check_copies(headers)
+        row.headers = to_json(headers)
         if row.headers != headers:  # bytes, datetimes and decimals exist in AMQP, not in JSON
             envelope = Envelope(row.exchange, row.routing_key, _properties(row), b"")
             properties = envelope.properties.edited(add_headers=headers)
             row.wire = Envelope(row.exchange, row.routing_key, properties, b"").to_wire()
-        elif headers:
-            Properties.build(headers=headers).encode()
     except WireError as error:
         raise PublishError(f"The headers cannot be sent: {error}") from error
+
+
+def _check_copies(headers: Mapping[str, Any]) -> None:
+    for name in ("CC", "BCC"):
+        keys = headers.get(name, [])
+        if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) for key in keys):
+            raise PublishError(f"The header {name} is {keys!r}; RabbitMQ wants a list of routing keys there.")
+        for key in keys:
+            _short(f"A routing key in the header {name}", key)
 
 
 def _check_types(message: Any) -> None:
@@ -328,6 +342,11 @@ def _check_types(message: Any) -> None:
     headers: Any = message.headers
     if headers is not None and not isinstance(headers, Mapping):
         raise PublishError(f"headers is {type(headers).__name__}; it must be a dict.")
+    content_type: Any = message.content_type
+    if content_type is not None and not isinstance(content_type, str):
+        raise PublishError(f"content_type is {content_type!r}; it must be text.")
+    if message.reply_to == REPLIES:
+        raise PublishError(f"reply_to is {REPLIES!r}, which works only without an outbox; name a queue.")
     if not isinstance(message.mandatory, bool):
         raise PublishError(f"mandatory is {message.mandatory!r}; it must be True or False.")
 
@@ -372,7 +391,10 @@ def _due(message: Message) -> models.expressions.Combinable | datetime:
         at: Any = message.at
         if not isinstance(at, datetime) or timezone.is_naive(at):
             raise PublishError(f"at is {at!r}; it must be a datetime with a time zone.")
-        return at
+        try:
+            return at.astimezone(UTC)
+        except OverflowError as error:
+            raise PublishError(f"at is {at}, which is no time in UTC.") from error
     if message.delay is None:
         return Now()
     return Now() + timedelta(seconds=_seconds("delay", message.delay))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from messaging import conf, failures, inbox
 from messaging.exceptions import HandlerTimeout, IdReused, MessagingError, ProcessDied
@@ -12,10 +12,21 @@ from messaging.failures import Failure
 from messaging.handlers import Handler, registry
 from messaging.inbox import AlreadyRecorded, SetAside, Verdict
 from messaging.ledger import Entry
-from messaging.message import ROUTING_KEY, Envelope, storable
+from messaging.message import Envelope, address, storable
 from messaging.models import ProcessedMessage
+from messaging.wire import Properties
 
 LOOKS = 10  # at a row that others keep changing
+
+
+class DeadLetter(Protocol):
+    """What `revive()` needs of a delivery from a dead-letter queue."""
+
+    exchange: str
+    routing_key: str
+    properties: Properties
+    body: bytes
+
 
 REASONS = {
     "expired": "it expired in the queue",
@@ -122,24 +133,16 @@ def bring_content(row: ProcessedMessage, envelope: Envelope, database: str) -> N
         row.save(using=database)
 
 
-def revive(envelope: Envelope, queue: str) -> tuple[Envelope, str]:
-    """A dead letter as it was first published, and why the broker gave it up, in words."""
-    headers = envelope.properties.headers
+def revive(letter: DeadLetter, queue: str) -> tuple[Envelope, str]:
+    """A dead letter as `queue` got it, and why the broker gave it up, in words."""
+    headers = letter.properties.headers
     death = _death(headers.get("x-death"), queue)
     reason = str(death.get("reason") or headers.get("x-first-death-reason") or "unknown")
     text = f"The broker gave it up: {REASONS.get(reason, 'reason ' + storable(reason, 100))}."
-    if envelope.target or not death:
-        return envelope, text
-    keys = death.get("routing-keys") if ROUTING_KEY not in headers else None
-    revived = Envelope(
-        exchange=str(death.get("exchange", envelope.exchange)),
-        routing_key=str(keys[0]) if isinstance(keys, list) and keys else envelope.routing_key,
-        properties=envelope.properties,
-        body=envelope.body,
-        round=envelope.round,
-        row_key=envelope.row_key,
-    )
-    return revived, text
+    keys = death.get("routing-keys")
+    exchange = address(death.get("exchange"), letter.exchange)
+    routing_key = address(keys[0] if isinstance(keys, list) and keys else None, letter.routing_key)
+    return Envelope.received(exchange, routing_key, letter.properties, letter.body, queue), text
 
 
 def _death(deaths: Any, queue: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from messaging.handlers import Handler, Registry
-from messaging.message import encode_body
+from messaging.message import Envelope, encode_body
 from messaging.models import PublishedMessage
 from messaging.publisher import seal
 from messaging.wire import Properties
@@ -44,6 +44,13 @@ def arrived(
         headers=headers, content_type=content_type or guessed, message_id=identity, delivery_mode=2, **properties
     )
     return Arrived(queue, "messaging", routing_key, built, body, redelivered)
+
+
+def envelope_of(delivery: Arrived) -> Envelope:
+    """The message in a delivery."""
+    return Envelope.received(
+        delivery.exchange, delivery.routing_key, delivery.properties, delivery.body, delivery.queue
+    )
 
 
 def sent(row: PublishedMessage, *, redelivered: bool = False) -> Arrived:

@@ -18,12 +18,12 @@ from messaging.database_checks import _check_variables, require_fit
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import Registry
 from messaging.inbox import AlreadyRecorded, fresh
-from messaging.message import KEY, QUEUE, ROUND, Envelope, Message, ReceivedMessage, hashed
+from messaging.message import KEY, QUEUE, ROUND, Message, ReceivedMessage, hashed
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.processor import Processor
 from messaging.publisher import publish_many
 from tests.app.models import Effect
-from tests.processing import Arrived, arrived, registered
+from tests.processing import Arrived, arrived, envelope_of, registered
 
 pytestmark = pytest.mark.django_db(transaction=True)
 State = ProcessedMessage.State
@@ -45,10 +45,6 @@ def process(processor: Processor, delivery: Arrived) -> str:
     return processor.process(delivery, lambda: None).action
 
 
-def envelope_of(delivery: Arrived) -> Envelope:
-    return Envelope.received(delivery.exchange, delivery.routing_key, delivery.properties, delivery.body)
-
-
 def lock_limit() -> str:
     with connection.cursor() as cursor:
         cursor.execute(LOCK_LIMITS[connection.vendor])
@@ -65,7 +61,9 @@ def test_any_hash_can_be_stored_and_found() -> None:
 @pytest.mark.parametrize("key", ["27c35e6e-9373-877f-29e5-62464e46497e", "no uuid", 17])
 def test_a_key_that_we_never_write_is_not_believed(key: Any) -> None:
     headers = {QUEUE: "work", ROUND: 2, KEY: key}
-    assert process(processor_of(), arrived(headers=headers)) == "ack"
+    delivery = arrived(headers=headers)
+    delivery.exchange = ""
+    assert process(processor_of(), delivery) == "ack"
     assert ProcessedMessage.objects.get().state == State.PROCESSED
     assert Effect.objects.count() == 1
 

@@ -23,7 +23,7 @@ from messaging.message import DIED, ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 from messaging.processor import Processor
 from tests.app.models import Effect
-from tests.processing import Acks, Arrived, arrived, registered, sent
+from tests.processing import Acks, Arrived, arrived, envelope_of, registered, sent
 
 pytestmark = pytest.mark.django_db(transaction=True)
 State = ProcessedMessage.State
@@ -330,9 +330,7 @@ def test_a_live_claim_owns_its_message(handle: Handle) -> None:
 def claim_of(delivery: Arrived) -> dict[str, Any]:
     import uuid
 
-    from messaging.message import Envelope
-
-    envelope = Envelope.received(delivery.exchange, delivery.routing_key, delivery.properties, delivery.body)
+    envelope = envelope_of(delivery)
     assert envelope.key is not None
     return {
         "alias": "default",
@@ -443,9 +441,7 @@ def test_a_message_without_id_adopts_its_own_crash(handle: Handle) -> None:
     processor, delivery = handle(ignore), arrived(message_id=None)
     import uuid
 
-    from messaging.message import Envelope
-
-    envelope = Envelope.received(delivery.exchange, delivery.routing_key, delivery.properties, delivery.body)
+    envelope = envelope_of(delivery)
     entry = Entry(
         alias="default",
         queue="work",

@@ -56,7 +56,7 @@ def publish_and_fail() -> None:
 
 def received(row: PublishedMessage) -> ReceivedMessage:
     exchange, routing_key, properties, body = seal(row)
-    envelope = Envelope.received(exchange, routing_key, Properties.decode(properties), body)
+    envelope = Envelope.received(exchange, routing_key, Properties.decode(properties), body, row.queue)
     return ReceivedMessage(envelope, queue="q")
 
 

@@ -14,7 +14,7 @@ from django.http import HttpResponse
 from django.utils.translation import gettext as _
 
 from messaging.admin.display import size
-from messaging.exceptions import PayloadError
+from messaging.exceptions import PayloadError, WireError
 from messaging.message import decode_body
 from messaging.models.base import StoredMessage
 
@@ -89,9 +89,13 @@ def header_rows(headers: Any) -> list[tuple[str, str]]:
 
 
 def download(row: StoredMessage) -> HttpResponse:
-    """The body to the byte, as a file that no browser interprets."""
+    """The body to the byte, as a file that no browser interprets; a damaged one as it is stored."""
     name = f"message-{row.pk}.{'bin' if row.body_encoding else 'txt'}"
-    response = HttpResponse(row.raw_body, content_type="application/octet-stream")
+    try:
+        body = row.raw_body
+    except WireError:
+        body = row.body.encode("utf-8", "surrogatepass")
+    response = HttpResponse(body, content_type="application/octet-stream")
     response["Content-Disposition"] = f'attachment; filename="{name}"'
     response["X-Content-Type-Options"] = "nosniff"
     response["Cache-Control"] = "private, no-store"

@@ -25,7 +25,7 @@ from messaging.admin.story import SHOWN, Event, Related, audit_events, in_order,
 from messaging.admin.verbs import INCOMING
 from messaging.exceptions import ConfigurationError, WireError
 from messaging.handlers import registry
-from messaging.message import Envelope
+from messaging.message import Envelope, storable
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 
 State = ProcessedMessage.State
@@ -228,7 +228,9 @@ def _envelope_facts(row: ProcessedMessage) -> list[tuple[str, Any]]:
     except WireError as error:
         return [(_("envelope"), str(error))]
     found = [
-        (str(label), getattr(properties, name)) for name, label in ENVELOPE if getattr(properties, name) is not None
+        (str(label), storable(str(getattr(properties, name))))
+        for name, label in ENVELOPE
+        if getattr(properties, name) is not None
     ]
     return [
         *found,
