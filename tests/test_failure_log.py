@@ -54,3 +54,15 @@ def test_a_rejected_message_is_a_line_of_bounded_length(caplog: pytest.LogCaptur
 
 def test_success_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
     assert process(lambda message: None, attempts=1, caplog=caplog) == []
+
+
+def test_no_stranger_writes_lines_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(message: ReceivedMessage) -> None:
+        raise Reject(f"bad id {message.id}")
+
+    registry = Registry()
+    registered(registry, fails)
+    identity = "1\n2026-01-01 ERROR forged\r\x1b[2J\u202e"
+    Processor("default", "worker-1", handlers=registry).process(arrived("x", message_id=identity), lambda: None)
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+    assert "\\x1b[2J" in caplog.records[0].getMessage()
