@@ -35,6 +35,9 @@ _NUMBERS = {
 _LONG_STRING, _BYTES, _TABLE, _ARRAY, _VOID, _TIME, _DECIMAL = (ord(kind) for kind in "SxFAVTD")
 
 
+UNREADABLE = object()  # the value of an entry whose end alone is known
+
+
 class Entry(NamedTuple):
     """One entry of a table: its name, its value, and where its bytes begin and end."""
 
@@ -56,9 +59,12 @@ def decode_table(raw: bytes) -> dict[str, Any]:
 
 
 def scan_table(raw: bytes, depth: int = 0) -> tuple[list[Entry], str]:
-    """Read a table's entries up to the first that cannot be understood; also say what is wrong with that one."""
+    """Read a table's entries up to the first that cannot be understood; also say what is wrong with that one.
+
+    At the top level what follows a table or list that cannot be understood is read all the same: brokers sort headers.
+    """
     entries: list[Entry] = []
-    offset, limit = 0, len(raw)
+    offset, limit, problem = 0, len(raw), ""
     while offset < limit:
         start = offset
         try:
@@ -68,16 +74,21 @@ def scan_table(raw: bytes, depth: int = 0) -> tuple[list[Entry], str]:
         try:
             value, offset = _decode_value(raw, offset, depth)
         except WireError as error:
-            return entries, f'Header "{printable(name)}" cannot be decoded: {error}'
+            problem = problem or f'Header "{printable(name)}" cannot be decoded: {error}'
+            end = _end_of_nested(raw, offset)
+            if depth or end is None:
+                return entries, problem
+            value, offset = UNREADABLE, end
         entries.append(Entry(name, value, start, offset))
-    return entries, ""
+    return entries, problem
 
 
 def as_dict(entries: list[Entry]) -> dict[str, Any]:
-    """The entries by name; the first of equal names wins."""
+    """The entries by name; the first of equal names wins. What could not be decoded is left out."""
     result: dict[str, Any] = {}
     for entry in entries:
-        result.setdefault(entry.name, entry.value)
+        if entry.value is not UNREADABLE:
+            result.setdefault(entry.name, entry.value)
     return result
 
 
@@ -154,6 +165,16 @@ def _decode_value(raw: bytes, offset: int, depth: int) -> tuple[Any, int]:
     if reader is None:
         raise WireError(f"its field type {chr(kind)!r} is unknown.")
     return reader(raw, offset, depth)
+
+
+def _end_of_nested(raw: bytes, offset: int) -> int | None:
+    """Where the table or list that begins at `offset` ends; None where there is none, or its end is not there."""
+    if raw[offset : offset + 1] not in (b"F", b"A"):
+        return None
+    try:
+        return _take_long(raw, offset + 1)[1]
+    except WireError:
+        return None
 
 
 def _unpack(layout: Struct, raw: bytes, offset: int) -> tuple[Any, ...]:

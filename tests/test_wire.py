@@ -235,3 +235,13 @@ def test_json_version_of_headers_is_accepted_everywhere() -> None:
         "nan": "NaN", "low": "-Infinity", "raw": {"!bytes": "/w=="}, "bad": "\\xff\\x00", "n\\x00": 2**80, "d": "1.5",
         "at": "2024-01-01T00:00:00+00:00", "list": [[1, True]],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("hostile", [b"A\0\0\0\1?", b"F\0\0\0\2\1a"])
+def test_headers_behind_a_list_that_cannot_be_read_are_read(hostile: bytes) -> None:
+    entry = b"\1k" + hostile
+    properties = Properties(raw_headers=encode_table({"a": 1}) + entry + encode_table({"z": 2}))
+    decoded = Properties.decode(properties.encode())
+    assert (decoded.headers, "k" in decoded.problem) == ({"a": 1, "z": 2}, True)
+    assert decoded.edited(drop_headers={"a"}).raw_headers == entry + encode_table({"z": 2})
+    assert decoded.edited(drop_headers={"k"}).raw_headers == encode_table({"a": 1, "z": 2})
