@@ -146,11 +146,11 @@ class Envelope:
         properties = self.properties.edited(
             drop_headers=dropped | NOT_RETRIED,
             add_headers={
-                QUEUE: _wire_text(queue),
+                QUEUE: wire_text(queue),
                 ROUND: round_,
                 KEY: str(key),
-                EXCHANGE: _wire_text(self.exchange),
-                ROUTING_KEY: _wire_text(self.routing_key),
+                EXCHANGE: wire_text(self.exchange),
+                ROUTING_KEY: wire_text(self.routing_key),
                 **({DIED: True} if died else {}),
             },
             expiration=None,
@@ -412,7 +412,8 @@ def _uuid(value: Any) -> uuid.UUID | None:
     return found if found is not None and found.variant == uuid.RFC_4122 else None
 
 
-def _wire_text(value: str) -> str | bytes:
+def wire_text(value: str) -> str | bytes:
+    """A header value: text, or bytes where it is not UTF-8."""
     try:
         value.encode()
         return value

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from messaging.backends.base import Outgoing
 from messaging.exceptions import WireError
 from messaging.fields import decode_short, encode_short
-from messaging.message import ROW
+from messaging.message import ROW, wire_text
 from messaging.wire import Properties, prepend_header
 
 DELIVERY_COUNT = "x-delivery-count"  # RabbitMQ's name for how often a message came back
@@ -67,21 +67,12 @@ def dead(wire: bytes, queue: str, dead_queue: str) -> bytes:
         "reason": "expired",
         "queue": queue,
         "time": int(time.time()),
-        "exchange": _text(exchange),
-        "routing-keys": [_text(routing_key)],
+        "exchange": wire_text(exchange),
+        "routing-keys": [wire_text(routing_key)],
         "original-expiration": properties.expiration or "",
     }
-    first = {"x-first-death-reason": "expired", "x-first-death-queue": queue, "x-first-death-exchange": _text(exchange)}
+    first = {"x-first-death-reason": "expired", "x-first-death-queue": queue, "x-first-death-exchange": wire_text(exchange)}
     marked = properties.edited(
         drop_headers=[DELIVERY_COUNT], add_headers={"x-death": [death], **first}, expiration=None
     )
     return encode_short("", "The exchange name") + encode_short(dead_queue, "The routing key") + marked.encode()
-
-
-def _text(value: str) -> str | bytes:
-    """A header value; bytes where it is not UTF-8."""
-    try:
-        value.encode()
-        return value
-    except UnicodeEncodeError:
-        return value.encode("utf-8", "surrogateescape")
