@@ -71,7 +71,11 @@ def dead(wire: bytes, queue: str, dead_queue: str) -> bytes:
         "routing-keys": [wire_text(routing_key)],
         "original-expiration": properties.expiration or "",
     }
-    first = {"x-first-death-reason": "expired", "x-first-death-queue": queue, "x-first-death-exchange": wire_text(exchange)}
+    first = {
+        "x-first-death-reason": "expired",
+        "x-first-death-queue": queue,
+        "x-first-death-exchange": wire_text(exchange),
+    }
     marked = properties.edited(
         drop_headers=[DELIVERY_COUNT], add_headers={"x-death": [death], **first}, expiration=None
     )
