@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help environment run run-rabbitmq test test-all contract reliability chaos docs lint format clean
+.PHONY: help environment run run-rabbitmq test test-slow test-all contract reliability chaos docs lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,10 @@ run-rabbitmq: ## the same on RabbitMQ, with a private node where none is reachab
 test: ## the tests, with private RabbitMQ and PostgreSQL servers
 	@$(PYTHON) -m tools.test $(ARGS)
 
-test-all: ## the long ones too, and once more on a private MariaDB server
+test-slow: ## what `make test` leaves out: the long ones, and all on a private MariaDB server
+	@$(PYTHON) -m tools.test --slow $(ARGS)
+
+test-all: ## both of these
 	@$(PYTHON) -m tools.test --all $(ARGS)
 
 contract: ## what every backend promises, as a table: test, backend, database (ARGS=--mariadb)

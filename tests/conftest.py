@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -27,6 +28,8 @@ services = Services()
 
 def pytest_configure(config: pytest.Config) -> None:
     """With xdist, start the services once, before the workers, which find them in the environment."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: what we start would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     is_worker = hasattr(config, "workerinput")
     if not is_worker and config.getoption("numprocesses", None) and not config.option.collectonly:
         services.share(mariadb=TEST_DB == "mariadb" or "not slow" not in config.option.markexpr)
@@ -226,11 +229,11 @@ def site(_site_templates: SiteFactory) -> Iterator[SiteFactory]:
 
 @pytest.fixture(params=["sqlite", "postgres", pytest.param("mariadb", marks=pytest.mark.slow)])
 def every_db(request: pytest.FixtureRequest) -> str:
-    """Each kind of database in turn, MariaDB in `make test-all` alone, for `site(db=every_db)`."""
+    """Each kind of database in turn, MariaDB in `make test-slow` alone, for `site(db=every_db)`."""
     return str(request.param)
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["postgres", pytest.param("sqlite", marks=pytest.mark.slow)])
 def any_db(request: pytest.FixtureRequest) -> str:
-    """Both databases in turn, for `site(db=any_db)`."""
+    """Both databases in turn, SQLite in `make test-slow` alone, for `site(db=any_db)`."""
     return str(request.param)

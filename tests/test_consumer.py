@@ -295,6 +295,7 @@ def test_batches_are_gathered(make_site: Callable[..., Site]) -> None:
 
 
 @pytest.mark.mode(7)
+@pytest.mark.slow
 def test_a_restarted_broker_is_found_again(make_site: Callable[..., Site], own_rabbitmq: RabbitMQ) -> None:
     site = make_site(broker=own_rabbitmq.url)
     running = consume(site, "work")

@@ -1,6 +1,7 @@
 """`make test`: set up what is missing, then run the tests with private services, on SQLite and on PostgreSQL.
 
-`make test-all` passes `--all`: the slow tests too, and once more on MariaDB.
+`make test-all` passes `--all`: the slow tests too, and once more on MariaDB. `make test-slow` passes `--slow`:
+only what `make test` leaves out, so that the two together are all of it.
 """
 
 from __future__ import annotations
@@ -22,30 +23,33 @@ ONCE = [
     "tests/test_services.py",
 ]
 ONCE.remove("tests/backends/test_database.py")
-AGAIN = {"postgres": "PostgreSQL", "mariadb": "MariaDB"}
+NAMES = {"sqlite": "SQLite", "postgres": "PostgreSQL", "mariadb": "MariaDB"}
 GIVEN_BY = {
     "rabbitmq-server": "MESSAGING_TEST_URL",
     "postgresql": "MESSAGING_TEST_DATABASE",
     "mariadb-server": "MESSAGING_TEST_MARIADB",
 }
+# The marker expression of each database's pass; "" takes every test.
+DEFAULT = {"sqlite": "not slow", "postgres": "not slow"}
+SLOW = {"sqlite": "slow", "postgres": "slow", "mariadb": ""}
+ALL = {"sqlite": "", "postgres": "", "mariadb": ""}
 
 
 def main(arguments: list[str]) -> int:
     """Run pytest once per database with `arguments` and return the worst exit status."""
-    everything = arguments[:1] == ["--all"]
-    if everything:
-        arguments = ["-m", "", *arguments[1:]]
-    databases = ["postgres", "mariadb"] if everything else ["postgres"]
-    python = prepare(mariadb=everything)
+    passes = {"--all": ALL, "--slow": SLOW}.get(arguments[0] if arguments else "", DEFAULT)
+    if passes is not DEFAULT:
+        arguments = arguments[1:]
+    python = prepare(mariadb="mariadb" in passes)
     pytest = [str(python), "-m", "pytest", "-q", "-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
-    print("The whole suite, with SQLite where a test does not choose:", flush=True)
-    status = _run([*pytest, *arguments], "sqlite")
     ignored = [f"--ignore={path}" for path in ONCE]
-    for database in databases:
+    status = 0
+    for database, markers in passes.items():
+        print(f"Tests on {NAMES[database]} ({markers or 'all of them'}); some choose another themselves:", flush=True)
+        elsewhere = [] if database == "sqlite" else ignored
+        status = max(status, _run([*pytest, *elsewhere, "-m", markers, *arguments], database))
         if status == 2:  # interrupted
             break
-        print(f"Once more with {AGAIN[database]}, without the tests that choose their database themselves:", flush=True)
-        status = max(status, _run([*pytest, *ignored, *arguments], database))
     return status
 
 

@@ -14,17 +14,17 @@ from tools import postgresql, rabbitmq
 from tools.environment import ROOT
 from tools.services import ServiceMissing
 
-pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.broker, pytest.mark.postgres]
+pytestmark = [pytest.mark.chaos, pytest.mark.broker, pytest.mark.postgres]
 
 
-@pytest.mark.parametrize("broker", ["rabbitmq", "embedded"])
-def test_nothing_is_lost_or_doubled_while_everything_fails_at_random(broker: str) -> None:
+@pytest.mark.parametrize("broker,minutes", [("rabbitmq", "1"), pytest.param("embedded", "0.5", marks=pytest.mark.slow)])
+def test_nothing_is_lost_or_doubled_while_everything_fails_at_random(broker: str, minutes: str) -> None:
     try:
         rabbitmq.find_scripts()
         postgresql.find_programs()
     except ServiceMissing as error:
         missing(error)
-    environment = os.environ | {"BROKER": broker, "MINUTES": "0.5", "SEED": "17"}
+    environment = os.environ | {"BROKER": broker, "MINUTES": minutes, "SEED": "17"}
     command = [sys.executable, "-m", "tools.chaos"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

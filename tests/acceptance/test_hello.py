@@ -100,7 +100,7 @@ def test_a_handler_that_always_exits_ends_as_failed_without_a_loop(hello: Site) 
     assert consumer.stop() == 0
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", ["quorum", pytest.param("classic", marks=pytest.mark.slow)])
 def test_a_broker_restart_loses_neither_queue_nor_message(site: SiteFactory, own_rabbitmq: RabbitMQ, kind: str) -> None:
     made = site(
         "postgres",

@@ -139,6 +139,7 @@ def test_on_sqlite_with_the_embedded_broker(environment: Environment, tmp_path: 
     tell_the_story(environment, tmp_path, ARRANGED)
 
 
+@pytest.mark.slow
 @pytest.mark.broker
 @pytest.mark.postgres
 def test_on_postgresql_with_rabbitmq(

@@ -450,6 +450,7 @@ class TestDeclaring:
             rabbitmq_backend(broker_url).purge_and_delete(topology)
 
     @pytest.mark.chaos
+    @pytest.mark.slow
     def test_a_queue_that_is_down_is_waited_for(self, own_rabbitmq: Node) -> None:
         backend, name = rabbitmq_backend(own_rabbitmq.url), unique("down")
         topology = Topology(queues=(QueueSpec(name, type="classic", dead_letter=False),))

@@ -53,6 +53,7 @@ def test_a_queue_of_someone_else_is_used_as_it_is(tmp_path: Path, vhost_url: str
     site.follow(page)
 
 
+@pytest.mark.slow
 @pytest.mark.broker
 def test_nothing_is_left_behind_when_moving_to_rabbitmq(tmp_path: Path, made_by_hand: RabbitmqCtl) -> None:
     runners = {"rabbitmqctl": made_by_hand.run}

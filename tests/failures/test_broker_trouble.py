@@ -55,6 +55,7 @@ def test_a_broker_that_ends_and_comes_back_is_one_line_each_time(
     assert_told_once(running, CONSUMER, RELAY)
 
 
+@pytest.mark.slow
 def test_during_an_alarm_publishing_stops_and_consuming_goes_on(
     site: SiteFactory, own_rabbitmq: RabbitMQ, own_vhost: str
 ) -> None:

@@ -61,7 +61,8 @@ def test_the_same_id_with_another_body_is_kept_and_flagged(doing: Site) -> None:
 
 
 @pytest.mark.mode(26)
-@pytest.mark.parametrize("do", ["busy", pytest.param("pause", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("do", ["busy", "pause"])
+@pytest.mark.slow
 def test_a_handler_that_outlasts_the_heartbeat_has_one_effect(doing: Site, do: str) -> None:
     running = consume(doing, "work")
     publish(doing, ("work.a", do))
@@ -101,6 +102,7 @@ def test_a_handler_that_kills_its_process_rests_as_failed_and_its_prefetched_nei
 
 
 @pytest.mark.mode(29)
+@pytest.mark.slow
 def test_what_runs_beside_a_killer_is_blamed_once_at_most(site: SiteFactory) -> None:
     doing = site("postgres", handlers=HANDLERS)
     doing.manage("topology")

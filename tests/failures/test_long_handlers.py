@@ -55,6 +55,7 @@ def version(url: str) -> tuple[int, ...]:
 
 @pytest.mark.mode(27)
 @pytest.mark.parametrize("db", ON_SQLITE_TOO)
+@pytest.mark.slow
 def test_a_handler_that_outlasts_the_consumer_timeout_has_one_effect(
     site: SiteFactory, impatient: str, db: str
 ) -> None:
@@ -76,7 +77,7 @@ def test_a_handler_that_outlasts_the_consumer_timeout_has_one_effect(
 
 
 @pytest.mark.mode(20)
-@pytest.mark.parametrize("end", ["killed", "frozen"])
+@pytest.mark.parametrize("end", ["killed", pytest.param("frozen", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("db", ON_SQLITE_TOO)
 def test_the_claim_of_a_long_handler_is_renewed_expires_and_is_taken_over_once(
     site: SiteFactory, db: str, end: str

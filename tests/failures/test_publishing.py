@@ -40,7 +40,6 @@ from tests.waiting import wait_until
 from tools.rabbitmq import RabbitMQ
 
 pytestmark = pytest.mark.broker
-mostly_postgres = pytest.mark.parametrize("any_db", ["postgres", pytest.param("sqlite", marks=pytest.mark.slow)])
 in_process = pytest.mark.django_db(transaction=True)
 Out = PublishedMessage.State
 
@@ -96,7 +95,7 @@ def test_what_is_rolled_back_is_never_sent(desk: Desk) -> None:
 
 
 @pytest.mark.mode(4)
-@mostly_postgres
+@pytest.mark.slow
 def test_a_message_whose_confirm_is_lost_is_sent_again_and_handled_once(made: Site) -> None:
     with proxied(made) as (proxy, env):
         running = relay(made, **env)
@@ -116,7 +115,6 @@ def test_a_message_whose_confirm_is_lost_is_sent_again_and_handled_once(made: Si
 
 
 @pytest.mark.mode(5)
-@mostly_postgres
 def test_a_connection_reset_in_the_middle_of_a_batch_leaves_the_unconfirmed_pending(made: Site) -> None:
     with proxied(made) as (proxy, env):
         running = relay(made, **env)
@@ -138,6 +136,7 @@ def test_a_connection_reset_in_the_middle_of_a_batch_leaves_the_unconfirmed_pend
 
 @pytest.mark.mode(6)
 @pytest.mark.chaos
+@pytest.mark.slow
 def test_a_broker_that_is_killed_under_load_has_all_that_it_confirmed(alone: Site, own_rabbitmq: RabbitMQ) -> None:
     running = relay(alone)
     publisher = publishing(alone, 1, 2000, "work.x", "plain.x")
@@ -253,6 +252,7 @@ def test_what_a_deleted_queue_took_along_can_be_replayed(desk: Desk, quick: None
 
 
 @pytest.mark.mode(14)
+@pytest.mark.slow
 def test_during_a_memory_alarm_nothing_hangs_and_it_resumes(alone: Site, own_rabbitmq: RabbitMQ) -> None:
     first = relay(alone)
     publish(alone, 1, 1)
@@ -280,7 +280,7 @@ def test_during_a_memory_alarm_nothing_hangs_and_it_resumes(alone: Site, own_rab
 
 
 @pytest.mark.mode(15)
-@mostly_postgres
+@pytest.mark.slow
 def test_two_relays_skip_no_row_and_send_none_twice(made: Site) -> None:
     both = [relay(made), relay(made)]
     publish(made, 1, 10_000)
@@ -314,7 +314,6 @@ def test_a_lower_id_that_is_committed_after_a_higher_one_is_sent_too(site: SiteF
 
 
 @pytest.mark.mode(17)
-@mostly_postgres
 def test_a_web_request_succeeds_while_the_broker_is_down(made: Site) -> None:
     url, made.env["MESSAGING_URL"] = made.broker_url, "amqp://guest:guest@127.0.0.1:1/"
     server = made.serve()

@@ -131,7 +131,8 @@ def test_a_header_that_pika_cannot_decode_stops_nothing(site: SiteFactory, field
 
 
 @pytest.mark.mode(42)
-@pytest.mark.parametrize("hours", [1, pytest.param(-1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hours", [1, -1])
+@pytest.mark.slow
 def test_a_clock_that_is_wrong_by_an_hour_neither_loses_nor_hurries_a_retry(site: SiteFactory, hours: int) -> None:
     """The database's clock is moved, which every process here is then wrong against."""
     made = site(db="postgres", handlers=CLOCK_HANDLERS)
