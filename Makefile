@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help environment run run-rabbitmq test test-slow test-all contract reliability chaos docs lint format clean
+.PHONY: help environment run run-rabbitmq test test-slow test-all contract reliability chaos bench docs lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ reliability: ## every failure mode, as a table with its result (ARGS=--write not
 
 chaos: ## a soak under random faults, which ends with a proof by query (MINUTES, SEED, BROKER=embedded, KEEP=1)
 	@$(PYTHON) -m tools.chaos
+
+bench: ## how fast it is, beside raw floors and peers (QUICK=1, ROUNDS, ONLY=name,name, JSON=path, SVG=path)
+	@$(PYTHON) -m benchmarks
 
 docs: environment ## the documentation as a site in var/docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -1,0 +1,94 @@
+"""Ours: the calls that publish, `manage.py relay` and `manage.py consume`, as processes of their own."""
+
+from __future__ import annotations
+
+from benchmarks import load, timing
+from benchmarks.measuring import Broken, Sample, measurement
+from benchmarks.stage import Stage, manage
+
+# Ways to share the work out that are tried for the best, as (processes, concurrency).
+SHARES = ((1, 2), (1, 4), (2, 1), (2, 2))
+
+
+@measurement("publish", "publish(), all in one transaction", full=5_000, quick=2_000)
+def publish(stage: Stage, count: int) -> Sample:
+    """One call, one row."""
+    return _publish(stage, "one_by_one", count)
+
+
+@measurement("publish", "publish_many(), 500 at once", full=20_000, quick=8_000)
+def publish_many(stage: Stage, count: int) -> Sample:
+    """One transaction for each call."""
+    return _publish(stage, "together", count)
+
+
+@measurement("relay", "manage.py relay", full=20_000, quick=8_000)
+def relay(stage: Stage, count: int) -> Sample:
+    """From the commit of the rows to the last mark."""
+    return timing.relaying(stage, [*manage(), "relay"], count)
+
+
+@measurement("consume", "consume --concurrency=1", full=4_000, quick=1_500)
+def consume_single(stage: Stage, count: int) -> Sample:
+    """One transaction per message, one worker."""
+    return _consume(stage, load.SINGLE, count, 1, 1)
+
+
+def _consume_shared(processes: int, concurrency: int) -> None:
+    @measurement(
+        "consume",
+        f"consume --processes={processes} --concurrency={concurrency}",
+        full=6_000,
+        quick=2_000,
+        name=f"consume_{processes}x{concurrency}",
+    )
+    def consume(stage: Stage, count: int) -> Sample:
+        """One transaction per message."""
+        return _consume(stage, load.SINGLE, count, processes, concurrency)
+
+
+for _share in SHARES:
+    _consume_shared(*_share)
+
+
+@measurement("batch", "consume, @handler(batch=500)", full=25_000, quick=10_000)
+def consume_batch(stage: Stage, count: int) -> Sample:
+    """One transaction per batch, one worker."""
+    return _consume(stage, load.BATCH, count, 1, 1)
+
+
+@measurement("end to end", "publish_many(), relay, @handler(batch=500)", full=20_000, quick=6_000)
+def end_to_end(stage: Stage, count: int) -> Sample:
+    """One process publishes while one consumes, with the relay inside; every message is in the outbox and the inbox."""
+    stage.clear()
+    with stage.running([*manage(), "consume", load.BATCH, "--concurrency=1"]) as consumer:
+        _warm_up(stage, load.BATCH, 1)
+        began = stage.job("benchmarks.site.jobs", "together", count, load.BATCH)["began"]
+        stage.wait(count + 1, lambda: int(stage.value("SELECT count(*) FROM bench_effect")), consumer)
+        stage.wait(count + 1, lambda: int(stage.value(timing.LEDGER)), consumer)
+        stage.wait(count + 1, lambda: int(stage.value(_SENT)), consumer)
+    return timing.from_start(stage, count + 1, began)
+
+
+_SENT = "SELECT count(*) FROM messaging_publishedmessage WHERE state = 'published'"
+
+
+def _publish(stage: Stage, job: str, count: int) -> Sample:
+    stage.clear()
+    seconds = stage.job("benchmarks.site.jobs", job, count, load.SINGLE)["seconds"]
+    found = stage.value("SELECT count(*) FROM messaging_publishedmessage WHERE state = 'pending'")
+    if found != count:
+        raise Broken(f"{found} rows in the outbox, not {count}")
+    return Sample(count, seconds)
+
+
+def _consume(stage: Stage, queue: str, count: int, processes: int, concurrency: int) -> Sample:
+    shares = [f"--processes={processes}", f"--concurrency={concurrency}"]
+    command = [*manage(), "consume", queue, "--no-relay", *shares]
+    return timing.consumption(stage, command, queue, count, ledger=timing.LEDGER)
+
+
+def _warm_up(stage: Stage, queue: str, count: int) -> None:
+    """Have a consumer that was just started handle a message, so that its start does not count."""
+    stage.job("benchmarks.site.jobs", "together", count, queue)
+    stage.wait(count, lambda: int(stage.value("SELECT count(*) FROM bench_effect")))

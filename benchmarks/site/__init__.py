@@ -1,0 +1,1 @@
+"""The site that is measured: plain handlers that record one effect for each message."""
