@@ -21,8 +21,8 @@ from messaging.message import ReceivedMessage
 from messaging.models import PublishedMessage
 from messaging.models.published import PublishedMessageQuerySet
 from messaging.processor import Processor
-from messaging.publisher import seal
 from messaging.savepoints import as_in_autocommit, run_commit_hooks
+from messaging.sealing import seal
 from messaging.wire import Properties
 
 NESTED = (

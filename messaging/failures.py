@@ -25,8 +25,8 @@ from messaging.inbox import AlreadyRecorded, Place, SetAside
 from messaging.ledger import Entry
 from messaging.message import storable
 from messaging.models import Attempt, ProcessedMessage
-from messaging.publisher import compose_round
 from messaging.retry import Decision, decide
+from messaging.sealing import compose_round
 
 State = ProcessedMessage.State
 TRACEBACK_LIMIT = 64 * 1024  # characters kept of a traceback: its end, where the error is

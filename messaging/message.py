@@ -279,6 +279,7 @@ class Running:
         return uuid.uuid5(self.cause, f"{count}:{destination}")
 
 
+_json = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 running: ContextVar[Running | None] = ContextVar("messaging_running", default=None)
 
 
@@ -299,8 +300,7 @@ def encode_body(payload: Any, content_type: str | None) -> tuple[bytes, str]:
             f"A payload of type {type(payload).__name__} cannot be sent as {content_type!r}; give bytes or text."
         )
     try:
-        text = json.dumps(payload, cls=DjangoJSONEncoder, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode(_charset(content_type)), content_type or "application/json"
+        return _json.encode(payload).encode(_charset(content_type)), content_type or "application/json"
     except (TypeError, ValueError, LookupError, RecursionError) as error:
         raise PayloadError(f"The payload cannot be written as JSON: {error}.") from error
 

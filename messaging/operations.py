@@ -23,7 +23,8 @@ from messaging.exceptions import ConfigurationError
 from messaging.killpoints import kill_point
 from messaging.message import Envelope
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
-from messaging.publisher import compose_round, wake_relays
+from messaging.sealing import compose_round
+from messaging.wake import wake_relays
 
 BATCH = 500
 LOCK_WAIT = 2.0  # seconds that a row may stay locked: a web request must not wait for a handler

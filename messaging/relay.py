@@ -25,7 +25,7 @@ from messaging.fates import Held, Judge
 from messaging.killpoints import kill_point
 from messaging.leases import MARK_DELAY, Leases, Trouble
 from messaging.message import storable
-from messaging.publisher import seal
+from messaging.sealing import seal
 from messaging.wake import Listener, can_listen
 
 logger = logging.getLogger("messaging.relay")

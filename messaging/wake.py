@@ -1,4 +1,4 @@
-"""Hearing PostgreSQL's NOTIFY, so that a relay need not wait for its next look at the outbox."""
+"""PostgreSQL's NOTIFY, sent and heard, so that a relay need not wait for its next look at the outbox."""
 
 from __future__ import annotations
 
@@ -10,16 +10,41 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from django.db import connections
+from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from messaging import conf
 from messaging.database import separate
-from messaging.publisher import CHANNEL
 
 logger = logging.getLogger("messaging.relay")
 
+CHANNEL = "messaging_outbox"
 PROBE = 30.0  # seconds of silence after which the connection is tried
 PAUSE = 5.0  # seconds before a lost connection is opened again
+
+
+def wake_relays(database: str, settings: conf.AliasSettings) -> None:
+    """Tell waiting relays, where the database can: once per transaction, because each NOTIFY slows its commit."""
+    connection = connections[database]
+    if not settings.notify or connection.vendor != "postgresql":
+        return
+    if connection.in_atomic_block:
+        told = getattr(connection, "_messaging_told", None)
+        # Django forgets the hooks of what is rolled back, as PostgreSQL forgets its notifications.
+        if told is not None and any(entry[1] is told for entry in connection.run_on_commit):
+            return
+        hook = _Told()
+        connection._messaging_told = hook  # type: ignore[attr-defined]
+        transaction.on_commit(hook, using=database)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, settings.alias])
+
+
+class _Told:
+    """A commit hook that does nothing: its presence says that relays are told when this transaction commits."""
+
+    def __call__(self) -> None:
+        pass
 
 
 class Listener(threading.Thread):

@@ -24,7 +24,7 @@ from messaging.fields import (
     to_json,
 )
 
-__all__ = ["Properties", "decode_table", "encode_table", "prepend_header", "printable", "to_json"]
+__all__ = ["Properties", "decode_table", "encode_properties", "encode_table", "prepend_header", "printable", "to_json"]
 
 _FLAGS, _LENGTH, _UINT64 = Struct(">H"), Struct(">I"), Struct(">Q")
 _HEADERS = 1 << 13
@@ -93,14 +93,7 @@ class Properties:
 
     def encode(self) -> bytes:
         """Encode flags and property list. Raises WireError naming the property that cannot be carried."""
-        flags, pieces = 0, [b""]
-        for name, flag in _ORDER:
-            value = getattr(self, name)
-            if value is not None:
-                flags |= flag
-                pieces.append(_encode_property(name, value))
-        pieces[0] = _FLAGS.pack(flags)
-        return b"".join(pieces)
+        return encode_properties(**{name: getattr(self, name) for name, _ in _ORDER})
 
     @property
     def headers(self) -> dict[str, Any]:
@@ -134,6 +127,21 @@ class Properties:
         if self._entries is None:
             object.__setattr__(self, "_entries", scan_table(self.raw_headers or b"")[0])
         return self._entries or []
+
+
+def encode_properties(**values: Any) -> bytes:
+    """Encode properties given by name, `raw_headers` among them; None for those that are absent.
+
+    Raises WireError naming the property that cannot be carried.
+    """
+    flags, pieces = 0, [b""]
+    for name, flag in _ORDER:
+        value = values.get(name)
+        if value is not None:
+            flags |= flag
+            pieces.append(_encode_property(name, value))
+    pieces[0] = _FLAGS.pack(flags)
+    return b"".join(pieces)
 
 
 def prepend_header(payload: bytes, name: str, value: str) -> bytes:

@@ -34,7 +34,8 @@ from messaging.message import (
     unpack_body,
 )
 from messaging.models import PublishedMessage
-from messaging.publisher import CHANNEL, seal
+from messaging.sealing import seal
+from messaging.wake import CHANNEL
 from messaging.wire import Properties
 from tests.settings import TEST_DB
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import messages
@@ -16,6 +17,7 @@ from messaging import operations
 from messaging.admin.drafts import initial
 from messaging.admin.filters import known_queues
 from messaging.admin.forms import PublishForm
+from messaging.clock import Now
 from messaging.models import PublishedMessage
 from messaging.operations import Operator
 
@@ -104,5 +106,7 @@ def _write(row: PublishedMessage, draft: PublishedMessage | None, database: str)
         row.save(using=database, force_insert=True)
         return True
     row.pk = draft.pk
+    if not isinstance(vars(row)["publish_at"], datetime):
+        row.publish_at = Now()  # the column's default, which an UPDATE cannot name everywhere
     drafts = PublishedMessage.objects.using(database).filter(pk=draft.pk, state=PublishedMessage.State.DRAFT)
     return drafts.update(**{name: getattr(row, name) for name in WRITTEN}) == 1

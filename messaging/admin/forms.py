@@ -1,4 +1,4 @@
-"""The form that writes a message. What it accepts can be sent: the last check is `compose()` itself."""
+"""The form that writes a message. What it accepts can be sent: the last check is `Composer` itself."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from messaging import conf
+from messaging.composing import MAX_SECONDS, Composer
 from messaging.exceptions import MessagingError, PayloadError, WireError
 from messaging.message import Message, encode_body
 from messaging.models import PublishedMessage
-from messaging.publisher import MAX_SECONDS, compose
 from messaging.wire import encode_table
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class PublishForm(forms.Form):
 
     def _compose(self, data: dict[str, Any]) -> None:
         try:
-            self.row = compose(_message(data), conf.get(data["using"]))
+            self.row = Composer(conf.get(data["using"])).compose(_message(data))
         except PayloadError as error:
             self.add_error("body", str(error))
         except (MessagingError, OverflowError) as error:

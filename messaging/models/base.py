@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.db.models.base import ModelState
 from django.utils.translation import gettext_lazy as _
 
 from messaging.clock import Now
@@ -83,6 +84,17 @@ class StoredMessage(models.Model):
 
     class Meta:
         abstract = True
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """An instance with these values by attribute: much faster than by the constructor, and without its signals.
+
+        A column that is left out is read from the database when it is asked for.
+        """
+        row = cls.__new__(cls)
+        row.__dict__.update(values)
+        row._state = ModelState()
+        return row
 
     @property
     def raw_body(self) -> bytes:
