@@ -21,7 +21,7 @@ if __name__ == "__main__":
     if Path(sys.prefix).resolve() != python.parent.parent.resolve():
         os.execv(python, [str(python), "-m", "benchmarks"])  # noqa: S606 - ourselves, in the environment
 
-from benchmarks import floors, machine, ours, report
+from benchmarks import chart, embedded, figures, floors, machine, ours, peers, report
 from benchmarks.measuring import MEASUREMENTS, Broken, Measurement
 from benchmarks.ratios import BEST, is_candidate
 from benchmarks.result import Result
@@ -30,7 +30,7 @@ from tools.janitor import Janitor
 from tools.packages import install_missing
 from tools.services import ServiceFailed, ServiceMissing, stopping_on_signals
 
-MODULES = (floors, ours)  # importing them fills the list, in this order
+MODULES = (floors, peers, ours, embedded, figures)  # importing them fills the list, in this order
 
 
 def main() -> int:
@@ -67,7 +67,7 @@ def measure(stage: Stage, chosen: Sequence[Measurement], rounds: int, is_quick: 
                 continue
             began = time.monotonic()
             try:
-                found = one.run(stage, one.quick if is_quick else one.full)
+                found = one.run(stage, (one.quick if is_quick else 0) or one.full)
             except Broken as error:
                 result.broken[one.name] = str(error)
                 say(f"{number}/{rounds} {one.name}: BROKEN: {error}")
@@ -84,6 +84,8 @@ def say(line: str) -> None:
 def _write(result: Result) -> None:
     if path := os.environ.get("JSON"):
         Path(path).write_text(json.dumps(result.as_json(), indent=2) + "\n")
+    if path := os.environ.get("SVG"):
+        Path(path).write_text(chart.svg(result.rates))
 
 
 def _settings(rounds: int, is_quick: bool) -> dict[str, object]:
@@ -111,7 +113,7 @@ def _chosen() -> list[Measurement]:
     return [
         one
         for name, one in MEASUREMENTS.items()
-        if not names or name in names or (BEST in names and is_candidate(name))
+        if name in names or (BEST in names and is_candidate(name)) or not (names or (_is_quick() and not one.quick))
     ]
 
 

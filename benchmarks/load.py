@@ -1,31 +1,16 @@
-"""The messages of all measurements: JSON bodies of 1 KB, each with an id of its own."""
+"""Messages for our queues, and getting them there."""
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Iterator
-from typing import Any
 
 import pika
 
+from benchmarks.payloads import encoded
 from benchmarks.pipeline import Pipeline, Publication
 
 EXCHANGE = "messaging"
 SINGLE, BATCH, TIMED = "bench_single", "bench_batch", "bench_timed"  # queues, and their routing keys
-BODY_SIZE = 1024  # bytes
-_FILLER = "x" * (BODY_SIZE - len(json.dumps({"key": str(uuid.uuid4()), "filler": ""})))
-
-
-def payload() -> dict[str, Any]:
-    """What is sent: a key, which its effect is recorded under, and filler."""
-    return {"key": str(uuid.uuid4()), "filler": _FILLER}
-
-
-def encoded() -> tuple[str, bytes]:
-    """A key and the body that holds it."""
-    content = payload()
-    return content["key"], json.dumps(content).encode()
 
 
 def properties(message_id: str) -> pika.BasicProperties:

@@ -45,8 +45,7 @@ class Measurement:
         title: for people.
         group: what it is compared with.
         run: takes the stage and a number of messages, or of seconds for figures.
-        full, quick: that number in a whole and in a quick run.
-        place: the servers that it needs, "rabbitmq" and "postgresql"; fewer for what needs none.
+        full, quick: that number in a whole and in a quick run; 0 leaves it out unless ONLY names it.
     """
 
     name: str

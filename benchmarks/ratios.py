@@ -31,6 +31,8 @@ RATIOS = {
     "consume_batch/handwritten": Ratio("consume_batch", "handwritten_batch", 0.7),
     "consume_batch/celery": Ratio("consume_batch", "celery_consume", 40),
     "end_to_end/celery": Ratio("end_to_end", "celery_end_to_end"),
+    "consume_best/celery_threads": Ratio("consume_best", "celery_threads"),
+    "consume_best/dramatiq_threads": Ratio("consume_best", "dramatiq_threads"),
     "embedded/django_tasks": Ratio("embedded", "django_tasks", 1),
     "embedded/huey": Ratio("embedded", "huey", 1),
 }

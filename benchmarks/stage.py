@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +43,7 @@ class Stage:
         self._janitor = janitor
         self._ending = contextlib.ExitStack()
         self._logs = 0
+        self._prepared: set[str] = set()
         self.postgresql = PostgreSQL(folder / "postgresql", janitor, settings=POSTGRESQL)
         self.rabbitmq = RabbitMQ(folder / "rabbitmq", janitor)
 
@@ -82,18 +82,6 @@ class Stage:
             "MESSAGING_URL": self.rabbitmq.url,
             **more,
         }
-
-    @contextlib.contextmanager
-    def sqlite(self) -> Iterator[tuple[Path, dict[str, str]]]:
-        """A new SQLite database of ours: its file, and what goes into the environment."""
-        path = self.folder / "site.sqlite3"
-        for old in path.parent.glob("site.sqlite3*"):
-            old.unlink()
-        more = {"DATABASE_URL": f"sqlite:///{path}"}
-        self.manage("migrate", "--verbosity=0", env=self.environment(**more))
-        with contextlib.closing(sqlite3.connect(path)) as connection:
-            connection.executescript(tables.SQLITE)
-        yield path, more
 
     # Processes
 
@@ -159,6 +147,12 @@ class Stage:
         """The single value that a statement yields on PostgreSQL."""
         row = self.database.execute(statement.encode()).fetchone()
         return row[0] if row else None
+
+    def prepared(self, what: str) -> bool:
+        """Whether this was asked before: what is to be prepared only once."""
+        before = what in self._prepared
+        self._prepared.add(what)
+        return before
 
     def clear(self) -> None:
         """Empty every table and every queue."""

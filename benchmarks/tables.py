@@ -11,7 +11,8 @@ from typing import Any
 import pika
 import psycopg
 
-from benchmarks.load import EXCHANGE, encoded
+from benchmarks.load import EXCHANGE
+from benchmarks.payloads import encoded
 
 # `at` is when the transaction began that recorded the effect. No model knows the column, so nobody can set it.
 POSTGRESQL = """

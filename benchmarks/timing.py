@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sqlite3
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -76,10 +72,13 @@ def span(stage: Stage, count: int) -> Sample:
     return Sample(before_last, seconds)
 
 
-def from_start(stage: Stage, count: int, began: float) -> Sample:
-    """The same from a moment before the first message was published, in seconds of the epoch, to the last effect."""
+def from_start(stage: Stage, count: int, began: float, *, untimed: int) -> Sample:
+    """The same from when the first message was published, in seconds of the epoch, to the last effect.
+
+    `untimed` of the messages were published before.
+    """
     span(stage, count)
-    return Sample(count, float(stage.value("SELECT EXTRACT(EPOCH FROM max(at)) FROM bench_effect")) - began)
+    return Sample(count - untimed, float(stage.value("SELECT EXTRACT(EPOCH FROM max(at)) FROM bench_effect")) - began)
 
 
 def relaying(stage: Stage, command: Sequence[str], count: int) -> Sample:
@@ -112,19 +111,3 @@ def commit_outbox(dsn: str, count: int) -> float:
 
 def _published(stage: Stage) -> int:
     return int(stage.value("SELECT count(*) FROM messaging_publishedmessage WHERE state = 'published'"))
-
-
-def sqlite_effects(path: Path) -> tuple[int, int, float]:
-    """Effects, distinct keys, and the last one's moment in seconds of the epoch."""
-    with contextlib.closing(sqlite3.connect(path, timeout=20)) as connection:
-        found, distinct, last = connection.execute(
-            "SELECT count(*), count(DISTINCT key), max(at) FROM bench_effect"
-        ).fetchone()
-    return int(found), int(distinct), float(last or time.time())
-
-
-def started(rows: Sequence[tuple[str, float]], committed: Mapping[str, float]) -> list[float]:
-    """Milliseconds from commit to handler start, sorted. Raises Broken where one is missing or doubled."""
-    if sorted(key for key, _ in rows) != sorted(committed):
-        raise Broken(f"{len(rows)} handlers started for {len(committed)} messages: {json.dumps(rows)[:200]}")
-    return sorted((at - committed[key]) * 1000 for key, at in rows)

@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
 from django.db import connection, transaction
 
-from benchmarks.load import payload
+from benchmarks.payloads import payload
 from messaging import Message, publish, publish_many
 
 TOGETHER = 500  # messages of one call of `publish_many()`, one transaction each

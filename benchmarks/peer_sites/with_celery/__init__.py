@@ -1,0 +1,1 @@
+"""The site on Celery and django-celery-results."""

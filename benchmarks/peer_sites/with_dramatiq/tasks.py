@@ -1,0 +1,26 @@
+"""The Dramatiq actor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import django
+
+if __name__ == "__main__":
+    django.setup()
+
+import dramatiq
+
+from benchmarks.peer_sites.publishing import publish
+
+
+@dramatiq.actor(actor_name="effect", queue_name="bench_dramatiq")
+def effect(content: dict[str, Any]) -> None:
+    """Record an effect."""
+    from benchmarks.site.models import Effect
+
+    Effect.objects.create(key=content["key"])
+
+
+if __name__ == "__main__":
+    publish(effect.send)

@@ -1,0 +1,1 @@
+"""The site on Huey and its SQLite storage."""
