@@ -22,7 +22,7 @@ if __name__ == "__main__":
         os.execv(python, [str(python), "-m", "benchmarks"])  # noqa: S606 - ourselves, in the environment
 
 from benchmarks import chart, embedded, figures, floors, machine, ours, peers, report
-from benchmarks.measuring import MEASUREMENTS, Broken, Measurement
+from benchmarks.measuring import MEASUREMENTS, Broken, Measurement, listed
 from benchmarks.ratios import BEST, is_candidate
 from benchmarks.result import Result
 from benchmarks.stage import POSTGRESQL, Stage
@@ -30,7 +30,7 @@ from tools.janitor import Janitor
 from tools.packages import install_missing
 from tools.services import ServiceFailed, ServiceMissing, stopping_on_signals
 
-MODULES = (floors, peers, ours, embedded, figures)  # importing them fills the list, in this order
+MODULES = (floors, peers, ours, embedded, figures)  # importing them fills the list
 
 
 def main() -> int:
@@ -110,11 +110,9 @@ def _chosen() -> list[Measurement]:
     unknown = [name for name in names if name not in MEASUREMENTS and name != BEST]
     if unknown:
         raise SystemExit(f"ONLY={','.join(unknown)} is unknown. There are: {', '.join([BEST, *MEASUREMENTS])}.")
-    return [
-        one
-        for name, one in MEASUREMENTS.items()
-        if name in names or (BEST in names and is_candidate(name)) or not (names or (_is_quick() and not one.quick))
-    ]
+    if not names:
+        return [one for one in listed() if one.quick or not _is_quick()]
+    return [one for one in listed() if one.name in names or (BEST in names and is_candidate(one.name))]
 
 
 if __name__ == "__main__":

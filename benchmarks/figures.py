@@ -19,7 +19,7 @@ SETTLE = 3.0  # seconds after the last message before a consumer counts as idle
 STARTED = "SELECT key, started FROM bench_effect WHERE started IS NOT NULL"
 
 
-@measurement("figures", "latency at 100 messages a second, PostgreSQL", full=1_000, quick=300)
+@measurement("figures", "latency at 100 messages a second, PostgreSQL", full=1_000, quick=200)
 def latency(stage: Stage, count: int) -> Figures:
     """From the commit to the handler's first line, with a consumer that has its relay inside."""
     stage.clear()
@@ -37,7 +37,7 @@ def latency(stage: Stage, count: int) -> Figures:
     return {"latency_p50_ms": statistics.median(taken), "latency_p99_ms": taken[int(len(taken) * 0.99)]}
 
 
-@measurement("figures", "the same on SQLite, which cannot notify", full=500, quick=200)
+@measurement("figures", "the same on SQLite, which cannot notify", full=500, quick=150)
 def latency_polling(stage: Stage, count: int) -> Figures:
     """RabbitMQ as before; the relay finds rows by looking."""
     stage.clear()
@@ -77,7 +77,7 @@ def idle(stage: Stage, seconds: int) -> Figures:
         return {"idle_cpu_percent": used * 100, "idle_memory_mb": _memory(consumer) / 1e6}
 
 
-@measurement("figures", "what the app adds to the start of a Django site", full=9, quick=5)
+@measurement("figures", "what the app adds to the start of a Django site", full=9, quick=3)
 def startup(stage: Stage, times: int) -> Figures:
     """django.setup() of the same site with and without it, in turn; the shortest of each, which nothing disturbed."""
     took: dict[str, list[float]] = {"with": [], "without": []}

@@ -44,7 +44,7 @@ def handwritten_consume(stage: Stage, count: int) -> Sample:
     return timing.consumption(stage, _job(stage, "consume"), load.SINGLE, count, ledger=timing.LEDGER)
 
 
-@measurement("batch", "hand-written loop, 500 at once", full=25_000, quick=10_000)
+@measurement("batch", "hand-written loop, 500 at once", full=25_000, quick=8_000)
 def handwritten_batch(stage: Stage, count: int) -> Sample:
     """Inbox rows and effects of 500 messages in one transaction, then one ack."""
     return timing.consumption(stage, _job(stage, "consume_batches"), load.BATCH, count, ledger=timing.LEDGER)

@@ -56,6 +56,8 @@ class Measurement:
     quick: int
 
 
+# In this order they are taken: what is compared follows each other closely.
+GROUPS = ("publish", "relay", "consume", "batch", "end to end", "embedded", "figures")
 MEASUREMENTS: dict[str, Measurement] = {}
 Run = Callable[["Stage", int], Sample | Figures]
 
@@ -69,3 +71,8 @@ def measurement(group: str, title: str, *, full: int, quick: int, name: str = ""
         return function
 
     return add
+
+
+def listed() -> list[Measurement]:
+    """All of them, group by group."""
+    return sorted(MEASUREMENTS.values(), key=lambda one: GROUPS.index(one.group))

@@ -29,14 +29,14 @@ def relay(stage: Stage, count: int) -> Sample:
     return timing.relaying(stage, [*manage(), "relay"], count)
 
 
-@measurement("consume", "consume --concurrency=1", full=4_000, quick=1_500)
+@measurement("consume", "consume --concurrency=1", full=4_000, quick=1_000)
 def consume_single(stage: Stage, count: int) -> Sample:
     """One transaction per message, one worker."""
     return _consume(stage, load.SINGLE, count, 1, 1)
 
 
 def _consume_shared(processes: int, concurrency: int) -> None:
-    name, quick = f"consume_{processes}x{concurrency}", 2_000 if (processes, concurrency) in QUICK_SHARES else 0
+    name, quick = f"consume_{processes}x{concurrency}", 1_500 if (processes, concurrency) in QUICK_SHARES else 0
     title = f"consume --processes={processes} --concurrency={concurrency}"
 
     @measurement("consume", title, full=6_000, quick=quick, name=name)
@@ -48,13 +48,13 @@ for _share in SHARES:
     _consume_shared(*_share)
 
 
-@measurement("batch", "consume, @handler(batch=500)", full=25_000, quick=10_000)
+@measurement("batch", "consume, @handler(batch=500)", full=25_000, quick=8_000)
 def consume_batch(stage: Stage, count: int) -> Sample:
     """One transaction per batch, one worker."""
     return _consume(stage, load.BATCH, count, 1, 1)
 
 
-@measurement("end to end", "publish_many(), relay, @handler(batch=500)", full=20_000, quick=6_000)
+@measurement("end to end", "publish_many(), relay, @handler(batch=500)", full=20_000, quick=5_000)
 def end_to_end(stage: Stage, count: int) -> Sample:
     """One process publishes while one consumes, with the relay inside; every message is in the outbox and the inbox."""
     stage.clear()

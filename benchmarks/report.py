@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
-from benchmarks.measuring import MEASUREMENTS, Figures, Sample
+from benchmarks.measuring import Figures, Sample, listed
 from benchmarks.ratios import LIMITS, RATIOS, best_of
 from benchmarks.result import Result
 
@@ -25,12 +26,14 @@ def short(found: Sample | Figures) -> str:
 
 def _rates(result: Result) -> Iterator[str]:
     yield f"{'messages a second':52} {'median':>10}   {'lowest':>9} {'highest':>9}"
-    for group in dict.fromkeys(one.group for one in MEASUREMENTS.values()):
-        for name, one in MEASUREMENTS.items():
-            if one.group == group and (found := result.samples.get(name)):
-                mark = "  (best)" if name == best_of(result.rates) else ""
-                low, high = min(found), max(found)
-                yield f"  {one.title:50} {result.rates[name]:10,.0f}   {low:9,.0f} {high:9,.0f}{mark}"
+    for group, members in itertools.groupby(listed(), key=lambda one: one.group):
+        measured = [one for one in members if one.name in result.samples]
+        if measured:
+            yield f" {group}"
+        for one in measured:
+            low, high = min(result.samples[one.name]), max(result.samples[one.name])
+            mark = "  (best)" if one.name == best_of(result.rates) else ""
+            yield f"  {one.title:50} {result.rates[one.name]:10,.0f}   {low:9,.0f} {high:9,.0f}{mark}"
 
 
 def _ratios(result: Result) -> Iterator[str]:
