@@ -40,6 +40,16 @@ CREATE FUNCTION shifted.statement_timestamp() RETURNS timestamptz LANGUAGE sql S
 AS $$ SELECT pg_catalog.statement_timestamp() + interval '{hours} hours' $$;
 ALTER DATABASE {name} SET search_path = shifted, pg_catalog, public;
 """
+UNSHIFTED = """SELECT COUNT(*) FROM information_schema.columns
+WHERE table_schema = 'public' AND column_default = 'pg_catalog.statement_timestamp()'"""
+# A default is bound to its function when it is made, so those of the columns are made again.
+SHIFT_DEFAULTS = """
+DO $$ DECLARE place record; BEGIN
+FOR place IN SELECT table_name, column_name FROM information_schema.columns
+             WHERE table_schema = 'public' AND column_default = 'pg_catalog.statement_timestamp()' LOOP
+    EXECUTE format('ALTER TABLE %I ALTER %I SET DEFAULT statement_timestamp()', place.table_name, place.column_name);
+END LOOP; END $$;
+"""
 
 
 def failed(site: Site, *texts: str) -> None:
@@ -139,6 +149,9 @@ def test_a_clock_that_is_wrong_by_an_hour_neither_loses_nor_hurries_a_retry(site
     made.sql(SHIFT.format(hours=hours, name=made.database_url.rpartition("/")[2]))
     apart = made.value("SELECT round(extract(epoch FROM statement_timestamp() - clock_timestamp()) / 3600)")
     assert apart == hours
+    assert made.value(UNSHIFTED) > 0
+    made.sql(SHIFT_DEFAULTS)
+    assert made.value(UNSHIFTED) == 0
     running = consume(made)
     begun = time.monotonic()
     made.shell(
