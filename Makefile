@@ -35,7 +35,7 @@ reliability: ## every failure mode, as a table with its result (ARGS=--write not
 chaos: ## a soak under random faults, which ends with a proof by query (MINUTES, SEED, BROKER=embedded, KEEP=1)
 	@$(PYTHON) -m tools.chaos
 
-bench: ## how fast it is, beside raw floors and peers (QUICK=1, ROUNDS, ONLY=name,name, JSON=path, SVG=path)
+bench: ## how fast it is, beside raw floors and peers (QUICK=1; more in docs/benchmarks.md)
 	@$(PYTHON) -m benchmarks
 
 docs: environment ## the documentation as a site in var/docs

@@ -1,4 +1,4 @@
-"""`make bench`: QUICK=1, ROUNDS (3), ONLY=name,name, JSON=path, SVG=path.
+"""`make bench`: QUICK=1, ROUNDS (3), ONLY=name,name, JSON=path, SVG=path, WRITE=1 (into docs/benchmarks.md).
 
 Exit status: 0 when everything was measured, whatever the ratios; 1 when a measurement broke or a count was wrong; 2
 when there was nothing to measure with.
@@ -21,7 +21,8 @@ if __name__ == "__main__":
     if Path(sys.prefix).resolve() != python.parent.parent.resolve():
         os.execv(python, [str(python), "-m", "benchmarks"])  # noqa: S606 - ourselves, in the environment
 
-from benchmarks import chart, embedded, figures, floors, machine, ours, peers, report
+from benchmarks import chart, embedded, figures, floors, machine, ours, page, peers, report
+from benchmarks.environments import pinned
 from benchmarks.measuring import MEASUREMENTS, Broken, Measurement, listed
 from benchmarks.ratios import BEST, is_candidate
 from benchmarks.result import Result
@@ -36,6 +37,8 @@ MODULES = (floors, peers, ours, embedded, figures)  # importing them fills the l
 def main() -> int:
     """Run as the environment says."""
     chosen, rounds, is_quick = _chosen(), _rounds(), _is_quick()
+    if (writes := _is_set("WRITE")) and (os.environ.get("ONLY") or is_quick):
+        raise SystemExit("WRITE=1 needs a whole run: leave ONLY and QUICK out.")
     for sentence in install_missing("postgresql", "rabbitmq-server"):
         say(sentence)
     folder = Path(tempfile.mkdtemp(prefix="messaging-bench-"))
@@ -56,6 +59,8 @@ def main() -> int:
         janitor.close()
     say("\n" + report.table(result))
     _write(result)
+    if writes and not result.broken:
+        page.write(result)
     return 1 if result.broken else 0
 
 
@@ -90,11 +95,15 @@ def _write(result: Result) -> None:
 
 def _settings(rounds: int, is_quick: bool) -> dict[str, object]:
     counts = {name: one.quick if is_quick else one.full for name, one in MEASUREMENTS.items()}
-    return {"rounds": rounds, "quick": is_quick, "counts": counts, "postgresql": POSTGRESQL}
+    return {"rounds": rounds, "quick": is_quick, "counts": counts, "postgresql": POSTGRESQL, "peers": pinned()}
 
 
 def _is_quick() -> bool:
-    return os.environ.get("QUICK", "") not in ("", "0")
+    return _is_set("QUICK")
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "") not in ("", "0")
 
 
 def _rounds() -> int:

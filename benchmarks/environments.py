@@ -35,10 +35,11 @@ def python_of(peer: str) -> Path:
     return venv / "bin" / "python"
 
 
-def versions_of(peer: str) -> list[str]:
-    """What the peer's list pins, such as "celery==5.7.0"."""
-    lines = Path(__file__).with_name(f"requirements-{peer}.txt").read_text().splitlines()
-    return [line for line in lines if "==" in line and not line.startswith("#")]
+def pinned() -> list[str]:
+    """The peers' packages and versions, such as "celery 5.7.0"."""
+    lists = sorted(Path(__file__).parent.glob("requirements-*.txt"))
+    lines = [line for path in lists for line in path.read_text().splitlines()]
+    return [line.replace("==", " ") for line in lines if "==" in line]
 
 
 def _run(command: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from benchmarks.stage import Stage
 
 
 def describe(stage: Stage) -> dict[str, str | int]:
-    """Cores, processor, memory and versions."""
+    """Cores, processor, memory, versions, and how busy it is."""
     return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "load": f"{os.getloadavg()[0]:.1f}",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "cpu": _cpu(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),

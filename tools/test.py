@@ -20,6 +20,7 @@ ONCE = [
     *(f"tests/backends/{path.name}" for path in (ROOT / "tests/backends").glob("test_*.py")),
     "tests/docs",
     "tests/failures",
+    "tests/test_benchmarks.py",
     "tests/test_services.py",
 ]
 ONCE.remove("tests/backends/test_database.py")
