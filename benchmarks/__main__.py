@@ -74,7 +74,7 @@ def measure(stage: Stage, chosen: Sequence[Measurement], rounds: int, is_quick: 
             try:
                 found = one.run(stage, (one.quick if is_quick else 0) or one.full)
             except Broken as error:
-                result.broken[one.name] = str(error)
+                result.breaks(one.name, str(error))
                 say(f"{number}/{rounds} {one.name}: BROKEN: {error}")
                 continue
             result.add(one.name, found)

@@ -77,9 +77,9 @@ def idle(stage: Stage, seconds: int) -> Figures:
         return {"idle_cpu_percent": used * 100, "idle_memory_mb": _memory(consumer) / 1e6}
 
 
-@measurement("figures", "what the app adds to the start of a Django site", full=9, quick=3)
+@measurement("figures", "what the app adds to the start of a Django site", full=9, quick=5)
 def startup(stage: Stage, times: int) -> Figures:
-    """django.setup() of the same site with and without it, in turn; the shortest of each, which nothing disturbed."""
+    """Processor time of django.setup() of the same site with and without it, in turn; the least of each."""
     took: dict[str, list[float]] = {"with": [], "without": []}
     for _ in range(times):
         for kind, found in took.items():

@@ -24,13 +24,14 @@ UPDATE messaging_publishedmessage
 SET state = 'published', published_at = clock_timestamp(), due_at = NULL, attempts = attempts + 1
 WHERE id = ANY(%s)
 """
-RECORD = """
-INSERT INTO messaging_processedmessage ({columns}) VALUES {places} ON CONFLICT (alias, queue, key) DO NOTHING
-RETURNING message_id
+RECORD = f"""
+INSERT INTO messaging_processedmessage ({tables.INBOX}) VALUES ({"%s, " * 24}now())
+ON CONFLICT (alias, queue, key) DO NOTHING
 """
-RECORD_ONE = RECORD.format(columns=tables.INBOX, places=tables.INBOX_PLACES)
+EFFECT = "INSERT INTO bench_effect (key) VALUES (%s)"
 PREFETCH = 50  # as our queues have it
 BATCH = 500
+Delivery = tuple[Any, Any, bytes]  # method, properties, body
 
 
 def confirm_each(url: str, _dsn: str, count: int) -> dict[str, Any]:
@@ -55,12 +56,11 @@ def pipelined(url: str, _dsn: str, count: int) -> dict[str, Any]:
 
 
 def insert(_url: str, dsn: str, count: int) -> dict[str, Any]:
-    """Insert outbox rows, 500 in each statement and transaction."""
+    """Insert outbox rows, 500 in each transaction."""
     with psycopg.connect(dsn) as connection:
         began = time.perf_counter()
         for start in range(0, count, tables.ROWS):
-            rows = [tables.outbox_row(load.SINGLE) for _ in range(min(tables.ROWS, count - start))]
-            tables.insert(connection, "messaging_publishedmessage", tables.OUTBOX, rows)
+            tables.publish(connection, load.SINGLE, min(tables.ROWS, count - start))
             connection.commit()
         return {"seconds": time.perf_counter() - began}
 
@@ -86,19 +86,17 @@ def consume(url: str, dsn: str, _count: int) -> dict[str, Any]:
     """Inbox row and effect in a transaction for each message, then its ack, for ever."""
     channel = _channel(url, PREFETCH)
     with psycopg.connect(dsn) as connection:
-        for method, properties, body in channel.consume(load.SINGLE):
-            row = tables.inbox_row(method, properties, body)
-            if connection.execute(RECORD_ONE.encode(), row).rowcount:
-                connection.execute("INSERT INTO bench_effect (key) VALUES (%s)", [json.loads(body)["key"]])
+        for delivery in channel.consume(load.SINGLE):
+            _record(connection, delivery)
             connection.commit()
-            channel.basic_ack(method.delivery_tag)
+            channel.basic_ack(delivery[0].delivery_tag)
     raise AssertionError("the broker cancelled the consumer")
 
 
 def consume_batches(url: str, dsn: str, _count: int) -> dict[str, Any]:
     """The same for 500 messages at once."""
     channel = _channel(url, 4 * BATCH)
-    gathered: list[tuple[Any, Any, bytes]] = []
+    gathered: list[Delivery] = []
     with psycopg.connect(dsn) as connection:
         for method, properties, body in channel.consume(load.BATCH, inactivity_timeout=0.05):
             if method is not None:
@@ -110,12 +108,21 @@ def consume_batches(url: str, dsn: str, _count: int) -> dict[str, Any]:
     raise AssertionError("the broker cancelled the consumer")
 
 
-def _record_batch(connection: psycopg.Connection, deliveries: Sequence[tuple[Any, Any, bytes]]) -> None:
-    statement = RECORD.format(columns=tables.INBOX, places=", ".join([tables.INBOX_PLACES] * len(deliveries)))
-    values = [value for delivery in deliveries for value in tables.inbox_row(*delivery)]
-    new = {row[0] for row in connection.execute(statement.encode(), values)}
-    effects = [(json.loads(body)["key"],) for _, properties, body in deliveries if properties.message_id in new]
-    tables.insert(connection, "bench_effect", "key", effects)
+def _record(connection: psycopg.Connection, delivery: Delivery) -> None:
+    if connection.execute(RECORD.encode(), tables.inbox_row(*delivery)).rowcount:
+        connection.execute(EFFECT, [json.loads(delivery[2])["key"]])
+
+
+def _record_batch(connection: psycopg.Connection, deliveries: Sequence[Delivery]) -> None:
+    """All of them in one transaction; one after another where some were recorded before."""
+    with connection.cursor() as cursor:
+        cursor.executemany(RECORD.encode(), [tables.inbox_row(*delivery) for delivery in deliveries])
+        if cursor.rowcount == len(deliveries):
+            cursor.executemany(EFFECT, [(json.loads(body)["key"],) for _, _, body in deliveries])
+        else:
+            connection.rollback()
+            for delivery in deliveries:
+                _record(connection, delivery)
     connection.commit()
 
 

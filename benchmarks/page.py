@@ -69,6 +69,6 @@ def _rates(result: Result) -> Iterator[str]:
     for group, members in itertools.groupby(listed(), key=lambda one: one.group):
         for one in members:
             if found := result.samples.get(one.name):
-                best = ", the best of ours" if one.name == best_of(result.rates) else ""
+                best = ", the best of ours" if one.name == best_of(result.samples) else ""
                 span = f"{min(found):,.0f} – {max(found):,.0f}"
                 yield f"| {group} | {one.title}{best} | {result.rates[one.name]:,.0f} | {span} |"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -80,21 +82,24 @@ def is_candidate(name: str) -> bool:
     return _CANDIDATE.fullmatch(name) is not None
 
 
-def with_best(rates: Mapping[str, float]) -> dict[str, float]:
-    """The rates, and the best way's as `consume_best`."""
-    best = best_of(rates)
-    return dict(rates) | ({BEST: rates[best]} if best else {})
+def with_best(samples: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """The samples, and the best way's as `consume_best`."""
+    best = best_of(samples)
+    return dict(samples) | ({BEST: samples[best]} if best else {})
 
 
-def best_of(rates: Mapping[str, float]) -> str:
-    """The name of the best way; "" where none was measured."""
-    return max(filter(is_candidate, rates), key=lambda name: rates[name], default="")
+def best_of(samples: Mapping[str, Sequence[float]]) -> str:
+    """The name of the way with the highest median; "" where none was measured."""
+    return max(filter(is_candidate, samples), key=lambda name: statistics.median(samples[name]), default="")
 
 
-def compare(rates: Mapping[str, float]) -> dict[str, float]:
-    """The ratios of those pairs that were both measured."""
+def compare(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The ratios of those pairs that were both measured: the median of what each round says.
+
+    What disturbs the machine for a while disturbs both of a pair, so a round's own ratio is steadier than its rates.
+    """
     return {
-        name: rates[ratio.ours] / rates[ratio.other]
+        name: statistics.median(map(operator.truediv, samples[ratio.ours], samples[ratio.other]))
         for name, ratio in RATIOS.items()
-        if ratio.ours in rates and ratio.other in rates
+        if ratio.ours in samples and ratio.other in samples
     }

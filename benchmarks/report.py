@@ -32,7 +32,7 @@ def _rates(result: Result) -> Iterator[str]:
             yield f" {group}"
         for one in measured:
             low, high = min(result.samples[one.name]), max(result.samples[one.name])
-            mark = "  (best)" if one.name == best_of(result.rates) else ""
+            mark = "  (best)" if one.name == best_of(result.samples) else ""
             yield f"  {one.title:50} {result.rates[one.name]:10,.0f}   {low:9,.0f} {high:9,.0f}{mark}"
 
 

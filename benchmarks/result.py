@@ -36,15 +36,20 @@ class Result:
             for key, value in found.items():
                 self.figures.setdefault(key, []).append(value)
 
+    def breaks(self, name: str, reason: str) -> None:
+        """Note that a measurement proved nothing, and forget what it found in earlier rounds."""
+        self.broken[name] = reason
+        self.samples.pop(name, None)
+
     @property
     def rates(self) -> dict[str, float]:
         """Messages per second: the median of all rounds."""
-        return ratios.with_best({name: statistics.median(found) for name, found in self.samples.items()})
+        return {name: statistics.median(found) for name, found in ratios.with_best(self.samples).items()}
 
     @property
     def ratios(self) -> dict[str, float]:
         """See `benchmarks.ratios`."""
-        return ratios.compare(self.rates)
+        return ratios.compare(ratios.with_best(self.samples))
 
     @property
     def limited(self) -> dict[str, float]:
@@ -64,7 +69,7 @@ class Result:
                 **{name: limit.bound for name, limit in ratios.LIMITS.items()},
             },
             "met": self.met,
-            "best": ratios.best_of(self.rates),
+            "best": ratios.best_of(self.samples),
             "rounds": {name: [round(rate, 1) for rate in found] for name, found in self.samples.items()},
             "figure_rounds": {name: [round(value, 3) for value in found] for name, found in self.figures.items()},
             "broken": self.broken,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
 from hashlib import md5
 from typing import Any
 
@@ -42,8 +41,7 @@ INBOX = (
     "headers, body, body_encoding, wire, round, attempts, error, state, key, digest, handler, worker, exception_type, "
     "fingerprint, processed_at"
 )
-INBOX_PLACES = f"({'%s, ' * 24}now())"
-ROWS = 500  # a statement
+ROWS = 500  # of one call of `publish()`, in all that compares with it
 
 
 def outbox_row(queue: str) -> tuple[object, ...]:
@@ -63,10 +61,13 @@ def inbox_row(method: Any, properties: pika.BasicProperties, body: bytes) -> tup
     return (*address, headers, body.decode(), "", wire, 1, 1, "", "processed", *identity, "bench", "bench", "", "")
 
 
-def insert(connection: psycopg.Connection, table: str, columns: str, rows: Sequence[Sequence[object]]) -> None:
-    """Insert rows with one statement of many VALUES for every 500. The caller commits."""
-    for start in range(0, len(rows), ROWS):
-        some = rows[start : start + ROWS]
-        places = f"({', '.join(['%s'] * len(some[0]))})"
-        statement = f"INSERT INTO {table} ({columns}) VALUES {', '.join([places] * len(some))}"
-        connection.execute(statement.encode(), [value for row in some for value in row])
+def publish(connection: psycopg.Connection, queue: str, count: int) -> None:
+    """Insert rows into our outbox. The caller commits.
+
+    `executemany()` prepares the statement and sends all rows at once: no other INSERT is as fast. COPY is faster, but
+    cannot tell the keys.
+    """
+    places = ", ".join(["%s"] * len(OUTBOX.split(",")))
+    with connection.cursor() as cursor:
+        statement = f"INSERT INTO messaging_publishedmessage ({OUTBOX}) VALUES ({places})"
+        cursor.executemany(statement.encode(), [outbox_row(queue) for _ in range(count)])

@@ -97,12 +97,7 @@ def relaying(stage: Stage, command: Sequence[str], count: int) -> Sample:
 def commit_outbox(dsn: str, count: int) -> float:
     """Publish by hand, in one transaction; returns the moment just before its commit, by the database's clock."""
     with psycopg.connect(dsn) as connection:
-        tables.insert(
-            connection,
-            "messaging_publishedmessage",
-            tables.OUTBOX,
-            [tables.outbox_row(load.SINGLE) for _ in range(count)],
-        )
+        tables.publish(connection, load.SINGLE, count)
         connection.execute("SELECT pg_notify('messaging_outbox', 'default')")
         row = connection.execute("SELECT EXTRACT(EPOCH FROM clock_timestamp())").fetchone()
         assert row is not None
