@@ -17,7 +17,7 @@ from pika.adapters.select_connection import IOLoop
 
 from messaging.backends.rabbitmq import hosts, parameters
 from messaging.backends.rabbitmq.errors import Loss
-from messaging.backends.rabbitmq.frames import Confirm, take_frames, text
+from messaging.backends.rabbitmq.frames import Confirm, Deliver, take_frames, text
 from messaging.backends.rabbitmq.logs import hush_this_thread, logger
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable
@@ -29,14 +29,16 @@ _READ_SIZE = 65536
 
 
 class LosslessConnection(pika.SelectConnection):  # type: ignore[misc]
-    """pika's connection with frames read by us: headers stay bytes, and confirms take a short cut.
+    """pika's connection with frames read by us: headers stay bytes, and confirms and deliveries take a short cut.
 
     Overriding the reading here leaves pika as it is for everybody else in the process.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._inbound = bytearray()
+        self._arriving: dict[int, Deliver] = {}
         self.confirms: dict[int, Callable[[Confirm], None]] = {}
+        self.consumers: dict[int, Callable[[Deliver], None]] = {}
         super().__init__(*args, **kwargs)
 
     def _on_data_available(self, data_in: bytes) -> None:
@@ -47,8 +49,25 @@ class LosslessConnection(pika.SelectConnection):  # type: ignore[misc]
                 handler = self.confirms.get(frame.channel_number)
                 if handler is not None:
                     handler(frame)
-            else:
+            elif not self._take_delivery(frame):
                 self._process_frame(frame)
+
+    def _take_delivery(self, frame: Any) -> bool:
+        """Whether a frame belongs to a delivery, which goes to its channel's consumer once it is complete."""
+        number = frame.channel_number
+        if isinstance(frame, Deliver):
+            self._arriving[number] = frame
+            return True
+        delivery = self._arriving.get(number)
+        if delivery is None:
+            return False
+        delivery.add(frame)
+        if delivery.is_complete:
+            del self._arriving[number]
+            consumer = self.consumers.get(number)
+            if consumer is not None:
+                consumer(delivery)
+        return True
 
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = _READ_SIZE  # pika reads 4 KB at a time

@@ -9,7 +9,7 @@ from typing import Any
 from pika import exceptions, frame, spec
 
 from messaging.exceptions import WireError
-from messaging.fields import encode_short
+from messaging.fields import decode_short, encode_short
 
 Frame = Any  # pika's frame classes share no useful base
 
@@ -18,10 +18,11 @@ _END = b"\xce"
 _PUBLISH_HEAD, _CONTENT_HEAD = Struct(">BHIIH"), Struct(">BHIHHQ")
 _SETTLE = Struct(">BHIIQBc")
 _CONFIRM = Struct(">QB")
+_DELIVER = Struct(">QB")
 _METHOD = Struct(">I")
 _OVERHEAD = _HEAD.size + len(_END)
 _BASIC = spec.BasicProperties.INDEX
-ACK, NACK = spec.Basic.Ack.INDEX, spec.Basic.Nack.INDEX
+ACK, NACK, DELIVER = spec.Basic.Ack.INDEX, spec.Basic.Nack.INDEX, spec.Basic.Deliver.INDEX
 
 
 class RawProperties(spec.BasicProperties):  # type: ignore[misc]
@@ -41,6 +42,50 @@ class Confirm:
         self.tag, bits = _CONFIRM.unpack_from(payload, _METHOD.size)
         self.multiple = bool(bits & 1)
         self.acked = acked
+
+
+class Deliver:
+    """A basic.deliver, with the content that follows it: what a consumer gets most, so it bypasses pika as well.
+
+    Attributes:
+        properties: its header's flags and property list, still encoded.
+        body: complete once `is_complete`.
+    """
+
+    __slots__ = (
+        "_missing", "_pieces", "channel_number", "exchange", "properties", "redelivered", "routing_key", "tag",
+    )  # fmt: skip
+
+    def __init__(self, channel_number: int, payload: bytes) -> None:
+        self.channel_number = channel_number
+        offset = _METHOD.size + 1 + payload[_METHOD.size]  # behind the consumer's tag: a channel has one consumer
+        self.tag, bits = _DELIVER.unpack_from(payload, offset)
+        self.redelivered = bool(bits & 1)
+        self.exchange, offset = decode_short(payload, offset + _DELIVER.size)
+        self.routing_key, _ = decode_short(payload, offset)
+        self.properties = b""
+        self._missing = -1  # bytes of the body; -1 until the header has come
+        self._pieces: list[bytes] = []
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it has come."""
+        return self._missing == 0
+
+    @property
+    def body(self) -> bytes:
+        """The payload."""
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+
+    def add(self, content: Frame) -> None:
+        """Take in the next frame of its content. Raises pika's errors for one that does not belong there."""
+        if self._missing < 0 and isinstance(content, frame.Header):
+            self.properties, self._missing = content.properties.raw, content.body_size
+        elif isinstance(content, frame.Body) and len(content.fragment) <= self._missing:
+            self._pieces.append(content.fragment)
+            self._missing -= len(content.fragment)
+        else:
+            raise exceptions.UnexpectedFrameError(content)
 
 
 def take_frames(buffer: bytearray) -> Iterator[tuple[Frame, int]]:
@@ -83,9 +128,9 @@ def publish_frames(
     return frames
 
 
-def ack_frame(channel: int, tag: int) -> bytes:
-    """A basic.ack of one delivery."""
-    return _SETTLE.pack(1, channel, 13, ACK, tag, 0, _END)
+def ack_frame(channel: int, tag: int, *, multiple: bool = False) -> bytes:
+    """A basic.ack of one delivery, or of all up to it."""
+    return _SETTLE.pack(1, channel, 13, ACK, tag, multiple, _END)
 
 
 def requeue_frame(channel: int, tag: int) -> bytes:
@@ -103,6 +148,8 @@ def _decode(kind: int, channel: int, payload: bytes) -> Frame:
         (index,) = _METHOD.unpack_from(payload)
         if index in (ACK, NACK):
             return Confirm(channel, payload, index == ACK)
+        if index == DELIVER:
+            return Deliver(channel, payload)
         method = spec.methods[index]()
         method.decode(payload, _METHOD.size)
         return frame.Method(channel, method)

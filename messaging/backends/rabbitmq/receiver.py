@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from weakref import WeakSet
 
 from messaging.backends.base import Delivery, Receiver
@@ -14,6 +14,7 @@ from messaging.backends.rabbitmq.connection import Connection, complete
 from messaging.backends.rabbitmq.endpoint import Endpoint
 from messaging.backends.rabbitmq.errors import ChannelRefused, Loss
 from messaging.backends.rabbitmq.logs import logger
+from messaging.backends.rabbitmq.settling import Settlements
 from messaging.backends.rabbitmq.subscription import Subscription
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable, TopologyError
@@ -34,7 +35,7 @@ class RabbitReceiver(Endpoint, Receiver):
         self._subscriptions: dict[str, Subscription] = {}
         self._alive: WeakSet[Subscription] = WeakSet()  # cancelled ones too, while deliveries are out
         self._troubles: dict[str, str] = {}  # by queue
-        self._settled: deque[tuple[Subscription, bytes]] = deque()
+        self.settlements = Settlements()
 
     def consume(self, queue: str, prefetch: int) -> None:
         """Start a consumer; see the contract."""
@@ -91,21 +92,10 @@ class RabbitReceiver(Endpoint, Receiver):
         with contextlib.suppress(BrokerUnavailable, ChannelRefused):
             for subscription in subscriptions:
                 connection.call(subscription.stop, max(0.1, deadline - time.monotonic()))
-            connection.call(lambda written: complete(written, None), max(0.1, deadline - time.monotonic()))
+            connection.call(self._write_settled, max(0.1, deadline - time.monotonic()))
         settling = max((one.settling for one in list(self._alive)), default=0.0)
         time.sleep(max(0.0, min(settling, deadline - time.monotonic())))
         connection.close(max(0.5, deadline - time.monotonic()))
-
-    def settle(self, subscription: Subscription, frame: bytes) -> bool:
-        """Send an acknowledgement soon; from any thread. False when the connection is gone."""
-        with self._lock:
-            if not self._settled:
-                try:
-                    subscription.connection.run(self._flush)
-                except BrokerUnavailable:
-                    return False
-            self._settled.append((subscription, frame))
-            return True
 
     def deliver(self, delivery: Delivery) -> None:
         """Pass a delivery on; called in the I/O thread."""
@@ -123,24 +113,14 @@ class RabbitReceiver(Endpoint, Receiver):
         self._set_trouble(subscription.queue, words)
         self._on_change()
 
-    def _flush(self) -> None:
-        """Write all acknowledgements at once. A channel number is used again, so only live channels get theirs."""
-        with self._lock:
-            settled = list(self._settled)
-            self._settled.clear()
-        frames: dict[Subscription, list[bytes]] = {}
-        for subscription, frame in settled:
-            frames.setdefault(subscription, []).append(frame)
-        for subscription, pieces in frames.items():
-            if subscription.is_live:
-                subscription.connection.io.write(b"".join(pieces))
-                subscription.wrote(len(pieces))
-            subscription.close_if_done()
+    def _write_settled(self, written: Future[None]) -> None:
+        self.settlements.write()
+        complete(written, None)
 
     def _lost(self, _connection: Connection, loss: Loss) -> None:
         with self._lock:
             self._subscriptions.clear()
-            self._settled.clear()
+        self.settlements.forget()
         self._troubles.clear()
         if not loss.ours:
             self._on_change()

@@ -12,7 +12,8 @@ from pika import spec
 from messaging.backends.base import Delivery
 from messaging.backends.rabbitmq.connection import Connection
 from messaging.backends.rabbitmq.errors import Loss, refusal
-from messaging.backends.rabbitmq.frames import RawProperties, ack_frame, requeue_frame, text
+from messaging.backends.rabbitmq.frames import Deliver, requeue_frame
+from messaging.backends.rabbitmq.settling import settlement_frames
 from messaging.exceptions import BrokerUnavailable
 from messaging.wire import Properties
 
@@ -44,6 +45,7 @@ class Subscription:
         self._stopping = False
         self._closed = False
         self._unsettled: dict[int, bool] = {}
+        self._unwritten: dict[int, None] = {}  # those of which the broker was told nothing yet
         self._burst = 0
         self._burst_at = 0.0
 
@@ -84,31 +86,40 @@ class Subscription:
     def close_if_done(self) -> None:
         """Close the channel of a stopped consumer once nothing on it waits; in the I/O thread."""
         channel = self._channel
-        if self._stopping and not self._unsettled and channel is not None and channel.is_open:
+        if self._stopping and not self._unwritten and channel is not None and channel.is_open:
             if self.settling > 0:
                 self.connection.io.later(self.settling, self.close_if_done)
                 return
-            channel._consumers.clear()
+            self._leave()
             channel.close()
+
+    @property
+    def is_low(self) -> bool:
+        """Whether half of what the broker may deliver is settled, so that it should hear of that now."""
+        return 2 * len(self._unsettled) <= self._prefetch
 
     @property
     def settling(self) -> float:
         """Seconds until the channel can be closed without the broker forgetting acknowledgements."""
         return self._burst_at + _SETTLING_SECONDS - time.monotonic() if self._burst > _BURST else 0.0
 
-    def wrote(self, count: int) -> None:
-        """Take note of acknowledgements that were written; in the I/O thread."""
-        now = time.monotonic()
-        self._burst = count + (self._burst if now - self._burst_at < _SETTLING_SECONDS else 0)
-        self._burst_at = now
-
-    def settle(self, tag: int, frame: bytes) -> bool:
+    def settle(self, tag: int, *, done: bool) -> bool:
         """Acknowledge or requeue one delivery, once; from any thread."""
         if not self.is_live:
             return False
         if self._unsettled.pop(tag, None) is None:
             return True  # settled before; twice would close the channel
-        return self._receiver.settle(self, frame)
+        return self._receiver.settlements.add(self, tag, done=done)
+
+    def write_settled(self, acked: set[int], returned: list[int]) -> None:
+        """Tell the broker of settled deliveries; in the I/O thread. A channel's number is used again after its end."""
+        if self.is_live:
+            frames = settlement_frames(self.number, self._unwritten, acked, returned)
+            self.connection.io.write(b"".join(frames))
+            now = time.monotonic()
+            self._burst = len(frames) + (self._burst if now - self._burst_at < _SETTLING_SECONDS else 0)
+            self._burst_at = now
+        self.close_if_done()
 
     @property
     def number(self) -> int:
@@ -117,22 +128,24 @@ class Subscription:
 
     def _opened(self, channel: Any) -> None:
         channel.add_on_cancel_callback(self._on_cancelled)
+        self.connection.io.consumers[self.number] = self._on_message
         channel.basic_qos(prefetch_count=self._prefetch, callback=self._consume)
 
     def _consume(self, _: Any) -> None:
-        self._tag = self._channel.basic_consume(self.queue, self._on_message, callback=self._consuming)
+        self._tag = self._channel.basic_consume(self.queue, _never_called, callback=self._consuming)
 
     def _consuming(self, _: Any) -> None:
         if self._started is not None and not self._started.done():
             self._started.set_result(None)
         self.close_if_done()
 
-    def _on_message(self, _channel: Any, method: Any, properties: RawProperties, body: bytes) -> None:
+    def _on_message(self, message: Deliver) -> None:
         if self._stopping:
-            self.connection.io.write(requeue_frame(self.number, method.delivery_tag))
+            self.connection.io.write(requeue_frame(self.number, message.tag))
             return
-        self._unsettled[method.delivery_tag] = True
-        self._receiver.deliver(RabbitDelivery(self, method, properties.raw, body))
+        self._unsettled[message.tag] = True
+        self._unwritten[message.tag] = None
+        self._receiver.deliver(RabbitDelivery(self, message))
 
     def _on_cancelled(self, _: Any) -> None:
         self._stopping = True  # the channel stays for what was delivered on it
@@ -142,6 +155,8 @@ class Subscription:
     def _on_closed(self, _channel: Any, error: Exception) -> None:
         self._closed = True
         self._unsettled.clear()
+        self._unwritten.clear()
+        self._leave()
         loss = Loss.of(error)
         if loss.ours or not self.connection.io.is_open:
             return  # the connection's own end says more
@@ -152,6 +167,15 @@ class Subscription:
                 self, f'The broker closed the channel of queue "{self.queue}": {loss.code} {loss.reason}.'
             )
 
+    def _leave(self) -> None:
+        self._channel._consumers.clear()
+        if self.connection.io.consumers.get(self.number) == self._on_message:
+            del self.connection.io.consumers[self.number]
+
+
+def _never_called(*_: Any) -> None:
+    """For pika: deliveries do not go through it."""
+
 
 class RabbitDelivery(Delivery):
     """A message from RabbitMQ, tied to the channel that it came on."""
@@ -160,15 +184,15 @@ class RabbitDelivery(Delivery):
         "_subscription", "_tag", "body", "exchange", "properties", "queue", "received_at", "redelivered", "routing_key",
     )  # fmt: skip
 
-    def __init__(self, subscription: Subscription, method: Any, raw_properties: bytes, body: bytes) -> None:
+    def __init__(self, subscription: Subscription, message: Deliver) -> None:
         self._subscription = subscription
-        self._tag = int(method.delivery_tag)
+        self._tag = message.tag
         self.queue = subscription.queue
-        self.exchange = text(method.exchange)
-        self.routing_key = text(method.routing_key)
-        self.redelivered = bool(method.redelivered)
-        self.properties = Properties.decode(raw_properties)
-        self.body = body
+        self.exchange = message.exchange
+        self.routing_key = message.routing_key
+        self.redelivered = message.redelivered
+        self.properties = Properties.decode(message.properties)
+        self.body = message.body
         self.received_at = time.monotonic()
 
     def __repr__(self) -> str:
@@ -176,11 +200,11 @@ class RabbitDelivery(Delivery):
 
     def ack(self) -> bool:
         """Tell the broker that it is done; from any thread."""
-        return self._subscription.settle(self._tag, ack_frame(self._subscription.number, self._tag))
+        return self._subscription.settle(self._tag, done=True)
 
     def requeue(self) -> bool:
         """Give it back unprocessed; from any thread."""
-        return self._subscription.settle(self._tag, requeue_frame(self._subscription.number, self._tag))
+        return self._subscription.settle(self._tag, done=False)
 
     @property
     def is_live(self) -> bool:
