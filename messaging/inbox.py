@@ -16,9 +16,11 @@ from datetime import timedelta
 from typing import Any
 
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import BooleanField, Case, Q, Value, When
 
 from messaging.clock import Now
+from messaging.compiled import insert
 from messaging.database import brief_locks, is_lock_wait, is_refusal
 from messaging.exceptions import WireError
 from messaging.handlers import Handler
@@ -77,13 +79,10 @@ class Place:
         """
         connection = connections[database]
         try:
-            with brief_locks(connection, TWIN_WAIT):
-                if self.is_new:
-                    self._insert(database, next_round=next_round, **changes)
-                elif not self.row.move(
-                    *self.sources, round=self.row.round, token=self.token, next_round=next_round, **changes
-                ):
-                    raise AlreadyRecorded
+            if self.is_new:
+                self._insert(database, next_round=next_round, **changes)
+            else:
+                self._move(connection, next_round=next_round, **changes)
         except OperationalError as error:
             # A busy SQLite says nothing about twins.
             if is_lock_wait(error) and connection.vendor != "sqlite":
@@ -97,11 +96,17 @@ class Place:
         if next_round is not None:
             row.round = next_round
         try:
-            row.save(using=database, force_insert=True)
+            insert(row, database, lock_wait=TWIN_WAIT)
         except IntegrityError as error:
             if is_refusal(error):
                 raise
             raise AlreadyRecorded from error
+
+    def _move(self, connection: BaseDatabaseWrapper, *, next_round: int | None, **changes: Any) -> None:
+        row = self.row
+        with brief_locks(connection, TWIN_WAIT):
+            if not row.move(*self.sources, round=row.round, token=self.token, next_round=next_round, **changes):
+                raise AlreadyRecorded
 
     @contextmanager
     def tentative(self) -> Iterator[None]:
