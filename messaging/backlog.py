@@ -7,91 +7,18 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 
 from messaging.backends.base import Delivery
 from messaging.handlers import Handler
-from messaging.killpoints import kill_point
-from messaging.message import DIED
+from messaging.items import Item, Job, Line, identity
 
 logger = logging.getLogger("messaging.consumer")
 
 GATHERING = 0.05  # seconds that an incomplete batch waits for more
 REMEMBERED = 10_000  # deliveries that went back unstarted and need not run alone when they come again
 PATIENCE = 10.0  # seconds that a suspect waits for what runs to end
-_DIED = DIED.encode()
-
-
-@dataclass(eq=False, slots=True)
-class Item:
-    """A delivery on its way through this process.
-
-    Attributes:
-        handler: the handler that would take it; None when nobody would.
-        is_dead: whether it comes from a dead-letter queue, so that it is recorded, not run.
-        is_innocent: whether it was redelivered because this process gave it back unstarted.
-        is_acked: whether the broker was told that it is done.
-    """
-
-    delivery: Delivery
-    handler: Handler | None
-    is_dead: bool
-    is_innocent: bool = False
-    is_acked: bool = False
-
-    def ack(self) -> bool:
-        """Acknowledge it, once. False when its channel is gone: it comes again, and the inbox knows it."""
-        if self.is_acked:
-            return True
-        self.is_acked = True
-        reached = self.delivery.ack()
-        kill_point("consumer.acked")
-        return reached
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether the broker has taken it back."""
-        return not self.is_acked and not self.delivery.is_live
-
-    @property
-    def is_atomic(self) -> bool:
-        """Whether a handler runs it and blocks nobody for hours: such messages make room for a suspect."""
-        return self.handler is not None and self.handler.atomic and not self.is_dead
-
-    @property
-    def is_suspect(self) -> bool:
-        """Whether it may have killed a process before, so that nothing innocent should run beside it."""
-        died = _DIED in (self.delivery.properties.raw_headers or b"")
-        return self.is_atomic and (died or (self.delivery.redelivered and not self.is_innocent))
-
-    @property
-    def identity(self) -> tuple[str, str, str | None, int]:
-        """What it is recognised by when it comes again."""
-        delivery = self.delivery
-        return delivery.queue, delivery.routing_key, delivery.properties.message_id, hash(delivery.body)
-
-    @property
-    def batch(self) -> int | None:
-        """How many of its kind may run together; None for one at a time."""
-        if self.handler is None or self.is_dead or self.delivery.redelivered or self.is_suspect:
-            return None
-        return self.handler.batch
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """What one worker does next: one item, or a batch of one handler."""
-
-    items: list[Item]
-    is_alone: bool = False
-
-    @property
-    def head(self) -> Item:
-        """The first, or only, item."""
-        return self.items[0]
 
 
 @dataclass(order=True, slots=True)
@@ -116,25 +43,23 @@ class Backlog:
         self._route = route
         self._dead_queues = frozenset(dead_queues)
         self._changed = threading.Condition()
-        self._waiting: dict[str, deque[Item]] = {}  # in the order of their turns
+        self._waiting: dict[str, Line] = {}  # in the order of their turns
         self._aside: list[_Aside] = []
         self._order = itertools.count()
         self._running = self._atomic_running = 0
         self._is_alone = self._is_held = self._is_closed = False
         self._suspect_since: float | None = None
-        self._unstarted: set[tuple[str, str, str | None, int]] = set()
+        self._unstarted: set[tuple[str, str, str | None, int]] = set()  # their identities
 
     def put(self, delivery: Delivery) -> None:
         """Take in a delivery; called from the backend's thread."""
         is_dead = delivery.queue in self._dead_queues
-        item = Item(delivery, None if is_dead else self._find_handler(delivery), is_dead)
+        handler = None if is_dead else self._find_handler(delivery)
         with self._changed:
-            if delivery.redelivered and self._unstarted:
-                item.is_innocent = item.identity in self._unstarted
-                self._unstarted.discard(item.identity)
+            item = Item(delivery, handler, is_dead, is_innocent=delivery.redelivered and self._gave_back(delivery))
             if not self._is_closed:
-                self._waiting.setdefault(delivery.queue, deque()).append(item)
-                self._changed.notify()
+                if self._line(delivery.queue).append(item):
+                    self._changed.notify()
                 return
         delivery.requeue()
 
@@ -144,6 +69,8 @@ class Backlog:
             while not self._is_closed:
                 job, pause = self._next()
                 if job is not None:
+                    if any(self._waiting.values()):
+                        self._changed.notify()  # whoever waits for nothing in particular
                     return job
                 self._changed.wait(pause)
         return None
@@ -155,7 +82,8 @@ class Backlog:
             self._atomic_running -= job.head.is_atomic
             if job.is_alone:
                 self._is_alone = False
-            self._changed.notify_all()
+            if job.is_alone or self._suspect_since is not None:  # nothing else waits for the end of what runs
+                self._changed.notify_all()
 
     def put_back(self, items: Iterable[Item], after: float = 0.0) -> None:
         """Nothing was spent on these: offer them again after `after` seconds."""
@@ -211,26 +139,35 @@ class Backlog:
             logger.exception("No handler could be looked up for a delivery of the queue %s.", delivery.queue)
             return None
 
+    def _gave_back(self, delivery: Delivery) -> bool:
+        """Whether this process gave it back unstarted, and has not seen it since."""
+        if not self._unstarted:
+            return False
+        known = identity(delivery)
+        is_known = known in self._unstarted
+        self._unstarted.discard(known)
+        return is_known
+
+    def _line(self, queue: str) -> Line:
+        line = self._waiting.get(queue)
+        if line is None:
+            line = self._waiting[queue] = Line()
+        return line
+
     def _remove(self, chosen: Callable[[Item], bool]) -> list[Item]:
-        removed: list[Item] = []
-
-        def keep(item: Item) -> bool:
-            if chosen(item):
-                removed.append(item)
-                return False
-            return True
-
         with self._changed:
-            for queue, items in self._waiting.items():
-                self._waiting[queue] = deque(item for item in items if keep(item))
+            removed = [item for line in self._waiting.values() for item in line.remove(chosen)]
             for item in removed:  # these have not started; what was set aside below may have
                 if not item.is_suspect and len(self._unstarted) < REMEMBERED:
-                    self._unstarted.add(item.identity)
-            self._aside = [aside for aside in self._aside if keep(aside.item)]
-            heapq.heapify(self._aside)
-            if removed:
+                    self._unstarted.add(identity(item.delivery))
+            aside = [one.item for one in self._aside if chosen(one.item)]
+            if aside:
+                gone = set(aside)
+                self._aside = [one for one in self._aside if one.item not in gone]
+                heapq.heapify(self._aside)
+            if removed or aside:
                 self._changed.notify_all()
-        return removed
+        return removed + aside
 
     def _next(self) -> tuple[Job | None, float | None]:
         """The next job, or how long to wait at most before looking again (None: until something changes)."""
@@ -239,13 +176,13 @@ class Backlog:
         now = time.monotonic()
         self._recall(now)
         pauses = [self._aside[0].due - now] if self._aside else []
-        heads = [(queue, items) for queue, items in self._waiting.items() if items]
-        if not any(items[0].is_suspect for _, items in heads):
+        lines = [(queue, line) for queue, line in self._waiting.items() if line]
+        if not any(line.head.is_suspect for _, line in lines):
             self._suspect_since = None
-        for queue, items in heads:
-            pause = self._obstacle(items, now)
+        for queue, line in lines:
+            pause = self._obstacle(line, now)
             if pause == 0:
-                return self._start(queue, items), None
+                return self._start(queue, line), None
             if pause is not None:
                 pauses.append(pause)
         return None, min(pauses, default=None)
@@ -253,11 +190,11 @@ class Backlog:
     def _recall(self, now: float) -> None:
         while self._aside and self._aside[0].due <= now:
             item = heapq.heappop(self._aside).item
-            self._waiting.setdefault(item.delivery.queue, deque()).appendleft(item)
+            self._line(item.delivery.queue).append_left(item)
 
-    def _obstacle(self, items: deque[Item], now: float) -> float | None:
+    def _obstacle(self, line: Line, now: float) -> float | None:
         """Seconds until the first of these may start: 0 for now, None for when another one ends."""
-        head = items[0]
+        head = line.head
         if head.is_atomic and self._is_alone:
             return None
         if head.is_suspect and self._atomic_running:
@@ -265,26 +202,16 @@ class Backlog:
             return max(0.0, self._suspect_since + PATIENCE - now)
         if head.is_atomic and not head.is_suspect and self._suspect_since is not None:
             return None
-        if head.batch is not None and 1 + len(_mates(items)) < head.batch:
+        if not line.is_full:
             return max(0.0, head.delivery.received_at + GATHERING - now)
         return 0.0
 
-    def _start(self, queue: str, items: deque[Item]) -> Job:
-        head = items[0]
-        mates = _mates(items)[: head.batch - 1] if head.batch is not None else []
-        job = Job([head, *mates], is_alone=head.is_suspect)
-        del self._waiting[queue]
-        items.popleft()
-        chosen = set(mates)
-        self._waiting[queue] = deque(item for item in items if item not in chosen) if mates else items  # its next turn
+    def _start(self, queue: str, line: Line) -> Job:
+        items = line.take()
+        job = Job(items, is_alone=items[0].is_suspect)
+        self._waiting[queue] = self._waiting.pop(queue)  # its next turn comes after the others'
         self._running += 1
-        self._atomic_running += head.is_atomic
+        self._atomic_running += job.head.is_atomic
         if job.is_alone:
             self._is_alone, self._suspect_since = True, None
         return job
-
-
-def _mates(items: deque[Item]) -> list[Item]:
-    """Those that may run in one batch with the first."""
-    head = items[0]
-    return [item for item in islice(items, 1, None) if item.batch is not None and item.handler is head.handler]

@@ -65,11 +65,11 @@ class Plan:
         return frozenset(dead.difference(registry.queues(self.alias)))
 
     def prefetches(self) -> dict[str, int]:
-        """Unacknowledged deliveries at most, by queue; a batch must fit in."""
+        """Unacknowledged deliveries at most, by queue: while a batch runs, the next one gathers."""
         settings = conf.get(self.alias)
         result = dict.fromkeys(self.dead_queues, DEAD_PREFETCH)
         for queue in self.queues:
-            batches = [handler.batch or 1 for handler in registry.all(self.alias) if handler.queue == queue]
+            batches = [2 * (handler.batch or 1) for handler in registry.all(self.alias) if handler.queue == queue]
             result[queue] = self.prefetch or max([settings.queue(queue).prefetch, *batches])
         return result
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 
 from django.db import Error, connections, transaction
 from django.db.models import F
@@ -15,9 +16,9 @@ from messaging import conf, signals, topology
 from messaging.backends.base import QueueSpec
 from messaging.drained import Drained, Events
 from messaging.exceptions import DatabaseUnavailable, MessagingError
+from messaging.execution import call
 from messaging.handlers import Handler, registry, topic_matches
-from messaging.inbox import Place
-from messaging.message import ReceivedMessage
+from messaging.message import Envelope, ReceivedMessage, Running
 from messaging.models import PublishedMessage
 from messaging.models.published import PublishedMessageQuerySet
 from messaging.processor import Processor
@@ -35,7 +36,7 @@ CLOSED = (
 )
 
 
-@dataclass(slots=True)
+@dataclass
 class Arrival:
     """A delivery of a message that never left this process."""
 
@@ -45,6 +46,11 @@ class Arrival:
     properties: Properties
     body: bytes
     redelivered: bool = False
+
+    @cached_property
+    def envelope(self) -> Envelope:
+        """The message as it was first published."""
+        return Envelope.received(self.exchange, self.routing_key, self.properties, self.body, self.queue)
 
 
 class Drain:
@@ -61,7 +67,7 @@ class Drain:
         self._databases = usable(settings.databases)
         for database in self._databases:
             refuse_nested(database)
-        self._processor = _TestProcessor(alias, "drain()")
+        self._processor = Processor(alias, "drain()", call=_call)
         self._queues = {spec.name: spec for spec in topology.build(alias).queues}
         self._handled = frozenset(registry.queues(alias))
         self._dead = {f"{queue}.dead" for queue in self._handled if settings.queue(queue).dead_letter} - self._handled
@@ -175,22 +181,20 @@ class Drain:
                 rows.update(due_at=F("due_at") - timedelta(seconds=seconds))
 
 
-class _TestProcessor(Processor):
-    """The processor, with what a handler without a transaction needs inside that of a test."""
-
-    def _call(self, handler: Handler, message: ReceivedMessage, place: Place) -> None:
-        connection = connections[handler.database]
-        if handler.atomic or not connection.in_atomic_block:
-            super()._call(handler, message, place)
-            return
-        hooks = len(connection.run_on_commit)
-        try:
-            with as_in_autocommit(connection):
-                super()._call(handler, message, place)
-        finally:
-            if connection.closed_in_transaction:
-                raise DatabaseUnavailable(CLOSED)
-            run_commit_hooks(connection, hooks)
+def _call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], context: Running) -> None:
+    """Call a handler, and do what one without a transaction needs inside that of a test."""
+    connection = connections[handler.database]
+    if handler.atomic or not connection.in_atomic_block:
+        call(handler, argument, context)
+        return
+    hooks = len(connection.run_on_commit)
+    try:
+        with as_in_autocommit(connection):
+            call(handler, argument, context)
+    finally:
+        if connection.closed_in_transaction:
+            raise DatabaseUnavailable(CLOSED)
+        run_commit_hooks(connection, hooks)
 
 
 def usable(databases: Sequence[str]) -> list[str]:

@@ -22,11 +22,9 @@ from django.db.models import BooleanField, Case, Q, Value, When
 from messaging.clock import Now
 from messaging.compiled import insert
 from messaging.database import brief_locks, is_lock_wait, is_refusal
-from messaging.exceptions import WireError
 from messaging.handlers import Handler
-from messaging.message import CAUSATION, MAX_ROUND, OURS, Envelope, pack_body, storable
+from messaging.message import MAX_ROUND, Envelope
 from messaging.models import ProcessedMessage
-from messaging.wire import to_json
 
 TWIN_WAIT = 2.0  # seconds that a record waits for another transaction with the same message
 
@@ -229,30 +227,14 @@ def existing(row: ProcessedMessage) -> Place:
 def fresh(alias: str, queue: str, envelope: Envelope, *, key: uuid.UUID | None = None) -> Place:
     """The place of a message that was never recorded."""
     round_ = min(envelope.round, MAX_ROUND)
-    row = ProcessedMessage(alias=alias, queue=queue, key=key or envelope.key or uuid.uuid4(), round=round_)
-    fill(row, envelope)
-    return Place(row)
+    key = key or envelope.key or uuid.uuid4()
+    return Place(ProcessedMessage(alias=alias, queue=queue, key=key, round=round_, **envelope.columns))
 
 
 def fill(row: ProcessedMessage, envelope: Envelope) -> None:
     """Put the content of a message into its row."""
-    properties = envelope.properties
-    headers = {name: value for name, value in properties.headers.items() if name not in OURS}
-    row.digest = envelope.digest
-    row.message_id = storable(envelope.message_id, 255)
-    row.exchange = storable(envelope.exchange, 255)
-    row.routing_key = storable(envelope.routing_key, 255)
-    row.type = storable(properties.type or "", 255)
-    row.content_type = storable(properties.content_type or "", 255)
-    row.correlation_id = storable(properties.correlation_id or "", 255)
-    row.causation_id = storable(str(headers.get(CAUSATION) or ""), 255)
-    row.reply_to = storable(properties.reply_to or "", 255)
-    row.headers = to_json(headers)
-    row.body, row.body_encoding = pack_body(envelope.body)
-    try:
-        row.wire = envelope.to_wire()
-    except WireError:  # properties so broken that they cannot be written again
-        row.wire = None
+    for name, value in envelope.columns.items():
+        setattr(row, name, value)
 
 
 def _escape(row: ProcessedMessage) -> None:

@@ -15,7 +15,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 SLOT = 4096
@@ -55,7 +55,7 @@ class Entry:
 
     def to_json(self) -> str:
         """As it crosses from a dead process to its successor."""
-        return json.dumps(asdict(self))
+        return json.dumps({name: getattr(self, name) for name in self.__slots__})
 
     @classmethod
     def from_json(cls, text: str) -> Entry:

@@ -19,7 +19,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 from messaging.exceptions import PayloadError, WireError
 from messaging.fields import MAX_SHORT
 from messaging.logs import one_line
-from messaging.wire import Properties
+from messaging.wire import Properties, to_json
 
 # Headers of ours. RabbitMQ's headers exchange ignores names that begin with "x-" unless told otherwise.
 ROUND = "x-messaging-round"
@@ -159,6 +159,39 @@ class Envelope:
         )
         return Envelope(self.exchange, self.routing_key, properties, self.body, round_, queue, key)
 
+    def read(self) -> None:
+        """Read all that the inbox wants to know, which is then kept."""
+        _ = self.key, self.columns
+
+    @cached_property
+    def columns(self) -> dict[str, Any]:
+        """The message itself as a row keeps it, by column: shown as any database takes it, and to the byte."""
+        properties = self.properties
+        headers = {name: value for name, value in properties.headers.items() if name not in OURS}
+        body, body_encoding = pack_body(self.body)
+        try:
+            wire = self.to_wire()
+        except WireError:  # properties so broken that they cannot be written again
+            wire = None
+        texts = {
+            "message_id": self.message_id,
+            "exchange": self.exchange,
+            "routing_key": self.routing_key,
+            "type": properties.type or "",
+            "content_type": properties.content_type or "",
+            "correlation_id": properties.correlation_id or "",
+            "causation_id": str(headers.get(CAUSATION) or ""),
+            "reply_to": properties.reply_to or "",
+        }
+        return {
+            "digest": self.digest,
+            **{name: storable(text, 255) for name, text in texts.items()},
+            "headers": to_json(headers),
+            "body": body,
+            "body_encoding": body_encoding,
+            "wire": wire,
+        }
+
     @cached_property
     def message_id(self) -> str:
         """The id its publisher gave it; "" for none."""
@@ -265,18 +298,24 @@ class ReceivedMessage:
 
 @dataclass
 class Running:
-    """What `publish()` needs to know of the handler that calls it; a batch has no one message."""
+    """What `publish()` needs to know of the handler that calls it.
+
+    Attributes:
+        message: what it handles; None for a batch.
+        database: where its transaction runs, if it is `atomic`.
+        cause: what the ids of its messages derive from; None where a transaction takes them back with the rest.
+    """
 
     message: ReceivedMessage | None
     database: str
     atomic: bool
-    cause: uuid.UUID
+    cause: uuid.UUID | None
     published: dict[str, int] = field(default_factory=dict)
 
     def next_id(self, destination: str) -> uuid.UUID:
         """An id derived from the cause, so that a rerun of a handler without a transaction does not double."""
         count = self.published[destination] = self.published.get(destination, 0) + 1
-        return uuid.uuid5(self.cause, f"{count}:{destination}")
+        return uuid.uuid5(self.cause, f"{count}:{destination}") if self.cause is not None else uuid.uuid4()
 
 
 _json = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

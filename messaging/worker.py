@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 from django.db import connections, reset_queries
 
-from messaging.backlog import Backlog, Item, Job
+from messaging.backlog import Backlog
 from messaging.database import close_old, is_lost, reconnect
 from messaging.exceptions import DatabaseUnavailable
+from messaging.items import Item, Job
 from messaging.killpoints import kill_point
 from messaging.ledger import Entry, Slot, end_without_memory
 from messaging.processor import Processor, Settlement

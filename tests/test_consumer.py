@@ -19,8 +19,9 @@ import pika
 import pytest
 
 from messaging.backends.base import Delivery
-from messaging.backlog import Backlog, Job
+from messaging.backlog import Backlog
 from messaging.handlers import Handler
+from messaging.items import Job
 from messaging.message import DIED
 from messaging.wire import Properties
 from tests.services import Database

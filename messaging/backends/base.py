@@ -10,9 +10,11 @@ import abc
 import enum
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from messaging.conf import AliasSettings
+from messaging.message import Envelope
 from messaging.wire import Properties
 
 DEAD = ".dead"  # what a dead-letter queue's name ends with
@@ -117,6 +119,11 @@ class Delivery(abc.ABC):
     body: bytes
     redelivered: bool
     received_at: float  # time.monotonic() of its arrival
+
+    @cached_property
+    def envelope(self) -> Envelope:
+        """The message as it was first published, whatever way a retry took."""
+        return Envelope.received(self.exchange, self.routing_key, self.properties, self.body, self.queue)
 
     @abc.abstractmethod
     def ack(self) -> bool:

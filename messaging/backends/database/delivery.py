@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 class DatabaseDelivery(Delivery):
     """A message from the embedded broker, tied to the lease under which it was taken."""
 
-    __slots__ = (
-        "_feed", "body", "exchange", "properties", "queue", "received_at", "redelivered", "routing_key", "row_id",
-        "subscription",
-    )  # fmt: skip
-
     def __init__(self, feed: Feed, subscription: Subscription, row: EmbeddedMessage) -> None:
         self._feed = feed
         self.subscription = subscription

@@ -180,10 +180,6 @@ def _never_called(*_: Any) -> None:
 class RabbitDelivery(Delivery):
     """A message from RabbitMQ, tied to the channel that it came on."""
 
-    __slots__ = (
-        "_subscription", "_tag", "body", "exchange", "properties", "queue", "received_at", "redelivered", "routing_key",
-    )  # fmt: skip
-
     def __init__(self, subscription: Subscription, message: Deliver) -> None:
         self._subscription = subscription
         self._tag = message.tag

@@ -1,0 +1,114 @@
+"""What the parts of one process's processor share, and one delivery on its way through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from django.db import connections
+
+from messaging import conf
+from messaging.claims import Claims
+from messaging.execution import call
+from messaging.handlers import Handler, Registry
+from messaging.inbox import Place
+from messaging.ledger import Entry
+from messaging.logs import one_line
+from messaging.message import Envelope, ReceivedMessage, Running, storable
+from messaging.outages import Outages
+from messaging.wire import Properties
+
+
+class Incoming(Protocol):
+    """What the processor needs of a backend's delivery; its envelope is made once, and kept."""
+
+    queue: str
+    exchange: str
+    routing_key: str
+    properties: Properties
+    body: bytes
+    redelivered: bool
+
+    @property
+    def envelope(self) -> Envelope:
+        """The message as it was first published."""
+
+
+# Enters an attempt into the process's ledger while it runs; yields what lifts its time limit.
+RunningNow = Callable[[Entry], AbstractContextManager[Callable[[], None]]]
+Call = Callable[[Handler, "ReceivedMessage | list[ReceivedMessage]", Running], None]
+
+
+@dataclass(frozen=True)
+class Station:
+    """Where one worker process stands; safe to share between its threads.
+
+    Attributes:
+        alias: alias of `MESSAGING`, with its `settings`.
+        worker: the name under which claims and attempts are recorded.
+        outages, claims: what is known of the databases, and of what runs here under a lease.
+        handlers: the registry to find handlers in.
+        running: enters an attempt into the process's ledger.
+        call: calls a handler.
+    """
+
+    alias: str
+    worker: str
+    settings: conf.AliasSettings
+    outages: Outages
+    claims: Claims
+    handlers: Registry
+    running: RunningNow
+    call: Call = call
+
+    @property
+    def database(self) -> str:
+        """Where that is recorded which no handler takes."""
+        return self.settings.databases[0] if self.settings.databases else "default"
+
+
+@dataclass
+class Work:
+    """One delivery on its way through the processor; `lift` ends its handler's time limit."""
+
+    envelope: Envelope
+    queue: str
+    handler: Handler
+    redelivered: bool
+    ack: Callable[[], object]
+    acked: bool = False
+    lift: Callable[[], None] = lambda: None
+
+    @property
+    def database(self) -> str:
+        """Where its handler's transaction runs."""
+        return self.handler.database
+
+    @property
+    def name(self) -> str:
+        """What the log calls it."""
+        return one_line(f"Message {self.envelope.message_id or 'without id'} of the queue {self.queue}")
+
+    def entry(self, station: Station, place: Place, started: float, *, batch: int = 1) -> Entry:
+        """What the ledger shows while it runs; for a batch its first message stands for all."""
+        return Entry(
+            alias=station.alias,
+            queue=self.queue,
+            key=str(place.row.key),
+            digest=str(self.envelope.digest),
+            round=place.row.round,
+            message_id=storable(self.envelope.message_id, 255),
+            database=self.database,
+            handler=self.handler.name,
+            started=started,
+            timeout=self.handler.timeout,
+            token=str(place.token or ""),
+            batch=batch,
+        )
+
+
+def inserts_first(database: str) -> bool:
+    """Whether a record inserted before the handler runs blocks only its twin, not every other writer (SQLite)."""
+    return connections[database].vendor != "sqlite"
