@@ -9,10 +9,11 @@ from django.db import connections
 
 from messaging import inbox, signals
 from messaging.clock import Now
-from messaging.database import batches, brief_locks
+from messaging.database import brief_locks
 from messaging.execution import proven_commit, refuse_doomed
 from messaging.handlers import Handler
 from messaging.inbox import TWIN_WAIT
+from messaging.inserting import insert
 from messaging.killpoints import kill_point
 from messaging.message import ReceivedMessage, Running
 from messaging.models import ProcessedMessage
@@ -73,5 +74,4 @@ def _run(
 
 def _insert_all(rows: list[ProcessedMessage], database: str) -> None:
     with brief_locks(connections[database], TWIN_WAIT):
-        for batch in batches(rows, lambda row: len(row.body)):
-            ProcessedMessage.objects.using(database).bulk_create(batch)
+        insert(rows, database, lambda row: len(row.body))
