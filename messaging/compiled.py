@@ -27,11 +27,13 @@ class _Values:
 
     Attributes:
         given: prepared values by attribute; what is NULL is not named at all.
+        blank: attributes that are empty text, which needs no parameter.
         moments: attributes that take the database's clock.
         defaults: attributes that the database has a default for.
     """
 
     given: dict[str, Any] = field(default_factory=dict)
+    blank: list[str] = field(default_factory=list)
     moments: list[str] = field(default_factory=list)
     defaults: list[str] = field(default_factory=list)
 
@@ -69,7 +71,9 @@ def _values(row: models.Model, connection: BaseDatabaseWrapper) -> _Values | Non
         value = attributes.get(name)
         if value is None:
             continue
-        if type(value) in (str, int, bool) and isinstance(column, _PLAIN):
+        if value == "" and type(value) is str:
+            values.blank.append(name)
+        elif type(value) in (str, int, bool) and isinstance(column, _PLAIN):
             values.given[name] = value
         elif isinstance(value, DatabaseDefault):
             values.defaults.append(name)
@@ -83,7 +87,7 @@ def _values(row: models.Model, connection: BaseDatabaseWrapper) -> _Values | Non
 
 
 def _insert(row: models.Model, values: _Values, connection: BaseDatabaseWrapper, lock_wait: float | None) -> None:
-    shape = (connection.alias, type(row), *values.given, None, *values.moments, lock_wait)
+    shape = (connection.alias, type(row), *values.given, "", *values.blank, None, *values.moments, lock_wait)
     sql = _statements.get(shape)
     if sql is None:
         sql = _statements[shape] = _compile(type(row), values, connection, lock_wait)
@@ -101,10 +105,11 @@ def _compile(
     columns = {column.attname: column for column in model._meta.concrete_fields}
     quote = connection.ops.quote_name
     table, key = quote(model._meta.db_table), quote(str(model._meta.pk.column))
-    names = ", ".join(quote(str(columns[name].column)) for name in (*values.given, *values.moments))
+    named = [*values.given, *values.blank, *values.moments]
+    names = ", ".join(quote(str(columns[name].column)) for name in named)
     places = [_place(columns[name], connection) for name in values.given]
     now = str(InsertQuery(model).get_compiler(connection=connection).compile(Now())[0])
-    selected = ", ".join(places + [now] * len(values.moments))
+    selected = ", ".join(places + ["''"] * len(values.blank) + [now] * len(values.moments))
     head = f"INSERT INTO {table} ({names})"
     if lock_wait is not None:
         # The limit is set before the row is inserted and taken back behind it: no statements of their own.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
@@ -227,8 +228,15 @@ def existing(row: ProcessedMessage) -> Place:
 def fresh(alias: str, queue: str, envelope: Envelope, *, key: uuid.UUID | None = None) -> Place:
     """The place of a message that was never recorded."""
     round_ = min(envelope.round, MAX_ROUND)
-    key = key or envelope.key or uuid.uuid4()
-    return Place(ProcessedMessage(alias=alias, queue=queue, key=key, round=round_, **envelope.columns))
+    own = {"alias": alias, "queue": queue, "key": key or envelope.key or uuid.uuid4(), "round": round_}
+    values: Any = {**_defaults(), **envelope.columns, **own}.values()
+    return Place(ProcessedMessage(*values))
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """Of each column, in order: given by position, a row takes a third of the time that it takes by name."""
+    return {field.attname: field.get_default() for field in ProcessedMessage._meta.concrete_fields}
 
 
 def fill(row: ProcessedMessage, envelope: Envelope) -> None:

@@ -68,6 +68,7 @@ class Properties:
     raw_headers: bytes | None = None
     problem: str = ""
     _entries: list[Entry] | None = field(default=None, init=False, repr=False, compare=False)
+    _encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def decode(cls, payload: bytes) -> Properties:
@@ -77,6 +78,7 @@ class Properties:
         entries, trouble = scan_table(values.get("raw_headers") or b"")
         properties = cls(**values, problem=" ".join(filter(None, (trouble, problem))))
         object.__setattr__(properties, "_entries", entries)
+        object.__setattr__(properties, "_encoded", None if problem else payload)
         return properties
 
     @classmethod
@@ -93,6 +95,8 @@ class Properties:
 
     def encode(self) -> bytes:
         """Encode flags and property list. Raises WireError naming the property that cannot be carried."""
+        if self._encoded is not None:
+            return self._encoded
         return encode_properties(**{name: getattr(self, name) for name, _ in _ORDER})
 
     @property
