@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 from django.db import connection, connections, transaction
+from django.test.utils import CaptureQueriesContext
 
 from messaging import Reject, Retry, apublish, publish
+from messaging import message as message_module
 from messaging.clock import Now
+from messaging.draining import Arrival
 from messaging.exceptions import HandlerTimeout, ProcessDied, WireError
 from messaging.handlers import Registry
 from messaging.ledger import Entry
-from messaging.message import DIED, ReceivedMessage
+from messaging.message import DIED, Envelope, ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 from messaging.processor import Processor
 from tests.app.models import Effect
@@ -538,6 +541,60 @@ def test_a_bad_message_in_a_batch_is_isolated(handle: Handle) -> None:
     assert Effect.objects.count() == 2
     assert ProcessedMessage.objects.filter(state=State.PROCESSED, attempts=1).count() == 2
     assert ProcessedMessage.objects.get(state=State.RETRYING).attempts == 1
+
+
+# What a message costs: guards against regressions that no clock would show reliably
+
+
+def statements(run: Callable[[], object]) -> list[str]:
+    """The statements that a call executes on Django's database, those that begin and end transactions left out."""
+    with CaptureQueriesContext(connection) as queries:
+        run()
+    found = [query["sql"].split()[0] for query in queries]
+    return [verb for verb in found if verb not in ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE")]
+
+
+def test_a_first_delivery_costs_one_statement_beside_its_handlers(handle: Handle) -> None:
+    processor, delivery = handle(), arrived()
+    processor.process(arrived(), nothing)  # connects
+    expected = {
+        "postgresql": ["INSERT", "INSERT"],
+        "sqlite": ["SELECT", "INSERT", "INSERT"],  # looks first, since it records last
+        "mysql": ["SET", "INSERT", "INSERT", "SELECT"],  # sees whether a deadlock took the record away
+    }
+    assert statements(lambda: processor.process(delivery, nothing)) == expected[connection.vendor]
+
+
+def test_a_batch_costs_as_many_statements_whatever_its_size(handle: Handle) -> None:
+    processor = handle(ignore, batch=500)
+
+    def run(count: int) -> list[str]:
+        deliveries = [arrived(str(number)) for number in range(count)]
+        handler = processor.route(deliveries[0])
+        assert handler is not None
+        return statements(lambda: processor.process_batch(handler, deliveries))
+
+    few, many = run(2), run(300)
+    assert len(few) <= 5
+    if connection.vendor == "sqlite":  # takes 999 parameters
+        assert len(many) <= 15
+    else:
+        assert few == many
+
+
+def test_a_delivery_is_read_once(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    received = Envelope.received
+    monkeypatch.setattr(Envelope, "received", lambda *all_: read.append("envelope") or received(*all_))
+    pack = message_module.pack_body
+    monkeypatch.setattr(message_module, "pack_body", lambda body: read.append("body") or pack(body))
+    delivery = arrived()
+    parcel = Arrival("work", "messaging", "work.do", delivery.properties, delivery.body)
+    processor = handle()
+    processor.route(parcel)  # on arrival
+    assert read == ["envelope", "body"]
+    assert processor.process(parcel, nothing).action == "ack"
+    assert read == ["envelope", "body"]
 
 
 def test_dead_letters_are_recorded_with_the_brokers_reason(handle: Handle) -> None:

@@ -1,0 +1,72 @@
+"""What one process holds of a queue: which items run together, and when that is worth looking at."""
+
+from __future__ import annotations
+
+import time
+
+from messaging.backends.base import Delivery
+from messaging.handlers import Handler
+from messaging.items import Item, Line
+from messaging.wire import Properties
+
+
+class Parcel(Delivery):
+    """A delivery without a broker."""
+
+    def __init__(self, *, redelivered: bool = False) -> None:
+        self.queue = self.exchange = self.routing_key = "many"
+        self.body, self.properties, self.redelivered = b"", Properties(), redelivered
+        self.received_at = time.monotonic()
+
+    def ack(self) -> bool:
+        return True
+
+    def requeue(self) -> bool:
+        return True
+
+    @property
+    def is_live(self) -> bool:
+        return True
+
+
+def handler(batch: int | None) -> Handler:
+    return Handler(print, "many", (), "default", "default", True, None, None, None, batch)
+
+
+THREE, OTHER, SINGLE = handler(3), handler(3), handler(None)
+
+
+def item(handler: Handler = THREE, *, redelivered: bool = False) -> Item:
+    return Item(Parcel(redelivered=redelivered), handler, is_dead=False)
+
+
+def test_a_gathering_batch_is_news_when_it_begins_and_when_it_is_full() -> None:
+    line = Line()
+    assert [line.append(item()) for _ in range(7)] == [True, False, True, False, False, True, False]
+    assert line.append(item(SINGLE))
+
+
+def test_it_is_full_with_as_many_as_may_run_together_whatever_lies_between() -> None:
+    line = Line()
+    items = [item(), item(OTHER), item(SINGLE), item(), item(redelivered=True), item()]
+    for one in items[:-1]:
+        line.append(one)
+        assert not line.is_full
+    line.append(items[-1])
+    assert line.is_full
+    assert line.take() == [items[0], items[3], items[5]]
+    assert not line.is_full, "one of another handler's batch"
+    assert [line.take(), line.take(), line.take()] == [[items[1]], [items[2]], [items[4]]]
+
+
+def test_what_is_removed_or_put_back_is_counted() -> None:
+    line = Line()
+    items = [item() for _ in range(4)]
+    for one in items:
+        line.append(one)
+    assert line.remove(lambda one: one in items[:2]) == items[:2]
+    assert not line.is_full
+    line.append_left(items[0])
+    assert line.is_full
+    assert line.take() == [items[0], items[2], items[3]]
+    assert len(line) == 0
