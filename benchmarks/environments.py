@@ -14,10 +14,21 @@ from tools.environment import ROOT
 
 FOLDER = ROOT / "var" / "bench"
 SHARED = ("Django", "psycopg", "psycopg-binary")  # in the versions that ours has
+_failures: dict[str, str] = {}  # by peer: what cannot be installed is not tried again
 
 
 def python_of(peer: str) -> Path:
     """The Python of a peer's environment, which has what `requirements-<peer>.txt` lists. Raises Broken."""
+    if peer in _failures:
+        raise Broken(_failures[peer])
+    try:
+        return _made(peer)
+    except Broken as error:
+        _failures[peer] = str(error)
+        raise
+
+
+def _made(peer: str) -> Path:
     requirements = Path(__file__).with_name(f"requirements-{peer}.txt")
     venv = FOLDER / f"venv-{peer}"
     same = "".join(f"{name}=={version(name)}\n" for name in SHARED)
