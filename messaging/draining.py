@@ -20,7 +20,7 @@ from messaging.execution import call
 from messaging.handlers import Handler, registry, topic_matches
 from messaging.message import Envelope, ReceivedMessage, Running
 from messaging.models import PublishedMessage
-from messaging.models.published import PublishedMessageQuerySet
+from messaging.models.outbox import PublishedMessageQuerySet
 from messaging.processor import Processor
 from messaging.savepoints import as_in_autocommit, run_commit_hooks
 from messaging.sealing import seal
@@ -115,7 +115,7 @@ class Drain:
             signals.message_unpublishable.send_robust(sender=PublishedMessage, row=row)
             self._events.errors.append(error)
             return
-        _rows(row._state.db or "default").mark_published([row.pk])
+        _rows(row._state.db or "default").mark_published([row])
         row.state = PublishedMessage.State.PUBLISHED
         signals.message_published.send_robust(sender=PublishedMessage, rows=[row])
         queues = self._route(exchange, routing_key)

@@ -13,6 +13,14 @@ from messaging.suspects import Suspects
 
 UNROUTABLE_PAUSES = (1.0, 5.0, 30.0)  # seconds before each further try of a message that no queue took
 LONGEST_PAUSE = 60.0  # seconds between tries of a message that its queue does not take now
+JITTER = (
+    0.75,
+    0.8,
+    0.85,
+    0.9,
+    0.95,
+    1.0,
+)  # shares of a pause: few, so that many rows have the same and are written together
 MANY = 100_000  # rows whose refusals are counted at once
 
 
@@ -25,7 +33,7 @@ class Held:
 
     def fail(self, reason: str) -> None:
         """It can never be sent."""
-        self.leases.judged(Verdict(self.row, reason))
+        self.leases.judged(self.row, Verdict(reason))
 
 
 class Judge:
@@ -56,7 +64,7 @@ class Judge:
         row = held.row
         problem = f"Unroutable. {reason}".rstrip()
         if row.attempts < len(UNROUTABLE_PAUSES):
-            held.leases.judged(Verdict(row, problem, UNROUTABLE_PAUSES[row.attempts]))
+            held.leases.judged(row, Verdict(problem, UNROUTABLE_PAUSES[row.attempts]))
             return
         held.fail(f"{problem} {_way_out(row)}, then publish it again.")
 
@@ -65,8 +73,8 @@ class Judge:
         if len(self._nacks) > MANY:
             self._nacks.clear()
         self._nacks[_key(held)] += 1
-        pause = min(LONGEST_PAUSE, 2.0 ** min(self._nacks[_key(held)] - 1, 10)) * random.uniform(0.75, 1.0)
-        held.leases.judged(Verdict(held.row, reason or "The broker does not take it now.", pause, spend=False))
+        pause = min(LONGEST_PAUSE, 2.0 ** min(self._nacks[_key(held)] - 1, 10)) * random.choice(JITTER)
+        held.leases.judged(held.row, Verdict(reason or "The broker does not take it now.", pause, spend=False))
 
 
 def _way_out(row: PublishedMessage) -> str:

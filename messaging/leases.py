@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from messaging.clock import Now
 from messaging.killpoints import kill_point
 from messaging.logs import one_line
 from messaging.models import ProcessedMessage, PublishedMessage, Worker
-from messaging.models.published import PublishedMessageQuerySet
+from messaging.models.outbox import PublishedMessageQuerySet
 from messaging.signals import message_failed, message_published, message_unpublishable
 
 logger = logging.getLogger("messaging.relay")
@@ -26,9 +26,8 @@ MARK_DELAY = 0.05  # seconds that a confirmed row waits for others, to be marked
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is to be written about one row: failed when `retry_in` is None, else another try in so many seconds."""
+    """What is to be written about rows: failed when `retry_in` is None, else another try in so many seconds."""
 
-    row: PublishedMessage
     reason: str
     retry_in: float | None = None
     spend: bool = True
@@ -71,7 +70,7 @@ class Leases:
         self._alias, self._owner, self._seconds = alias, owner, seconds
         self._held: dict[int, PublishedMessage] = {}
         self._confirmed: list[PublishedMessage] = []
-        self._verdicts: list[Verdict] = []
+        self._verdicts: dict[Verdict, list[PublishedMessage]] = {}
         self._releases: list[PublishedMessage] = []
         self._mark_at = self._renew_at = self._not_before = 0.0
         self._failures = 0
@@ -113,9 +112,9 @@ class Leases:
             self._mark_at = time.monotonic() + MARK_DELAY
         self._confirmed.append(row)
 
-    def judged(self, verdict: Verdict) -> None:
-        """Note a verdict for `write()`."""
-        self._verdicts.append(verdict)
+    def judged(self, row: PublishedMessage, verdict: Verdict) -> None:
+        """Note a verdict for `write()`, which writes equal ones together."""
+        self._verdicts.setdefault(verdict, []).append(row)
 
     def returned(self, row: PublishedMessage) -> None:
         """Note that it was not sent, or nobody knows; `write()` hands it back."""
@@ -131,12 +130,14 @@ class Leases:
             ):
                 self._mark_published()
             while self._verdicts:
-                self._pass(self._verdicts[0])
-                self._forget(self._verdicts.pop(0).row)
+                verdict, rows = next(iter(self._verdicts.items()))
+                self._pass(verdict, rows)
+                del self._verdicts[verdict]
+                self._forget(rows)
             if self._releases:
                 self._rows().release(self._releases)
-                while self._releases:
-                    self._forget(self._releases.pop())
+                self._forget(self._releases)
+                self._releases = []
             if self._held and time.monotonic() >= self._renew_at:
                 self._rows().renew(list(self._held.values()), self._seconds)
                 self._renew_at = time.monotonic() + self._seconds / 3
@@ -144,7 +145,7 @@ class Leases:
     def release_all(self) -> None:
         """Write what was noted and hand back everything else."""
         self._not_before = 0.0
-        noted = {row.pk for row in self._confirmed} | {verdict.row.pk for verdict in self._verdicts}
+        noted = {row.pk for rows in (self._confirmed, *self._verdicts.values()) for row in rows}
         self._releases = [row for pk, row in self._held.items() if pk not in noted]
         self.write(at_once=True)
 
@@ -162,33 +163,36 @@ class Leases:
     def _rows(self) -> PublishedMessageQuerySet:
         return PublishedMessage.objects.using(self.database)
 
-    def _forget(self, row: PublishedMessage) -> None:
-        # The same row may be held again under a newer lease.
-        if (held := self._held.get(row.pk)) is not None and held.lease_token == row.lease_token:
-            del self._held[row.pk]
+    def _forget(self, rows: Iterable[PublishedMessage]) -> None:
+        for row in rows:
+            if self._held.get(row.pk) is row:  # it may be held again under a newer lease
+                del self._held[row.pk]
 
     def _mark_published(self) -> None:
         kill_point("relay.confirmed")
         rows = self._confirmed
-        self._rows().mark_published([row.pk for row in rows])
+        self._rows().mark_published(rows)
         kill_point("relay.marked")
         self._confirmed = []
+        self._forget(rows)
         for row in rows:
             row.state = PublishedMessage.State.PUBLISHED
-            self._forget(row)
         message_published.send_robust(sender=PublishedMessage, rows=rows)
 
-    def _pass(self, verdict: Verdict) -> None:
-        row = verdict.row
+    def _pass(self, verdict: Verdict, rows: list[PublishedMessage]) -> None:
+        failed: list[PublishedMessage] = []
         try:
             if verdict.retry_in is not None:
-                row.back_off(verdict.retry_in, verdict.reason, spend=verdict.spend)
-            elif row.mark_failed(verdict.reason):
-                self._announce_failure(row)
+                self._rows().back_off(rows, verdict.retry_in, verdict.reason, spend=verdict.spend)
+            else:
+                failed = self._rows().fail(rows, verdict.reason)
         except (OperationalError, InterfaceError):
             raise
         except Error:
-            logger.exception("Could not record what became of outgoing message %s; it will be sent again.", row.pk)
+            which = ", ".join(str(row.pk) for row in rows[:10]) + (", …" if len(rows) > 10 else "")
+            logger.exception("Could not record what became of outgoing message %s; it will be sent again.", which)
+        for row in failed:
+            self._announce_failure(row)
 
     def _announce_failure(self, row: PublishedMessage) -> None:
         logger.error("Outgoing message %s (%s) failed: %s", row.pk, one_line(str(row)), one_line(row.error))

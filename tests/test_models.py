@@ -59,8 +59,8 @@ def test_a_lapsed_lease_can_be_taken_and_the_old_holder_only_confirm() -> None:
     assert not old.back_off(5, "no")
     new.refresh_from_db()
     assert (new.state, new.error, new.lease_owner) == (Out.PENDING, "", "two")
-    assert rows.mark_published([old.pk]) == 1
-    assert rows.mark_published([old.pk]) == 0
+    assert rows.mark_published([old]) == 1
+    assert rows.mark_published([old]) == 0
     assert not new.mark_failed("late")
     new.refresh_from_db()
     assert (new.state, new.attempts, new.lease_token, new.due_at) == (Out.PUBLISHED, 1, None, None)

@@ -86,14 +86,17 @@ class StoredMessage(models.Model):
         abstract = True
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> Self:
+    def of(cls, values: dict[str, Any], database: str | None = None) -> Self:
         """An instance with these values by attribute: much faster than by the constructor, and without its signals.
 
-        A column that is left out is read from the database when it is asked for.
+        Args:
+            values: of every column; one that is left out is read from the database when it is asked for.
+            database: where it is stored; None for an unsaved one.
         """
         row = cls.__new__(cls)
         row.__dict__.update(values)
         row._state = ModelState()
+        row._state.db, row._state.adding = database, database is None
         return row
 
     @property

@@ -3,91 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
-from datetime import timedelta
-from typing import Any, Self
+from typing import Any
 
-from django.db import models, transaction
+from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Greatest
 from django.utils.translation import gettext_lazy as _
 
 from messaging.clock import Now
-from messaging.message import Envelope, decode_body, storable
+from messaging.message import Envelope, decode_body
 from messaging.models.base import PolledIndex, StoredMessage
+from messaging.models.outbox import OWNER_LENGTH, PublishedMessageQuerySet
 from messaging.models.processed import ProcessedMessage
-
-
-class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
-    """State changes are verbs; each is a compare-and-set and returns how many rows it changed."""
-
-    def pending(self) -> Self:
-        """Rows that are to be sent, now or later."""
-        return self.filter(state=PublishedMessage.State.PENDING)
-
-    def due(self, alias: str) -> Self:
-        """Pending rows of an alias whose time has come and that no relay holds, oldest first."""
-        return self.pending().filter(alias=alias, due_at__lte=Now()).order_by("due_at", "id")
-
-    def wait(self, alias: str) -> float | None:
-        """Seconds until the next pending row of an alias can be taken, 0 when one can be now; None without any.
-
-        By the database's clock; one look into the polled index.
-        """
-        rows = self.pending().filter(alias=alias, due_at__isnull=False).order_by("due_at")
-        found = rows.annotate(now=Now()).values_list("due_at", "now")[:1]
-        return next((max(0.0, (due - now).total_seconds()) for due, now in found if due is not None), None)
-
-    def lease(self, alias: str, owner: str, seconds: float, limit: int) -> list[PublishedMessage]:
-        """Take up to `limit` due rows for `seconds`; other relays leave them alone until then.
-
-        Each row comes back with the lease's `lease_token`, which every later mark but `published` needs.
-        """
-        changes = {"lease_owner": owner[:200], "lease_token": uuid.uuid4(), "due_at": _after(seconds)}
-        if transaction.get_connection(self.db).features.has_select_for_update_skip_locked:
-            with transaction.atomic(using=self.db):
-                locked = self.due(alias).select_for_update(skip_locked=True)
-                ids = list(locked.values_list("id", flat=True)[:limit])
-                self.filter(id__in=ids).update(**changes)
-        else:  # Nothing is locked by looking, so the condition decides who wins, and an idle relay never writes.
-            ids = list(self.due(alias).values_list("id", flat=True)[:limit])
-            if ids:
-                self.due(alias).order_by().filter(id__in=ids).update(**changes)
-        if not ids:
-            return []
-        return list(self.filter(lease_token=changes["lease_token"], id__in=ids).order_by("publish_at", "id"))
-
-    def renew(self, rows: Iterable[PublishedMessage], seconds: float) -> int:
-        """Extend the leases of rows that are still held. Returns how many were."""
-        return self._change_held(rows, due_at=_after(seconds))
-
-    def release(self, rows: Iterable[PublishedMessage]) -> int:
-        """Hand rows that are still held back unsent, so that any relay can take them now; nothing is spent."""
-        return self._change_held(rows, due_at=Now(), lease_owner="", lease_token=None)
-
-    def mark_published(self, ids: Sequence[int]) -> int:
-        """The broker has confirmed them: published, whoever holds the lease now and whatever was said since."""
-        return (
-            self.filter(id__in=ids)
-            .exclude(state=PublishedMessage.State.PUBLISHED)
-            .update(
-                state=PublishedMessage.State.PUBLISHED,
-                published_at=Now(),
-                due_at=None,
-                lease_owner="",
-                lease_token=None,
-                attempts=F("attempts") + 1,
-                error="",
-            )
-        )
-
-    def _change_held(self, rows: Iterable[PublishedMessage], **changes: Any) -> int:
-        by_token: dict[uuid.UUID | None, list[int]] = {}
-        for row in rows:
-            by_token.setdefault(row.lease_token, []).append(row.pk)
-        return sum(
-            self.pending().filter(lease_token=token, id__in=ids).update(**changes) for token, ids in by_token.items()
-        )
 
 
 class PublishedMessage(StoredMessage):
@@ -111,7 +38,7 @@ class PublishedMessage(StoredMessage):
     publish_at = models.DateTimeField(_("publish at"), db_default=Now())
     due_at = models.DateTimeField(_("due"), null=True, db_default=Now(), editable=False)
     published_at = models.DateTimeField(_("published"), null=True, editable=False)
-    lease_owner = models.CharField(max_length=200, blank=True, editable=False)
+    lease_owner = models.CharField(max_length=OWNER_LENGTH, blank=True, editable=False)
     lease_token = models.UUIDField(null=True, editable=False)
     inbox = models.ForeignKey(
         "messaging.ProcessedMessage",
@@ -157,27 +84,22 @@ class PublishedMessage(StoredMessage):
         return decode_body(self.raw_body, self.content_type)
 
     def mark_failed(self, error: str) -> bool:
-        """This lease's row can never be sent. False when another relay holds it by now.
-
-        The round of an incoming message takes that message along: it would wait for this row for ever.
-        """
-        error = storable(error)
-        with transaction.atomic(using=self._state.db):
-            if not self._release(state=self.State.FAILED, due_at=None, error=error):
-                return False
-            self.state, self.error = self.State.FAILED, error
-            if self.inbox_id is not None:
-                waiting = ProcessedMessage.objects.using(self._state.db).filter(
-                    pk=self.inbox_id, state__in=ProcessedMessage.AWAITING, round=self.round
-                )
-                failed = {"state": ProcessedMessage.State.FAILED, "failed_at": Now(), "retry_at": None}
-                waiting.update(**failed, error=f"It could not be sent to its queue again. {error}")
-        return True
+        """This lease's row can never be sent. False when another relay holds it by now."""
+        return bool(self._rows().fail([self], error))
 
     def back_off(self, seconds: float, error: str, *, spend: bool = True) -> bool:
         """Send it again in `seconds`; without `spend` the attempt does not count. False when another relay holds it."""
-        spent: dict[str, Any] = {} if spend else {"attempts": F("attempts")}
-        return self._release(due_at=_after(seconds), error=storable(error), **spent)
+        return self._rows().back_off([self], seconds, error, spend=spend) == 1
+
+    def fail_round(self) -> None:
+        """The incoming message whose round this is, if it still waits for that, can never go to its queue again."""
+        if self.inbox_id is None:
+            return
+        waiting = ProcessedMessage.objects.using(self._state.db).filter(
+            id=self.inbox_id, state__in=ProcessedMessage.AWAITING, round=self.round
+        )
+        failed = {"state": ProcessedMessage.State.FAILED, "failed_at": Now(), "retry_at": None}
+        waiting.update(**failed, error=f"It could not be sent to its queue again. {self.error}")
 
     def next_due(self) -> Any:
         """When a draft or a failed row may be sent: its `publish_at` if that lies ahead, by the database's clock."""
@@ -197,11 +119,5 @@ class PublishedMessage(StoredMessage):
             copy.wire = Envelope(envelope.exchange, envelope.routing_key, properties, b"").to_wire()
         return copy
 
-    def _release(self, **changes: Any) -> bool:
-        values = {"attempts": F("attempts") + 1, "lease_owner": "", "lease_token": None, **changes}
-        held = type(self).objects.using(self._state.db).pending().filter(pk=self.pk, lease_token=self.lease_token)
-        return held.update(**values) == 1
-
-
-def _after(seconds: float) -> Any:
-    return Now() + timedelta(seconds=seconds)
+    def _rows(self) -> PublishedMessageQuerySet:
+        return PublishedMessage.objects.using(self._state.db)

@@ -1,0 +1,160 @@
+"""What a relay does with the rows of the outbox: look, lease, renew, mark. Each change is a compare-and-set."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self
+
+from django.db import models, transaction
+from django.db.models import BooleanField, F, Func, Q, Value
+
+from messaging.clock import Now
+from messaging.message import storable
+
+if TYPE_CHECKING:
+    from messaging.models.published import PublishedMessage
+
+OWNER_LENGTH = 200
+# What a relay has to know of a row. The rest is read from the database when it is asked for.
+LEASED = (
+    "id", "alias", "state", "lease_token", "message_id", "exchange", "queue", "routing_key", "type", "content_type",
+    "correlation_id", "causation_id", "reply_to", "headers", "body", "body_encoding", "wire", "priority", "expiration",
+    "mandatory", "created_at", "attempts", "round", "inbox_id",
+)  # fmt: skip
+
+
+class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
+    """State changes are verbs; each is a compare-and-set and returns how many rows it changed."""
+
+    def pending(self) -> Self:
+        """Rows that are to be sent, now or later."""
+        return self.filter(state=self.model.State.PENDING)
+
+    def due(self, alias: str) -> Self:
+        """Pending rows of an alias whose time has come and that no relay holds, oldest first."""
+        return self.pending().filter(alias=alias, due_at__lte=Now()).order_by("due_at", "id")
+
+    def wait(self, alias: str) -> float | None:
+        """Seconds until the next pending row of an alias can be taken, 0 when one can be now; None without any.
+
+        By the database's clock; one look into the polled index.
+        """
+        rows = self.pending().filter(alias=alias, due_at__isnull=False).order_by("due_at")
+        found = rows.annotate(now=Now()).values_list("due_at", "now")[:1]
+        return next((max(0.0, (due - now).total_seconds()) for due, now in found if due is not None), None)
+
+    def lease(self, alias: str, owner: str, seconds: float, limit: int) -> list[PublishedMessage]:
+        """Take up to `limit` due rows for `seconds`; other relays leave them alone until then.
+
+        Each row comes back with the columns `LEASED`, among them the lease's `lease_token`, which every later mark but
+        `published` needs.
+        """
+        owner, token = owner[:OWNER_LENGTH], uuid.uuid4()
+        connection = transaction.get_connection(self.db)
+        if connection.vendor == "postgresql":
+            found = self._lease_at_once(alias, owner, token, seconds, limit)
+        else:
+            found = self._lease_in_steps(alias, owner, token, seconds, limit)
+        return [self.model.of(dict(zip(LEASED, values, strict=True)), self.db) for values in sorted(found)]
+
+    def renew(self, rows: Iterable[PublishedMessage], seconds: float) -> int:
+        """Extend the leases of rows that are still held. Returns how many were."""
+        return self._change_held(rows, due_at=after(seconds))
+
+    def release(self, rows: Iterable[PublishedMessage]) -> int:
+        """Hand rows that are still held back unsent, so that any relay can take them now; nothing is spent."""
+        return self._change_held(rows, due_at=Now(), lease_owner="", lease_token=None)
+
+    def back_off(self, rows: Iterable[PublishedMessage], seconds: float, error: str, *, spend: bool = True) -> int:
+        """Send rows that are still held again in `seconds`; without `spend` the attempt does not count."""
+        changes = {"due_at": after(seconds), "error": storable(error), "attempts": F("attempts") + int(spend)}
+        return self._change_held(rows, lease_owner="", lease_token=None, **changes)
+
+    def fail(self, rows: Sequence[PublishedMessage], error: str) -> list[PublishedMessage]:
+        """Rows that can never be sent. Returns those that were still held, changed.
+
+        The round of an incoming message takes that message along: it would wait for this row for ever.
+        """
+        error, failed = storable(error), self.model.State.FAILED
+        changes = {"state": failed, "due_at": None, "error": error, "attempts": F("attempts") + 1}
+        with transaction.atomic(using=self.db):
+            if self._change_held(rows, lease_owner="", lease_token=None, **changes) < len(rows):
+                ids = set(self.filter(self._among(rows), state=failed).values_list("pk", flat=True))
+                rows = [row for row in rows if row.pk in ids]
+            for row in rows:
+                row.state, row.error = failed, error
+                row.fail_round()
+        return list(rows)
+
+    def mark_published(self, rows: Iterable[PublishedMessage]) -> int:
+        """The broker has confirmed them: published, whoever holds the lease now and whatever was said since."""
+        published = self.model.State.PUBLISHED
+        return (
+            self.filter(self._among(rows))
+            .exclude(state=published)
+            .update(
+                state=published,
+                published_at=Now(),
+                due_at=None,
+                lease_owner="",
+                lease_token=None,
+                attempts=F("attempts") + 1,
+                error="",
+            )
+        )
+
+    def _change_held(self, rows: Iterable[PublishedMessage], **changes: Any) -> int:
+        by_token: dict[uuid.UUID | None, list[PublishedMessage]] = {}
+        for row in rows:
+            by_token.setdefault(row.lease_token, []).append(row)
+        return sum(
+            self.pending().filter(self._among(held), lease_token=token).update(**changes)
+            for token, held in by_token.items()
+        )
+
+    def _among(self, rows: Iterable[PublishedMessage]) -> Q | Func:
+        """That a row is one of these. PostgreSQL takes them as one parameter, an array."""
+        ids = [row.pk for row in rows]
+        if transaction.get_connection(self.db).vendor != "postgresql":
+            return Q(id__in=ids)
+        options: Any = {"template": "(%(expressions)s))", "arg_joiner": " = ANY("}
+        return Func(F("id"), Value(ids), output_field=BooleanField(), **options)
+
+    def _lease_at_once(self, alias: str, owner: str, token: uuid.UUID, seconds: float, limit: int) -> list[Any]:
+        """One statement that locks, changes and returns."""
+        connection = transaction.get_connection(self.db)
+        columns: list[Any] = list(map(self.model._meta.get_field, LEASED))
+        due, params = self.due(alias).values("id")[:limit].query.get_compiler(self.db).as_sql()
+        returned = ", ".join(connection.ops.quote_name(column.column) for column in columns)
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"UPDATE {self.model._meta.db_table} "  # noqa: S608 - our own model's names
+                "SET lease_owner = %s, lease_token = %s, due_at = STATEMENT_TIMESTAMP() + %s "
+                f"WHERE id = ANY(ARRAY({due} FOR UPDATE SKIP LOCKED)) RETURNING {returned}",
+                [owner, token, timedelta(seconds=seconds), *params],
+            )
+            found = cursor.fetchall()
+        compiler: Any = self.query.get_compiler(self.db)
+        converters = compiler.get_converters([column.cached_col for column in columns])
+        return list(compiler.apply_converters(found, converters))
+
+    def _lease_in_steps(self, alias: str, owner: str, token: uuid.UUID, seconds: float, limit: int) -> list[Any]:
+        """Look, then change, then read what was changed."""
+        changes = {"lease_owner": owner, "lease_token": token, "due_at": after(seconds)}
+        if transaction.get_connection(self.db).features.has_select_for_update_skip_locked:
+            with transaction.atomic(using=self.db):
+                locked = self.due(alias).select_for_update(skip_locked=True)
+                ids = list(locked.values_list("id", flat=True)[:limit])
+                self.filter(id__in=ids).update(**changes)
+        else:  # Nothing is locked by looking, so the condition decides who wins, and an idle relay never writes.
+            ids = list(self.due(alias).values_list("id", flat=True)[:limit])
+            if ids:
+                self.due(alias).order_by().filter(id__in=ids).update(**changes)
+        return list(self.filter(lease_token=token, id__in=ids).values_list(*LEASED)) if ids else []
+
+
+def after(seconds: float) -> Any:
+    """So many seconds from now, by the database's clock."""
+    return Now() + timedelta(seconds=seconds)
