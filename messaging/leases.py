@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from django.db import Error, InterfaceError, OperationalError, connections
 
 from messaging.clock import Now
-from messaging.killpoints import kill_point
 from messaging.logs import one_line
+from messaging.marking import Marker
 from messaging.models import ProcessedMessage, PublishedMessage, Worker
 from messaging.models.outbox import PublishedMessageQuerySet
 from messaging.signals import message_failed, message_published, message_unpublishable
+from messaging.trouble import Trouble
 
 logger = logging.getLogger("messaging.relay")
 
 DATABASE_PAUSE = 1.0  # seconds between tries while a database does not answer
-MARK_BATCH = 500  # confirmed rows that are marked without waiting for more
+MARK_BATCH = 1000  # confirmed rows that are marked without waiting for more
 MARK_DELAY = 0.05  # seconds that a confirmed row waits for others, to be marked with them
 
 
@@ -31,25 +32,6 @@ class Verdict:
     reason: str
     retry_in: float | None = None
     spend: bool = True
-
-
-class Trouble:
-    """Says once that something is wrong, and once that it is well again."""
-
-    def __init__(self) -> None:
-        self.reason = ""
-
-    def begin(self, message: str, reason: object) -> None:
-        """Log `message` unless this trouble was logged before."""
-        if not self.reason:
-            logger.warning("%s: %s", message, one_line(reason))
-        self.reason = str(reason) or message
-
-    def end(self, message: str) -> None:
-        """Log `message` if there was trouble."""
-        if self.reason:
-            logger.warning("%s", message)
-        self.reason = ""
 
 
 class Leases:
@@ -63,16 +45,24 @@ class Leases:
         alias: alias of `MESSAGING` whose rows are served.
         owner: the relay's name, for operators.
         seconds: for which a lease holds unless renewed.
+        on_marked: called from any thread when `write()` has something to note.
+
+    Attributes:
+        expects_more: whether rows that are due are likely to be found.
     """
 
-    def __init__(self, database: str, alias: str, owner: str, seconds: float) -> None:
+    def __init__(
+        self, database: str, alias: str, owner: str, seconds: float, on_marked: Callable[[], None] = lambda: None
+    ) -> None:
         self.database = database
         self._alias, self._owner, self._seconds = alias, owner, seconds
         self._held: dict[int, PublishedMessage] = {}
         self._confirmed: list[PublishedMessage] = []
+        self._marker = Marker(database, on_marked)
         self._verdicts: dict[Verdict, list[PublishedMessage]] = {}
         self._releases: list[PublishedMessage] = []
         self._mark_at = self._renew_at = self._not_before = 0.0
+        self.expects_more = True
         self._failures = 0
         self._trouble = Trouble()
 
@@ -86,8 +76,8 @@ class Leases:
 
     @property
     def has_unmarked(self) -> bool:
-        """Whether confirmed rows wait to be marked."""
-        return bool(self._confirmed)
+        """Whether confirmed rows wait for more, to be marked with them."""
+        return bool(self._confirmed) and not self._marker.rows
 
     def wait(self) -> float | None:
         """Seconds until a row can be taken; None when none is pending, or the database does not answer."""
@@ -97,13 +87,14 @@ class Leases:
         return seconds  # noqa: RET504 - the guard may have swallowed an error
 
     def take(self, limit: int) -> list[PublishedMessage]:
-        """Lease up to `limit` due rows."""
+        """Lease up to `limit` due rows; as many as that, and more are expected."""
         rows: list[PublishedMessage] = []
         with self._guard():
             rows = self._rows().lease(self._alias, self._owner, self._seconds, limit)
             if rows and not self._held:
                 self._renew_at = time.monotonic() + self._seconds / 3
             self._held.update((row.pk, row) for row in rows)
+        self.expects_more = len(rows) == limit
         return rows
 
     def confirmed(self, row: PublishedMessage) -> None:
@@ -125,10 +116,11 @@ class Leases:
         if not self.is_available:
             return
         with self._guard():
-            if len(self._confirmed) >= MARK_BATCH or (
-                self._confirmed and (at_once or time.monotonic() >= self._mark_at)
-            ):
-                self._mark_published()
+            self._end_marking()
+            if self._confirmed and not self._marker.rows and (at_once or self._is_time_to_mark()):
+                self._marker.begin(self._confirmed)
+                self._confirmed = []
+                self._end_marking()
             while self._verdicts:
                 verdict, rows = next(iter(self._verdicts.items()))
                 self._pass(verdict, rows)
@@ -139,15 +131,22 @@ class Leases:
                 self._forget(self._releases)
                 self._releases = []
             if self._held and time.monotonic() >= self._renew_at:
-                self._rows().renew(list(self._held.values()), self._seconds)
+                marking = {row.pk for row in self._marker.rows}
+                held = [row for pk, row in self._held.items() if pk not in marking]  # two must not lock the same rows
+                self._rows().renew(held, self._seconds)
                 self._renew_at = time.monotonic() + self._seconds / 3
 
     def release_all(self) -> None:
         """Write what was noted and hand back everything else."""
         self._not_before = 0.0
+        with self._guard():
+            self._end_marking(wait=True)
         noted = {row.pk for rows in (self._confirmed, *self._verdicts.values()) for row in rows}
         self._releases = [row for pk, row in self._held.items() if pk not in noted]
         self.write(at_once=True)
+        with self._guard():
+            self._end_marking(wait=True)
+        self._marker.close()
 
     def report(self, *, host: str, pid: int, status: str) -> None:
         """Say in the relay's `Worker` row that it lives."""
@@ -168,12 +167,19 @@ class Leases:
             if self._held.get(row.pk) is row:  # it may be held again under a newer lease
                 del self._held[row.pk]
 
-    def _mark_published(self) -> None:
-        kill_point("relay.confirmed")
-        rows = self._confirmed
-        self._rows().mark_published(rows)
-        kill_point("relay.marked")
-        self._confirmed = []
+    def _is_time_to_mark(self) -> bool:
+        return len(self._confirmed) >= MARK_BATCH or time.monotonic() >= self._mark_at
+
+    def _end_marking(self, *, wait: bool = False) -> None:
+        """Note which rows are marked, if a batch is done."""
+        rows = self._marker.rows
+        if not rows or not (wait or self._marker.is_done):
+            return
+        try:
+            self._marker.end()
+        except Error:
+            self._confirmed[:0] = rows
+            raise
         self._forget(rows)
         for row in rows:
             row.state = PublishedMessage.State.PUBLISHED

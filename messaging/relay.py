@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import random
 import socket
 import threading
 import time
@@ -17,27 +16,25 @@ from collections.abc import Sequence
 
 from django.db import connections, reset_queries
 
-from messaging import conf, topology
-from messaging.backends import get_backend
+from messaging import conf
 from messaging.backends.base import Fate, Outgoing
-from messaging.exceptions import BrokerUnavailable, TopologyError
+from messaging.exceptions import BrokerUnavailable
 from messaging.fates import Held, Judge
 from messaging.killpoints import kill_point
-from messaging.leases import MARK_DELAY, Leases, Trouble
+from messaging.leases import MARK_DELAY, Leases
 from messaging.message import storable
 from messaging.sealing import seal
+from messaging.uplink import Uplink
 from messaging.wake import Listener, can_listen
 
 logger = logging.getLogger("messaging.relay")
 
-WINDOW = 2000  # messages under way at most
+WINDOW = 4000  # rows held at most: sent and not confirmed, or confirmed and not marked
 WINDOW_BYTES = 64 * 1024 * 1024  # their bodies, roughly
-BATCH = 500  # rows leased at once
-RECONNECT_PAUSE = 30.0  # seconds between tries to reach the broker, at most
-DECLARE_PAUSE = 5.0  # seconds between declarations because of unroutable messages
+BATCH = 1000  # rows leased at once
 HEARTBEAT = 10.0  # seconds between updates of the relay's `Worker` row
 LISTENING_POLL = 1.0  # seconds between looks where notifications are known to arrive
-PACE = 0.01  # seconds between two looks, however often it is woken
+PACE = 0.005  # seconds between two looks, however often it is woken
 BLOCKED_POLL = 0.5  # seconds to wait for news while nothing may be sent
 GOODBYE = 10.0  # seconds that what is under way gets when the relay stops
 
@@ -55,22 +52,19 @@ class Relay:
         self.settings = conf.get(alias)
         self.alias = alias
         self.name = name or f"{socket.gethostname()}:{os.getpid()}:relay:{alias}"
-        self._backend = get_backend(alias)
-        self._sender = self._backend.sender()
+        self._uplink = Uplink(self.settings)
         self._leases = [
-            Leases(database, alias, self.name, self.settings.lease) for database in databases or self.settings.databases
+            Leases(database, alias, self.name, self.settings.lease, self._uplink.wake)
+            for database in databases or self.settings.databases
         ]
-        self._home = self._leases[0].database
+        self._home = self._leases[0]
         self._listeners: dict[str, Listener] = {}
         self._under_way: dict[str, Held] = {}
         self._judge = Judge()
         self._tokens = itertools.count(1)
         self._body_size = WINDOW_BYTES / 16  # bytes of a typical body; unknown at first, so begin with few
         self._woken = threading.Event()
-        self._last_look = self._next_look = self._next_report = self._next_open = self._next_declare = 0.0
-        self._failures = 0
-        self._is_declared = False
-        self._broker, self._alarm = Trouble(), Trouble()
+        self._last_look = self._next_look = self._next_report = 0.0
 
     def run(self, stop: threading.Event, *, burst: bool = False) -> None:
         """Relay until `stop` is set (call `wake()` after setting it), or with `burst` until nothing is due.
@@ -93,9 +87,11 @@ class Relay:
         """
         reset_queries()  # which DEBUG collects
         self._report()
-        if not self._connect():
+        if not self._uplink.connect():
+            for held in self._judge.suspects.drain():  # another relay may reach the broker
+                held.leases.returned(held.row)
             self._record(0.0)
-            pause = max(0.0, min(self._next_open - time.monotonic(), 1.0))
+            pause = min(self._uplink.pause, 1.0)
             (stop or self._woken).wait(pause if timeout is None else min(pause, timeout))
             return 0
         sent = self._feed()
@@ -105,7 +101,7 @@ class Relay:
     def wake(self) -> None:
         """Look at the outbox now. From any thread."""
         self._woken.set()
-        self._sender.wake()
+        self._uplink.wake()
 
     @property
     def is_idle(self) -> bool:
@@ -118,49 +114,16 @@ class Relay:
                 self._listeners[one.database] = Listener(one.database, self.alias, self.wake)
                 self._listeners[one.database].start()
 
-    def _connect(self) -> bool:
-        """Make sure of a connection. After each loss the topology is declared again."""
-        if self._sender.is_open and self._is_declared:
-            return True
-        if self._is_declared and self._sender.trouble:
-            self._broker.begin(f"Lost {self.settings.safe_url}; messages wait in the outbox", self._sender.trouble)
-        self._is_declared = False
-        if time.monotonic() < self._next_open:
-            return False
-        try:
-            self._sender.open()
-            self._declare()
-            self._is_declared = True
-        except BrokerUnavailable as error:
-            self._failures += 1
-            pause = min(RECONNECT_PAUSE, 0.25 * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
-            self._next_open = time.monotonic() + pause
-            self._broker.begin(f"Cannot reach {self.settings.safe_url}; messages wait in the outbox", error)
-            for held in self._judge.suspects.drain():  # another relay may reach it
-                held.leases.returned(held.row)
-            return False
-        self._failures = 0
-        self._broker.end(f"Connected to {self.settings.safe_url} again; messages are sent.")
-        return True
-
-    def _declare(self) -> None:
-        self._next_declare = time.monotonic() + DECLARE_PAUSE
-        try:
-            topology.warn_once(self.alias, self._backend.declare(topology.build(self.alias)))
-        except TopologyError as error:  # the consumer stops over it; what other queues take can still be sent
-            topology.say_once(self.alias, str(error))
-
     def _feed(self) -> int:
         """Send suspects one group at a time; lease and send other rows while none is left and there is room."""
-        if self._sender.is_blocked:
-            why = self._sender.trouble or "a memory or disk alarm, or a slow disk"
-            self._alarm.begin("The broker takes no messages for now; they wait in the outbox", why)
+        if self._uplink.is_blocked:
             return 0
-        self._alarm.end("The broker takes messages again; they are sent.")
         if self._judge.suspects:
             return 0 if self._under_way else self._send(self._judge.suspects.next_group())
         if self._woken.is_set():
             self._woken.clear()
+            for one in self._leases:
+                one.expects_more = True
             self._next_look = min(self._next_look, self._last_look + PACE)
         if time.monotonic() < self._next_look or not self._room():
             return 0
@@ -171,12 +134,11 @@ class Relay:
         self._last_look = time.monotonic()
         sent, wait = 0, LISTENING_POLL if self._hears_all() else self.settings.poll_interval
         for one in [lease for lease in self._leases if lease.is_available]:
-            due = one.wait()
             limit = self._room()
-            if due == 0 and limit:
-                rows = one.take(limit)
-                sent += self._send([Held(one, row) for row in rows])
-                due = 0 if len(rows) == limit else None
+            if one.expects_more and limit:
+                sent += self._send([Held(one, row) for row in one.take(limit)])
+            due = 0.0 if one.expects_more else one.wait()
+            one.expects_more = due == 0
             wait = wait if due is None else min(wait, due)
         self._leases.append(self._leases.pop(0))
         self._next_look = self._last_look + wait
@@ -185,7 +147,7 @@ class Relay:
     def _room(self) -> int:
         """How many rows may be leased: none until a batch fits, so that leases stay few and large."""
         by_size = int(WINDOW_BYTES / max(self._body_size, 1.0))
-        free = min(WINDOW, max(by_size, 1)) - len(self._under_way)
+        free = min(WINDOW, max(by_size, 1)) - sum(map(len, self._leases))
         batch = min(BATCH, max(by_size // 4, 1))
         return batch if free >= batch else 0
 
@@ -205,7 +167,7 @@ class Relay:
             self._under_way[token] = one
             self._body_size = max(len(body), self._body_size * 0.98)
         try:
-            self._sender.send(outgoing)
+            self._uplink.send(outgoing)
         except BrokerUnavailable:
             for message in outgoing:
                 held_back = self._under_way.pop(message.token)
@@ -216,16 +178,13 @@ class Relay:
 
     def _record(self, timeout: float) -> None:
         """Wait for news and write down what became of the messages."""
-        outcomes = self._sender.outcomes(timeout)
+        outcomes = self._uplink.outcomes(timeout)
         for outcome in outcomes:
             held = self._under_way.pop(outcome.token, None)
             if held is not None:
                 self._judge.decide(outcome, held)
-        if any(outcome.fate is Fate.UNROUTABLE for outcome in outcomes) and time.monotonic() >= self._next_declare:
-            try:
-                self._declare()
-            except BrokerUnavailable:
-                self._next_declare = 0.0
+        if any(outcome.fate is Fate.UNROUTABLE for outcome in outcomes):
+            self._uplink.declare_again()
         for one in self._leases:
             one.write(at_once=not self._under_way)
 
@@ -234,7 +193,7 @@ class Relay:
 
     def _pause(self) -> float:
         """Seconds to wait for news at most."""
-        if self._sender.is_blocked:
+        if self._uplink.is_blocked:
             return BLOCKED_POLL
         if self._judge.suspects:
             return 0.0 if not self._under_way else BLOCKED_POLL
@@ -248,22 +207,20 @@ class Relay:
         if time.monotonic() < self._next_report:
             return
         self._next_report = time.monotonic() + HEARTBEAT
-        status = f"broker: {self._broker.reason}" if self._broker.reason else self._alarm.reason
-        home = next(one for one in self._leases if one.database == self._home)
-        if home.is_available:
-            home.report(host=socket.gethostname(), pid=os.getpid(), status=storable(status, 255))
+        if self._home.is_available:
+            self._home.report(host=socket.gethostname(), pid=os.getpid(), status=storable(self._uplink.status, 255))
 
     def _finish(self) -> None:
         """Wait for what is under way, mark it, hand back the rest."""
         deadline = time.monotonic() + min(GOODBYE, self.settings.stop_timeout)
-        while self._under_way and self._sender.is_open and time.monotonic() < deadline:
+        while self._under_way and self._uplink.is_open and time.monotonic() < deadline:
             self._record(min(0.2, max(0.0, deadline - time.monotonic())))
-        self._sender.close(timeout=1.0)
+        self._uplink.close()
         self._record(0.0)
         for listener in self._listeners.values():
             listener.stop()
         for one in self._leases:
             one.release_all()
-            if one.database == self._home:
+            if one is self._home:
                 one.sign_off()
             connections[one.database].close()

@@ -213,7 +213,7 @@ def test_an_unreachable_broker_costs_nothing_and_is_said_once(
     settings.MESSAGING = {"default": {"URL": "amqp://user:se-cret@127.0.0.1:1/"}}
     row = publish("work", 1, queue="work")
     with caplog.at_level("WARNING", logger="messaging.relay"), relaying() as relays:
-        wait_until(lambda: relays[0]._failures >= 3, what="three tries to connect")
+        wait_until(lambda: relays[0]._uplink._failures >= 3, what="three tries to connect")
     row.refresh_from_db()
     assert (row.state, row.attempts, row.lease_token, row.error) == (Out.PENDING, 0, None, "")
     warnings = [record for record in caplog.records if record.name == "messaging.relay"]
