@@ -13,7 +13,7 @@ from messaging.database import brief_locks
 from messaging.execution import proven_commit, refuse_doomed
 from messaging.handlers import Handler
 from messaging.inbox import TWIN_WAIT
-from messaging.inserting import insert
+from messaging.inserting import insert_many
 from messaging.killpoints import kill_point
 from messaging.message import ReceivedMessage, Running
 from messaging.models import ProcessedMessage
@@ -74,4 +74,4 @@ def _run(
 
 def _insert_all(rows: list[ProcessedMessage], database: str) -> None:
     with brief_locks(connections[database], TWIN_WAIT):
-        insert(rows, database, lambda row: len(row.body))
+        insert_many(rows, database, lambda row: len(row.body))

@@ -12,9 +12,10 @@ from asgiref.sync import sync_to_async
 from django.db import router, transaction
 
 from messaging import conf, killpoints
+from messaging.compiled import insert
 from messaging.composing import Composer
 from messaging.exceptions import ConfigurationError
-from messaging.inserting import insert
+from messaging.inserting import insert_many
 from messaging.killpoints import kill_point
 from messaging.message import Message, running
 from messaging.models import PublishedMessage
@@ -109,7 +110,7 @@ def publish_many(
 
 async def apublish(routing_key: str, payload: Any, **options: Any) -> PublishedMessage:
     """`publish()` for async code; takes the same arguments."""
-    return await sync_to_async(partial(publish, routing_key, payload, **options))()
+    return await sync_to_async(partial(_publish_whole, routing_key, payload, **options))()
 
 
 async def apublish_many(messages: Iterable[Message], **options: Any) -> list[PublishedMessage]:
@@ -117,10 +118,20 @@ async def apublish_many(messages: Iterable[Message], **options: Any) -> list[Pub
     return await sync_to_async(partial(publish_many, list(messages), **options))()
 
 
+def _publish_whole(*arguments: Any, **options: Any) -> PublishedMessage:
+    """What the database filled in is read here: async code must not wait for a query when it asks for it."""
+    row = publish(*arguments, **options)
+    row.refresh_from_db(fields=row.get_deferred_fields())
+    return row
+
+
 def _save(rows: Sequence[PublishedMessage], database: str, settings: conf.AliasSettings) -> None:
     if not rows:
         return
-    insert(rows, database, lambda row: len(row.body))
+    if len(rows) == 1:
+        insert(rows[0], database)
+    else:
+        insert_many(rows, database, lambda row: len(row.body))
     kill_point("publisher.saved")
     if killpoints.armed():
         transaction.on_commit(partial(kill_point, "publisher.committed"), using=database)

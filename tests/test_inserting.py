@@ -13,7 +13,8 @@ from django.db.models.signals import post_save
 from django.test.utils import CaptureQueriesContext
 
 from messaging.clock import Now
-from messaging.inserting import insert
+from messaging.compiled import insert
+from messaging.inserting import insert_many
 from messaging.models import PublishedMessage
 from tests.settings import TEST_DB
 
@@ -30,7 +31,10 @@ ODD = [
 
 def inserted(*values: dict[str, Any]) -> list[PublishedMessage]:
     made = [PublishedMessage(message_id=str(number), **one) for number, one in enumerate(values)]
-    insert(made, "default", lambda row: len(row.body))
+    if len(made) == 1:
+        insert(made[0], "default")
+    else:
+        insert_many(made, "default", lambda row: len(row.body))
     return made
 
 
