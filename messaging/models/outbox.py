@@ -123,7 +123,10 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
         return Func(F("id"), Value(ids), output_field=BooleanField(), **options)
 
     def _lease_at_once(self, alias: str, owner: str, token: uuid.UUID, seconds: float, limit: int) -> list[Any]:
-        """One statement that locks, changes and returns."""
+        """One statement that locks, changes and returns; its commit does not wait for the disk.
+
+        A lease that the server forgets in a crash has its row sent again, as when a relay dies.
+        """
         connection = transaction.get_connection(self.db)
         columns: list[Any] = list(map(self.model._meta.get_field, LEASED))
         due, params = self.due(alias).values("id")[:limit].query.get_compiler(self.db).as_sql()
@@ -132,6 +135,7 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
             cursor.execute(
                 f"UPDATE {self.model._meta.db_table} "  # noqa: S608 - our own model's names
                 "SET lease_owner = %s, lease_token = %s, due_at = STATEMENT_TIMESTAMP() + %s "
+                "FROM set_config('synchronous_commit', 'off', true) "
                 f"WHERE id = ANY(ARRAY({due} FOR UPDATE SKIP LOCKED)) RETURNING {returned}",
                 [owner, token, timedelta(seconds=seconds), *params],
             )

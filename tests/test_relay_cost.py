@@ -1,0 +1,135 @@
+"""What the road to the broker costs in statements, whatever the time: a batch must not fall apart into rows."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.db.backends.utils import CursorWrapper
+from django.test.utils import CaptureQueriesContext
+
+from messaging.message import Message
+from messaging.models import PublishedMessage
+from messaging.models.outbox import LEASED
+from messaging.publisher import publish_many
+from messaging.relay import BATCH, Relay
+from messaging.sealing import seal
+from tests.relaying import Desk, burst, relaying, states
+from tests.settings import TEST_DB
+from tests.waiting import wait_until
+
+rows = PublishedMessage.objects
+Out = PublishedMessage.State
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many statements of each kind any thread executes on the outbox."""
+    found: Counter[str] = Counter()
+    execute = CursorWrapper.execute
+
+    def counting(self: Any, sql: Any, params: Any = None) -> Any:
+        if "messaging_publishedmessage" in str(sql):
+            found[str(sql).split()[0]] += 1
+        return execute(self, sql, params)
+
+    monkeypatch.setattr(CursorWrapper, "execute", counting)
+    return found
+
+
+def many(count: int, **options: Any) -> list[PublishedMessage]:
+    return publish_many([Message("work", {"number": number}, **options) for number in range(count)])
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("count", [10, 1000])
+def test_a_batch_costs_as_many_statements_as_a_row(statements: Counter[str], count: int) -> None:
+    many(count)
+    statements.clear()
+    held = rows.lease("default", "one", 15, BATCH)
+    assert len(held) == count
+    assert statements.total() == (1 if TEST_DB == "postgres" else 3)
+    statements.clear()
+    assert rows.renew(held, 15) == count
+    assert rows.back_off(held, -1, "a full queue", spend=False) == count
+    held = rows.lease("default", "one", 15, BATCH)
+    assert rows.mark_published(held) == count
+    assert statements["UPDATE"] == 4
+    rows.update(state=Out.PENDING, lease_token=held[0].lease_token)
+    statements.clear()
+    assert rows.fail(held, "no such exchange") == held
+    assert statements.total() == 1
+
+
+@pytest.mark.django_db
+def test_what_the_relay_needs_of_a_row_is_read_with_the_lease() -> None:
+    many(3, headers={"tenant": "acme"}, queue="work")
+    (first, *_) = held = rows.lease("default", "one", 15, 10)
+    assert set(LEASED) == {name for name in vars(first) if not name.startswith("_")}
+    with CaptureQueriesContext(connection) as queries:
+        assert {seal(row)[1] for row in held} == {"work"}
+        assert all(str(row) for row in held)
+    assert not queries.captured_queries
+    assert first.publish_at == rows.get(pk=first.pk).publish_at  # the rest, when it is asked for
+
+
+@pytest.mark.broker
+@pytest.mark.django_db(transaction=True)
+def test_a_relay_sends_thousands_with_a_few_statements(desk: Desk, statements: Counter[str]) -> None:
+    desk.queue("work")
+    many(3000, queue="work")
+    statements.clear()
+    burst()
+    assert states() == {Out.PUBLISHED: 3000}
+    # The first batches are small, because nobody knows yet how large a body is; so are the last marks.
+    assert statements.total() < 100
+
+
+@pytest.mark.broker
+@pytest.mark.django_db(transaction=True)
+def test_what_goes_to_a_missing_exchange_ends_together(
+    desk: Desk, statements: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("messaging.fates.UNROUTABLE_PAUSES", (0.05, 0.05, 0.05))
+    many(2000, exchange="no-such-exchange")
+    statements.clear()
+    with relaying():
+        wait_until(lambda: rows.filter(state=Out.FAILED).count() == 2000, what="every row failed", deadline=60)
+    assert statements["UPDATE"] < 100
+
+
+@pytest.mark.broker
+@pytest.mark.django_db(transaction=True)
+def test_an_idle_relay_looks_once_each_time(desk: Desk, statements: Counter[str]) -> None:
+    relay = Relay("default")
+    stop = threading.Event()
+    for _ in range(3):
+        relay.run_once(stop, timeout=0)
+    statements.clear()
+    for _ in range(5):
+        relay._next_look = 0.0
+        relay.run_once(stop, timeout=0)
+    relay._finish()
+    assert statements == {"SELECT": 5}
+
+
+@pytest.mark.skipif(TEST_DB == "mariadb", reason="it prefers to sort a few rows")
+@pytest.mark.django_db
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_looking_reads_the_polled_index_in_its_order(analyzed: bool) -> None:
+    many(200)
+    rows.filter(pk__in=[row.pk for row in rows.all()[:150]]).update(state=Out.PUBLISHED, due_at=None)
+    if analyzed:
+        with connection.cursor() as cursor:
+            cursor.execute("ANALYZE")
+    with connection.cursor() as cursor:
+        if TEST_DB == "postgres":
+            cursor.execute("SET LOCAL enable_seqscan = off")  # 200 rows fit a page or two: no index pays
+    for query in (rows.due("default").values_list("id")[:BATCH], rows.due("default")[:1]):
+        plan = query.explain()
+        assert "messaging_outbox_due" in plan
+        assert "Sort" not in plan
+        assert "TEMP B-TREE" not in plan
