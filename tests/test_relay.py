@@ -244,7 +244,7 @@ def test_notify_wakes_a_relay_long_before_its_next_look(desk: Desk, settings: Se
     desk.queue("work")
     settings.MESSAGING = {"default": {**settings.MESSAGING["default"], "POLL_INTERVAL": 600}}
     with relaying() as relays:
-        wait_until(lambda: relays[0]._is_declared, what="a connected relay")
+        wait_until(lambda: relays[0]._uplink._is_declared, what="a connected relay")
         listener = relays[0]._listeners["default"]
         row = publish("work", "1", queue="work")
 
