@@ -37,10 +37,17 @@ class Backlog:
     Args:
         route: finds the handler of a delivery; cheap.
         dead_queues: queues whose deliveries are recorded, not run.
+        on_idle: called, at once and under a lock, when someone finds nothing to take.
     """
 
-    def __init__(self, route: Callable[[Delivery], Handler | None], dead_queues: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        route: Callable[[Delivery], Handler | None],
+        dead_queues: Iterable[str] = (),
+        on_idle: Callable[[], None] = lambda: None,
+    ) -> None:
         self._route = route
+        self._on_idle = on_idle
         self._dead_queues = frozenset(dead_queues)
         self._changed = threading.Condition()
         self._waiting: dict[str, Line] = {}  # in the order of their turns
@@ -72,6 +79,7 @@ class Backlog:
                     if any(self._waiting.values()):
                         self._changed.notify()  # whoever waits for nothing in particular
                     return job
+                self._on_idle()
                 self._changed.wait(pause)
         return None
 

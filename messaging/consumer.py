@@ -86,7 +86,7 @@ class Consumer:
     def __init__(self, plan: Plan, name: str, ledger: Ledger | None = None) -> None:
         self._plan = plan
         self.processor = Processor(plan.alias, name, running=running)
-        self._backlog = Backlog(self.processor.route, plan.dead_queues)
+        self._backlog = Backlog(self.processor.route, plan.dead_queues, self._hurry)
         self._outage = Outage(self._backlog.hold, self._on_database_back)
         self._workers = [
             Worker(index, self._backlog, self.processor, self._outage.begin, ledger.slot(index) if ledger else None)
@@ -155,6 +155,9 @@ class Consumer:
     def _is_to_go_back(self, delivery: Delivery) -> bool:
         waited = time.monotonic() - delivery.received_at
         return waited > GIVE_BACK_AFTER or delivery.queue in self._housekeeper.paused
+
+    def _hurry(self) -> None:
+        self._subscription.hurry()
 
     def _wake_up(self) -> None:
         self._wake.set()

@@ -74,6 +74,10 @@ class Subscription:
         for queue in self._receiver.consuming:
             self._cancel(queue)
 
+    def hurry(self) -> None:
+        """Have the broker deliver more, if what was settled is what it waits for; from any thread."""
+        self._receiver.hurry()
+
     def close(self) -> None:
         """Send what is to be acknowledged and disconnect."""
         self._receiver.close()

@@ -628,3 +628,14 @@ def test_a_closed_backlog_takes_and_gives_nothing(backlog: Backlog) -> None:
     late = Parcel()
     backlog.put(late)
     assert late.settled == ["requeue"]
+
+
+def test_who_finds_nothing_to_take_says_so() -> None:
+    idle = threading.Event()
+    backlog = Backlog(lambda delivery: HANDLER[delivery.queue], on_idle=idle.set)
+    backlog.put(Parcel())
+    assert len(take(backlog)) == 1
+    assert not idle.is_set()
+    try_to_take(backlog)
+    assert idle.wait(10)
+    backlog.close()

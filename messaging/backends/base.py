@@ -154,6 +154,10 @@ class Receiver(abc.ABC):
         """
 
     @abc.abstractmethod
+    def hurry(self) -> None:
+        """Tell the broker now of what was settled, since someone waits for more; from any thread."""
+
+    @abc.abstractmethod
     def cancel(self, queue: str) -> None:
         """Stop the consumer on `queue`; what was delivered stays deliverable to `ack()`. No error if there is none."""
 

@@ -101,6 +101,10 @@ class Feed:
         """Note that a delivery is done, or goes back; from any thread. False when the lease is gone."""
         return self._holdings.settle(delivery.subscription, delivery.row_id, done=done)
 
+    def hurry(self) -> None:
+        """Write now what was settled, if that makes room for more."""
+        self._holdings.hurry()
+
     # The thread
 
     def _run(self) -> None:

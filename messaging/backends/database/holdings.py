@@ -109,6 +109,13 @@ class Holdings:
                 self._wake()
             return True
 
+    def hurry(self) -> None:
+        """Someone waits for more than there was room for."""
+        with self._lock:
+            if self._is_starved and self._count and not self._is_hungry:
+                self._is_hungry = True
+                self._wake()
+
     def take_settled(self, *, at_once: bool = False) -> tuple[list[int], list[int]]:
         """What is to be written now: the rows that are done, and those that go back."""
         with self._lock:

@@ -60,6 +60,11 @@ class DatabaseReceiver(Receiver):
         feed.subscribe(queue, found.pk, prefetch)
         self._trouble = ""
 
+    def hurry(self) -> None:
+        """Make room for more messages."""
+        if self._feed is not None:
+            self._feed.hurry()
+
     def cancel(self, queue: str) -> None:
         """Stop the consumer on `queue`; what was delivered can still be settled."""
         if self._feed is not None:

@@ -61,6 +61,10 @@ class RabbitReceiver(Endpoint, Receiver):
         if self._troubles.pop(queue, ""):
             logger.debug('Queue "%s" is consumed again.', queue)
 
+    def hurry(self) -> None:
+        """Write acknowledgements without waiting for more."""
+        self.settlements.hurry()
+
     def cancel(self, queue: str) -> None:
         """Stop the consumer on `queue`; what was delivered can still be settled."""
         with self._lock:

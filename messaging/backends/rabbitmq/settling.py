@@ -1,7 +1,7 @@
 """Acknowledgements on their way to the broker: gathered for a moment, then written with as few frames as will do.
 
-Each wakes the I/O thread, and costs the broker a command; so they wait for others as long as the broker has reason to
-deliver more without them.
+To write one wakes the I/O thread, and costs the broker a command. So they wait for others, unless the broker should
+hear of them to deliver more.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from messaging.exceptions import BrokerUnavailable
 if TYPE_CHECKING:
     from messaging.backends.rabbitmq.subscription import Subscription
 
-GATHERING = 0.005  # seconds that an acknowledgement waits for others
-_IDLE, _LATER, _NOW = range(3)
+GATHERING = 0.02  # seconds that an acknowledgement waits for others
 
 
 class Settlements:
@@ -25,25 +24,30 @@ class Settlements:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: list[tuple[Subscription, int, bool]] = []
-        self._scheduled = _IDLE
+        self._is_hurried = False
 
     def add(self, subscription: Subscription, tag: int, *, done: bool) -> bool:
         """Have a delivery acknowledged, or requeued, soon; from any thread. False when the connection is gone."""
         with self._lock:
-            when = _NOW if subscription.is_low else _LATER
-            if when > self._scheduled:
+            self._waiting.append((subscription, tag, done))
+        return not subscription.is_low or self.hurry()
+
+    def hurry(self) -> bool:
+        """Write what waits without waiting for more; from any thread. False when the connection is gone."""
+        with self._lock:
+            if self._waiting and not self._is_hurried:
                 try:
-                    self._schedule(subscription, when)
+                    self._waiting[-1][0].connection.run(self.write)
                 except BrokerUnavailable:
                     return False
-            self._waiting.append((subscription, tag, done))
-            return True
+                self._is_hurried = True
+        return True
 
     def write(self) -> None:
         """Write all that waits; in the I/O thread."""
         with self._lock:
             taken, self._waiting = self._waiting, []
-            self._scheduled = _IDLE
+            self._is_hurried = False
         settled: dict[Subscription, tuple[set[int], list[int]]] = {}
         for subscription, tag, done in taken:
             acked, returned = settled.setdefault(subscription, (set(), []))
@@ -58,12 +62,7 @@ class Settlements:
         """The connection is gone: what waits comes again."""
         with self._lock:
             self._waiting.clear()
-            self._scheduled = _IDLE
-
-    def _schedule(self, subscription: Subscription, when: int) -> None:
-        connection = subscription.connection
-        connection.run(self.write if when == _NOW else lambda: connection.io.later(GATHERING, self.write))
-        self._scheduled = when
+            self._is_hurried = False
 
 
 def settlement_frames(channel: int, open_tags: dict[int, None], acked: set[int], returned: list[int]) -> list[bytes]:

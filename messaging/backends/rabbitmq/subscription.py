@@ -13,7 +13,7 @@ from messaging.backends.base import Delivery
 from messaging.backends.rabbitmq.connection import Connection
 from messaging.backends.rabbitmq.errors import Loss, refusal
 from messaging.backends.rabbitmq.frames import Deliver, requeue_frame
-from messaging.backends.rabbitmq.settling import settlement_frames
+from messaging.backends.rabbitmq.settling import GATHERING, settlement_frames
 from messaging.exceptions import BrokerUnavailable
 from messaging.wire import Properties
 
@@ -44,6 +44,7 @@ class Subscription:
         self._started: Future[None] | None = None
         self._stopping = False
         self._closed = False
+        self._is_ticking = False
         self._unsettled: dict[int, bool] = {}
         self._unwritten: dict[int, None] = {}  # those of which the broker was told nothing yet
         self._burst = 0
@@ -145,7 +146,17 @@ class Subscription:
             return
         self._unsettled[message.tag] = True
         self._unwritten[message.tag] = None
+        if not self._is_ticking:
+            self._is_ticking = True
+            self.connection.io.later(GATHERING, self._tick)
         self._receiver.deliver(RabbitDelivery(self, message))
+
+    def _tick(self) -> None:
+        """Write what was settled meanwhile, and come again while anything is out."""
+        self._receiver.settlements.write()
+        self._is_ticking = self.is_live and bool(self._unwritten)
+        if self._is_ticking:
+            self.connection.io.later(GATHERING, self._tick)
 
     def _on_cancelled(self, _: Any) -> None:
         self._stopping = True  # the channel stays for what was delivered on it
