@@ -14,6 +14,7 @@ from django.db.models.sql import InsertQuery
 
 from messaging.clock import Now
 from messaging.database import brief_locks
+from messaging.prepared import can_prepare, execute
 
 # Fields whose plain values every driver takes as they are.
 _PLAIN = (models.CharField, models.TextField, models.IntegerField, models.BooleanField)
@@ -91,9 +92,13 @@ def _insert(row: models.Model, values: _Values, connection: BaseDatabaseWrapper,
     sql = _statements.get(shape)
     if sql is None:
         sql = _statements[shape] = _compile(type(row), values, connection, lock_wait)
-    with connection.cursor() as cursor:
-        cursor.execute(sql, list(values.given.values()))
-        row.pk = cursor.fetchone()[0] if connection.features.can_return_columns_from_insert else cursor.lastrowid
+    params = list(values.given.values())
+    if can_prepare(connection):
+        row.pk = execute(connection, sql, params)[0]
+    else:
+        with connection.cursor() as cursor:
+            cursor.execute(sql, params)
+            row.pk = cursor.fetchone()[0] if connection.features.can_return_columns_from_insert else cursor.lastrowid
     row._state.adding, row._state.db = False, connection.alias
     for name in (*values.moments, *values.defaults):
         del row.__dict__[name]

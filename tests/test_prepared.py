@@ -1,0 +1,88 @@
+"""Statements that are kept prepared: only in a session of one's own, and without a difference for what they do."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from typing import Any
+
+import pytest
+from django.db import IntegrityError, connection, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.test.utils import CaptureQueriesContext
+
+from messaging import inbox
+from messaging.clock import Now
+from messaging.compiled import insert
+from messaging.models import ProcessedMessage
+from messaging.prepared import can_prepare
+from tests.processing import arrived, envelope_of
+from tests.proxy import Proxy, _Pipe
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.skipif("connection.vendor != 'postgresql'", reason="only PostgreSQL is asked to prepare anything"),
+]
+OURS = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'INSERT INTO \"messaging_processedmessage\"%'"
+BACKEND_KEY = re.compile(rb"K\x00\x00\x00\x0c....", re.DOTALL)
+
+
+class Pooler(Proxy):
+    """Says of a session what a pooler says: a process id of its own making."""
+
+    def _read(self, pipe: _Pipe) -> None:
+        super()._read(pipe)
+        if pipe.downstream and pipe.queue:
+            due, data = pipe.queue.pop()
+            pipe.queue.append((due, BACKEND_KEY.sub(b"K\x00\x00\x00\x0c\x00\x00\x00\x01", data)))
+
+
+def row() -> ProcessedMessage:
+    made = inbox.fresh("default", "work", envelope_of(arrived(headers={"n": 1}))).row
+    made.state, made.processed_at = ProcessedMessage.State.PROCESSED, Now()
+    return made
+
+
+def kept() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(OURS)
+        return int(cursor.fetchone()[0])
+
+
+def through(proxy: Proxy) -> BaseDatabaseWrapper:
+    other: Any = connection.copy()
+    other.settings_dict = {**other.settings_dict, "HOST": "127.0.0.1", "PORT": str(proxy.port)}
+    other.connect()
+    return other  # type: ignore[no-any-return]
+
+
+def test_the_statement_of_each_message_is_kept() -> None:
+    connection.close()
+    for _ in range(3):
+        insert(row(), "default", lock_wait=2.0)
+    assert kept() == 1
+    assert connection.connection.prepare_threshold is None, "nobody else's statements are"
+
+
+def test_behind_a_pooler_nothing_is_prepared() -> None:
+    address = connection.settings_dict["HOST"], int(connection.settings_dict["PORT"] or 5432)
+    with Proxy(*address) as proxy, closing(through(proxy)) as other:
+        assert can_prepare(other)
+    with Pooler(*address) as proxy, closing(through(proxy)) as other:
+        assert not can_prepare(other)
+
+
+def test_who_watches_the_statements_sees_ours() -> None:
+    with CaptureQueriesContext(connection) as queries:
+        insert(row(), "default")
+    assert len(queries) == 1
+
+
+def test_an_error_of_a_prepared_statement_is_djangos_and_ends_nothing_else() -> None:
+    first, second = row(), row()
+    second.key = first.key
+    insert(first, "default", lock_wait=2.0)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        insert(second, "default", lock_wait=2.0)
+    insert(row(), "default", lock_wait=2.0)
+    assert ProcessedMessage.objects.count() == 2
