@@ -12,13 +12,14 @@ from django.db import InterfaceError, InternalError, OperationalError, connectio
 from messaging import conf, failures, signals
 from messaging.clock import Now
 from messaging.database import close_old, is_conflict, is_database_error, is_lost, reconnect
+from messaging.envelope import Envelope
 from messaging.exceptions import DatabaseUnavailable
 from messaging.execution import proven_commit, refuse_doomed
 from messaging.failures import Failure
 from messaging.inbox import AlreadyRecorded, Place, SetAside
 from messaging.killpoints import kill_point
 from messaging.logs import one_line
-from messaging.message import Envelope, ReceivedMessage, Running
+from messaging.message import ReceivedMessage, Running
 from messaging.models import ProcessedMessage
 from messaging.station import Station, Work, inserts_first
 

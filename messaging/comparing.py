@@ -10,9 +10,9 @@ from typing import Any
 from unittest.mock import ANY
 from uuid import UUID
 
+from messaging.bodies import decode_body, encode_body
 from messaging.exceptions import PayloadError, WireError
 from messaging.handlers import topic_matches
-from messaging.message import decode_body, encode_body
 from messaging.models import PublishedMessage
 from messaging.wire import to_json
 

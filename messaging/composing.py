@@ -12,11 +12,14 @@ from django.db import models
 from django.utils import timezone
 
 from messaging import conf
+from messaging.bodies import encode_body, pack_body
 from messaging.clock import Now
+from messaging.envelope import OUR_PREFIX, Envelope
 from messaging.exceptions import PayloadError, PublishError, WireError
-from messaging.message import OUR_PREFIX, Envelope, Message, Running, encode_body, pack_body, short, storable
+from messaging.message import Message, Running
 from messaging.models import PublishedMessage
 from messaging.sealing import properties_of
+from messaging.texts import short, storable
 from messaging.wire import Properties, encode_table, to_json
 
 MAX_SECONDS = 10 * 366 * 86400

@@ -15,10 +15,11 @@ from django.test.testcases import DatabaseOperationForbidden  # type: ignore[att
 from messaging import conf, signals, topology
 from messaging.backends.base import QueueSpec
 from messaging.drained import Drained, Events
+from messaging.envelope import Envelope
 from messaging.exceptions import DatabaseUnavailable, MessagingError
 from messaging.execution import call
 from messaging.handlers import Handler, registry, topic_matches
-from messaging.message import Envelope, ReceivedMessage, Running
+from messaging.message import ReceivedMessage, Running
 from messaging.models import PublishedMessage
 from messaging.models.outbox import PublishedMessageQuerySet
 from messaging.processor import Processor

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import sysconfig
-import traceback as tracebacks
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
-from types import FrameType, TracebackType
 from typing import Any
 
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
@@ -23,14 +18,13 @@ from messaging.exceptions import MessagingError, Reject, WireError
 from messaging.handlers import Handler, registry
 from messaging.inbox import AlreadyRecorded, Place, SetAside
 from messaging.ledger import Entry
-from messaging.message import storable
 from messaging.models import Attempt, ProcessedMessage
 from messaging.retry import Decision, decide
 from messaging.sealing import compose_round
+from messaging.texts import storable
+from messaging.tracebacks import describe, fingerprint, text_of, traceback_of, type_name
 
 State = ProcessedMessage.State
-TRACEBACK_LIMIT = 64 * 1024  # characters kept of a traceback: its end, where the error is
-LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +152,7 @@ def _insert_crash(entry: Entry, error: MessagingError, worker: str) -> None:
         handler=entry.handler,
         worker=worker,
         error=describe(error),
-        exception_type=_type_name(error),
+        exception_type=type_name(error),
     )
     with _brief(entry.database):
         row.save(using=entry.database, force_insert=True)
@@ -187,25 +181,6 @@ def _brief(database: str) -> Iterator[None]:
         raise
 
 
-def describe(error: BaseException) -> str:
-    """One line for lists: the exception's type and text. Errors of this app speak for themselves."""
-    text = " ".join(_text(error).split())
-    if isinstance(error, MessagingError):
-        return storable(text or _type_name(error), 2000)
-    return storable(f"{type(error).__name__}: {text}" if text else type(error).__name__, 2000)
-
-
-def fingerprint(error: BaseException, handler: str) -> str:
-    """Groups failures: exception class, innermost application frame (without its line) and handler."""
-    frame = _application_frame(error.__traceback__)
-    place = f"{frame.f_globals.get('__name__', '')}.{frame.f_code.co_qualname}" if frame else _normalised(error)
-    return blake2b(f"{_type_name(error)}|{place}|{handler}".encode("utf-8", "replace"), digest_size=16).hexdigest()
-
-
-def _normalised(error: BaseException) -> str:
-    return re.sub(r"\d+", "0", _text(error))[:200]
-
-
 def _decide(number: int, failure: Failure, settings: conf.AliasSettings) -> Decision:
     handler = failure.handler
     if handler is None and failure.started is None:
@@ -228,7 +203,7 @@ def _values(failure: Failure, decision: Decision, number: int) -> dict[str, Any]
         "handler": handler[:255],
         "worker": failure.worker,
         "error": describe(failure.error),
-        "exception_type": _type_name(failure.error),
+        "exception_type": type_name(failure.error),
         "fingerprint": fingerprint(failure.error, handler),
         "retry_at": _due(decision) if retrying else None,
         "failed_at": None if retrying else Now(),
@@ -249,53 +224,7 @@ def _attempt(row: ProcessedMessage, failure: Failure, number: int, round_: int) 
         worker=failure.worker,
         started_at=datetime.fromtimestamp(failure.started, UTC) if failure.started is not None else None,
         crashed=failure.crashed,
-        exception_type=_type_name(failure.error),
-        exception_message=storable(_text(failure.error), 10_000),
-        traceback=_traceback(failure.error),
+        exception_type=type_name(failure.error),
+        exception_message=storable(text_of(failure.error), 10_000),
+        traceback=traceback_of(failure.error),
     )
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as problem:  # noqa: BLE001  an exception whose own text fails must be recorded all the same
-        return f"(its text cannot be shown: {type(problem).__name__})"
-
-
-def _type_name(error: BaseException) -> str:
-    kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"[-255:]
-
-
-def _traceback(error: BaseException) -> str:
-    if error.__traceback__ is None:
-        return ""
-    try:
-        text = "".join(tracebacks.format_exception(type(error), error, without_ours(error.__traceback__)))
-    except Exception as problem:  # noqa: BLE001  an exception whose own text fails
-        text = f"The traceback cannot be shown: {type(problem).__name__}."
-    text = "\n".join(storable(line) for line in text.split("\n"))
-    return text if len(text) <= TRACEBACK_LIMIT else "…\n" + text[-TRACEBACK_LIMIT:]
-
-
-def without_ours(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback from where the user's code begins; whole when it never got there."""
-    rest = trace
-    while rest is not None and _is_ours(rest.tb_frame):
-        rest = rest.tb_next
-    return rest or trace
-
-
-def _is_ours(frame: FrameType) -> bool:
-    name = str(frame.f_globals.get("__name__", ""))
-    return name.partition(".")[0] in ("messaging", "asgiref", "contextlib", "concurrent")
-
-
-def _application_frame(trace: TracebackType | None) -> FrameType | None:
-    found = None
-    while trace is not None:
-        path = trace.tb_frame.f_code.co_filename
-        if not path.startswith((*LIBRARIES, "<")) and not _is_ours(trace.tb_frame):
-            found = trace.tb_frame
-        trace = trace.tb_next
-    return found

@@ -23,8 +23,8 @@ from django.db.models import BooleanField, Case, Q, Value, When
 from messaging.clock import Now
 from messaging.compiled import insert
 from messaging.database import brief_locks, is_lock_wait, is_refusal
+from messaging.envelope import MAX_ROUND, Envelope
 from messaging.handlers import Handler
-from messaging.message import MAX_ROUND, Envelope
 from messaging.models import ProcessedMessage
 
 TWIN_WAIT = 2.0  # seconds that a record waits for another transaction with the same message

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from messaging.backends.base import Delivery
+from messaging.envelope import DIED
 from messaging.handlers import Handler
 from messaging.killpoints import kill_point
-from messaging.message import DIED
 
 _DIED = DIED.encode()
 

@@ -19,9 +19,9 @@ from django.utils.translation import gettext as _
 
 from messaging import conf
 from messaging.clock import Now
+from messaging.envelope import Envelope
 from messaging.exceptions import ConfigurationError
 from messaging.killpoints import kill_point
-from messaging.message import Envelope
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.sealing import compose_round
 from messaging.wake import wake_relays

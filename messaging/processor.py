@@ -14,16 +14,17 @@ from messaging.attempting import Attempts
 from messaging.batching import run_batch
 from messaging.claims import Claims
 from messaging.database import close_old, is_conflict, is_lock_wait, is_lost
+from messaging.envelope import Envelope
 from messaging.exceptions import DeadLettered, HandlerNotFound, MessagingError, PayloadError
 from messaging.execution import call
 from messaging.handlers import Handler, Registry, registry
 from messaging.inbox import TWIN_WAIT, AlreadyRecorded, Place, SetAside, Verdict
 from messaging.ledger import Entry
-from messaging.message import Envelope, storable
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
 from messaging.station import Call, Incoming, RunningNow, Station, Work, inserts_first
 from messaging.sweeping import sweep
+from messaging.texts import storable
 
 
 @dataclass(frozen=True, slots=True)

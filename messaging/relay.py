@@ -22,8 +22,8 @@ from messaging.exceptions import BrokerUnavailable
 from messaging.fates import Held, Judge
 from messaging.killpoints import kill_point
 from messaging.leases import MARK_DELAY, Leases
-from messaging.message import storable
 from messaging.sealing import seal
+from messaging.texts import storable
 from messaging.uplink import Uplink
 from messaging.wake import Listener, can_listen
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from django.db import models
 
+from messaging.envelope import CAUSATION, ROUTING_KEY, Envelope
 from messaging.exceptions import ProcessDied
-from messaging.message import CAUSATION, ROUTING_KEY, Envelope
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.wire import encode_properties, encode_table
 

@@ -11,13 +11,15 @@ from django.db import connections
 
 from messaging import conf
 from messaging.claims import Claims
+from messaging.envelope import Envelope
 from messaging.execution import call
 from messaging.handlers import Handler, Registry
 from messaging.inbox import Place
 from messaging.ledger import Entry
 from messaging.logs import one_line
-from messaging.message import Envelope, ReceivedMessage, Running, storable
+from messaging.message import ReceivedMessage, Running
 from messaging.outages import Outages
+from messaging.texts import storable
 from messaging.wire import Properties
 
 

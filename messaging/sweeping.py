@@ -11,9 +11,9 @@ from messaging import inbox, unrun
 from messaging.database import is_database_error
 from messaging.handlers import Handler
 from messaging.inbox import SetAside
-from messaging.message import storable
 from messaging.models import ProcessedMessage
 from messaging.station import Station
+from messaging.texts import storable
 
 
 def sweep(station: Station) -> int:

@@ -13,9 +13,9 @@ from messaging import conf
 from messaging.comparing import Wanted, differences, listing, report
 from messaging.drained import Drained
 from messaging.draining import Drain, usable
-from messaging.failures import without_ours
 from messaging.handlers import topic_matches
 from messaging.models import PublishedMessage
+from messaging.tracebacks import without_ours
 
 __all__ = ["Drained", "assert_not_published", "assert_published", "drain", "published"]
 

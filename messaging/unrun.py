@@ -7,13 +7,14 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from messaging import conf, failures, inbox
+from messaging.envelope import Envelope, address
 from messaging.exceptions import HandlerTimeout, IdReused, MessagingError, ProcessDied
 from messaging.failures import Failure
 from messaging.handlers import Handler, registry
 from messaging.inbox import AlreadyRecorded, SetAside, Verdict
 from messaging.ledger import Entry
-from messaging.message import Envelope, address, storable
 from messaging.models import ProcessedMessage
+from messaging.texts import storable
 from messaging.wire import Properties
 
 LOOKS = 10  # at a row that others keep changing

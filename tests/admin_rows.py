@@ -10,7 +10,8 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.test import Client
 
-from messaging.message import Envelope, pack_body
+from messaging.bodies import pack_body
+from messaging.envelope import Envelope
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.wire import Properties
 

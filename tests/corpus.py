@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from messaging.message import EXCHANGE, KEY, QUEUE, ROUND, ROUTING_KEY, ROW, hashed
+from messaging.envelope import EXCHANGE, KEY, QUEUE, ROUND, ROUTING_KEY, ROW, hashed
 from messaging.wire import Properties, encode_table
 from tests.processing import Arrived
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from messaging.bodies import encode_body
+from messaging.envelope import Envelope
 from messaging.handlers import Handler, Registry
-from messaging.message import Envelope, encode_body
 from messaging.models import PublishedMessage
 from messaging.publisher import seal
 from messaging.wire import Properties

@@ -17,7 +17,8 @@ from messaging import readings
 from messaging.admin import base, paginator, payload
 from messaging.backends import get_backend
 from messaging.backends.base import QueueSpec, Topology
-from messaging.message import Envelope, pack_body
+from messaging.bodies import pack_body
+from messaging.envelope import Envelope
 from messaging.models import Attempt, AuditRecord, ProcessedMessage, QueueControl, Worker
 from messaging.operations import Operator, requeue
 from messaging.wire import Properties

@@ -20,9 +20,9 @@ import pytest
 
 from messaging.backends.base import Delivery
 from messaging.backlog import Backlog
+from messaging.envelope import DIED
 from messaging.handlers import Handler
 from messaging.items import Job
-from messaging.message import DIED
 from messaging.wire import Properties
 from tests.services import Database
 from tests.site import ROOT, Running, Site, SiteFactory

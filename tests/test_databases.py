@@ -15,10 +15,11 @@ from django.db import DatabaseError, OperationalError, connection, connections, 
 from messaging.checks import check_servers
 from messaging.database import brief_locks
 from messaging.database_checks import _check_variables, require_fit
+from messaging.envelope import KEY, QUEUE, ROUND, hashed
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import Registry
 from messaging.inbox import AlreadyRecorded, fresh
-from messaging.message import KEY, QUEUE, ROUND, Message, ReceivedMessage, hashed
+from messaging.message import Message, ReceivedMessage
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.processor import Processor
 from messaging.publisher import publish_many

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from messaging import Message, publish, publish_many
 from messaging.admin.processed import headline
+from messaging.envelope import EXCHANGE, KEY, QUEUE, ROUND, ROUTING_KEY, hashed
 from messaging.exceptions import PublishError
 from messaging.handlers import Registry
-from messaging.message import EXCHANGE, KEY, QUEUE, ROUND, ROUTING_KEY, ReceivedMessage, hashed
+from messaging.message import ReceivedMessage
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.operations import Operator, requeue
 from messaging.processor import Processor

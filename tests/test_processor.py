@@ -16,13 +16,14 @@ from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from messaging import Reject, Retry, apublish, publish
-from messaging import message as message_module
+from messaging import envelope as envelope_module
 from messaging.clock import Now
 from messaging.draining import Arrival
+from messaging.envelope import DIED, Envelope
 from messaging.exceptions import HandlerTimeout, ProcessDied, WireError
 from messaging.handlers import Registry
 from messaging.ledger import Entry
-from messaging.message import DIED, Envelope, ReceivedMessage
+from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 from messaging.processor import Processor
 from tests.app.models import Effect
@@ -586,8 +587,8 @@ def test_a_delivery_is_read_once(handle: Handle, monkeypatch: pytest.MonkeyPatch
     read: list[str] = []
     received = Envelope.received
     monkeypatch.setattr(Envelope, "received", lambda *all_: read.append("envelope") or received(*all_))
-    pack = message_module.pack_body
-    monkeypatch.setattr(message_module, "pack_body", lambda body: read.append("body") or pack(body))
+    pack = envelope_module.pack_body
+    monkeypatch.setattr(envelope_module, "pack_body", lambda body: read.append("body") or pack(body))
     delivery = arrived()
     parcel = Arrival("work", "messaging", "work.do", delivery.properties, delivery.body)
     processor = handle()

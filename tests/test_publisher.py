@@ -19,22 +19,14 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from messaging import Message, apublish, apublish_many, publish, publish_many
+from messaging.bodies import decode_body, encode_body, pack_body, unpack_body
 from messaging.clock import Now
+from messaging.envelope import CAUSATION, Envelope
 from messaging.exceptions import ConfigurationError, PayloadError, PublishError
-from messaging.message import (
-    CAUSATION,
-    Envelope,
-    ReceivedMessage,
-    Running,
-    decode_body,
-    encode_body,
-    pack_body,
-    running,
-    storable,
-    unpack_body,
-)
+from messaging.message import ReceivedMessage, Running, running
 from messaging.models import PublishedMessage
 from messaging.sealing import seal
+from messaging.texts import storable
 from messaging.wake import CHANNEL
 from messaging.wire import Properties
 from tests.settings import TEST_DB

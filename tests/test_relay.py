@@ -141,7 +141,7 @@ def test_a_message_over_which_the_broker_closes_the_channel_fails_alone(desk: De
     bad = rows[77]
     wire = publish("hello", "bad", queue="hello", headers={"when": b"bytes"})
     PublishedMessage.objects.filter(pk=wire.pk).delete()
-    from messaging.message import Envelope
+    from messaging.envelope import Envelope
     from messaging.wire import Properties
 
     broken = Envelope("", "hello", Properties.build(message_id="bad", expiration="never"), b"bad")

@@ -13,9 +13,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from messaging import conf
+from messaging.bodies import encode_body
 from messaging.composing import MAX_SECONDS, Composer
 from messaging.exceptions import MessagingError, PayloadError, WireError
-from messaging.message import Message, encode_body
+from messaging.message import Message
 from messaging.models import PublishedMessage
 from messaging.wire import encode_table
 

@@ -14,8 +14,8 @@ from django.http import HttpResponse
 from django.utils.translation import gettext as _
 
 from messaging.admin.display import size
+from messaging.bodies import decode_body
 from messaging.exceptions import PayloadError, WireError
-from messaging.message import decode_body
 from messaging.models.base import StoredMessage
 
 PREVIEW = 64 * 1024  # characters of a body that a page shows

@@ -23,10 +23,11 @@ from messaging.admin.base import MessageAdmin
 from messaging.admin.display import moment, shorten, span
 from messaging.admin.story import SHOWN, Event, Related, audit_events, in_order, related
 from messaging.admin.verbs import INCOMING
+from messaging.envelope import Envelope
 from messaging.exceptions import ConfigurationError, WireError
 from messaging.handlers import registry
-from messaging.message import Envelope, storable
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
+from messaging.texts import storable
 
 State = ProcessedMessage.State
 ENVELOPE = (

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from messaging.conf import AliasSettings
-from messaging.message import Envelope
+from messaging.envelope import Envelope
 from messaging.wire import Properties
 
 DEAD = ".dead"  # what a dead-letter queue's name ends with

@@ -11,8 +11,8 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.models.base import ModelState
 from django.utils.translation import gettext_lazy as _
 
+from messaging.bodies import unpack_body
 from messaging.clock import Now
-from messaging.message import unpack_body
 
 
 class PolledIndex(models.Index):

@@ -15,7 +15,7 @@ from django.db import models, transaction
 from django.db.models import Exists, F, OuterRef, Q
 
 from messaging.clock import Now
-from messaging.message import hashed
+from messaging.envelope import hashed
 from messaging.models.base import PolledIndex
 
 

@@ -11,7 +11,7 @@ from django.db import models, transaction
 from django.db.models import BooleanField, F, Func, Q, Value
 
 from messaging.clock import Now
-from messaging.message import storable
+from messaging.texts import storable
 
 if TYPE_CHECKING:
     from messaging.models.published import PublishedMessage

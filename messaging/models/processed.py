@@ -11,7 +11,7 @@ from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
 from messaging.clock import Now
-from messaging.message import Envelope
+from messaging.envelope import Envelope
 from messaging.models.base import PolledIndex, StoredMessage
 
 

@@ -10,8 +10,9 @@ from django.db.models import F, Q
 from django.db.models.functions import Greatest
 from django.utils.translation import gettext_lazy as _
 
+from messaging.bodies import decode_body
 from messaging.clock import Now
-from messaging.message import Envelope, decode_body
+from messaging.envelope import Envelope
 from messaging.models.base import PolledIndex, StoredMessage
 from messaging.models.outbox import OWNER_LENGTH, PublishedMessageQuerySet
 from messaging.models.processed import ProcessedMessage

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from messaging.backends.base import Backend, ExchangeSpec, Fate, QueueSpec, Receiver, Sender, Topology
+from messaging.envelope import ROW
 from messaging.exceptions import BrokerUnavailable, TopologyError
-from messaging.message import ROW
 from messaging.wire import Properties, encode_table
 from tests.backends.tools import Deliveries, confirmed, message, send, unique
 from tests.site import ROOT

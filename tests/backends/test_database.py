@@ -22,8 +22,8 @@ from messaging.backends.database.catalog import Routes
 from messaging.backends.database.sweeper import AT_ONCE, Sweeper
 from messaging.clock import Now
 from messaging.conf import AliasSettings, parse_url
+from messaging.envelope import ROW
 from messaging.exceptions import BrokerUnavailable
-from messaging.message import ROW
 from messaging.models import EmbeddedConnection, EmbeddedMessage, EmbeddedQueue
 from messaging.models.embedded import key_of
 from messaging.wire import Properties

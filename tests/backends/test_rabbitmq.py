@@ -17,8 +17,8 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from messaging.backends.base import Difference, ExchangeSpec, Fate, QueueSpec, Topology
 from messaging.backends.rabbitmq import RabbitMQ
+from messaging.envelope import ROW
 from messaging.exceptions import BrokerUnavailable, ConfigurationError, TopologyError
-from messaging.message import ROW
 from messaging.wire import Properties, encode_table
 from tests.backends.rabbitmq_settings import rabbitmq_backend
 from tests.backends.tools import Deliveries, confirmed, fates, message, send, unique

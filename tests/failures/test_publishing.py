@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from django.db import transaction
 
-from messaging.message import Envelope, Message
+from messaging.envelope import Envelope
+from messaging.message import Message
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.operations import Operator, release, replay
 from messaging.publisher import publish as publish_one

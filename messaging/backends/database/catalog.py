@@ -12,9 +12,9 @@ from messaging.backends import missing
 from messaging.backends.base import Difference, QueueSpec, Topology
 from messaging.database import transaction_mode
 from messaging.handlers import topic_matches
-from messaging.message import storable
 from messaging.models import EmbeddedBinding, EmbeddedExchange, EmbeddedQueue
 from messaging.models.embedded import key_of
+from messaging.texts import storable
 
 BUILT_IN = {"amq.topic": "topic", "amq.direct": "direct", "amq.fanout": "fanout"}
 TYPES = ("topic", "direct", "fanout")

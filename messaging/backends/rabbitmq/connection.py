@@ -17,81 +17,15 @@ from pika.adapters.select_connection import IOLoop
 
 from messaging.backends.rabbitmq import hosts, parameters
 from messaging.backends.rabbitmq.errors import Loss
-from messaging.backends.rabbitmq.frames import Confirm, Deliver, take_frames, text
+from messaging.backends.rabbitmq.frames import text
 from messaging.backends.rabbitmq.logs import hush_this_thread, logger
+from messaging.backends.rabbitmq.lossless import LosslessConnection
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable
 
 T = TypeVar("T")
 
 CONNECT_TIMEOUT = 10.0
-_READ_SIZE = 65536
-
-
-class LosslessConnection(pika.SelectConnection):  # type: ignore[misc]
-    """pika's connection with frames read by us: headers stay bytes, and confirms and deliveries take a short cut.
-
-    Overriding the reading here leaves pika as it is for everybody else in the process.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._inbound = bytearray()
-        self._arriving: dict[int, Deliver] = {}
-        self.confirms: dict[int, Callable[[Confirm], None]] = {}
-        self.consumers: dict[int, Callable[[Deliver], None]] = {}
-        super().__init__(*args, **kwargs)
-
-    def _on_data_available(self, data_in: bytes) -> None:
-        self._inbound += data_in
-        for frame, size in take_frames(self._inbound):
-            self.bytes_received += size
-            if isinstance(frame, Confirm):
-                handler = self.confirms.get(frame.channel_number)
-                if handler is not None:
-                    handler(frame)
-            elif not self._take_delivery(frame):
-                self._process_frame(frame)
-
-    def _take_delivery(self, frame: Any) -> bool:
-        """Whether a frame belongs to a delivery, which goes to its channel's consumer once it is complete."""
-        number = frame.channel_number
-        if isinstance(frame, Deliver):
-            self._arriving[number] = frame
-            return True
-        delivery = self._arriving.get(number)
-        if delivery is None:
-            return False
-        delivery.add(frame)
-        if delivery.is_complete:
-            del self._arriving[number]
-            consumer = self.consumers.get(number)
-            if consumer is not None:
-                consumer(delivery)
-        return True
-
-    def _proto_connection_made(self, transport: Any) -> None:
-        transport._MAX_RECV_BYTES = _READ_SIZE  # pika reads 4 KB at a time
-        super()._proto_connection_made(transport)
-
-    def write(self, data: bytes) -> None:
-        """Send frames that are already encoded, in one piece."""
-        if data and self.is_open:
-            self.bytes_sent += len(data)
-            self._adapter_emit_data(data)
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that the operating system has not taken yet."""
-        return self._get_write_buffer_size() if self._transport is not None else 0
-
-    def abort(self, error: Exception) -> None:
-        """Drop the connection without the handshake that a dead peer would never answer."""
-        if self._transport is not None:
-            self._terminate_stream(error)
-
-    def later(self, delay: float, callback: Callable[[], None]) -> None:
-        """Call back in the I/O thread after `delay` seconds."""
-        self._adapter_call_later(delay, callback)
 
 
 class Connection:

@@ -1,0 +1,103 @@
+"""Bodies: from a payload, to a payload, and as a row keeps them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from django.core.serializers.json import DjangoJSONEncoder
+
+from messaging.exceptions import PayloadError, WireError
+
+# Encodings of Python's that no other program calls a charset; decoding the first two takes hours for a few megabytes.
+NO_CHARSETS = frozenset({"punycode", "idna", "undefined", "unicode_escape", "raw_unicode_escape"})
+
+_json = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def encode_body(payload: Any, content_type: str | None) -> tuple[bytes, str]:
+    """Encode a payload: bytes as they are, str as text unless the content type says JSON, anything else as JSON.
+
+    Returns the body and its content type. Raises PayloadError for what cannot be encoded.
+    """
+    if isinstance(payload, (bytes, bytearray, memoryview)):
+        return bytes(payload), content_type or "application/octet-stream"
+    if isinstance(payload, str) and not _is_json(content_type):
+        try:
+            return payload.encode(_charset(content_type)), content_type or "text/plain; charset=utf-8"
+        except (ValueError, LookupError) as error:
+            raise PayloadError(f"The text cannot be encoded as {content_type or 'UTF-8'}: {error}.") from error
+    if content_type and not _is_json(content_type):
+        raise PayloadError(
+            f"A payload of type {type(payload).__name__} cannot be sent as {content_type!r}; give bytes or text."
+        )
+    try:
+        return _json.encode(payload).encode(_charset(content_type)), content_type or "application/json"
+    except (TypeError, ValueError, LookupError, RecursionError) as error:
+        raise PayloadError(f"The payload cannot be written as JSON: {error}.") from error
+
+
+def decode_body(body: bytes, content_type: str | None, content_encoding: str | None = None) -> Any:
+    """Decode a body by its content type: JSON, text, or bytes; without one, text where it is UTF-8.
+
+    Raises PayloadError when the body is not what its content type says.
+    """
+    if content_encoding and content_encoding.lower() not in ("utf-8", "utf8", "identity", "binary"):
+        return body
+    if not content_type:
+        try:
+            return body.decode()
+        except UnicodeDecodeError:
+            return body
+    if _is_json(content_type):
+        try:
+            return json.loads(body.decode(_charset(content_type)))
+        except (ValueError, LookupError, RecursionError) as error:
+            raise PayloadError(f"The body is not valid JSON: {str(error) or 'nested too deeply'}.") from error
+    if _media_type(content_type).startswith("text/"):
+        try:
+            return body.decode(_charset(content_type))
+        except (ValueError, LookupError) as error:
+            raise PayloadError(f"The body is not {content_type}: {error}.") from error
+    return body
+
+
+def pack_body(body: bytes) -> tuple[str, str]:
+    """A body as the database stores it: text where it is UTF-8 without NUL, else base64; and which of both."""
+    try:
+        if b"\x00" not in body:
+            return body.decode(), ""
+    except UnicodeDecodeError:
+        pass
+    return base64.b64encode(body).decode("ascii"), "base64"
+
+
+def unpack_body(body: str, body_encoding: str) -> bytes:
+    """Inverse of `pack_body()`. Raises WireError for what it did not write."""
+    if body_encoding not in ("", "base64"):
+        raise WireError(f"A stored body has the unknown encoding {body_encoding!r}.")
+    try:
+        return base64.b64decode(body, validate=True) if body_encoding else body.encode()
+    except ValueError as error:
+        raise WireError(f"A stored body is damaged: {error}.") from error
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _is_json(content_type: str | None) -> bool:
+    media_type = _media_type(content_type or "")
+    return media_type in ("application/json", "text/json") or media_type.endswith("+json")
+
+
+def _charset(content_type: str | None) -> str:
+    for parameter in (content_type or "").split(";")[1:]:
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset" and value.strip():
+            charset = value.strip().strip('"')
+            if charset.lower().replace("-", "_") in NO_CHARSETS:
+                raise LookupError(f"unknown encoding: {charset}")
+            return charset
+    return "utf-8"
