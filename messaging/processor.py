@@ -40,6 +40,8 @@ class Settlement:
     after: float = 0.0
 
 
+READ_AHEAD = 64 * 1024  # bytes of a body; a larger one is not held twice before its turn comes
+
 ACK = Settlement("ack")
 DONE = Settlement("done")
 ASIDE = Settlement("set_aside", after=TWIN_WAIT)
@@ -82,7 +84,7 @@ class Processor:
             return None
         envelope = delivery.envelope
         handler = self._station.handlers.find(self.alias, delivery.queue, envelope.routing_key)
-        if handler is not None:
+        if handler is not None and len(delivery.body) <= READ_AHEAD:
             envelope.read()
         return handler
 

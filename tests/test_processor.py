@@ -598,6 +598,16 @@ def test_a_delivery_is_read_once(handle: Handle, monkeypatch: pytest.MonkeyPatch
     assert read == ["envelope", "body"]
 
 
+def test_a_large_body_is_not_held_twice_before_its_turn_comes(handle: Handle) -> None:
+    delivery = arrived(b"x" * 100_000, content_type="text/plain")
+    parcel = Arrival("work", "messaging", "work.do", delivery.properties, delivery.body)
+    processor = handle(ignore)
+    assert processor.route(parcel) is not None
+    assert "columns" not in parcel.envelope.__dict__
+    assert processor.process(parcel, nothing).action == "ack"
+    assert only_row().raw_body == delivery.body
+
+
 def test_dead_letters_are_recorded_with_the_brokers_reason(handle: Handle) -> None:
     processor = handle()
     original = arrived("old news", routing_key="work.do")
