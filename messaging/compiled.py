@@ -1,4 +1,4 @@
-"""Inserting one row by a statement that is compiled once: the ORM compiles it anew for each row."""
+"""Statements that are compiled once, for what happens to every message: the ORM compiles them anew each time."""
 
 from __future__ import annotations
 
@@ -58,6 +58,28 @@ def insert(row: models.Model, database: str, *, lock_wait: float | None = None) 
             row.save(using=database, force_insert=True)
         else:
             _insert(row, values, connection, None)
+
+
+def exists(model: type[models.Model], database: str, **values: Any) -> bool:
+    """Whether there is a row with these values.
+
+    Args:
+        model: of the row.
+        database: alias of `DATABASES`.
+        values: by field.
+    """
+    connection, options = connections[database], model._meta
+    fields: list[Any] = [options.get_field(name) for name in values]
+    shape = (connection.alias, model, *values)
+    sql = _statements.get(shape)
+    if sql is None:
+        quote = connection.ops.quote_name
+        places = " AND ".join(f"{quote(str(field.column))} = %s" for field in fields)
+        sql = f"SELECT 1 FROM {quote(options.db_table)} WHERE {places} LIMIT 1"  # noqa: S608  names of ours
+        _statements[shape] = sql
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [field.get_db_prep_save(values[field.name], connection) for field in fields])
+        return cursor.fetchone() is not None
 
 
 def _is_watched(model: type[models.Model]) -> bool:

@@ -18,10 +18,10 @@ from typing import Any
 
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import BooleanField, Case, Q, Value, When
+from django.db.models import BooleanField, Case, Q, QuerySet, Value, When
 
 from messaging.clock import Now
-from messaging.compiled import insert
+from messaging.compiled import exists, insert
 from messaging.database import brief_locks, is_lock_wait, is_refusal
 from messaging.envelope import MAX_ROUND, Envelope
 from messaging.handlers import Handler
@@ -158,21 +158,21 @@ def find(database: str, alias: str, queue: str, envelope: Envelope, *, redeliver
 
     A redelivered message without an id adopts an unfinished row of the same content.
     """
-    rows = ProcessedMessage.objects.using(database).annotate(
-        lease_lives=Case(
-            When(leased_until__gt=Now(), then=Value(True)), default=Value(False), output_field=BooleanField()
-        )
-    )
-    if envelope.key is not None:
-        return rows.filter(alias=alias, queue=queue, key=envelope.key).first()
+    key = envelope.key
+    if key is not None:
+        if not exists(ProcessedMessage, database, alias=alias, queue=queue, key=key):
+            return None
+        return _with_lease(database).filter(alias=alias, queue=queue, key=key).first()
     if not redelivered:
         return None
     unfinished = Q(lease_token__isnull=True) | Q(leased_until__lte=Now())
-    return (
-        rows.filter(unfinished, alias=alias, queue=queue, digest=envelope.digest, state=State.PROCESSING, message_id="")
-        .order_by("id")
-        .first()
-    )
+    same = {"alias": alias, "queue": queue, "digest": envelope.digest, "state": State.PROCESSING, "message_id": ""}
+    return _with_lease(database).filter(unfinished, **same).order_by("id").first()
+
+
+def _with_lease(database: str) -> QuerySet[ProcessedMessage]:
+    lives = Case(When(leased_until__gt=Now(), then=Value(True)), default=Value(False), output_field=BooleanField())
+    return ProcessedMessage.objects.using(database).annotate(lease_lives=lives)
 
 
 def claimed_alike(database: str, alias: str, queue: str, envelope: Envelope) -> list[ProcessedMessage]:

@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 
 from messaging import inbox
 from messaging.clock import Now
-from messaging.compiled import insert
+from messaging.compiled import exists, insert
 from messaging.models import ProcessedMessage
 from tests.processing import arrived, envelope_of
 
@@ -104,3 +104,11 @@ def test_a_second_row_of_the_same_message_is_refused() -> None:
     insert(first, "default", lock_wait=2.0)
     with pytest.raises(IntegrityError), transaction.atomic():
         insert(second, "default", lock_wait=2.0)
+
+
+def test_a_row_is_found_by_all_of_its_values() -> None:
+    one = row()
+    insert(one, "default")
+    assert exists(ProcessedMessage, "default", alias="default", queue="work", key=one.key)
+    assert not exists(ProcessedMessage, "default", alias="default", queue="other", key=one.key)
+    assert not exists(ProcessedMessage, "default", alias="default", queue="work", key=uuid.uuid4())
