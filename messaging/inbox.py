@@ -197,9 +197,8 @@ def stands(row: ProcessedMessage, database: str) -> bool:
     """
     if connections[database].vendor != "mysql":
         return True
-    own = {"pk": row.pk} if row.pk else {"alias": row.alias, "queue": row.queue, "key": row.key}
-    rows = ProcessedMessage.objects.using(database).filter(**own)
-    return rows.filter(state=row.state, worker=row.worker).exists()
+    own = {"id": row.pk} if row.pk else {"alias": row.alias, "queue": row.queue, "key": row.key}
+    return exists(ProcessedMessage, database, **own, state=row.state, worker=row.worker)
 
 
 def gate(row: ProcessedMessage, envelope: Envelope) -> Verdict:
