@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from itertools import combinations
 from typing import Any
 
-from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
 from django.db import connections
 
@@ -22,7 +22,6 @@ from messaging.handlers import Handler, is_generator, patterns_overlap, registry
 from messaging.problems import Problem, shown, suggest
 
 
-@register("messaging")
 def check_messaging(**_options: Any) -> list[CheckMessage]:
     """Every problem of `MESSAGING`, of the databases it uses and of the registered handlers. Never raises."""
     configured = conf.read()
@@ -42,14 +41,12 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
     return [*found, *check_sqlite(list(databases)), *check_routers(databases)]
 
 
-@register(Tags.database)
 def check_servers(databases: Sequence[str] | None = None, **_options: Any) -> list[CheckMessage]:
     """What is wrong with the servers of databases that hold messages; run by `migrate` and `check --database`."""
     used = used_databases(registry.all())
     return list(check_mysql([name for name in databases or () if name in used]))
 
 
-@register("messaging", deploy=True)
 def check_deployment(**_options: Any) -> list[CheckMessage]:
     """What is fine while trying things out, and not on a server."""
     found = list(check_memory(list(used_databases(registry.all()))))

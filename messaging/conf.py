@@ -13,8 +13,6 @@ from typing import Any
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from messaging import problems
-from messaging.addresses import parse_url
 from messaging.exceptions import ConfigurationError
 
 DEFAULT_ALIAS = "default"
@@ -169,6 +167,8 @@ def _stamp(configured: Any) -> bytes | None:
 
 
 def _checked(alias: str, configured: Any) -> AliasSettings:
+    from messaging import problems  # where settings are used, which is after a site's start
+
     for problem in problems.of_all(configured):
         raise ConfigurationError(str(problem))
     if alias not in tuple(configured):  # not a lookup: an alias that cannot be hashed is unknown as well
@@ -181,14 +181,17 @@ def _checked(alias: str, configured: Any) -> AliasSettings:
 
 
 def _settings(alias: str, values: Mapping[str, Any]) -> AliasSettings:
+    from messaging.addresses import parse_url
+    from messaging.problems import folded
+
     return AliasSettings(
         alias=alias,
         **parse_url(values.get("URL", "database://")),
         exchange=values.get("EXCHANGE", "messaging"),
         queues={name: _queue(options) for name, options in values.get("QUEUES", {}).items()},
         databases=tuple(dict.fromkeys(values.get("DATABASES", (DEFAULT_DB_ALIAS,)))),
-        retry=RetrySettings(**problems.folded(values.get("RETRY", {}))),
-        retention=RetentionSettings(**problems.folded(values.get("RETENTION", {}))),
+        retry=RetrySettings(**folded(values.get("RETRY", {}))),
+        retention=RetentionSettings(**folded(values.get("RETENTION", {}))),
         lease=float(values.get("LEASE", 15)),
         heartbeat=values.get("HEARTBEAT", 60),
         tls=values.get("TLS", {}),

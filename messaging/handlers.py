@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, TypeVar
 
-from django.utils.module_loading import autodiscover_modules
+from django.apps import apps
+from django.utils.module_loading import module_has_submodule
 
 from messaging import conf, values
 from messaging.exceptions import ConfigurationError
-from messaging.problems import LONGEST_QUEUE
 from messaging.retry import Backoff
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -57,9 +58,13 @@ class Registry:
 
     def discover(self) -> None:
         """Import `handlers.py` of every installed app, once."""
-        if not self._discovered:
-            autodiscover_modules("handlers")
-            self._discovered = True
+        if self._discovered:
+            return
+        for app in apps.get_app_configs():
+            # Django's own apps have modules of that name about requests, which take long to import.
+            if not app.name.startswith("django.contrib.") and module_has_submodule(app.module, "handlers"):
+                import_module(f"{app.name}.handlers")
+        self._discovered = True
 
     def find(self, using: str, queue: str, routing_key: str) -> Handler | None:
         """The handler for a message, or None."""
@@ -192,7 +197,7 @@ def _check_arguments(queue: Any, routing_keys: Iterable[Any], options: dict[str,
 
     if not isinstance(queue, str) or not queue:
         refuse("the queue must be a name, as in @handler('billing', 'orders.placed').")
-    if not values.is_text(queue, LONGEST_QUEUE):
+    if not values.is_text(queue, values.LONGEST_QUEUE):
         refuse("a queue name has at most 250 bytes (255 less those of '.dead') of UTF-8 without NUL.")
     for key in routing_keys:
         if key != "" and not values.is_text(key):

@@ -17,7 +17,6 @@ from messaging.addresses import parse_management_url, parse_url
 from messaging.exceptions import ConfigurationError
 
 LONGEST_ALIAS = 100  # characters; the column's
-LONGEST_QUEUE = 250  # bytes: the 255 of AMQP 0-9-1 less those of ".dead"
 EXAMPLE = '{"URL": "amqp://user:password@host:5672/vhost"}'
 
 
@@ -148,7 +147,7 @@ def _of_tls(tls: Any, where: str) -> Iterator[Problem]:
 
 def _of_queue(name: Any, options: Any, here: str) -> Iterator[Problem]:
     is_ours = not isinstance(options, Mapping) or options.get("declare") is not False
-    if not values.is_text(name, LONGEST_QUEUE) or (is_ours and name.startswith("amq.")):
+    if not values.is_text(name, values.LONGEST_QUEUE) or (is_ours and name.startswith("amq.")):
         hint = 'Queue names have 1 to 250 bytes (255 less those of ".dead"); "amq.…" are the broker\'s own.'
         yield Problem("E010", f"{here}: this cannot be the name of a queue.", hint)
     if not isinstance(options, Mapping):

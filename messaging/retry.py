@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from messaging.conf import RetrySettings
 from messaging.exceptions import HandlerNotFound, PayloadError, Reject, Retry
@@ -14,8 +14,7 @@ PERMANENT = (Reject, PayloadError, HandlerNotFound)
 LONGEST = 10 * 366 * 86400.0
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What follows from a failed attempt.
 
     Attributes:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 LONGEST_WAIT = 10 * 366 * 86400  # seconds; a date so far ahead still fits every database
 LONGEST_KEPT = 100 * 366  # days
+LONGEST_QUEUE = 250  # bytes: the 255 of AMQP 0-9-1 less those of ".dead"
 _SIXTY_FOUR_BITS = 1 << 63
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """What a value has to be.
 
     Attributes:

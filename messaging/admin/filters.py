@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from messaging import conf, topology
+from messaging import conf
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
 from messaging.models import ProcessedMessage
@@ -30,13 +31,15 @@ _FINGERPRINT = re.compile(r"[0-9a-zA-Z_-]{1,32}")
 
 def known_queues() -> list[str]:
     """The queues of every alias, from settings and handlers."""
-    names: set[str] = set()
-    for alias in conf.aliases():
-        try:
-            names.update(queue.name for queue in topology.build(alias).queues)
-        except ConfigurationError:
-            names.update(registry.queues(alias))
-    return sorted(names)
+    return sorted({name for alias in conf.aliases() for name in queues_of(alias)})
+
+
+def queues_of(alias: str) -> set[str]:
+    """The queues of an alias; those of the handlers alone where its settings are wrong."""
+    names = set(registry.queues(alias))
+    with suppress(ConfigurationError):
+        names.update(conf.get(alias).queues)
+    return names
 
 
 class StateFilter(admin.SimpleListFilter):

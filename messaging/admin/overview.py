@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.http import HttpRequest
 from django.urls import reverse
@@ -18,8 +17,7 @@ from messaging.models import ProcessedMessage, PublishedMessage
 LATE = 60  # seconds after which a message that is due and not sent is a sign of trouble
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
+class Card(NamedTuple):
     """A number with its name, a remark, and the list behind it; `alarm` when somebody should act."""
 
     label: str

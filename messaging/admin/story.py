@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.urls import reverse
 from django.utils.safestring import SafeString
@@ -29,8 +28,7 @@ ACTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One line of a timeline.
 
     Attributes:
@@ -55,8 +53,7 @@ class Event:
         return moment(self.at)
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """A message that another page shows."""
 
     text: str
@@ -64,12 +61,11 @@ class Link:
     badge: SafeString
 
 
-@dataclass(frozen=True, slots=True)
-class Related:
+class Related(NamedTuple):
     """Linked messages under one heading."""
 
     heading: str
-    links: list[Link] = field(default_factory=list)
+    links: list[Link]
 
 
 def audit_events(kind: str, pk: int) -> list[Event]:

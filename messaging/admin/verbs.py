@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db.models import Q, QuerySet
 from django.utils.translation import gettext_lazy as _
@@ -21,8 +20,7 @@ In = ProcessedMessage.State
 Out = PublishedMessage.State
 
 
-@dataclass(frozen=True)
-class Verb:
+class Verb(NamedTuple):
     """An operation on messages.
 
     Attributes:
@@ -47,7 +45,7 @@ class Verb:
     button: str | _StrPromise
     explanation: str | _StrPromise
     done: Callable[[int], str]
-    requires: Q = field(default_factory=Q)
+    requires: Q = Q()
     lacking: str | _StrPromise = ""
     destructive: bool = False
 

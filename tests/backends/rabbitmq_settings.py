@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from messaging.addresses import parse_url
 from messaging.backends.rabbitmq import RabbitMQ
-from messaging.conf import AliasSettings, parse_url
+from messaging.conf import AliasSettings
 
 
 def rabbitmq_backend(url: str, **options: Any) -> RabbitMQ:

@@ -16,12 +16,13 @@ from django.db import IntegrityError, connection, transaction
 from hypothesis import given
 from hypothesis import strategies as st
 
+from messaging.addresses import parse_url
 from messaging.backends.base import Backend, ExchangeSpec, Fate, Outgoing, QueueSpec, Sender, Topology
 from messaging.backends.database import DatabaseBroker, letters, processes
 from messaging.backends.database.catalog import Routes
 from messaging.backends.database.sweeper import AT_ONCE, Sweeper
 from messaging.clock import Now
-from messaging.conf import AliasSettings, parse_url
+from messaging.conf import AliasSettings
 from messaging.envelope import ROW
 from messaging.exceptions import BrokerUnavailable
 from messaging.models import EmbeddedConnection, EmbeddedMessage, EmbeddedQueue

@@ -20,6 +20,7 @@ from django.core.management.base import CommandParser
 from django.test import override_settings
 
 from messaging import conf, handlers, signals
+from messaging.addresses import parse_url
 from messaging.checks import check_handlers, check_messaging
 from messaging.handlers import Registry
 from messaging.models import PublishedMessage
@@ -165,7 +166,7 @@ def test_systemctl_is_given_units_that_are_shown(block: Block) -> None:
 def test_the_environment_file_holds_what_the_units_read(block: Block) -> None:
     values = dict(line.split("=", 1) for line in block.text.splitlines())
     assert set(values) == {"DJANGO_SETTINGS_MODULE", "MESSAGING_URL"}
-    assert conf.parse_url(values["MESSAGING_URL"])["vhost"] == "shop"
+    assert parse_url(values["MESSAGING_URL"])["vhost"] == "shop"
     assert all(f"EnvironmentFile={block.title}" in u.text for u in find("systemd") if "[Service]" in u.text)
 
 

@@ -1,0 +1,153 @@
+"""What the page of queues shows: of each broker its queues, with what waits and failed there, and who works."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlencode
+
+from django.urls import reverse
+from django.utils import timezone
+
+from messaging import conf, topology
+from messaging.admin.display import moment, span
+from messaging.admin.paginator import LIMIT, Bounded
+from messaging.backends.base import QueueDepth, QueueSpec
+from messaging.exceptions import ConfigurationError
+from messaging.models import ProcessedMessage, QueueControl, Worker
+from messaging.readings import Reading, read
+
+SEEN = 60  # seconds after which a worker that says nothing is called silent
+KEPT = timedelta(days=1)  # for which a silent worker is still listed
+UNKNOWN = "—"  # never 0 for what a source cannot know
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRow:
+    """One queue on the page; texts, because what is unknown is not a number."""
+
+    alias: str
+    name: str
+    ready: str
+    unacked: str
+    consumers: str
+    dead: str
+    failures: int
+    control: QueueControl | None
+    exists: bool
+    links: dict[str, str]
+
+    @property
+    def paused(self) -> bool:
+        """Whether our consumers leave it alone."""
+        return self.control is not None and self.control.paused
+
+    @property
+    def changed(self) -> str:
+        """When it was paused."""
+        return moment(self.control.changed_at) if self.control is not None else ""
+
+
+@dataclass(frozen=True, slots=True)
+class AliasPanel:
+    """One broker on the page."""
+
+    reading: Reading
+    problem: str
+    rows: list[QueueRow]
+
+    @property
+    def age(self) -> str:
+        """How old its numbers are."""
+        return "" if self.reading.age is None else span(self.reading.age)
+
+    @property
+    def taken_at(self) -> str:
+        """When its numbers were read."""
+        return moment(self.reading.taken_at)
+
+
+def panels(site: str) -> list[AliasPanel]:
+    """One for each alias.
+
+    Args:
+        site: name of the admin site that their links lead into.
+    """
+    controls = {(control.alias, control.queue): control for control in QueueControl.objects.all()[:LIMIT]}
+    failures = open_failures()
+    return [_panel(alias, site, controls, failures) for alias in conf.aliases()]
+
+
+def open_failures() -> dict[tuple[str, str], int]:
+    """Failed incoming messages by alias and queue; bounded, so that a flood does not stop the page."""
+    rows = ProcessedMessage.objects.failed().order_by().values_list("alias", "queue")[: LIMIT + 1]
+    found = Counter(rows)
+    if found.total() <= LIMIT:
+        return dict(found)
+    return {key: Bounded(count) for key, count in found.items()}
+
+
+def workers() -> list[dict[str, Any]]:
+    """The workers seen within a day, the latest first."""
+    rows = Worker.objects.filter(seen_at__gte=timezone.now() - KEPT).order_by("-seen_at")[:100]
+    return [
+        {
+            "worker": row,
+            "seen": moment(row.seen_at),
+            "started": moment(row.started_at),
+            "silent": (timezone.now() - row.seen_at).total_seconds() > SEEN,
+            "queues": ", ".join(map(str, row.queues)) if isinstance(row.queues, list) else "",
+        }
+        for row in rows
+    ]
+
+
+def _panel(
+    alias: str, site: str, controls: dict[tuple[str, str], QueueControl], failures: dict[tuple[str, str], int]
+) -> AliasPanel:
+    try:
+        specs = topology.build(alias).queues
+    except ConfigurationError as error:
+        return AliasPanel(Reading(alias), str(error), [])
+    wanted = [name for spec in specs for name in _with_dead(spec)]
+    reading = read(alias, wanted) if wanted else Reading(alias)
+    rows = []
+    for spec in specs:
+        depth = reading.depths.get(spec.name)
+        dead = reading.depths.get(spec.dead)
+        rows.append(
+            QueueRow(
+                alias=alias,
+                name=spec.name,
+                ready=_number(depth, "ready"),
+                unacked=_number(depth, "unacked"),
+                consumers=_number(depth, "consumers"),
+                dead=_number(dead, "ready"),
+                failures=failures.get((alias, spec.name), 0),
+                control=controls.get((alias, spec.name)),
+                exists=depth is None or depth.exists,
+                links=_links(alias, spec.name, site),
+            )
+        )
+    return AliasPanel(reading, reading.error, rows)
+
+
+def _links(alias: str, queue: str, site: str) -> dict[str, str]:
+    query = urlencode({"alias": alias, "queue": queue})
+    failed = urlencode({"state": "failed", "queue": queue})
+    return {
+        "failures": f"{reverse(f'{site}:messaging_processedmessage_changelist')}?{failed}",
+        "pause": f"{reverse(f'{site}:messaging_queuecontrol_pause')}?{query}",
+        "resume": f"{reverse(f'{site}:messaging_queuecontrol_resume')}?{query}",
+    }
+
+
+def _with_dead(spec: QueueSpec) -> list[str]:
+    return [spec.name, spec.dead] if spec.declare and spec.dead_letter else [spec.name]
+
+
+def _number(depth: QueueDepth | None, name: str) -> str:
+    value = getattr(depth, name) if depth is not None and depth.exists else None
+    return UNKNOWN if value is None else f"{value:,}"

@@ -1,0 +1,69 @@
+"""What the app does to the start of a site: it connects to nothing, and loads only what a web process uses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from tests.site import ROOT
+
+SITE = """
+import json, sys
+
+connected = []
+sys.addaudithook(lambda event, args: connected.append(event) if event.endswith(".connect") else None)
+
+import django
+from django.conf import settings
+
+CONTRIB = ("admin", "auth", "contenttypes", "sessions", "messages", "staticfiles")
+settings.configure(
+    INSTALLED_APPS=[*(f"django.contrib.{name}" for name in CONTRIB), "messaging", "tests.app"],
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+    DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+    MESSAGING={"default": {"URL": "amqp://127.0.0.1:1/"}},
+    USE_TZ=True,
+)
+django.setup()
+"""
+TELL = "\nprint(json.dumps({'connected': connected, 'modules': sorted(sys.modules)}))"
+
+# What talks to brokers, consumes, or says what is wrong with settings; and Django's modules with a name of ours.
+UNUSED = {
+    *("pika", "urllib.request", "django.contrib.staticfiles.handlers"),
+    *("messaging.backends", "messaging.topology", "messaging.readings", "messaging.admin.panels"),
+    *("messaging.relay", "messaging.consumer", "messaging.processor", "messaging.inbox", "messaging.retention"),
+    *("messaging.checks", "messaging.database_checks", "messaging.problems", "messaging.addresses"),
+    *("messaging.testing", "messaging.draining", "messaging.supervisor"),
+}
+
+
+def run(code: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    return json.loads(done.stdout)
+
+
+def test_a_site_starts_without_connecting_and_without_what_a_web_process_never_uses() -> None:
+    found = run(SITE + TELL)
+    assert found["connected"] == []
+    assert {"messaging.models", "messaging.admin.queues", "tests.app.handlers"} <= set(found["modules"])
+    assert UNUSED & set(found["modules"]) == set()
+
+
+def test_what_is_left_out_at_the_start_is_there_when_it_is_used() -> None:
+    use = """
+from django.core.checks import run_checks
+settings.MESSAGING["default"]["QUEUE"] = {}
+found = [message.id for message in run_checks(tags=["messaging"])]
+print(json.dumps(found))
+"""
+    assert "messaging.E003" in run(SITE + use)
+
+
+def test_importing_the_package_imports_nothing_else_of_it() -> None:
+    code = "import json, sys, messaging; print(json.dumps([name for name in sys.modules if 'messaging' in name]))"
+    assert run(code) == ["messaging"]
