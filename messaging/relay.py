@@ -165,7 +165,7 @@ class Relay:
                 continue
             outgoing.append(Outgoing(token, exchange, routing_key, properties, body, one.row.mandatory))
             self._under_way[token] = one
-            self._body_size = max(len(body), self._body_size * 0.98)
+            self._body_size = max(len(body), self._body_size * 0.95)
         try:
             self._uplink.send(outgoing)
         except BrokerUnavailable:

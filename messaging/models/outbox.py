@@ -57,7 +57,8 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
             found = self._lease_at_once(alias, owner, token, seconds, limit)
         else:
             found = self._lease_in_steps(alias, owner, token, seconds, limit)
-        return [self.model.of(dict(zip(LEASED, values, strict=True)), self.db) for values in sorted(found)]
+        database = self.db
+        return [self.model.of(dict(zip(LEASED, values, strict=True)), database) for values in sorted(found)]
 
     def renew(self, rows: Iterable[PublishedMessage], seconds: float) -> int:
         """Extend the leases of rows that are still held. Returns how many were."""
