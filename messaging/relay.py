@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import socket
 import threading
@@ -34,6 +35,7 @@ WINDOW_BYTES = 64 * 1024 * 1024  # their bodies, roughly
 BATCH = 1000  # rows leased at once
 HEARTBEAT = 10.0  # seconds between updates of the relay's `Worker` row
 LISTENING_POLL = 1.0  # seconds between looks where notifications are known to arrive
+BUSY = 0.25  # share of `POLL_INTERVAL` between them where they are not, after a look that found something
 PACE = 0.005  # seconds between two looks, however often it is woken
 BLOCKED_POLL = 0.5  # seconds to wait for news while nothing may be sent
 GOODBYE = 10.0  # seconds that what is under way gets when the relay stops
@@ -132,16 +134,17 @@ class Relay:
     def _look(self) -> int:
         """Lease from each database in turn what there is room for, and send it."""
         self._last_look = time.monotonic()
-        sent, wait = 0, LISTENING_POLL if self._hears_all() else self.settings.poll_interval
+        sent, soonest = 0, math.inf
         for one in [lease for lease in self._leases if lease.is_available]:
             limit = self._room()
             if one.expects_more and limit:
                 sent += self._send([Held(one, row) for row in one.take(limit)])
             due = 0.0 if one.expects_more else one.wait()
             one.expects_more = due == 0
-            wait = wait if due is None else min(wait, due)
+            soonest = soonest if due is None else min(soonest, due)
         self._leases.append(self._leases.pop(0))
-        self._next_look = self._last_look + wait
+        patience = self.settings.poll_interval * (BUSY if sent else 1.0)
+        self._next_look = self._last_look + min(soonest, LISTENING_POLL if self._hears_all() else patience)
         return sent
 
     def _room(self) -> int:

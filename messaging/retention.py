@@ -14,6 +14,7 @@ from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 
 BATCH = 1000
+AGES: dict[Any, str] = {PublishedMessage: "created_at", ProcessedMessage: "received_at"}  # indexed: how old a row is
 
 In = ProcessedMessage.State
 Out = PublishedMessage.State
@@ -26,22 +27,29 @@ def expired(alias: str, database: str = "default") -> Iterator[tuple[str, QueryS
     sent = PublishedMessage.objects.using(database).filter(alias=alias)
     received = ProcessedMessage.objects.using(database).filter(alias=alias)
     if days.published is not None:
-        yield "published", sent.filter(state=Out.PUBLISHED, published_at__lt=_ago(days.published))
+        yield "published", _before(sent.filter(state=Out.PUBLISHED), "published_at", days.published)
     if days.discarded is not None:
-        yield "discarded, outgoing", sent.filter(state=Out.DISCARDED, discarded_at__lt=_ago(days.discarded))
+        yield "discarded, outgoing", _before(sent.filter(state=Out.DISCARDED), "discarded_at", days.discarded)
     if days.processed is not None:
-        yield "processed", _closed(received.filter(state=In.PROCESSED, processed_at__lt=_ago(days.processed)), database)
+        done = _before(received.filter(state=In.PROCESSED), "processed_at", days.processed)
+        yield "processed", _closed(done, database)
     if days.discarded is not None:
-        laid_aside = received.filter(state__in=(In.DISCARDED, In.SUPERSEDED), discarded_at__lt=_ago(days.discarded))
-        yield "discarded, incoming", _closed(laid_aside, database)
+        laid_aside = received.filter(state__in=(In.DISCARDED, In.SUPERSEDED))
+        yield "discarded, incoming", _closed(_before(laid_aside, "discarded_at", days.discarded), database)
 
 
 def prune(rows: QuerySet[Any], batch: int = BATCH) -> int:
-    """Delete rows in transactions of at most `batch`, by primary key. Returns how many went, their attempts aside."""
+    """Delete rows of `expired()` in transactions of at most `batch`, oldest first. Returns how many went.
+
+    Attempts, which go with them, do not count.
+    """
     deleted = 0
-    model, database, last = rows.model, rows.db, 0
-    while ids := list(rows.filter(pk__gt=last).order_by("pk").values_list("pk", flat=True)[:batch]):
-        last = ids[-1]
+    model, database, age = rows.model, rows.db, AGES[rows.model]
+    ahead = rows.order_by(age, "pk")
+    while found := list(ahead.values_list("pk", age)[:batch]):
+        ids = [pk for pk, _ in found]
+        pk, moment = found[-1]
+        ahead = rows.filter(Q(**{f"{age}__gt": moment}) | Q(pk__gt=pk), **{f"{age}__gte": moment}).order_by(age, "pk")
         with transaction.atomic(using=database):
             # The conditions hold once more inside the transaction: an operator may have replayed a row meanwhile.
             locked = rows.filter(pk__in=ids)
@@ -51,6 +59,11 @@ def prune(rows: QuerySet[Any], batch: int = BATCH) -> int:
             _, by_model = model._base_manager.using(database).filter(pk__in=doomed).delete()
         deleted += by_model.get(model._meta.label, 0)
     return deleted
+
+
+def _before(rows: QuerySet[Any], moment: str, days: float) -> QuerySet[Any]:
+    """Rows whose moment lies so many days back. So does their beginning, by whose index they are found."""
+    return rows.filter(**{f"{name}__lt": _ago(days) for name in (moment, AGES[rows.model])})
 
 
 def _closed(rows: QuerySet[ProcessedMessage], database: str) -> QuerySet[ProcessedMessage]:

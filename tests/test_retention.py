@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import uuid
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connection
 from pytest_django import Settings
 
 from messaging.clock import Now
 from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMessage
 from messaging.retention import expired, prune
+from tests.settings import TEST_DB
 
 pytestmark = pytest.mark.django_db
 
@@ -119,3 +121,25 @@ def test_wrong_options_are_refused() -> None:
         run(batch=0)
     with pytest.raises(CommandError, match="no alias"):
         run(using="nowhere")
+
+
+@pytest.mark.skipif(TEST_DB != "postgres", reason="others prefer to sort a few rows")
+def test_what_has_expired_is_found_by_its_age_however_much_has_not() -> None:
+    for _ in range(50):
+        outgoing(Out.PUBLISHED, when=Now())
+        incoming(In.PROCESSED, when=Now())
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+        cursor.execute("SET LOCAL enable_seqscan = off")  # 50 rows fit a page or two: no index pays
+    found = dict(expired("default"))
+    assert "messaging_outbox_created" in found["published"].order_by("created_at", "pk")[:1000].explain()
+    assert "messaging_inbox_received" in found["processed"].order_by("received_at", "pk")[:1000].explain()
+
+
+def test_rows_of_one_moment_go_in_batches_too() -> None:
+    moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    kept = [outgoing(Out.PENDING, when=moment) for _ in range(3)]
+    for _ in range(7):
+        outgoing(Out.PUBLISHED, when=moment)
+    assert prune(dict(expired("default"))["published"], 2) == 7
+    assert set(PublishedMessage.objects.values_list("pk", flat=True)) == {row.pk for row in kept}

@@ -1,0 +1,103 @@
+"""What one message costs in each step, on tables as they are: `python -m benchmarks.site.scaling`; prints JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import django
+
+if __name__ == "__main__":
+    django.setup()
+
+from django.db import IntegrityError, transaction
+
+from benchmarks.payloads import payload
+from messaging import Message, publish_many
+from messaging.compiled import insert
+from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.retention import expired, prune
+
+BATCH, TIMES = 200, 25  # messages of a measurement, measurements of a step: the quickest counts, as noise only adds
+EXPIRED = 5000  # rows that pruning finds
+outbox = PublishedMessage.objects
+
+
+class Stopwatch:
+    """Microseconds for a message, by step; the least of all times."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, float] = {}
+
+    @contextmanager
+    def timing(self, step: str, count: int = BATCH) -> Iterator[None]:
+        """Time a block that handles so many messages."""
+        began = time.perf_counter()
+        yield
+        took = (time.perf_counter() - began) / count * 1e6
+        self.found[step] = min(took, self.found.get(step, took))
+
+
+def publishing(watch: Stopwatch) -> None:
+    """Publish, lease, mark; and what is to be sent later, as a retry is."""
+    with watch.timing("publish"):
+        publish_many([Message("nobody", payload()) for _ in range(BATCH)])
+    with watch.timing("relay claim"):
+        held = outbox.lease("default", "scale", 60, BATCH)
+    assert len(held) == BATCH
+    with watch.timing("relay mark"):
+        outbox.mark_published(held)
+    with watch.timing("retry scheduling"):
+        publish_many([Message("nobody", payload(), delay=3600) for _ in range(BATCH)])
+
+
+def deduping(watch: Stopwatch) -> None:
+    """Record new messages, then find that each is there already."""
+    rows = [_incoming() for _ in range(BATCH)]
+    with watch.timing("inbox record"), transaction.atomic():
+        for row in rows:
+            insert(row, "default")
+    twins = [_incoming(row.key) for row in rows]
+    with watch.timing("inbox dedupe"):
+        for twin in twins:
+            try:
+                insert(twin, "default")
+            except IntegrityError:
+                continue
+            raise AssertionError("a message was recorded twice")
+
+
+def pruning(watch: Stopwatch) -> None:
+    """Delete all that has expired."""
+    found = dict(expired("default"))
+    for what in ("published", "processed"):
+        with watch.timing(f"prune, {what}", EXPIRED):
+            count = prune(found[what])
+        assert count == EXPIRED
+
+
+def _incoming(key: uuid.UUID | None = None) -> ProcessedMessage:
+    key = key or uuid.uuid4()
+    return ProcessedMessage(
+        state=ProcessedMessage.State.PROCESSED, queue="nobody", message_id=str(key), key=key, digest=key, body="{}"
+    )
+
+
+STEPS: tuple[Callable[[Stopwatch], None], ...] = (publishing, deduping)
+
+
+def main() -> None:
+    """Measure every step."""
+    watch = Stopwatch()
+    for _ in range(TIMES):
+        for step in STEPS:
+            step(watch)
+    pruning(watch)
+    print(json.dumps(watch.found))
+
+
+if __name__ == "__main__":
+    main()
