@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db import connections, models
+from django.db import connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.expressions import DatabaseDefault
 from django.db.models.signals import post_save, pre_save
@@ -114,16 +114,21 @@ def _insert(row: models.Model, values: _Values, connection: BaseDatabaseWrapper,
     sql = _statements.get(shape)
     if sql is None:
         sql = _statements[shape] = _compile(type(row), values, connection, lock_wait)
-    params = list(values.given.values())
-    if can_prepare(connection):
-        row.pk = execute(connection, sql, params)[0]
-    else:
-        with connection.cursor() as cursor:
-            cursor.execute(sql, params)
-            row.pk = cursor.fetchone()[0] if connection.features.can_return_columns_from_insert else cursor.lastrowid
+    # As with the ORM: a caller that swallows the error does not commit the rest.
+    with transaction.mark_for_rollback_on_error(using=connection.alias):
+        row.pk = _execute(connection, sql, list(values.given.values()))
     row._state.adding, row._state.db = False, connection.alias
     for name in (*values.moments, *values.defaults):
         del row.__dict__[name]
+
+
+def _execute(connection: BaseDatabaseWrapper, sql: str, params: list[Any]) -> Any:
+    """Run an INSERT; returns the row's key."""
+    if can_prepare(connection):
+        return execute(connection, sql, params)[0]
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        return cursor.fetchone()[0] if connection.features.can_return_columns_from_insert else cursor.lastrowid
 
 
 def _compile(

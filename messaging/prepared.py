@@ -13,26 +13,28 @@ from weakref import WeakKeyDictionary
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+_CURSORS = ("cursor", "_cursor", "create_cursor")  # methods by which a backend makes its cursors
+
 _owned: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # by the driver's connection
 
 
 def can_prepare(connection: BaseDatabaseWrapper) -> bool:
-    """Whether `execute()` works on this connection, and nobody watches what Django's cursors execute."""
+    """Whether `execute()` works on this connection, and nobody watches or changes what Django's cursors do."""
     raw, psycopg = connection.connection, _psycopg()
     if psycopg is None or not isinstance(raw, psycopg.Connection):
         return False  # another database's, or psycopg2's, which prepares nothing
-    if connection.execute_wrappers or connection.queries_logged:
+    if connection.execute_wrappers or connection.queries_logged or "cursor" in vars(connection):
         return False
     owned = _owned.get(raw)
     if owned is None:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_backend_pid()")
-            owned = _owned[raw] = cursor.fetchone()[0] == raw.info.backend_pid
+        owned = _owned[raw] = _has_djangos_cursors(connection) and _is_own_session(connection)
     return owned
 
 
 def execute(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> Any:
     """Execute a statement that is worth keeping, such as one for every message, and return its only row."""
+    connection.validate_no_broken_transaction()  # as Django's cursors do first
+    connection.ensure_connection()
     raw: Any = connection.connection
     before = raw.prepare_threshold
     raw.prepare_threshold = 0
@@ -41,6 +43,20 @@ def execute(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) ->
             return cursor.execute(sql, params).fetchone()
     finally:
         raw.prepare_threshold = before
+
+
+def _has_djangos_cursors(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the backend leaves them as they are: one of many tenants chooses the schema with each cursor."""
+    from django.db.backends.postgresql.base import DatabaseWrapper
+
+    return all(getattr(type(connection), name) is getattr(DatabaseWrapper, name) for name in _CURSORS)
+
+
+def _is_own_session(connection: BaseDatabaseWrapper) -> bool:
+    raw: Any = connection.connection
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return bool(cursor.fetchone()[0] == raw.info.backend_pid)
 
 
 def _psycopg() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -104,6 +105,19 @@ def test_a_second_row_of_the_same_message_is_refused() -> None:
     insert(first, "default", lock_wait=2.0)
     with pytest.raises(IntegrityError), transaction.atomic():
         insert(second, "default", lock_wait=2.0)
+
+
+def test_after_an_error_that_is_swallowed_nothing_is_committed() -> None:
+    first, second, third = row(), row(), row()
+    second.key = first.key
+    insert(first, "default")
+    with transaction.atomic():
+        insert(third, "default")
+        with suppress(IntegrityError):
+            insert(second, "default")
+        with pytest.raises(transaction.TransactionManagementError):
+            insert(row(), "default")
+    assert ProcessedMessage.objects.count() == 1
 
 
 def test_a_row_is_found_by_all_of_its_values() -> None:

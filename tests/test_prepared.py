@@ -7,8 +7,9 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper
 from django.test.utils import CaptureQueriesContext
 
 from messaging import inbox
@@ -76,6 +77,26 @@ def test_who_watches_the_statements_sees_ours() -> None:
     with CaptureQueriesContext(connection) as queries:
         insert(row(), "default")
     assert len(queries) == 1
+
+
+def test_a_cursor_that_does_more_is_not_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    class Tenants(DatabaseWrapper):
+        """Sets the schema with each cursor."""
+
+        def _cursor(self, name: str | None = None) -> Any:
+            asked.append(True)
+            return super()._cursor(name)
+
+    with closing(Tenants(connection.settings_dict)) as other:
+        other.connect()
+        assert not can_prepare(other)
+        assert asked == []
+    insert(row(), "default")
+    assert can_prepare(connections["default"])
+    monkeypatch.setattr(connections["default"], "cursor", lambda: None)  # as tests forbid a database
+    assert not can_prepare(connections["default"])
 
 
 def test_an_error_of_a_prepared_statement_is_djangos_and_ends_nothing_else() -> None:
