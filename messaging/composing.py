@@ -24,6 +24,7 @@ from messaging.wire import Properties, encode_table, to_json
 
 MAX_SECONDS = 10 * 366 * 86400
 MAX_HEADERS = 120 * 1024  # bytes: they have to fit one frame of 128 KiB, beside the other properties
+WHOLE_FLOATS = 1e16  # from here on JSON writes a float without its point, as an integer with an exponent
 REPLIES = "amq.rabbitmq.reply-to"  # stands for a consumer on the publisher's own channel; the relay's has none
 
 
@@ -116,11 +117,20 @@ def _set_headers(row: PublishedMessage, headers: dict[str, Any]) -> None:
             raise PublishError(f"The headers have {length} bytes; AMQP carries about {MAX_HEADERS} in one message.")
         _check_copies(headers)
         row.headers = to_json(headers)
-        if row.headers != headers:  # bytes, datetimes and decimals exist in AMQP, not in JSON
+        # Bytes, datetimes and decimals exist in AMQP, not in JSON; to PostgreSQL's JSON a large float is an integer.
+        if row.headers != headers or _has_odd_float(headers):
             properties = Properties.decode(properties_of(row)).edited(add_headers=headers)
             row.wire = Envelope(row.exchange, row.routing_key, properties, b"").to_wire()
     except WireError as error:
         raise PublishError(f"The headers cannot be sent: {error}") from error
+
+
+def _has_odd_float(value: Any) -> bool:
+    if isinstance(value, float):
+        return value == 0 or abs(value) >= WHOLE_FLOATS
+    if isinstance(value, Mapping):
+        return any(map(_has_odd_float, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_has_odd_float, value))
 
 
 def _check_copies(headers: Mapping[str, Any]) -> None:

@@ -110,18 +110,20 @@ def publish_many(
 
 async def apublish(routing_key: str, payload: Any, **options: Any) -> PublishedMessage:
     """`publish()` for async code; takes the same arguments."""
-    return await sync_to_async(partial(_publish_whole, routing_key, payload, **options))()
+    return await sync_to_async(lambda: _whole(publish(routing_key, payload, **options)))()
 
 
 async def apublish_many(messages: Iterable[Message], **options: Any) -> list[PublishedMessage]:
     """`publish_many()` for async code; takes the same arguments."""
-    return await sync_to_async(partial(publish_many, list(messages), **options))()
+    given = list(messages)
+    return await sync_to_async(lambda: list(map(_whole, publish_many(given, **options))))()
 
 
-def _publish_whole(*arguments: Any, **options: Any) -> PublishedMessage:
+def _whole(row: PublishedMessage) -> PublishedMessage:
     """What the database filled in is read here: async code must not wait for a query when it asks for it."""
-    row = publish(*arguments, **options)
-    row.refresh_from_db(fields=row.get_deferred_fields())
+    deferred = row.get_deferred_fields()
+    if deferred and row.pk is not None:
+        row.refresh_from_db(fields=deferred)
     return row
 
 

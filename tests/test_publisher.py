@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.db import connection, connections, transaction
+from django.db import connection, connections, router, transaction
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given
@@ -102,6 +102,16 @@ def test_headers_that_json_cannot_hold_arrive_as_they_were() -> None:
     assert message.headers["plain"] == "x"
     assert message.headers["when"] == headers["when"]
     assert message.id == row.message_id
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("number", [1e16, 1e20, -1e300, -0.0, 0.0, 1.5])
+def test_a_float_in_a_header_stays_that_float(number: float) -> None:
+    headers = {"n": number, "list": [number], "table": {"n": number}}
+    row = publish("k", 1, headers=headers)
+    row.refresh_from_db()
+    found = received(row).headers
+    assert repr({name: found[name] for name in headers}) == repr(headers)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +258,32 @@ def test_async_code_publishes_too() -> None:
     assert async_to_sync(apublish)("k", 1).pk
     assert len(async_to_sync(apublish_many)([Message("k", 1), Message("k", 2)])) == 2
     assert rows.count() == 3
+
+
+@pytest.mark.django_db(transaction=True)
+def test_async_code_needs_no_query_for_what_the_database_filled_in() -> None:
+    async def look() -> list[Any]:
+        published = [await apublish("k", 1), *await apublish_many([Message("k", 1)])]
+        return [value for row in published for value in (row.created_at, row.publish_at, row.due_at)]
+
+    assert None not in async_to_sync(look)()
+
+
+class Elsewhere:
+    """A router that reads from where nothing has arrived yet, as with a replica."""
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        return "replica"
+
+    def db_for_write(self, model: Any, **hints: Any) -> str:
+        return "default"
+
+
+@pytest.mark.django_db
+def test_what_the_database_filled_in_is_read_where_the_row_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router, "routers", [Elsewhere()])
+    row = publish("k", 1)
+    assert isinstance(row.created_at, datetime)
 
 
 @pytest.mark.skipif(TEST_DB != "postgres", reason="NOTIFY is PostgreSQL's")

@@ -99,6 +99,10 @@ class StoredMessage(models.Model):
         row._state.db, row._state.adding = database, database is None
         return row
 
+    def refresh_from_db(self, using: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """Read it again from where it is stored: what a router reads from may not have it yet."""
+        super().refresh_from_db(using or self._state.db, *args, **kwargs)
+
     @property
     def raw_body(self) -> bytes:
         """The payload's bytes."""
