@@ -40,6 +40,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "celery_end_to_end": (PEER, "Celery"),
     },
     "End to end on SQLite, no broker": {
+        "embedded_batch": (OURS, "database://, batch=500"),
         "embedded": (OURS, "database://"),
         "huey": (PEER, "Huey"),
         "django_tasks": (PEER, "django-tasks-db"),

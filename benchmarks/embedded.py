@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import peers, tables, timing
+from benchmarks import load, peers, tables, timing
 from benchmarks.environments import python_of
 from benchmarks.measuring import Broken, Sample, measurement
 from benchmarks.stage import Stage, manage
@@ -41,15 +41,25 @@ class Site:
 @measurement("embedded", "publish(), database://, consume --concurrency=1", full=1_500, quick=300)
 def embedded(stage: Stage, count: int) -> Sample:
     """Outbox, queue, inbox and effect in one SQLite file."""
+    return _ours(stage, load.SINGLE, count)
+
+
+@measurement("embedded", "publish(), database://, @handler(batch=500)", full=1_500, quick=300)
+def embedded_batch(stage: Stage, count: int) -> Sample:
+    """The same with a handler that takes as many as there are."""
+    return _ours(stage, load.BATCH, count)
+
+
+def _ours(stage: Stage, queue: str, count: int) -> Sample:
     database = _new_file(stage, "ours.sqlite3")
     env = stage.environment(DATABASE_URL=f"sqlite:///{database}", MESSAGING_URL="database://")
     site = Site(
         database,
         env,
         migrate=[*manage(), "migrate", "--verbosity=0"],
-        worker=[*manage(), "consume", "bench_single", "--concurrency=1"],
+        worker=[*manage(), "consume", queue, "--concurrency=1"],
         publisher=[manage()[0], "-m", "benchmarks.site.jobs", "each_committed"],
-        last=("{}", "bench_single"),
+        last=("{}", queue),
         ledger=timing.LEDGER,
     )
     return _end_to_end(stage, site, count, untimed_each=0)

@@ -37,6 +37,8 @@ RATIOS = {
     "consume_best/dramatiq_threads": Ratio("consume_best", "dramatiq_threads"),
     "embedded/django_tasks": Ratio("embedded", "django_tasks", 1),
     "embedded/huey": Ratio("embedded", "huey", 1),
+    "embedded_batch/django_tasks": Ratio("embedded_batch", "django_tasks", 1),
+    "embedded_batch/huey": Ratio("embedded_batch", "huey", 1),
 }
 
 
