@@ -14,11 +14,12 @@ from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 
 BATCH = 1000
-AGES: dict[Any, str] = {PublishedMessage: "created_at", ProcessedMessage: "received_at"}  # indexed: how old a row is
 
 In = ProcessedMessage.State
 Out = PublishedMessage.State
 OPEN = (Out.PENDING, Out.DRAFT, Out.FAILED)
+# Indexed, and in the order of the primary keys, but for rows that were written at the same time.
+BEGAN: dict[type[models.Model], str] = {PublishedMessage: "created_at", ProcessedMessage: "received_at"}
 
 
 def expired(alias: str, database: str = "default") -> Iterator[tuple[str, QuerySet[Any]]]:
@@ -27,43 +28,52 @@ def expired(alias: str, database: str = "default") -> Iterator[tuple[str, QueryS
     sent = PublishedMessage.objects.using(database).filter(alias=alias)
     received = ProcessedMessage.objects.using(database).filter(alias=alias)
     if days.published is not None:
-        yield "published", _before(sent.filter(state=Out.PUBLISHED), "published_at", days.published)
+        yield "published", _ended(sent.filter(state=Out.PUBLISHED), "published_at", days.published)
     if days.discarded is not None:
-        yield "discarded, outgoing", _before(sent.filter(state=Out.DISCARDED), "discarded_at", days.discarded)
+        yield "discarded, outgoing", _ended(sent.filter(state=Out.DISCARDED), "discarded_at", days.discarded)
     if days.processed is not None:
-        done = _before(received.filter(state=In.PROCESSED), "processed_at", days.processed)
+        done = _ended(received.filter(state=In.PROCESSED), "processed_at", days.processed)
         yield "processed", _closed(done, database)
     if days.discarded is not None:
         laid_aside = received.filter(state__in=(In.DISCARDED, In.SUPERSEDED))
-        yield "discarded, incoming", _closed(_before(laid_aside, "discarded_at", days.discarded), database)
+        yield "discarded, incoming", _closed(_ended(laid_aside, "discarded_at", days.discarded), database)
 
 
 def prune(rows: QuerySet[Any], batch: int = BATCH) -> int:
-    """Delete rows of `expired()` in transactions of at most `batch`, oldest first. Returns how many went.
+    """Delete rows in transactions of at most `batch`, by primary key. Returns how many went, their attempts aside.
 
-    Attempts, which go with them, do not count.
+    It waits for nobody: what another transaction has locked is left for the next time.
     """
-    deleted = 0
-    model, database, age = rows.model, rows.db, AGES[rows.model]
-    ahead = rows.order_by(age, "pk")
-    while found := list(ahead.values_list("pk", age)[:batch]):
-        ids = [pk for pk, _ in found]
-        pk, moment = found[-1]
-        ahead = rows.filter(Q(**{f"{age}__gt": moment}) | Q(pk__gt=pk), **{f"{age}__gte": moment}).order_by(age, "pk")
-        with transaction.atomic(using=database):
-            # The conditions hold once more inside the transaction: an operator may have replayed a row meanwhile.
-            locked = rows.filter(pk__in=ids)
-            if transaction.get_connection(database).features.has_select_for_update:
-                locked = locked.select_for_update(of=("self",)) if _locks_of(database) else locked.select_for_update()
-            doomed = list(locked.values_list("pk", flat=True))
-            _, by_model = model._base_manager.using(database).filter(pk__in=doomed).delete()
-        deleted += by_model.get(model._meta.label, 0)
+    deleted, last = 0, 0
+    while ids := list(rows.filter(pk__gt=last).order_by("pk").values_list("pk", flat=True)[:batch]):
+        last = ids[-1]
+        deleted += _delete(rows, ids)
     return deleted
 
 
-def _before(rows: QuerySet[Any], moment: str, days: float) -> QuerySet[Any]:
-    """Rows whose moment lies so many days back. So does their beginning, by whose index they are found."""
-    return rows.filter(**{f"{name}__lt": _ago(days) for name in (moment, AGES[rows.model])})
+def _delete(rows: QuerySet[Any], ids: list[int]) -> int:
+    model, database = rows.model, rows.db
+    features = transaction.get_connection(database).features
+    with transaction.atomic(using=database):
+        # The conditions hold once more inside the transaction: an operator may have replayed a row meanwhile.
+        locked = rows.filter(pk__in=ids)
+        if features.has_select_for_update:
+            of = ("self",) if features.has_select_for_update_of else ()
+            locked = locked.select_for_update(of=of, skip_locked=features.has_select_for_update_skip_locked)
+        doomed = list(locked.values_list("pk", flat=True))
+        _, by_model = model._base_manager.using(database).filter(pk__in=doomed).delete()
+    return int(by_model.get(model._meta.label, 0))
+
+
+def _ended(rows: QuerySet[Any], column: str, days: float) -> QuerySet[Any]:
+    """Rows that ended, by that column, so long ago.
+
+    They stand before the last row that began before then: what is behind it, most of the table, is not looked at.
+    """
+    ago, began = Now() - timedelta(days=days), BEGAN[rows.model]
+    older = rows.model._base_manager.using(rows.db).filter(**{f"{began}__lt": ago})
+    last = older.order_by(f"-{began}", "-pk").values_list("pk", flat=True).first() or 0
+    return rows.filter(**{f"{column}__lt": ago}, pk__lte=last)
 
 
 def _closed(rows: QuerySet[ProcessedMessage], database: str) -> QuerySet[ProcessedMessage]:
@@ -72,11 +82,3 @@ def _closed(rows: QuerySet[ProcessedMessage], database: str) -> QuerySet[Process
     return rows.exclude(Exists(outbox.filter(Q(inbox=OuterRef("pk"))))).exclude(
         ~Q(message_id="") & Exists(outbox.filter(message_id=OuterRef("message_id")))
     )
-
-
-def _ago(days: float) -> models.expressions.Combinable:
-    return Now() - timedelta(days=days)
-
-
-def _locks_of(database: str) -> bool:
-    return bool(transaction.get_connection(database).features.has_select_for_update_of)

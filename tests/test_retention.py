@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import io
+import threading
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import connection, transaction
 from pytest_django import Settings
 
 from messaging.clock import Now
 from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMessage
+from messaging.operations import Operator, requeue
 from messaging.retention import expired, prune
-from tests.settings import TEST_DB
+from tests import admin_rows
 
 pytestmark = pytest.mark.django_db
 
@@ -123,19 +127,6 @@ def test_wrong_options_are_refused() -> None:
         run(using="nowhere")
 
 
-@pytest.mark.skipif(TEST_DB != "postgres", reason="others prefer to sort a few rows")
-def test_what_has_expired_is_found_by_its_age_however_much_has_not() -> None:
-    for _ in range(50):
-        outgoing(Out.PUBLISHED, when=Now())
-        incoming(In.PROCESSED, when=Now())
-    with connection.cursor() as cursor:
-        cursor.execute("ANALYZE")
-        cursor.execute("SET LOCAL enable_seqscan = off")  # 50 rows fit a page or two: no index pays
-    found = dict(expired("default"))
-    assert "messaging_outbox_created" in found["published"].order_by("created_at", "pk")[:1000].explain()
-    assert "messaging_inbox_received" in found["processed"].order_by("received_at", "pk")[:1000].explain()
-
-
 def test_rows_of_one_moment_go_in_batches_too() -> None:
     moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     kept = [outgoing(Out.PENDING, when=moment) for _ in range(3)]
@@ -143,3 +134,66 @@ def test_rows_of_one_moment_go_in_batches_too() -> None:
         outgoing(Out.PUBLISHED, when=moment)
     assert prune(dict(expired("default"))["published"], 2) == 7
     assert set(PublishedMessage.objects.values_list("pk", flat=True)) == {row.pk for row in kept}
+
+
+def prune_all() -> int:
+    return sum(prune(rows) for _, rows in expired("default"))
+
+
+@contextmanager
+def elsewhere(act: Callable[[], object]) -> Iterator[None]:
+    """Another transaction that has done something and is not at its end; nobody here waits for it longer than that."""
+    done, end = threading.Event(), threading.Event()
+
+    def run() -> None:
+        try:
+            with transaction.atomic():
+                act()
+                done.set()
+                end.wait(60)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert done.wait(30)
+        with connection.cursor() as cursor:
+            setting = "lock_timeout = '2s'" if connection.vendor == "postgresql" else "innodb_lock_wait_timeout = 2"
+            cursor.execute(f"SET {setting}")
+        yield
+    finally:
+        end.set()
+        thread.join(30)
+        connection.close()
+
+
+locks_rows = pytest.mark.skipif("not connection.features.has_select_for_update_skip_locked", reason="needs row locks")
+
+
+@locks_rows
+@pytest.mark.django_db(transaction=True)
+def test_nobody_waits_for_a_batch_that_is_being_deleted() -> None:
+    for _ in range(10):
+        outgoing(Out.PUBLISHED)
+        incoming(In.PROCESSED)
+    pending, failed = outgoing(Out.PENDING, when=Now()), admin_rows.incoming()
+    with elsewhere(prune_all):
+        new = outgoing(Out.PENDING, when=Now())
+        incoming(In.PROCESSED, when=Now())
+        assert {row.pk for row in PublishedMessage.objects.lease("default", "relay", 15, 10)} == {pending.pk, new.pk}
+        assert PublishedMessage.objects.mark_published([new]) == 1
+        assert requeue(ProcessedMessage.objects.filter(pk=failed.pk), Operator(name="ann")).done == [failed.pk]
+    assert PublishedMessage.objects.filter(state=Out.PUBLISHED).get() == new
+    assert ProcessedMessage.objects.filter(state=In.PROCESSED).count() == 1
+
+
+@locks_rows
+@pytest.mark.django_db(transaction=True)
+def test_pruning_waits_for_nobody_and_takes_what_was_locked_the_next_time() -> None:
+    locked, free = outgoing(Out.PUBLISHED), incoming(In.PROCESSED)
+    others = [outgoing(Out.PUBLISHED) for _ in range(3)]
+    with elsewhere(lambda: PublishedMessage.objects.select_for_update().get(pk=locked.pk)):
+        assert prune_all() == len([*others, free])
+        assert PublishedMessage.objects.get() == locked
+    assert prune_all() == 1
