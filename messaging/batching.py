@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from django.db import connections
+from django.db import DatabaseError, connections
 
 from messaging import inbox, signals
 from messaging.clock import Now
@@ -13,11 +16,13 @@ from messaging.database import brief_locks
 from messaging.execution import proven_commit, refuse_doomed
 from messaging.handlers import Handler
 from messaging.inbox import TWIN_WAIT
-from messaging.inserting import insert_many
+from messaging.inserting import insert_values
 from messaging.killpoints import kill_point
 from messaging.message import ReceivedMessage, Running
 from messaging.models import ProcessedMessage
 from messaging.station import Station, Work, inserts_first
+
+logger = logging.getLogger("messaging.processor")
 
 
 def run_batch(station: Station, handler: Handler, works: Sequence[Work]) -> bool:
@@ -26,52 +31,60 @@ def run_batch(station: Station, handler: Handler, works: Sequence[Work]) -> bool
     Returns whether that was done. If not, nothing happened: whatever was in the way, each message shows it alone.
     Raises DatabaseUnavailable.
     """
-    if any(work.redelivered or work.envelope.row_key is not None for work in works):
-        return False
-    rows = _rows(station, handler, works)
-    if len({row.key for row in rows}) < len(rows):
+    keys = [work.envelope.key or uuid.uuid4() for work in works]
+    if any(work.redelivered or work.envelope.row_key is not None for work in works) or len(set(keys)) < len(keys):
         return False
     started = time.time()
     with station.outages.watch(handler.database):
         try:
-            _run(station, handler, works, rows, started)
+            _run(station, handler, works, keys, started)
         except BaseException as error:  # noqa: BLE001  SystemExit is a failed attempt as well
             station.outages.raise_if_away(error, handler.database)
             return False
     kill_point("processor.committed")
-    for row in rows:
-        signals.message_processed.send_robust(ProcessedMessage, row=row, duration=time.time() - started)
+    if signals.message_processed.has_listeners(ProcessedMessage):
+        _tell(station, handler, keys, time.time() - started)
     return True
 
 
-def _rows(station: Station, handler: Handler, works: Sequence[Work]) -> list[ProcessedMessage]:
-    now = Now()
-    rows = [inbox.fresh(station.alias, work.queue, work.envelope).row for work in works]
-    for row in rows:
-        row.state, row.attempts, row.processed_at = ProcessedMessage.State.PROCESSED, 1, now
-        row.handler, row.worker = handler.name[:255], station.worker
-    return rows
-
-
-def _run(
-    station: Station, handler: Handler, works: Sequence[Work], rows: list[ProcessedMessage], started: float
-) -> None:
+def _run(station: Station, handler: Handler, works: Sequence[Work], keys: Sequence[uuid.UUID], started: float) -> None:
     database = handler.database
+    shared = {
+        "alias": station.alias,
+        "queue": handler.queue,
+        "state": ProcessedMessage.State.PROCESSED,
+        "attempts": 1,
+        "handler": handler.name[:255],
+        "worker": station.worker,
+        "processed_at": Now(),
+    }
     first = inserts_first(database)
+    witness = ProcessedMessage(key=keys[0], **shared)  # one record stands for all: they are written together
     messages = [ReceivedMessage(work.envelope, queue=work.queue) for work in works]
     with (
-        station.running(works[0].entry(station, inbox.Place(rows[0]), started, batch=len(works))),
+        station.running(works[0].entry(station, inbox.Place(witness), started, batch=len(works))),
         proven_commit(database, f"a batch of {len(works)}", mode="DEFERRED"),
     ):
         if first:
-            _insert_all(rows, database)
+            _insert_all(works, keys, shared, database)
         station.call(handler, messages, Running(None, database, True, None))
         kill_point("processor.handled")
-        refuse_doomed(database, rows[0] if first else None)
+        refuse_doomed(database, witness if first else None)
         if not first:
-            _insert_all(rows, database)
+            _insert_all(works, keys, shared, database)
 
 
-def _insert_all(rows: list[ProcessedMessage], database: str) -> None:
+def _insert_all(works: Sequence[Work], keys: Sequence[uuid.UUID], shared: Mapping[str, Any], database: str) -> None:
+    each = [{"key": key, **work.envelope.columns} for key, work in zip(keys, works, strict=True)]
     with brief_locks(connections[database], TWIN_WAIT):
-        insert_many(rows, database, lambda row: len(row.body))
+        insert_values(ProcessedMessage, shared, each, database, lambda own: len(own["body"]))
+
+
+def _tell(station: Station, handler: Handler, keys: Sequence[uuid.UUID], duration: float) -> None:
+    """Say which messages were processed. They are, whatever comes of it."""
+    rows = ProcessedMessage.objects.using(handler.database).filter(alias=station.alias, queue=handler.queue)
+    try:
+        for row in rows.filter(key__in=keys).order_by("id"):
+            signals.message_processed.send_robust(ProcessedMessage, row=row, duration=duration)
+    except DatabaseError:
+        logger.exception("A batch of %d is processed, but nobody could be told.", len(keys))

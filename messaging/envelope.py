@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, TypeGuard
@@ -32,6 +32,9 @@ OURS = frozenset({ROUND, QUEUE, EXCHANGE, ROUTING_KEY, KEY, ROW, DIED})
 # What a retry must not carry: the first two would route copies to other queues, the others describe another journey.
 NOT_RETRIED = OURS | {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count", "x-opt-rk"}
 NOT_RETRIED_PREFIXES = ("x-first-death-", "x-last-death-")
+
+_MARK = 5 << 76 | 0x8 << 60  # a UUID's version and variant, and the bits that are neither
+_UNMARKED = ~(0xF << 76 | 0xC << 60)
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,14 @@ class Envelope:
         Headers of ours are believed only where we put them: on what was sent straight to this queue. On anything else
         they are forwarded, or a stranger's, who could reach another handler or another message's row by them.
         """
-        plain = cls(exchange, routing_key, properties, body)
-        if exchange != "":
-            return plain
+        if exchange != "" or not properties.raw_headers:
+            return cls(exchange, routing_key, properties, body)
         headers = properties.headers
         if QUEUE not in headers:
-            return replace(plain, routing_key=address(headers.get(ROUTING_KEY), routing_key))
+            return cls(exchange, address(headers.get(ROUTING_KEY), routing_key), properties, body)
         round_, key = headers.get(ROUND), _uuid(headers.get(KEY))
         if header_text(headers[QUEUE], "") != queue or key is None or not _is_later_round(round_):
-            return plain
+            return cls(exchange, routing_key, properties, body)
         return cls(
             exchange=address(headers.get(EXCHANGE), exchange),
             routing_key=address(headers.get(ROUTING_KEY), routing_key),
@@ -155,7 +157,7 @@ class Envelope:
         }
         return {
             "digest": self.digest,
-            **{name: storable(text, 255) for name, text in texts.items()},
+            **{name: storable(text, 255) if text else "" for name, text in texts.items()},
             "headers": to_json(headers),
             "body": body,
             "body_encoding": body_encoding,
@@ -197,7 +199,7 @@ def hashed(*pieces: bytes, person: bytes = b"") -> uuid.UUID:
     state = blake2b(digest_size=16, person=person)
     for piece in pieces:
         state.update(piece)
-    return uuid.UUID(bytes=state.digest(), version=5)
+    return uuid.UUID(int=int.from_bytes(state.digest()) & _UNMARKED | _MARK)
 
 
 def address(value: Any, default: str) -> str:

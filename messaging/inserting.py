@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from operator import attrgetter
 from typing import Any, TypeAlias, TypeVar
@@ -36,6 +36,50 @@ def insert_many(rows: Sequence[Row], database: str, size_of: Callable[[Row], int
                 statement.insert(batch)
             else:
                 type(batch[0])._base_manager.using(database).bulk_create(batch)
+
+
+def insert_values(
+    model: type[models.Model],
+    shared: Mapping[str, Any],
+    each: Sequence[Mapping[str, Any]],
+    database: str,
+    size_of: Callable[[Mapping[str, Any]], int],
+) -> None:
+    """Insert rows of which nobody needs an instance, all or none.
+
+    Args:
+        model: of the rows.
+        shared: what all of them have, by attribute; the rest is as the model says.
+        each: what each has of its own, by attribute; the same attributes in each.
+        database: alias of `DATABASES`.
+        size_of: the bytes of a row, roughly.
+    """
+    with transaction.atomic(using=database, savepoint=False):
+        for batch in batches(each, size_of):
+            if not _insert_values(model, shared, batch, connections[database]):
+                model._base_manager.using(database).bulk_create([model(**shared, **own) for own in batch])
+
+
+def _insert_values(
+    model: type[models.Model],
+    shared: Mapping[str, Any],
+    each: Sequence[Mapping[str, Any]],
+    connection: BaseDatabaseWrapper,
+) -> bool:
+    if connection.vendor != "postgresql":
+        return False
+    statement = _Statement(model, connection)
+    for field, _ in _columns(model):
+        name = field.attname
+        if name in each[0]:
+            values = [own[name] for own in each]
+        else:
+            values = [shared[name] if name in shared else field.get_default()]
+        if not statement.add(field, values):
+            return False
+    if statement.has_arrays:
+        statement.run()
+    return statement.has_arrays
 
 
 def _statement(rows: Sequence[Row], connection: BaseDatabaseWrapper) -> _Statement | None:
@@ -87,11 +131,15 @@ class _Statement:
             self._array_params.append([field.get_db_prep_save(value, self._connection) for value in values])
         return True
 
-    def insert(self, rows: Sequence[models.Model]) -> None:
-        """Run it for these rows, and set what the database added."""
+    def run(self) -> list[Any]:
+        """Run it. Returns the keys of the rows, in the order of the arrays."""
         with self._connection.cursor() as cursor:
             cursor.execute(self._sql(), [*self._shared_params, *self._array_params])
-            keys = [key for (key,) in cursor.fetchall()]
+            return [key for (key,) in cursor.fetchall()]
+
+    def insert(self, rows: Sequence[models.Model]) -> None:
+        """Run it for these rows, and set what the database added."""
+        keys = self.run()
         defaults: dict[str, Any] = {}
         if self._defaults:  # drivers take their time over a moment, so it is read once for all
             first = self._model._base_manager.using(self._connection.alias).filter(pk=keys[0])

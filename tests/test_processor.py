@@ -26,6 +26,7 @@ from messaging.ledger import Entry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 from messaging.processor import Processor
+from messaging.signals import message_processed
 from tests.app.models import Effect
 from tests.processing import Acks, Arrived, arrived, envelope_of, registered, sent
 
@@ -525,6 +526,29 @@ def test_a_batch_is_one_transaction(handle: Handle) -> None:
     assert {one.action for one in processor.process_batch(handler, list(deliveries))} == {"ack"}
     assert Effect.objects.get().value == "5"
     assert ProcessedMessage.objects.filter(state=State.PROCESSED).count() == 5
+
+
+def test_of_each_message_of_a_batch_it_is_said_that_it_is_processed(handle: Handle) -> None:
+    told: list[ProcessedMessage] = []
+
+    def hear(row: ProcessedMessage, duration: float, **_: Any) -> None:
+        assert duration > 0
+        told.append(row)
+
+    processor = handle(ignore, batch=10)
+    deliveries = [arrived(str(number)) for number in range(3)]
+    handler = processor.route(deliveries[0])
+    assert handler is not None
+    message_processed.connect(hear)
+    try:
+        processor.process_batch(handler, list(deliveries))
+    finally:
+        message_processed.disconnect(hear)
+    assert [row.message_id for row in told] == [one.properties.message_id for one in deliveries]
+    assert {(row.state, row.attempts, row.handler, row.worker) for row in told} == {
+        (State.PROCESSED, 1, handler.name, "worker-1")
+    }
+    assert [row.raw_body for row in told] == [one.body for one in deliveries]
 
 
 def test_a_bad_message_in_a_batch_is_isolated(handle: Handle) -> None:
