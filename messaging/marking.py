@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -10,6 +11,8 @@ from django.db import Error, connections
 
 from messaging.killpoints import kill_point
 from messaging.models import PublishedMessage
+
+IDLE = 30.0  # seconds after which an unused connection is replaced: a firewall may have dropped it without a word
 
 
 class Marker:
@@ -28,6 +31,7 @@ class Marker:
         self._thread: ThreadPoolExecutor | None = None
         self._batch: Future[None] | None = None
         self._rows: list[PublishedMessage] = []
+        self._used_at = 0.0
 
     @property
     def rows(self) -> list[PublishedMessage]:
@@ -44,7 +48,7 @@ class Marker:
         self._rows = rows
         if connections[self._database].vendor == "postgresql":
             self._thread = self._thread or ThreadPoolExecutor(1, f"messaging-mark-{self._database}")
-            self._batch = self._thread.submit(self._mark)
+            self._batch = self._thread.submit(self._mark_beside)
             self._batch.add_done_callback(lambda _: self._on_done())
 
     def end(self) -> None:
@@ -64,6 +68,13 @@ class Marker:
             self._thread.submit(partial(_disconnect, self._database))
             self._thread.shutdown()
             self._thread = None
+
+    def _mark_beside(self) -> None:
+        """Mark in the thread, whose connection nothing else keeps busy."""
+        if time.monotonic() - self._used_at > IDLE:
+            _disconnect(self._database)
+        self._mark()
+        self._used_at = time.monotonic()
 
     def _mark(self) -> None:
         kill_point("relay.confirmed")

@@ -11,6 +11,7 @@ from django.db import connection
 from django.db.backends.utils import CursorWrapper
 from django.test.utils import CaptureQueriesContext
 
+from messaging.marking import Marker
 from messaging.message import Message
 from messaging.models import PublishedMessage
 from messaging.models.outbox import LEASED
@@ -135,3 +136,23 @@ def test_looking_reads_the_polled_index_in_its_order(analyzed: bool) -> None:
         assert "messaging_outbox_due" in plan
         assert "Sort" not in plan
         assert "TEMP B-TREE" not in plan
+
+
+@pytest.mark.skipif(TEST_DB != "postgres", reason="elsewhere no second connection marks")
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_that_marked_nothing_for_a_while_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[Any] = []
+
+    def mark(*_: Any) -> None:
+        with connection.cursor():
+            used.append(connection.connection)
+
+    monkeypatch.setattr("messaging.models.outbox.PublishedMessageQuerySet.mark_published", mark)
+    marker = Marker("default", lambda: None)
+    for idle in (30.0, 30.0, 0.0):
+        monkeypatch.setattr("messaging.marking.IDLE", idle)
+        marker.begin([])
+        marker.end()
+    marker.close()
+    assert used[0] is used[1] is not used[2]
+    assert used[0].closed
