@@ -35,6 +35,7 @@ TICK = 0.5  # seconds
 GIVE_BACK_AFTER = 300.0  # seconds; the broker's own patience ends at 30 minutes
 KEEP_CONSUMING = 10.0  # seconds of a database's absence after which the broker keeps what it has
 DEAD_PREFETCH = 10
+MAX_PREFETCH = 65535  # that AMQP can ask for
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ class Plan:
         result = dict.fromkeys(self.dead_queues, DEAD_PREFETCH)
         for queue in self.queues:
             batches = [2 * (handler.batch or 1) for handler in registry.all(self.alias) if handler.queue == queue]
-            result[queue] = self.prefetch or max([settings.queue(queue).prefetch, *batches])
+            wanted = self.prefetch or max([settings.queue(queue).prefetch, *batches])
+            result[queue] = min(wanted, MAX_PREFETCH)
         return result
 
 

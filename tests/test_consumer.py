@@ -20,6 +20,7 @@ import pytest
 
 from messaging.backends.base import Delivery
 from messaging.backlog import Backlog
+from messaging.consumer import Plan
 from messaging.envelope import DIED
 from messaging.handlers import Handler
 from messaging.items import Job
@@ -551,6 +552,13 @@ def test_a_batch_is_of_one_handler_and_without_suspects(backlog: Backlog) -> Non
     assert [item.delivery for item in job.items] == fresh[:3]
     backlog.done(job)
     assert take(backlog) == [suspect]
+
+
+def test_no_batch_asks_for_more_than_the_broker_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("messaging.consumer.registry.all", lambda _: [handler("many", batch=40_000)])
+    assert Plan("default", ("many",)).prefetches()["many"] == 65535
+    assert Plan("default", ("many",), prefetch=100_000).prefetches()["many"] == 65535
+    assert Plan("default", ("many",), prefetch=7).prefetches()["many"] == 7
 
 
 def test_an_incomplete_batch_waits_only_for_a_moment(backlog: Backlog) -> None:
