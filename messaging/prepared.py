@@ -20,6 +20,7 @@ _owned: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # by the driver's co
 
 def can_prepare(connection: BaseDatabaseWrapper) -> bool:
     """Whether `execute()` works on this connection, and nobody watches or changes what Django's cursors do."""
+    connection.close_if_health_check_failed()  # as Django's cursors do first
     raw, psycopg = connection.connection, _psycopg()
     if psycopg is None or not isinstance(raw, psycopg.Connection):
         return False  # another database's, or psycopg2's, which prepares nothing
@@ -33,7 +34,7 @@ def can_prepare(connection: BaseDatabaseWrapper) -> bool:
 
 def execute(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> Any:
     """Execute a statement that is worth keeping, such as one for every message, and return its only row."""
-    connection.validate_no_broken_transaction()  # as Django's cursors do first
+    connection.validate_no_broken_transaction()  # as they do as well
     connection.ensure_connection()
     raw: Any = connection.connection
     before = raw.prepare_threshold

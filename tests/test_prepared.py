@@ -107,3 +107,14 @@ def test_an_error_of_a_prepared_statement_is_djangos_and_ends_nothing_else() -> 
         insert(second, "default", lock_wait=2.0)
     insert(row(), "default", lock_wait=2.0)
     assert ProcessedMessage.objects.count() == 2
+
+
+def test_a_connection_whose_health_is_to_be_checked_is_checked() -> None:
+    insert(row(), "default")
+    insert(row(), "default")
+    mine = connections["default"]
+    with closing(connection.copy()) as other, other.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s, 10000)", [mine.connection.info.backend_pid])
+    mine.health_check_enabled, mine.health_check_done = True, False  # as a request begins under CONN_HEALTH_CHECKS
+    insert(row(), "default")
+    assert ProcessedMessage.objects.count() == 3
