@@ -16,6 +16,7 @@ from messaging.bodies import encode_body, pack_body
 from messaging.clock import Now
 from messaging.envelope import OUR_PREFIX, Envelope
 from messaging.exceptions import PayloadError, PublishError, WireError
+from messaging.ids import new_id
 from messaging.message import Message, Running
 from messaging.models import PublishedMessage
 from messaging.sealing import properties_of
@@ -89,7 +90,7 @@ class Composer:
     def _new_id(self, exchange: str, queue: str, routing_key: str) -> uuid.UUID:
         if self._current is not None and not self._current.atomic:
             return self._current.next_id(f"{exchange}:{queue}:{routing_key}")
-        return uuid.uuid4()
+        return new_id()
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Any
 
 from messaging.bodies import decode_body
 from messaging.envelope import CAUSATION, OURS, Envelope, header_text
+from messaging.ids import new_id
 from messaging.logs import one_line
 
 
@@ -121,7 +122,7 @@ class Running:
     def next_id(self, destination: str) -> uuid.UUID:
         """An id derived from the cause, so that a rerun of a handler without a transaction does not double."""
         count = self.published[destination] = self.published.get(destination, 0) + 1
-        return uuid.uuid5(self.cause, f"{count}:{destination}") if self.cause is not None else uuid.uuid4()
+        return uuid.uuid5(self.cause, f"{count}:{destination}") if self.cause is not None else new_id()
 
 
 running: ContextVar[Running | None] = ContextVar("messaging_running", default=None)

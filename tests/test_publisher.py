@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from messaging.bodies import decode_body, encode_body, pack_body, unpack_body
 from messaging.clock import Now
 from messaging.envelope import CAUSATION, Envelope
 from messaging.exceptions import ConfigurationError, PayloadError, PublishError
+from messaging.ids import new_id
 from messaging.message import ReceivedMessage, Running, running
 from messaging.models import PublishedMessage
 from messaging.sealing import seal
@@ -81,6 +83,18 @@ def test_a_row_holds_all_that_is_sent() -> None:
     assert (decoded.reply_to, decoded.priority, decoded.expiration, decoded.delivery_mode) == ("answers", 4, "1500", 2)
     assert decoded.content_type == "application/json"
     assert decoded.timestamp == int(row.created_at.timestamp())
+
+
+def test_new_ids_are_in_the_order_of_time_and_never_the_same() -> None:
+    ids = []
+    for _ in range(3):
+        before = time.time_ns() // 1_000_000
+        some = [new_id() for _ in range(1000)]
+        after = time.time_ns() // 1_000_000
+        assert all(before <= one.int >> 80 <= after for one in some)
+        assert {(one.version, one.variant) for one in some} == {(7, uuid.RFC_4122)}
+        ids += some
+    assert len(set(ids)) == 3000
 
 
 @pytest.mark.django_db

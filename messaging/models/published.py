@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 from django.db import models
@@ -13,6 +12,7 @@ from django.utils.translation import gettext_lazy as _
 from messaging.bodies import decode_body
 from messaging.clock import Now
 from messaging.envelope import Envelope
+from messaging.ids import new_id
 from messaging.models.base import PolledIndex, StoredMessage
 from messaging.models.outbox import OWNER_LENGTH, PublishedMessageQuerySet
 from messaging.models.processed import ProcessedMessage
@@ -112,7 +112,7 @@ class PublishedMessage(StoredMessage):
         content = ("headers", "body", "body_encoding", "wire", "priority", "expiration", "mandatory")
         copy = type(self)(**{name: getattr(self, name) for name in (*own, *content)})
         copy.state = self.State.PENDING
-        copy.message_id = str(uuid.uuid4())
+        copy.message_id = str(new_id())
         copy.copy_of = self
         if self.wire is not None:
             envelope = Envelope.from_wire(bytes(self.wire), b"")
