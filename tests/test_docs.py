@@ -150,11 +150,11 @@ def test_every_relative_link_leads_somewhere(document: Path) -> None:
 
 def test_every_picture_is_shown_and_small() -> None:
     links = ((page, match["path"]) for page in PAGES for match in LINK.finditer(page.read_text()))
-    shown = {(page.parent / path).resolve() for page, path in links if path.endswith(".png")}
+    shown = {(page.parent / path).resolve() for page, path in links if path.endswith((".png", ".svg"))}
     assert shown == set(IMAGES.iterdir())
     for path in shown:
         content = path.read_bytes()
-        assert content.startswith(b"\x89PNG\r\n"), path
+        assert content.startswith(b"\x89PNG\r\n" if path.suffix == ".png" else b"<svg"), path
         assert len(content) < 300_000, path
 
 
