@@ -1,7 +1,8 @@
 """Statements that PostgreSQL keeps prepared, where a session is surely this connection's own.
 
 Django leaves preparing to those who ask for it, because a pooler may give each transaction another session. Whether one
-does can be seen: what a pooler says of the session is not what the session itself says.
+does can be seen: what a pooler says of the session is not what the session itself says. Django's own pool may be told
+to discard what a session knows before it hands it on, so there nothing is prepared either.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def can_prepare(connection: BaseDatabaseWrapper) -> bool:
         return False
     owned = _owned.get(raw)
     if owned is None:
-        owned = _owned[raw] = _has_djangos_cursors(connection) and _is_own_session(connection)
+        is_plain = _has_djangos_cursors(connection) and not connection.settings_dict["OPTIONS"].get("pool")
+        owned = _owned[raw] = is_plain and _is_own_session(connection)
     return owned
 
 

@@ -73,6 +73,19 @@ def test_behind_a_pooler_nothing_is_prepared() -> None:
         assert not can_prepare(other)
 
 
+def test_in_a_pool_that_may_discard_what_a_session_knows_nothing_is_prepared() -> None:
+    other: Any = connection.copy()
+    other.settings_dict = {
+        **other.settings_dict,
+        "OPTIONS": {"pool": {"min_size": 1, "max_size": 1}},
+        "CONN_MAX_AGE": 0,
+    }
+    other.connect()
+    assert not can_prepare(other)
+    other.close()
+    other.close_pool()
+
+
 def test_who_watches_the_statements_sees_ours() -> None:
     with CaptureQueriesContext(connection) as queries:
         insert(row(), "default")
