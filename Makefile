@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help environment run run-rabbitmq test test-slow test-all contract reliability chaos bench scale docs lint format clean
+.PHONY: help environment run run-rabbitmq test test-slow test-all contract reliability chaos bench scale leak docs lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench: ## how fast it is, beside raw floors and peers (QUICK=1; more in docs/ben
 
 scale: ## what a message costs in tables of 10,000 rows and of ROWS=10000000
 	@$(PYTHON) -m benchmarks.scale
+
+leak: ## whether a consumer's memory stays what it is over MESSAGES=1000000
+	@$(PYTHON) -m benchmarks.leak
 
 docs: environment ## the documentation as a site in var/docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

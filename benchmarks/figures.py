@@ -74,7 +74,7 @@ def idle(stage: Stage, seconds: int) -> Figures:
         before, began = _cpu_seconds(consumer), time.monotonic()
         time.sleep(seconds)
         used = (_cpu_seconds(consumer) - before) / (time.monotonic() - began)
-        return {"idle_cpu_percent": used * 100, "idle_memory_mb": _memory(consumer) / 1e6}
+        return {"idle_cpu_percent": used * 100, "idle_memory_mb": memory(consumer) / 1e6}
 
 
 @measurement("figures", "what the app adds to the start of a Django site", full=9, quick=5)
@@ -121,7 +121,7 @@ def _cpu_seconds(daemon: Daemon) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _memory(daemon: Daemon) -> float:
+def memory(daemon: Daemon) -> float:
     """Resident bytes, what they share counted once for each."""
     return sum(
         int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") for folder in _processes(daemon)

@@ -1,6 +1,7 @@
 """`make scale`: what a message costs in tables of 10,000 rows and of ROWS (10,000,000), on a private PostgreSQL.
 
-Exit status: 0 when everything was measured, whatever the ratios; 2 when there was nothing to measure with.
+Exit status: 0 when everything was measured, whatever the ratios; 1 when a large table was read as a whole; 2 when there
+was nothing to measure with.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -18,40 +21,59 @@ if __name__ == "__main__":
     if Path(sys.prefix).resolve() != python.parent.parent.resolve():
         os.execv(python, [str(python), "-m", "benchmarks.scale"])  # noqa: S606 - ourselves, in the environment
 
+import psycopg
+
+from benchmarks.measuring import Broken
 from benchmarks.stage import Stage
 from tools.janitor import Janitor
 from tools.packages import install_missing
 from tools.services import ServiceFailed, ServiceMissing, stopping_on_signals
 
 FEW = 10_000
-EXPIRED = 5000  # rows that pruning finds; `benchmarks.site.scaling` expects as many
+ROUNDS = 5
+EXPIRED = 1000  # rows that pruning finds in each round; `benchmarks.site.scaling` expects as many
+OLD = ROUNDS * EXPIRED
 MOST = 1.2  # that a step may cost in the large tables, times what it costs in the small ones
-# All have ended well; the first ones two months ago, the others within the last ten days.
-AGE = f"now() - CASE WHEN n <= {EXPIRED} THEN interval '60 days' ELSE n * interval '10 days' / %(rows)s END"
+# Nearly all have ended well within the last ten days; before them stand the rows of each round, 90 to 50 days old. Of a
+# thousand one has failed, one waits for its time, and one was laid aside.
+AGE = f"""now() - CASE WHEN n <= {OLD} THEN interval '1 day' * (90 - 10 * ((n - 1) / {EXPIRED}))
+    ELSE interval '10 days' * (1 - n::float / %(rows)s) END"""
+STATE = f"CASE WHEN n <= {OLD} THEN 3 ELSE n %% 1000 END"
 FILL = (
     f"""
     INSERT INTO messaging_publishedmessage (alias, message_id, queue, exchange, routing_key, type, content_type,
         correlation_id, causation_id, reply_to, headers, body, body_encoding, round, attempts, error, created_at,
-        state, mandatory, publish_at, due_at, published_at, lease_owner)
+        state, mandatory, publish_at, due_at, published_at, discarded_at, lease_owner)
     SELECT 'default', gen_random_uuid(), '', 'messaging', 'nobody', '', 'application/json', '', '', '', '{{}}',
-        '{{"order": 17}}', '', 1, 1, '', at, 'published', true, at, NULL, at, ''
-    FROM generate_series(1, %(rows)s) AS n, LATERAL (SELECT {AGE} AS at) AS age
+        '{{"order": 17}}', '', 1, 1, '', at,
+        CASE kind WHEN 0 THEN 'failed' WHEN 1 THEN 'pending' WHEN 2 THEN 'discarded' ELSE 'published' END, true, at,
+        CASE kind WHEN 1 THEN now() + interval '1 day' END, CASE WHEN kind > 2 THEN at END,
+        CASE kind WHEN 2 THEN at END, ''
+    FROM generate_series(1, %(rows)s) AS n, LATERAL (SELECT {AGE} AS at, {STATE} AS kind) AS facts
     """,
     f"""
     INSERT INTO messaging_processedmessage (alias, message_id, queue, exchange, routing_key, type, content_type,
         correlation_id, causation_id, reply_to, headers, body, body_encoding, round, attempts, error, created_at,
-        received_at, processed_at, state, key, digest, handler, worker, exception_type, fingerprint)
+        received_at, processed_at, failed_at, retry_at, discarded_at, state, key, digest, handler, worker,
+        exception_type, fingerprint)
     SELECT 'default', gen_random_uuid(), 'nobody', 'messaging', 'nobody', '', 'application/json', '', '', '', '{{}}',
-        '{{"order": 17}}', '', 1, 1, '', at, at, at, 'processed', gen_random_uuid(), gen_random_uuid(), 'h', 'w', '', ''
-    FROM generate_series(1, %(rows)s) AS n, LATERAL (SELECT {AGE} AS at) AS age
+        '{{"order": 17}}', '', 1, 1, '', at, at, CASE WHEN kind > 2 THEN at END, CASE kind WHEN 0 THEN at END,
+        CASE kind WHEN 1 THEN now() + interval '1 day' END, CASE kind WHEN 2 THEN at END,
+        CASE kind WHEN 0 THEN 'failed' WHEN 1 THEN 'retrying' WHEN 2 THEN 'discarded' ELSE 'processed' END,
+        gen_random_uuid(), gen_random_uuid(), 'h', 'w', '', CASE WHEN kind < 2 THEN 'f' ELSE '' END
+    FROM generate_series(1, %(rows)s) AS n, LATERAL (SELECT {AGE} AS at, {STATE} AS kind) AS facts
     """,
     "VACUUM ANALYZE messaging_publishedmessage",
     "VACUUM ANALYZE messaging_processedmessage",
 )
 
 
+# How often a table was read as a whole since the server started, known once those who read it have ended.
+WHOLE = "SELECT sum(seq_scan)::int FROM pg_stat_user_tables WHERE relname ~ '^messaging_(published|processed)message$'"
+
+
 def main() -> int:
-    """Measure in small tables, in large ones, and in small ones again."""
+    """Measure in small and in large tables, in turn."""
     many = int(os.environ.get("ROWS", "10000000"))
     for sentence in install_missing("postgresql", "rabbitmq-server"):
         print(sentence, flush=True)
@@ -61,24 +83,58 @@ def main() -> int:
     janitor.remove(folder)
     try:
         with stopping_on_signals(), Stage(folder, janitor) as stage:
-            few, large, again = measure(stage, FEW), measure(stage, many), measure(stage, FEW)
+            few, large = measure(stage, many)
     except (ServiceMissing, ServiceFailed) as error:
         print(error)
         return 2
+    except Broken as error:
+        print(error)
+        return 1
     finally:
         janitor.close()
-    print(table({step: min(cost, again[step]) for step, cost in few.items()}, large, many))
+    print(table(few, large, many))
     return 0
 
 
-def measure(stage: Stage, rows: int) -> dict[str, float]:
-    """Microseconds for a message in each step, in tables of so many rows."""
-    stage.clear()
+def measure(stage: Stage, many: int) -> list[dict[str, float]]:
+    """Microseconds for a message in each step, in small and in large tables: the least of several rounds.
+
+    Raises Broken when a large table was read as a whole.
+    """
+    found: list[dict[str, float]] = [{}, {}]
+    with ExitStack() as ending:
+        databases = [ending.enter_context(filled(stage, name, rows)) for name, rows in (("few", FEW), ("many", many))]
+        before = whole(databases[1])
+        for number in range(1, ROUNDS + 1):
+            for database, least in zip(databases, found, strict=True):
+                env = stage.environment(DATABASE_URL=stage.postgresql.dsn_of(database.info.dbname))
+                for step, cost in stage.job("benchmarks.site.scaling", number, env=env).items():
+                    least[step] = min(cost, least.get(step, cost))
+            print(f"round {number} of {ROUNDS}", flush=True)
+        if times := whole(databases[1]) - before:
+            raise Broken(f"A table of {many:,} rows was read as a whole, {times} times.")
+    return found
+
+
+@contextmanager
+def filled(stage: Stage, name: str, rows: int) -> Iterator[psycopg.Connection]:
+    """A database with so many rows in each table."""
     began = time.monotonic()
-    for statement in FILL:
-        stage.database.execute(statement.encode(), {"rows": rows} if "%(rows)s" in statement else None)
-    print(f"{rows:,} rows in each table ({time.monotonic() - began:.0f} s)", flush=True)
-    return stage.job("benchmarks.site.scaling")
+    with psycopg.connect(stage.postgresql.dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    stage.manage("migrate", "--verbosity=0", env=stage.environment(DATABASE_URL=stage.postgresql.dsn_of(name)))
+    with psycopg.connect(stage.postgresql.dsn_of(name), autocommit=True) as connection:
+        for statement in FILL:
+            connection.execute(statement.encode(), {"rows": rows} if "%(rows)s" in statement else None)
+        connection.execute("CHECKPOINT")
+        print(f"{rows:,} rows in each table ({time.monotonic() - began:.0f} s)", flush=True)
+        yield connection
+
+
+def whole(connection: psycopg.Connection) -> int:
+    """How often one of the two tables was read as a whole."""
+    [[count]] = connection.execute(WHOLE.encode()).fetchall()
+    return int(count)
 
 
 def table(few: dict[str, float], large: dict[str, float], rows: int) -> str:

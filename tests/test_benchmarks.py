@@ -18,6 +18,7 @@ import pytest
 
 from benchmarks import chart, page, report, tables, timing
 from benchmarks.__main__ import measure
+from benchmarks.leak import GROWTH, growth
 from benchmarks.measuring import Broken, Figures, Measurement, Sample, listed
 from benchmarks.ratios import RATIOS
 from benchmarks.result import Result
@@ -206,3 +207,9 @@ def test_no_peer_s_package_is_needed_to_read_the_list() -> None:
     peers = ["celery", "dramatiq", "huey", "django_tasks"]
     code = f"import sys, benchmarks.__main__; sys.exit(any(name in sys.modules for name in {peers}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_memory_that_grows_with_the_messages_is_told_from_what_goes_up_and_down() -> None:
+    steady = [90.0, *([100.0, 103.0, 99.0] * 10)]
+    assert abs(growth(steady)) < GROWTH
+    assert growth([100.0 + 0.25 * number for number in range(30)]) > GROWTH

@@ -1,8 +1,9 @@
-"""What one message costs in each step, on tables as they are: `python -m benchmarks.site.scaling`; prints JSON."""
+"""What one message costs in each step, in tables as they are: `python -m benchmarks.site.scaling ROUND`."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import django
 if __name__ == "__main__":
     django.setup()
 
+from django.conf import settings
 from django.db import IntegrityError, transaction
 
 from benchmarks.payloads import payload
@@ -21,8 +23,8 @@ from messaging.compiled import insert
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.retention import expired, prune
 
-BATCH, TIMES = 200, 25  # messages of a measurement, measurements of a step: the quickest counts, as noise only adds
-EXPIRED = 5000  # rows that pruning finds
+BATCH, TIMES = 200, 15  # messages of a measurement, measurements of a step: the quickest counts, as noise only adds
+EXPIRED = 1000  # rows that pruning finds
 outbox = PublishedMessage.objects
 
 
@@ -70,13 +72,15 @@ def deduping(watch: Stopwatch) -> None:
             raise AssertionError("a message was recorded twice")
 
 
-def pruning(watch: Stopwatch) -> None:
-    """Delete all that has expired."""
+def pruning(watch: Stopwatch, number: int) -> None:
+    """Delete what has expired by this round: rows of one age, the oldest that there are."""
+    days = 95 - 10 * number
+    settings.MESSAGING["default"]["RETENTION"] = {"published": days, "processed": days}
     found = dict(expired("default"))
     for what in ("published", "processed"):
         with watch.timing(f"prune, {what}", EXPIRED):
             count = prune(found[what])
-        assert count == EXPIRED
+        assert count == EXPIRED, count
 
 
 def _incoming(key: uuid.UUID | None = None) -> ProcessedMessage:
@@ -95,7 +99,7 @@ def main() -> None:
     for _ in range(TIMES):
         for step in STEPS:
             step(watch)
-    pruning(watch)
+    pruning(watch, int(sys.argv[1]))
     print(json.dumps(watch.found))
 
 
