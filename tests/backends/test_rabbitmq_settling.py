@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Callable
 
 import pytest
 from pika import exceptions
 
 from messaging.backends.rabbitmq.frames import ACK, NACK, Deliver, take_frames
+from messaging.backends.rabbitmq.lossless import LosslessConnection
 from messaging.backends.rabbitmq.settling import settlement_frames
 
 SETTLE = struct.Struct(">BHIIQBc")
@@ -74,6 +76,39 @@ def test_a_delivery_is_complete_with_the_last_byte_of_its_body(pieces: list[byte
     assert delivery.is_complete
     assert (delivery.body, delivery.properties, delivery.tag, delivery.redelivered) == (body, b"\0\0", 7, True)
     assert (delivery.exchange, delivery.routing_key) == ("ex", "k\udcff.")
+
+
+def listening(consumer: Callable[[Deliver], None]) -> LosslessConnection:
+    """A connection that reads what it is given."""
+    io = LosslessConnection.__new__(LosslessConnection)
+    io._inbound, io._arriving, io.confirms, io.consumers = bytearray(), {}, {}, {3: consumer}
+    io.bytes_received = 0
+    return io
+
+
+def test_deliveries_arrive_whole_wherever_the_network_cuts_them() -> None:
+    chance, bodies = random.Random(7), [b"", b"x", b"y" * 3000, b"", b"z" * 70_000]
+    stream = b"".join(
+        deliver_frame(False)
+        + header(len(body))
+        + b"".join(frame(3, body[at : at + 999]) for at in range(0, len(body), 999))
+        for body in bodies
+    )
+    for longest in (1, 7, 50, 5000, len(stream)):
+        found: list[Deliver] = []
+        io, at = listening(found.append), 0
+        while at < len(stream):
+            size = chance.randint(1, longest)
+            io._on_data_available(stream[at : at + size])
+            at += size
+        assert [delivery.body for delivery in found] == bodies
+        assert io.bytes_received == len(stream)
+
+
+def test_a_delivery_never_takes_the_place_of_one_that_is_incomplete() -> None:
+    io = listening(lambda _: None)
+    with pytest.raises(exceptions.UnexpectedFrameError):
+        io._on_data_available(deliver_frame(False) + header(4) + deliver_frame(False))
 
 
 @pytest.mark.parametrize("content", [[frame(3, b"body")], [header(2), frame(3, b"body")], [header(4), header(4)]])

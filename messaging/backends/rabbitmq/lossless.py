@@ -39,7 +39,8 @@ class LosslessConnection(pika.SelectConnection):  # type: ignore[misc]
     def _take_delivery(self, frame: Any) -> bool:
         """Whether a frame belongs to a delivery, which goes to its channel's consumer once it is complete."""
         number = frame.channel_number
-        if isinstance(frame, Deliver):
+        # Never in place of one that is incomplete: a later acknowledgement of all before would cover it.
+        if isinstance(frame, Deliver) and number not in self._arriving:
             self._arriving[number] = frame
             return True
         delivery = self._arriving.get(number)
