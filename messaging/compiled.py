@@ -87,12 +87,14 @@ def _is_watched(model: type[models.Model]) -> bool:
 
 
 def _values(row: models.Model, connection: BaseDatabaseWrapper) -> _Values | None:
-    """The values of a row; None where one is an expression other than the database's clock."""
+    """The values of a row; None where one is an expression other than the database's clock, or NULL not by default."""
     values, attributes = _Values(), row.__dict__
     for column in row._meta.concrete_fields:
         name = column.attname
         value = attributes.get(name)
         if value is None:
+            if column.has_db_default():
+                return None
             continue
         if value == "" and type(value) is str:
             values.blank.append(name)

@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from messaging import inbox
 from messaging.clock import Now
 from messaging.compiled import exists, insert
-from messaging.models import ProcessedMessage
+from messaging.models import ProcessedMessage, PublishedMessage
 from tests.processing import arrived, envelope_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -105,6 +105,12 @@ def test_a_second_row_of_the_same_message_is_refused() -> None:
     insert(first, "default", lock_wait=2.0)
     with pytest.raises(IntegrityError), transaction.atomic():
         insert(second, "default", lock_wait=2.0)
+
+
+def test_an_explicit_null_is_no_default() -> None:
+    draft = PublishedMessage(message_id="draft", state=PublishedMessage.State.DRAFT, due_at=None)
+    insert(draft, "default")
+    assert PublishedMessage.objects.get(pk=draft.pk).due_at is None
 
 
 def test_after_an_error_that_is_swallowed_nothing_is_committed() -> None:
