@@ -35,7 +35,8 @@ WINDOW_BYTES = 64 * 1024 * 1024  # their bodies, roughly
 BATCH = 1000  # rows leased at once
 HEARTBEAT = 10.0  # seconds between updates of the relay's `Worker` row
 LISTENING_POLL = 1.0  # seconds between looks where notifications are known to arrive
-BUSY = 0.25  # share of `POLL_INTERVAL` between them where they are not, after a look that found something
+BUSY = 0.25  # share of `POLL_INTERVAL` between looks where they are not, soon after one that found something
+BUSY_SECONDS = 1.0  # how soon
 PACE = 0.005  # seconds between two looks, however often it is woken
 BLOCKED_POLL = 0.5  # seconds to wait for news while nothing may be sent
 GOODBYE = 10.0  # seconds that what is under way gets when the relay stops
@@ -66,7 +67,7 @@ class Relay:
         self._tokens = itertools.count(1)
         self._body_size = WINDOW_BYTES / 16  # bytes of a typical body; unknown at first, so begin with few
         self._woken = threading.Event()
-        self._last_look = self._next_look = self._next_report = 0.0
+        self._last_look = self._next_look = self._next_report = self._busy_until = 0.0
 
     def run(self, stop: threading.Event, *, burst: bool = False) -> None:
         """Relay until `stop` is set (call `wake()` after setting it), or with `burst` until nothing is due.
@@ -143,7 +144,9 @@ class Relay:
             one.expects_more = due == 0
             soonest = soonest if due is None else min(soonest, due)
         self._leases.append(self._leases.pop(0))
-        patience = self.settings.poll_interval * (BUSY if sent else 1.0)
+        if sent:
+            self._busy_until = self._last_look + BUSY_SECONDS
+        patience = self.settings.poll_interval * (BUSY if self._last_look < self._busy_until else 1.0)
         self._next_look = self._last_look + min(soonest, LISTENING_POLL if self._hears_all() else patience)
         return sent
 
