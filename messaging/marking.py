@@ -19,7 +19,7 @@ class Marker:
     """Marks rows published, one batch at a time, in a thread that has a database connection of its own.
 
     Where two that write at once would wait for each other, which is everywhere but on PostgreSQL, it has no thread:
-    `end()` does it.
+    `end()` does it. So it does after the thread failed, which may have got no connection.
 
     Args:
         database: alias of `DATABASES`.
@@ -32,6 +32,7 @@ class Marker:
         self._batch: Future[None] | None = None
         self._rows: list[PublishedMessage] = []
         self._used_at = 0.0
+        self._has_failed = False
 
     @property
     def rows(self) -> list[PublishedMessage]:
@@ -46,7 +47,7 @@ class Marker:
     def begin(self, rows: list[PublishedMessage]) -> None:
         """Take these; the batch before has ended."""
         self._rows = rows
-        if connections[self._database].vendor == "postgresql":
+        if connections[self._database].vendor == "postgresql" and not self._has_failed:
             self._thread = self._thread or ThreadPoolExecutor(1, f"messaging-mark-{self._database}")
             self._batch = self._thread.submit(self._mark_beside)
             self._batch.add_done_callback(lambda _: self._on_done())
@@ -59,6 +60,10 @@ class Marker:
                 self._mark()
             else:
                 batch.result()
+            self._has_failed = False
+        except Error:
+            self._has_failed = batch is not None
+            raise
         finally:
             self._rows = []
 

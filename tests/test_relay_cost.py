@@ -7,14 +7,14 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.db.backends.utils import CursorWrapper
 from django.test.utils import CaptureQueriesContext
 
 from messaging.marking import Marker
 from messaging.message import Message
 from messaging.models import PublishedMessage
-from messaging.models.outbox import LEASED
+from messaging.models.outbox import LEASED, PublishedMessageQuerySet
 from messaging.publisher import publish_many
 from messaging.relay import BATCH, Relay
 from messaging.sealing import seal
@@ -156,3 +156,25 @@ def test_a_connection_that_marked_nothing_for_a_while_is_replaced(monkeypatch: p
     marker.close()
     assert used[0] is used[1] is not used[2]
     assert used[0].closed
+
+
+@pytest.mark.skipif(TEST_DB != "postgres", reason="elsewhere no second connection marks")
+@pytest.mark.broker
+@pytest.mark.django_db(transaction=True)
+def test_where_a_second_connection_cannot_be_had_the_first_one_marks(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = PublishedMessageQuerySet.mark_published
+
+    def mark(self: Any, found: Any) -> int:
+        if threading.current_thread().name.startswith("messaging-mark"):
+            raise OperationalError("too many clients")
+        return real(self, found)
+
+    monkeypatch.setattr(PublishedMessageQuerySet, "mark_published", mark)
+    many(10, queue=desk.queue("work"))
+    with relaying():
+        wait_until(lambda: states() == {"published": 10}, what="all of them published")
+        many(10, queue="work")
+        wait_until(lambda: states() == {"published": 20}, what="those that came later as well")
+    assert len(desk.bodies("work")) == 20
