@@ -126,7 +126,6 @@ def filled(stage: Stage, name: str, rows: int) -> Iterator[psycopg.Connection]:
     with psycopg.connect(stage.postgresql.dsn_of(name), autocommit=True) as connection:
         for statement in FILL:
             connection.execute(statement.encode(), {"rows": rows} if "%(rows)s" in statement else None)
-        connection.execute("CHECKPOINT")
         print(f"{rows:,} rows in each table ({time.monotonic() - began:.0f} s)", flush=True)
         yield connection
 

@@ -20,6 +20,7 @@ from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMe
 from messaging.operations import Operator, requeue
 from messaging.retention import expired, prune
 from tests import admin_rows
+from tests.settings import TEST_DB
 
 pytestmark = pytest.mark.django_db
 
@@ -168,7 +169,7 @@ def elsewhere(act: Callable[[], object]) -> Iterator[None]:
         connection.close()
 
 
-locks_rows = pytest.mark.skipif("not connection.features.has_select_for_update_skip_locked", reason="needs row locks")
+locks_rows = pytest.mark.skipif(TEST_DB == "sqlite", reason="needs row locks")
 
 
 @locks_rows
@@ -193,7 +194,9 @@ def test_nobody_waits_for_a_batch_that_is_being_deleted() -> None:
 def test_pruning_waits_for_nobody_and_takes_what_was_locked_the_next_time() -> None:
     locked, free = outgoing(Out.PUBLISHED), incoming(In.PROCESSED)
     others = [outgoing(Out.PUBLISHED) for _ in range(3)]
+    for _ in range(100):  # MariaDB reads a table of a few rows as a whole to delete some, and waits for each lock
+        outgoing(Out.PENDING, when=Now())
     with elsewhere(lambda: PublishedMessage.objects.select_for_update().get(pk=locked.pk)):
         assert prune_all() == len([*others, free])
-        assert PublishedMessage.objects.get() == locked
+        assert PublishedMessage.objects.filter(state=Out.PUBLISHED).get() == locked
     assert prune_all() == 1
