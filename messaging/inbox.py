@@ -18,7 +18,7 @@ from typing import Any
 
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import BooleanField, Case, Q, QuerySet, Value, When
+from django.db.models import BooleanField, Case, QuerySet, Value, When
 
 from messaging.clock import Now
 from messaging.compiled import exists, insert
@@ -165,20 +165,23 @@ def find(database: str, alias: str, queue: str, envelope: Envelope, *, redeliver
         return _with_lease(database).filter(alias=alias, queue=queue, key=key).first()
     if not redelivered:
         return None
-    unfinished = Q(lease_token__isnull=True) | Q(leased_until__lte=Now())
-    same = {"alias": alias, "queue": queue, "digest": envelope.digest, "state": State.PROCESSING, "message_id": ""}
-    return _with_lease(database).filter(unfinished, **same).order_by("id").first()
+    return next((row for row in alike(database, alias, queue, envelope) if is_unfinished(row)), None)
+
+
+def alike(database: str, alias: str, queue: str, envelope: Envelope) -> list[ProcessedMessage]:
+    """What is being processed without an id and with the same content, as of one moment."""
+    rows = _with_lease(database).filter(message_id="", state=State.PROCESSING)
+    return list(rows.filter(alias=alias, queue=queue, digest=envelope.digest).order_by("id"))
+
+
+def is_unfinished(row: ProcessedMessage) -> bool:
+    """Whether nobody runs a row that is being processed: its crash was counted, or its lease has run out."""
+    return row.lease_token is None or not getattr(row, "lease_lives", False)
 
 
 def _with_lease(database: str) -> QuerySet[ProcessedMessage]:
     lives = Case(When(leased_until__gt=Now(), then=Value(True)), default=Value(False), output_field=BooleanField())
     return ProcessedMessage.objects.using(database).annotate(lease_lives=lives)
-
-
-def claimed_alike(database: str, alias: str, queue: str, envelope: Envelope) -> list[ProcessedMessage]:
-    """The live claims of messages without an id that have the same content."""
-    rows = ProcessedMessage.objects.using(database).filter(leased_until__gt=Now(), message_id="", round=1)
-    return list(rows.filter(alias=alias, queue=queue, digest=envelope.digest, state=State.PROCESSING).order_by("id"))
 
 
 def comes_again(row: ProcessedMessage, handler: Handler | None) -> bool:

@@ -143,9 +143,10 @@ class Processor:
         # Where inserting first decides who runs, a first delivery needs no look.
         if not work.redelivered and work.envelope.row_key is None and inserts_first(work.database):
             return inbox.fresh(self.alias, work.queue, work.envelope)
-        row = inbox.find(work.database, self.alias, work.queue, work.envelope, redelivered=work.redelivered)
-        if row is None and work.redelivered and work.envelope.key is None and work.handler.atomic:
-            row = self._waiting_alike(work)
+        if work.redelivered and work.envelope.key is None:
+            row = self._find_alike(work)
+        else:
+            row = inbox.find(work.database, self.alias, work.queue, work.envelope, redelivered=work.redelivered)
         if row is None:
             return inbox.fresh(self.alias, work.queue, work.envelope)
         if self._station.claims.is_waiting(row.lease_token):
@@ -154,13 +155,20 @@ class Processor:
             return inbox.existing(row)
         return self._admit_recorded(work, row)
 
-    def _waiting_alike(self, work: Work) -> ProcessedMessage | None:
-        """The claim that this process holds for a message without an id; None where nobody claims its like."""
-        alike = inbox.claimed_alike(work.database, self.alias, work.queue, work.envelope)
-        row = next((one for one in alike if self._station.claims.is_waiting(one.lease_token)), None)
-        if alike and row is None:
+    def _find_alike(self, work: Work) -> ProcessedMessage | None:
+        """The row that a redelivered message without an id belongs to; None where nothing like it is recorded.
+
+        It looks once: between two looks a claim can become a counted crash, which neither of them would see.
+        """
+        alike = inbox.alike(work.database, self.alias, work.queue, work.envelope)
+        unfinished = next((row for row in alike if inbox.is_unfinished(row)), None)
+        if unfinished is not None or not work.handler.atomic:
+            return unfinished
+        claimed = [row for row in alike if row.round == 1]
+        ours = next((row for row in claimed if self._station.claims.is_waiting(row.lease_token)), None)
+        if claimed and ours is None:
             raise SetAside  # perhaps its own last run, whose crash is about to be recorded
-        return row
+        return ours
 
     def _admit_recorded(self, work: Work, row: ProcessedMessage) -> Place | None:
         database, worker, settings = work.database, self._station.worker, self.settings

@@ -1021,6 +1021,32 @@ def test_a_message_without_id_that_kills_again_and_again_stays_one_message(
     assert (only_row().state, only_row().attempts, only_row().round) == (State.RETRYING, 1, 2)
 
 
+def test_a_crash_that_is_counted_while_its_message_is_looked_for_makes_no_second_row(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry()
+    registered(registry, effect)
+    monkeypatch.setattr("messaging.failures.registry", registry)
+    processor, delivery = handle(), arrived(message_id=None, redelivered=True)
+    claim = {**claim_of(arrived()), "message_id": ""}
+    ProcessedMessage.objects.create(**claim, leased_until=Now() + timedelta(seconds=60))
+    entry = entry_of(arrived(), key=str(claim["key"]), message_id="", token=str(claim["lease_token"]))
+    looks = []
+
+    def count_after_the_first_look(execute: Callable[..., Any], sql: str, *arguments: Any) -> Any:
+        result = execute(sql, *arguments)
+        if "processedmessage" in sql and sql.startswith("SELECT") and not looks:
+            looks.append(sql)
+            in_a_thread(lambda: processor.record_crash(entry, ProcessDied("killed"))).join()
+        return result
+
+    with connection.execute_wrapper(count_after_the_first_look):
+        assert processor.process(delivery, nothing).action == "set_aside"
+    assert looks
+    assert processor.process(delivery, nothing).action == "ack"
+    assert (only_row().state, only_row().attempts, only_row().round) == (State.RETRYING, 1, 2)
+
+
 def test_a_long_run_without_id_is_swept_because_it_was_acknowledged(handle: Handle) -> None:
     processor = handle(atomic=False)
     claim = {**claim_of(arrived()), "message_id": ""}
