@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,10 +25,9 @@ from benchmarks.environments import pinned
 from benchmarks.measuring import MEASUREMENTS, Broken, Measurement, listed
 from benchmarks.ratios import BEST, is_candidate
 from benchmarks.result import Result
-from benchmarks.stage import POSTGRESQL, Stage
-from tools.janitor import Janitor
+from benchmarks.stage import POSTGRESQL, Stage, staged
 from tools.packages import install_missing
-from tools.services import ServiceFailed, ServiceMissing, stopping_on_signals
+from tools.services import ServiceFailed, ServiceMissing
 
 MODULES = (floors, peers, ours, embedded, figures)  # importing them fills the list
 
@@ -41,12 +39,8 @@ def main() -> int:
         raise SystemExit("WRITE=1 needs a whole run: leave ONLY and QUICK out.")
     for sentence in install_missing("postgresql", "rabbitmq-server"):
         say(sentence)
-    folder = Path(tempfile.mkdtemp(prefix="messaging-bench-"))
-    folder.chmod(0o755)  # PostgreSQL's account must reach its folder below
-    janitor = Janitor()
-    janitor.remove(folder)
     try:
-        with stopping_on_signals(), Stage(folder, janitor) as stage:
+        with staged("bench") as stage:
             result = Result(machine.describe(stage), _settings(rounds, is_quick))
             measure(stage, chosen, rounds, is_quick, result)
     except KeyboardInterrupt:
@@ -55,8 +49,6 @@ def main() -> int:
     except (ServiceMissing, ServiceFailed, Broken) as error:
         say(str(error))
         return 2
-    finally:
-        janitor.close()
     say("\n" + report.table(result))
     _write(result)
     if writes and not result.broken:

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -28,12 +28,7 @@ def latency(stage: Stage, count: int) -> Figures:
     def rows() -> list[tuple[str, float]]:
         return stage.database.execute(STARTED).fetchall()
 
-    with stage.running(_consume(), env) as consumer:
-        stage.job("benchmarks.site.jobs", "paced", 20, load.TIMED, env=env)
-        stage.wait(20, lambda: len(rows()), consumer)
-        committed = stage.job("benchmarks.site.jobs", "paced", count, load.TIMED, env=env)["committed"]
-        stage.wait(count + 20, lambda: len(rows()), consumer)
-    taken = _milliseconds(rows(), committed)
+    taken = _paced(stage, count, rows, env)
     return {"latency_p50_ms": statistics.median(taken), "latency_p99_ms": taken[int(len(taken) * 0.99)]}
 
 
@@ -52,12 +47,7 @@ def latency_polling(stage: Stage, count: int) -> Figures:
         def rows() -> list[tuple[str, float]]:
             return connection.execute(STARTED).fetchall()
 
-        with stage.running(_consume(), env) as consumer:
-            stage.job("benchmarks.site.jobs", "paced", 20, load.TIMED, env=env)
-            stage.wait(20, lambda: len(rows()), consumer)
-            committed = stage.job("benchmarks.site.jobs", "paced", count, load.TIMED, env=env)["committed"]
-            stage.wait(count + 20, lambda: len(rows()), consumer)
-        taken = _milliseconds(rows(), committed)
+        taken = _paced(stage, count, rows, env)
     return {"latency_polling_p50_ms": statistics.median(taken), "latency_polling_p99_ms": taken[int(len(taken) * 0.99)]}
 
 
@@ -91,6 +81,18 @@ def startup(stage: Stage, times: int) -> Figures:
 
 def _consume() -> list[str]:
     return [*manage(), "consume", load.TIMED]
+
+
+def _paced(
+    stage: Stage, count: int, rows: Callable[[], list[tuple[str, float]]], env: Mapping[str, str]
+) -> list[float]:
+    """Publish at a steady pace to a warm consumer; milliseconds from commit to handler start, sorted."""
+    with stage.running(_consume(), env) as consumer:
+        stage.job("benchmarks.site.jobs", "paced", 20, load.TIMED, env=env)
+        stage.wait(20, lambda: len(rows()), consumer)
+        committed = stage.job("benchmarks.site.jobs", "paced", count, load.TIMED, env=env)["committed"]
+        stage.wait(count + 20, lambda: len(rows()), consumer)
+    return _milliseconds(rows(), committed)
 
 
 def _milliseconds(rows: Iterable[tuple[str, float]], committed: Mapping[str, float]) -> list[float]:

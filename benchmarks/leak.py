@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,10 +21,9 @@ if __name__ == "__main__":
 from benchmarks import load
 from benchmarks.figures import memory
 from benchmarks.measuring import Broken
-from benchmarks.stage import Stage, manage
-from tools.janitor import Janitor
+from benchmarks.stage import Stage, manage, staged
 from tools.packages import install_missing
-from tools.services import Daemon, ServiceFailed, ServiceMissing, stopping_on_signals
+from tools.services import Daemon, ServiceFailed, ServiceMissing
 
 WARM_UP = 20_000  # messages before the first sample: pools and caches fill
 SAMPLES = 30  # one after each share of the messages
@@ -42,12 +40,8 @@ def main() -> int:
         return 2
     for sentence in install_missing("postgresql", "rabbitmq-server"):
         print(sentence, flush=True)
-    folder = Path(tempfile.mkdtemp(prefix="messaging-leak-"))
-    folder.chmod(0o755)  # PostgreSQL's account must reach its folder below
-    janitor = Janitor()
-    janitor.remove(folder)
     try:
-        with stopping_on_signals(), Stage(folder, janitor) as stage:
+        with staged("leak") as stage:
             samples = watch(stage, messages)
     except (ServiceMissing, ServiceFailed) as error:
         print(error)
@@ -55,8 +49,6 @@ def main() -> int:
     except Broken as error:
         print(error)
         return 1
-    finally:
-        janitor.close()
     grown = growth(samples)
     print(f"Last third against middle third: {grown:+.2f} MB (at most {GROWTH:+.2f})")
     return 1 if grown > GROWTH else 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,10 +23,9 @@ if __name__ == "__main__":
 import psycopg
 
 from benchmarks.measuring import Broken
-from benchmarks.stage import Stage
-from tools.janitor import Janitor
+from benchmarks.stage import Stage, staged
 from tools.packages import install_missing
-from tools.services import ServiceFailed, ServiceMissing, stopping_on_signals
+from tools.services import ServiceFailed, ServiceMissing
 
 FEW = 10_000
 ROUNDS = 5
@@ -77,12 +75,8 @@ def main() -> int:
     many = int(os.environ.get("ROWS", "10000000"))
     for sentence in install_missing("postgresql", "rabbitmq-server"):
         print(sentence, flush=True)
-    folder = Path(tempfile.mkdtemp(prefix="messaging-scale-"))
-    folder.chmod(0o755)  # PostgreSQL's account must reach its folder below
-    janitor = Janitor()
-    janitor.remove(folder)
     try:
-        with stopping_on_signals(), Stage(folder, janitor) as stage:
+        with staged("scale") as stage:
             few, large = measure(stage, many)
     except (ServiceMissing, ServiceFailed) as error:
         print(error)
@@ -90,8 +84,6 @@ def main() -> int:
     except Broken as error:
         print(error)
         return 1
-    finally:
-        janitor.close()
     print(table(few, large, many))
     return 0
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +22,27 @@ from tools.environment import ROOT
 from tools.janitor import Janitor
 from tools.postgresql import PostgreSQL
 from tools.rabbitmq import RabbitMQ
-from tools.services import Daemon
+from tools.services import Daemon, stopping_on_signals
 
 LONGEST = 120.0  # seconds that one process may take for its messages
 STANDSTILL = 30.0  # seconds without progress after which nothing more is expected
 LOOK = 0.1  # seconds between two looks at what a process has done
 # Commits are durable, as on a server that matters; the tests' servers do without.
 POSTGRESQL = {"fsync": "on", "shared_buffers": "256MB", "max_wal_size": "4GB"}
+
+
+@contextlib.contextmanager
+def staged(name: str) -> Iterator[Stage]:
+    """A stage in a temporary folder of that name; nothing of it is left, however this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix=f"messaging-{name}-"))
+    folder.chmod(0o755)  # PostgreSQL's account must reach its folder below
+    janitor = Janitor()
+    janitor.remove(folder)
+    try:
+        with stopping_on_signals(), Stage(folder, janitor) as stage:
+            yield stage
+    finally:
+        janitor.close()
 
 
 class Stage:
