@@ -92,9 +92,13 @@ def settle(site: Site, consumer: Running) -> None:
     """Wait until nothing is under way any more, then stop."""
 
     def is_settled() -> bool:
-        return set(site.states()) <= {"processed"} and set(site.states("published")) <= {"published"}
+        return (
+            set(site.states()) <= {"processed"}
+            and set(site.states("published")) <= {"published"}
+            and site.value("SELECT COUNT(*) FROM messaging_embeddedmessage") == 0  # second copies are consumed as well
+        )
 
-    wait_until(is_settled, deadline=60, what="every row published and processed")
+    wait_until(is_settled, deadline=60, what="every row published and processed, and the embedded queues empty")
     assert consumer.stop() == 0
 
 
