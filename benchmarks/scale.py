@@ -29,12 +29,13 @@ from tools.services import ServiceFailed, ServiceMissing
 
 FEW = 10_000
 ROUNDS = 5
-EXPIRED = 1000  # rows that pruning finds in each round; `benchmarks.site.scaling` expects as many
-OLD = ROUNDS * EXPIRED
+PRUNINGS = 4  # in each round
+EXPIRED = 250  # rows that each of them finds; `benchmarks.site.scaling` expects as many, and as many times
+OLD = ROUNDS * PRUNINGS * EXPIRED
 MOST = 1.2  # that a step may cost in the large tables, times what it costs in the small ones
-# Nearly all have ended well within the last ten days; before them stand the rows of each round, 90 to 50 days old. Of a
+# Nearly all have ended well within the last ten days; before them stand the rows of each pruning, 210 to 20 days old. Of a
 # thousand one has failed, one waits for its time, and one was laid aside.
-AGE = f"""now() - CASE WHEN n <= {OLD} THEN interval '1 day' * (90 - 10 * ((n - 1) / {EXPIRED}))
+AGE = f"""now() - CASE WHEN n <= {OLD} THEN interval '1 day' * (210 - 10 * ((n - 1) / {EXPIRED}))
     ELSE interval '10 days' * (1 - n::float / %(rows)s) END"""
 STATE = f"CASE WHEN n <= {OLD} THEN 3 ELSE n %% 1000 END"
 FILL = (
@@ -76,7 +77,7 @@ def main() -> int:
     for sentence in install_missing("postgresql", "rabbitmq-server"):
         print(sentence, flush=True)
     try:
-        with staged("scale") as stage:
+        with staged("scale", shared_buffers=quarter_of_memory()) as stage:
             few, large = measure(stage, many)
     except (ServiceMissing, ServiceFailed) as error:
         print(error)
@@ -120,6 +121,11 @@ def filled(stage: Stage, name: str, rows: int) -> Iterator[psycopg.Connection]:
             connection.execute(statement.encode(), {"rows": rows} if "%(rows)s" in statement else None)
         print(f"{rows:,} rows in each table ({time.monotonic() - began:.0f} s)", flush=True)
         yield connection
+
+
+def quarter_of_memory() -> str:
+    """What PostgreSQL's manual recommends for `shared_buffers`."""
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 4 // 2**20}MB"
 
 
 def whole(connection: psycopg.Connection) -> int:

@@ -32,14 +32,19 @@ POSTGRESQL = {"fsync": "on", "shared_buffers": "256MB", "max_wal_size": "4GB"}
 
 
 @contextlib.contextmanager
-def staged(name: str) -> Iterator[Stage]:
-    """A stage in a temporary folder of that name; nothing of it is left, however this process ends."""
+def staged(name: str, **postgresql: str) -> Iterator[Stage]:
+    """A stage in a temporary folder of that name; nothing of it is left, however this process ends.
+
+    Args:
+        name: of the folder.
+        postgresql: settings of the database server, beside or instead of the usual ones.
+    """
     folder = Path(tempfile.mkdtemp(prefix=f"messaging-{name}-"))
     folder.chmod(0o755)  # PostgreSQL's account must reach its folder below
     janitor = Janitor()
     janitor.remove(folder)
     try:
-        with stopping_on_signals(), Stage(folder, janitor) as stage:
+        with stopping_on_signals(), Stage(folder, janitor, postgresql) as stage:
             yield stage
     finally:
         janitor.close()
@@ -51,15 +56,16 @@ class Stage:
     Args:
         folder: for data and logs; open to all, for PostgreSQL's account.
         janitor: ends everything should this process die.
+        postgresql: settings of the database server, beside or instead of the usual ones.
     """
 
-    def __init__(self, folder: Path, janitor: Janitor) -> None:
+    def __init__(self, folder: Path, janitor: Janitor, postgresql: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         self._janitor = janitor
         self._ending = contextlib.ExitStack()
         self._logs = 0
         self._prepared: set[str] = set()
-        self.postgresql = PostgreSQL(folder / "postgresql", janitor, settings=POSTGRESQL)
+        self.postgresql = PostgreSQL(folder / "postgresql", janitor, settings={**POSTGRESQL, **(postgresql or {})})
         self.rabbitmq = RabbitMQ(folder / "rabbitmq", janitor)
 
     def __enter__(self) -> Stage:

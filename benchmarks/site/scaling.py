@@ -26,7 +26,7 @@ from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.retention import expired, prune
 
 BATCH, TIMES = 200, 20  # messages of a measurement, measurements of a step: the quickest counts, as noise only adds
-EXPIRED = 1000  # rows that pruning finds
+PRUNINGS, EXPIRED = 4, 250  # in each round, and the rows that each finds
 outbox = PublishedMessage.objects
 
 
@@ -76,13 +76,14 @@ def deduping(watch: Stopwatch) -> None:
 
 def pruning(watch: Stopwatch, number: int) -> None:
     """Delete what has expired by this round: rows of one age, the oldest that there are."""
-    days = 95 - 10 * number
-    settings.MESSAGING["default"]["RETENTION"] = {"published": days, "processed": days}
-    found = dict(expired("default"))
-    for what in ("published", "processed"):
-        with watch.timing(f"prune, {what}", EXPIRED):
-            count = prune(found[what])
-        assert count == EXPIRED, count
+    for done in range(PRUNINGS):
+        days = 215 - 10 * (PRUNINGS * (number - 1) + done + 1)
+        settings.MESSAGING["default"]["RETENTION"] = {"published": days, "processed": days}
+        found = dict(expired("default"))
+        for what in ("published", "processed"):
+            with watch.timing(f"prune, {what}", EXPIRED):
+                count = prune(found[what])
+            assert count == EXPIRED, count
 
 
 def _incoming(key: uuid.UUID | None = None) -> ProcessedMessage:
