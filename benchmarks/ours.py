@@ -20,7 +20,7 @@ def publish(stage: Stage, count: int) -> Sample:
 @measurement("publish", "publish_many(), 500 at once", full=20_000, quick=8_000)
 def publish_many(stage: Stage, count: int) -> Sample:
     """One transaction for each call."""
-    return _publish(stage, "together", count)
+    return _publish(stage, "together_after_one", count)
 
 
 @measurement("relay", "manage.py relay", full=20_000, quick=8_000)
@@ -74,8 +74,8 @@ def _publish(stage: Stage, job: str, count: int) -> Sample:
     stage.clear()
     seconds = stage.job("benchmarks.site.jobs", job, count, load.SINGLE)["seconds"]
     found = stage.value("SELECT count(*) FROM messaging_publishedmessage WHERE state = 'pending'")
-    if found != count:
-        raise Broken(f"{found} rows in the outbox, not {count}")
+    if found != count + 1:  # one was published before the clock started
+        raise Broken(f"{found} rows in the outbox, not {count + 1}")
     return Sample(count, seconds)
 
 
