@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from django.db import connections, models, transaction
@@ -19,6 +20,10 @@ from messaging.prepared import can_prepare, execute
 # Fields whose plain values every driver takes as they are.
 _PLAIN = (models.CharField, models.TextField, models.IntegerField, models.BooleanField)
 
+# What most rows have in common is part of their statement, so that no driver has to encode it. Few values: each
+# combination is a statement of its own. By type as well, because True == 1.
+_LITERALS = {(bool, True): "TRUE", (bool, False): "FALSE", (int, 0): "0", (int, 1): "1"}
+
 _statements: dict[tuple[Any, ...], str] = {}
 
 
@@ -28,13 +33,13 @@ class _Values:
 
     Attributes:
         given: prepared values by attribute; what is NULL is not named at all.
-        blank: attributes that are empty text, which needs no parameter.
+        literal: SQL by attribute, for values that need no parameter.
         moments: attributes that take the database's clock.
         defaults: attributes that the database has a default for.
     """
 
     given: dict[str, Any] = field(default_factory=dict)
-    blank: list[str] = field(default_factory=list)
+    literal: dict[str, str] = field(default_factory=dict)
     moments: list[str] = field(default_factory=list)
     defaults: list[str] = field(default_factory=list)
 
@@ -89,16 +94,16 @@ def _is_watched(model: type[models.Model]) -> bool:
 def _values(row: models.Model, connection: BaseDatabaseWrapper) -> _Values | None:
     """The values of a row; None where one is an expression other than the database's clock, or NULL not by default."""
     values, attributes = _Values(), row.__dict__
-    for column in row._meta.concrete_fields:
-        name = column.attname
+    for name, column, is_plain in _columns(type(row)):
         value = attributes.get(name)
         if value is None:
             if column.has_db_default():
                 return None
             continue
-        if value == "" and type(value) is str:
-            values.blank.append(name)
-        elif type(value) in (str, int, bool) and isinstance(column, _PLAIN):
+        literal = _literal(value, column) if is_plain or not value else None
+        if literal is not None:
+            values.literal[name] = literal
+        elif is_plain and type(value) in (str, int, bool):
             values.given[name] = value
         elif isinstance(value, DatabaseDefault):
             values.defaults.append(name)
@@ -111,8 +116,25 @@ def _values(row: models.Model, connection: BaseDatabaseWrapper) -> _Values | Non
     return values
 
 
+@cache
+def _columns(model: type[models.Model]) -> list[tuple[str, models.Field[Any, Any], bool]]:
+    """Attribute, field, and whether every driver takes its plain values as they are."""
+    return [(column.attname, column, isinstance(column, _PLAIN)) for column in model._meta.concrete_fields]
+
+
+def _literal(value: Any, column: models.Field[Any, Any]) -> str | None:
+    """The SQL of one of the few values that statements contain; None for any other."""
+    kind = type(value)
+    if kind is str:
+        return None if value else "''"
+    if kind is dict:
+        return "'{}'" if not value and isinstance(column, models.JSONField) else None
+    return _LITERALS.get((kind, value)) if kind in (int, bool) else None
+
+
 def _insert(row: models.Model, values: _Values, connection: BaseDatabaseWrapper, lock_wait: float | None) -> None:
-    shape = (connection.alias, type(row), *values.given, "", *values.blank, None, *values.moments, lock_wait)
+    literals = values.literal.items()
+    shape = (connection.alias, type(row), *values.given, "", *literals, None, *values.moments, lock_wait)
     sql = _statements.get(shape)
     if sql is None:
         sql = _statements[shape] = _compile(type(row), values, connection, lock_wait)
@@ -139,11 +161,11 @@ def _compile(
     columns = {column.attname: column for column in model._meta.concrete_fields}
     quote = connection.ops.quote_name
     table, key = quote(model._meta.db_table), quote(str(model._meta.pk.column))
-    named = [*values.given, *values.blank, *values.moments]
+    named = [*values.given, *values.literal, *values.moments]
     names = ", ".join(quote(str(columns[name].column)) for name in named)
     places = [_place(columns[name], connection) for name in values.given]
     now = str(InsertQuery(model).get_compiler(connection=connection).compile(Now())[0])
-    selected = ", ".join(places + ["''"] * len(values.blank) + [now] * len(values.moments))
+    selected = ", ".join(places + [*values.literal.values()] + [now] * len(values.moments))
     head = f"INSERT INTO {table} ({names})"
     if lock_wait is not None:
         # The limit is set before the row is inserted and taken back behind it: no statements of their own.

@@ -43,7 +43,7 @@ class Composer:
         self._exchange = settings.exchange
         self._common = _blank() | {
             "alias": settings.alias,
-            "state": PublishedMessage.State.PENDING,
+            "state": PublishedMessage.State.PENDING.value,  # plain text, which drivers take as it is
             "correlation_id": short(cause.correlation_id or cause.id) if cause is not None else "",
             "causation_id": storable(cause.id, 255) if cause is not None else "",
         }

@@ -12,7 +12,7 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models.signals import post_save
 from django.test.utils import CaptureQueriesContext
 
-from messaging import inbox
+from messaging import compiled, inbox, publish
 from messaging.clock import Now
 from messaging.compiled import exists, insert
 from messaging.models import ProcessedMessage, PublishedMessage
@@ -64,6 +64,29 @@ def test_it_costs_one_statement() -> None:
         insert(row(), "default", lock_wait=2.0)
     statements = [query["sql"] for query in queries if not query["sql"].startswith(("BEGIN", "COMMIT"))]
     assert len(statements) == (2 if connection.vendor == "mysql" else 1)
+
+
+def test_what_most_messages_have_in_common_is_no_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[list[Any]] = []
+    execute = compiled._execute
+
+    def watched(wrapper: Any, sql: str, params: list[Any]) -> Any:
+        given.append(params)
+        return execute(wrapper, sql, params)
+
+    monkeypatch.setattr("messaging.compiled._execute", watched)
+    published = publish("key", "text", exchange="events")
+    own = ["default", published.message_id, "events", "key", "text/plain; charset=utf-8", "text", "pending"]
+    assert [sorted(params) for params in given] == [sorted(own)]
+    assert {type(value) for value in given[0]} == {str}
+
+
+@pytest.mark.parametrize("mandatory", [True, False])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_value_that_is_part_of_the_statement_is_stored_as_itself(mandatory: bool, number: int) -> None:
+    published = publish("key", "text", mandatory=mandatory, priority=number)
+    found = PublishedMessage.objects.get(pk=published.pk)
+    assert (found.mandatory, found.priority, found.attempts, found.headers) == (mandatory, number, 0, {})
 
 
 def test_the_second_of_a_kind_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
