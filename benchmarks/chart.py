@@ -42,7 +42,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "End to end on SQLite, no broker": {
         "embedded_batch": (OURS, "database://, batch=500"),
         "embedded": (OURS, "database://"),
-        "huey": (PEER, "Huey"),
+        "huey": (PEER, "Huey, nothing recorded"),
+        "huey_recorded": (PEER, "Huey, recorded"),
         "django_tasks": (PEER, "django-tasks-db"),
     },
 }

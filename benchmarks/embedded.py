@@ -82,16 +82,28 @@ def django_tasks(stage: Stage, count: int) -> Sample:
 
 @measurement("embedded", "Huey, SQLite storage", full=1_500, quick=300)
 def huey(stage: Stage, count: int) -> Sample:
-    """Its queue and its results are in a file beside Django's."""
+    """Its queue and its results are in a file beside Django's; no message is recorded."""
+    return _huey(stage, "huey", count, "SELECT count(*) FROM kv", in_queue=True)
+
+
+@measurement("embedded", "Huey, SQLite storage, every message recorded", full=1_500, quick=300)
+def huey_recorded(stage: Stage, count: int) -> Sample:
+    """The same with a row of each message sent, and one of each that arrived in the transaction of its effect."""
+    sent, received = (f"SELECT count(*) FROM with_huey_recorded_{name}" for name in ("sent", "received"))
+    return _huey(stage, "huey_recorded", count, f"SELECT min(({sent}), ({received}))", in_queue=False)
+
+
+def _huey(stage: Stage, name: str, count: int, ledger: str, *, in_queue: bool) -> Sample:
+    """`in_queue`: the ledger is in the queue's file, not in Django's."""
     python, database, queue = str(python_of("embedded")), _new_file(stage, "site.sqlite3"), _new_file(stage, "huey")
     site = Site(
         database,
-        peers.environment("huey", BENCH_DATABASE=_sqlite(database), BENCH_HUEY=str(queue)),
-        migrate=[python, "-m", "django", "migrate", "--verbosity=0"],
+        peers.environment(name, BENCH_DATABASE=_sqlite(database), BENCH_HUEY=str(queue)),
+        migrate=[python, "-m", "django", "migrate", "--verbosity=0", "--run-syncdb"],
         worker=[python, "-m", "django", "run_huey", "--workers=1"],
-        publisher=[python, "-m", "benchmarks.peer_sites.with_huey.tasks"],
-        ledger="SELECT count(*) FROM kv",
-        records=queue,
+        publisher=[python, "-m", f"benchmarks.peer_sites.with_{name}.tasks"],
+        ledger=ledger,
+        records=queue if in_queue else None,
     )
     return _end_to_end(stage, site, count, untimed_each=1)
 

@@ -36,9 +36,11 @@ RATIOS = {
     "consume_best/celery_threads": Ratio("consume_best", "celery_threads"),
     "consume_best/dramatiq_threads": Ratio("consume_best", "dramatiq_threads"),
     "embedded/django_tasks": Ratio("embedded", "django_tasks", 1),
-    "embedded/huey": Ratio("embedded", "huey", 1),
+    "embedded/huey": Ratio("embedded", "huey_recorded", 1),
+    "embedded/huey_bare": Ratio("embedded", "huey"),
     "embedded_batch/django_tasks": Ratio("embedded_batch", "django_tasks", 1),
-    "embedded_batch/huey": Ratio("embedded_batch", "huey", 1),
+    "embedded_batch/huey": Ratio("embedded_batch", "huey_recorded", 1),
+    "embedded_batch/huey_bare": Ratio("embedded_batch", "huey"),
 }
 
 
