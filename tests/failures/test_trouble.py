@@ -53,11 +53,18 @@ END LOOP; END $$;
 
 
 def failed(site: Site, *texts: str) -> None:
-    """Wait until exactly these messages rest as failed, and that the queue is empty: they were acknowledged."""
-    errors = "SELECT error FROM messaging_processedmessage WHERE state = 'failed' ORDER BY id"
+    """Wait until exactly these messages rest as failed, and that the queue is empty: they were acknowledged.
+
+    Several workers record them in any order: each text is looked for in an error of its own, the longest text first.
+    """
+    query = "SELECT error FROM messaging_processedmessage WHERE state = 'failed'"
     wait_until(lambda: site.states().get("failed", 0) == len(texts), what=f"{len(texts)} failed messages")
-    for (error,), text in zip(site.sql(errors), texts, strict=True):
-        assert text in error
+    errors = [error for (error,) in site.sql(query)]
+    for text in sorted(texts, key=len, reverse=True):
+        found = next((error for error in errors if text in error), None)
+        assert found is not None, f"{text!r} is in none of {errors}"
+        errors.remove(found)
+    assert not errors
     assert ready(site, "work") == ready(site, "work.dead") == 0
 
 
