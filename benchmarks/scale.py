@@ -30,12 +30,14 @@ from tools.services import ServiceFailed, ServiceMissing
 FEW = 10_000
 ROUNDS = 5
 PRUNINGS = 4  # in each round
-EXPIRED = 250  # rows that each of them finds; `benchmarks.site.scaling` expects as many, and as many times
+EXPIRED = 250  # rows that each of them finds
+STEP = 10  # days from the rows of one pruning to those of the next
+OLDEST = STEP * (ROUNDS * PRUNINGS + 1)  # days: the age of what the first pruning finds
 OLD = ROUNDS * PRUNINGS * EXPIRED
 MOST = 1.2  # that a step may cost in the large tables, times what it costs in the small ones
-# Nearly all have ended well within the last ten days; before them stand the rows of each pruning, 210 to 20 days old.
-# Of a thousand one has failed, one waits for its time, and one was laid aside.
-AGE = f"""now() - CASE WHEN n <= {OLD} THEN interval '1 day' * (210 - 10 * ((n - 1) / {EXPIRED}))
+# Nearly all have ended well within the last ten days; before them stand the rows of each pruning, from `OLDEST`
+# to 20 days old. Of a thousand one has failed, one waits for its time, and one was laid aside.
+AGE = f"""now() - CASE WHEN n <= {OLD} THEN interval '1 day' * ({OLDEST} - {STEP} * ((n - 1) / {EXPIRED}))
     ELSE interval '10 days' * (1 - n::float / %(rows)s) END"""
 STATE = f"CASE WHEN n <= {OLD} THEN 3 ELSE n %% 1000 END"
 FILL = (

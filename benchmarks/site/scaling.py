@@ -19,6 +19,7 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 
 from benchmarks.payloads import payload
+from benchmarks.scale import EXPIRED, OLDEST, PRUNINGS, STEP
 from messaging import Message, publish_many
 from messaging.compiled import insert
 from messaging.ids import new_id
@@ -26,7 +27,6 @@ from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.retention import expired, prune
 
 BATCH, TIMES = 200, 20  # messages of a measurement, measurements of a step: the quickest counts, as noise only adds
-PRUNINGS, EXPIRED = 4, 250  # in each round, and the rows that each finds
 outbox = PublishedMessage.objects
 
 
@@ -77,7 +77,7 @@ def deduping(watch: Stopwatch) -> None:
 def pruning(watch: Stopwatch, number: int) -> None:
     """Delete what has expired by this round: rows of one age, the oldest that there are."""
     for done in range(PRUNINGS):
-        days = 215 - 10 * (PRUNINGS * (number - 1) + done + 1)
+        days = OLDEST - STEP * (PRUNINGS * (number - 1) + done + 0.5)
         settings.MESSAGING["default"]["RETENTION"] = {"published": days, "processed": days}
         found = dict(expired("default"))
         for what in ("published", "processed"):
