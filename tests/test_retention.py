@@ -137,6 +137,13 @@ def test_rows_of_one_moment_go_in_batches_too() -> None:
     assert set(PublishedMessage.objects.values_list("pk", flat=True)) == {row.pk for row in kept}
 
 
+def fill() -> None:
+    """MariaDB reads a table of a few rows as a whole, and locks what it passes: both outbox and inbox get more."""
+    for _ in range(100):
+        outgoing(Out.DRAFT, when=Now())
+        incoming(In.FAILED, when=Now())
+
+
 def prune_all() -> int:
     return sum(prune(rows) for _, rows in expired("default"))
 
@@ -178,6 +185,7 @@ def test_nobody_waits_for_a_batch_that_is_being_deleted() -> None:
     for _ in range(10):
         outgoing(Out.PUBLISHED)
         incoming(In.PROCESSED)
+    fill()
     pending, failed = outgoing(Out.PENDING, when=Now()), admin_rows.incoming()
     with elsewhere(prune_all):
         new = outgoing(Out.PENDING, when=Now())
@@ -194,8 +202,7 @@ def test_nobody_waits_for_a_batch_that_is_being_deleted() -> None:
 def test_pruning_waits_for_nobody_and_takes_what_was_locked_the_next_time() -> None:
     locked, free = outgoing(Out.PUBLISHED), incoming(In.PROCESSED)
     others = [outgoing(Out.PUBLISHED) for _ in range(3)]
-    for _ in range(100):  # MariaDB reads a table of a few rows as a whole to delete some, and waits for each lock
-        outgoing(Out.PENDING, when=Now())
+    fill()
     with elsewhere(lambda: PublishedMessage.objects.select_for_update().get(pk=locked.pk)):
         assert prune_all() == len([*others, free])
         assert PublishedMessage.objects.filter(state=Out.PUBLISHED).get() == locked
