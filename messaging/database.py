@@ -131,17 +131,18 @@ def close_old() -> None:
                 connection.close()
 
 
-def batches(rows: Sequence[Row], size_of: Callable[[Row], int]) -> Iterator[list[Row]]:
+def batches(rows: Sequence[Row], size_of: Callable[[Row], int], most: int = BATCH) -> Iterator[list[Row]]:
     """Rows that one INSERT each may hold: MySQL and MariaDB refuse a statement beyond `max_allowed_packet`.
 
     Args:
         rows: in the order in which they are to be inserted.
         size_of: the bytes of a row, roughly.
+        most: rows of one statement.
     """
     batch: list[Row] = []
     size = 0
     for row in rows:
-        if batch and (len(batch) == BATCH or size + size_of(row) > BATCH_BYTES):
+        if batch and (len(batch) == most or size + size_of(row) > BATCH_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(row)

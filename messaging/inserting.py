@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, cached_property
 from operator import attrgetter
 from typing import Any, TypeAlias, TypeVar
@@ -12,7 +13,10 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.expressions import DatabaseDefault
 from django.db.models.sql import InsertQuery
 
-from messaging.database import batches
+from messaging.database import BATCH, batches
+from messaging.prepared import can_pipeline
+
+PIPELINED = 125  # rows of one INSERT where the server inserts some while the next are encoded
 
 Row = TypeVar("Row", bound=models.Model)
 Field: TypeAlias = "models.Field[Any, Any]"
@@ -29,13 +33,19 @@ def insert_many(rows: Sequence[Row], database: str, size_of: Callable[[Row], int
         database: alias of `DATABASES`.
         size_of: the bytes of a row, roughly.
     """
+    connection = connections[database]
+    sent: list[tuple[list[Row], _Statement]] = []
     with transaction.atomic(using=database, savepoint=False):
-        for batch in batches(rows, size_of):
-            statement = _statement(batch, connections[database])
-            if statement is not None:
-                statement.insert(batch)
-            else:
-                type(batch[0])._base_manager.using(database).bulk_create(batch)
+        with _without_waiting(connection) as is_pipelined:
+            for batch in batches(rows, size_of, PIPELINED if is_pipelined else BATCH):
+                statement = _statement(batch, connection)
+                if statement is not None:
+                    statement.send()
+                    sent.append((batch, statement))
+                else:
+                    type(batch[0])._base_manager.using(database).bulk_create(batch)
+        if sent:
+            _complete(sent, connection)
 
 
 def insert_values(
@@ -60,6 +70,40 @@ def insert_values(
                 model._base_manager.using(database).bulk_create([model(**shared, **own) for own in batch])
 
 
+@contextmanager
+def _without_waiting(connection: BaseDatabaseWrapper) -> Iterator[bool]:
+    """Send the statements within one after the other, and wait for all of them at the end. Yields whether it can."""
+    if not can_pipeline(connection):
+        yield False
+        return
+    raw: Any = connection.connection
+    first: Exception | None = None
+    try:
+        with connection.wrap_database_errors, raw.pipeline():
+            try:
+                yield True
+            except Exception as error:  # noqa: BLE001  raised below, or the driver would log what follows from it
+                first = error
+    finally:
+        if first is not None:
+            raise first
+
+
+def _complete(sent: Sequence[tuple[Sequence[models.Model], _Statement]], connection: BaseDatabaseWrapper) -> None:
+    """Set what the database added to the rows of each statement."""
+    keys = [statement.keys() for _, statement in sent]
+    names = {name for _, statement in sent for name in statement.defaults}
+    # Drivers take their time over a moment, so it is read once for all rows of a statement.
+    firsts = type(sent[0][0][0])._base_manager.using(connection.alias).filter(pk__in=[found[0] for found in keys])
+    added = {row.pop("pk"): row for row in firsts.values("pk", *names)} if names else {}
+    for (rows, statement), found in zip(sent, keys, strict=True):
+        defaults = {name: added[found[0]][name] for name in statement.defaults}
+        for row, key in zip(rows, found, strict=True):
+            row.__dict__.update(defaults)
+            row.pk = key
+            row._state.adding, row._state.db = False, connection.alias
+
+
 def _insert_values(
     model: type[models.Model],
     shared: Mapping[str, Any],
@@ -78,7 +122,8 @@ def _insert_values(
         if not statement.add(field, values):
             return False
     if statement.has_arrays:
-        statement.run()
+        statement.send()
+        statement.keys()
     return statement.has_arrays
 
 
@@ -102,6 +147,9 @@ class _Statement:
 
     A value that all rows have is written once, the others as one array per column: neither the driver nor the server
     handles each value of each row.
+
+    Attributes:
+        defaults: the attributes that the database has a default for.
     """
 
     def __init__(self, model: type[models.Model], connection: BaseDatabaseWrapper) -> None:
@@ -110,7 +158,8 @@ class _Statement:
         self._arrays: dict[str, str] = {}
         self._shared_params: list[Any] = []
         self._array_params: list[list[Any]] = []
-        self._defaults: list[str] = []  # attributes
+        self.defaults: list[str] = []
+        self._cursor: Any = None
 
     @property
     def has_arrays(self) -> bool:
@@ -120,7 +169,7 @@ class _Statement:
     def add(self, field: Field, values: list[Any]) -> bool:
         """One column, with its value in each row. Returns False for what this kind of statement cannot carry."""
         if set(map(type, values)) == {DatabaseDefault}:
-            self._defaults.append(field.attname)
+            self.defaults.append(field.attname)
         elif _are_equal(values):
             self._shared[str(field.column)] = self._compile(field, values[0])
         elif any(hasattr(value, "as_sql") for value in values):
@@ -131,23 +180,15 @@ class _Statement:
             self._array_params.append([field.get_db_prep_save(value, self._connection) for value in values])
         return True
 
-    def run(self) -> list[Any]:
-        """Run it. Returns the keys of the rows, in the order of the arrays."""
-        with self._connection.cursor() as cursor:
-            cursor.execute(self._sql(), [*self._shared_params, *self._array_params])
-            return [key for (key,) in cursor.fetchall()]
+    def send(self) -> None:
+        """Have it executed."""
+        self._cursor = self._connection.cursor()
+        self._cursor.execute(self._sql(), [*self._shared_params, *self._array_params])
 
-    def insert(self, rows: Sequence[models.Model]) -> None:
-        """Run it for these rows, and set what the database added."""
-        keys = self.run()
-        defaults: dict[str, Any] = {}
-        if self._defaults:  # drivers take their time over a moment, so it is read once for all
-            first = self._model._base_manager.using(self._connection.alias).filter(pk=keys[0])
-            defaults = first.values(*self._defaults).get()
-        for row, key in zip(rows, keys, strict=True):
-            row.__dict__.update(defaults)
-            row.pk = key
-            row._state.adding, row._state.db = False, self._connection.alias
+    def keys(self) -> list[Any]:
+        """Wait for it. Returns the keys of the rows, in the order of the arrays."""
+        with self._cursor:
+            return [key for (key,) in self._cursor.fetchall()]
 
     def _sql(self) -> str:
         quote = self._connection.ops.quote_name

@@ -34,6 +34,14 @@ def can_prepare(connection: BaseDatabaseWrapper) -> bool:
     return owned
 
 
+def can_pipeline(connection: BaseDatabaseWrapper) -> bool:
+    """Whether statements can be sent without waiting for each other: where they could be prepared, by driver and libpq.
+
+    An old pooler may not know how, and who watches the statements would see wrong times.
+    """
+    return can_prepare(connection) and bool(_psycopg().Pipeline.is_supported())
+
+
 def execute(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> Any:
     """Execute a statement that is worth keeping, such as one for every message, and return its only row."""
     connection.validate_no_broken_transaction()  # as they do as well
