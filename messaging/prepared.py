@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,7 @@ _owned: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # by the driver's co
 
 
 def can_prepare(connection: BaseDatabaseWrapper) -> bool:
-    """Whether `execute()` works on this connection, and nobody watches or changes what Django's cursors do."""
+    """Whether statements may go past Django's cursors: in a session of ours, where nobody watches or changes these."""
     connection.close_if_health_check_failed()  # as Django's cursors do first
     raw, psycopg = connection.connection, _psycopg()
     if psycopg is None or not isinstance(raw, psycopg.Connection):
@@ -34,26 +35,33 @@ def can_prepare(connection: BaseDatabaseWrapper) -> bool:
     return owned
 
 
-def can_pipeline(connection: BaseDatabaseWrapper) -> bool:
-    """Whether statements can be sent without waiting for each other: where they could be prepared, by driver and libpq.
-
-    An old pooler may not know how, and who watches the statements would see wrong times.
-    """
-    return can_prepare(connection) and bool(_psycopg().Pipeline.is_supported())
-
-
 def execute(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> Any:
     """Execute a statement that is worth keeping, such as one for every message, and return its only row."""
-    connection.validate_no_broken_transaction()  # as they do as well
-    connection.ensure_connection()
+    cursor = cursor_of(connection)
     raw: Any = connection.connection
     before = raw.prepare_threshold
     raw.prepare_threshold = 0
     try:
-        with connection.wrap_database_errors, _psycopg().Cursor(raw) as cursor:
+        with connection.wrap_database_errors, cursor:
             return cursor.execute(sql, params).fetchone()
     finally:
         raw.prepare_threshold = before
+
+
+def cursor_of(connection: BaseDatabaseWrapper) -> Any:
+    """A cursor of the driver's that leaves it to the server to put the values in place.
+
+    Where `can_prepare()` says so. Its errors are the driver's: use it in `connection.wrap_database_errors`.
+    """
+    connection.validate_no_broken_transaction()  # as Django's cursors do
+    connection.ensure_connection()
+    return _psycopg().Cursor(connection.connection)
+
+
+def pipeline(connection: BaseDatabaseWrapper) -> AbstractContextManager[object] | None:
+    """Statements of `cursor_of()` within are sent without waiting for each other; None for a libpq that cannot."""
+    raw: Any = connection.connection
+    return raw.pipeline() if _psycopg().Pipeline.is_supported() else None
 
 
 def _has_djangos_cursors(connection: BaseDatabaseWrapper) -> bool:
