@@ -21,6 +21,7 @@ from messaging import exceptions
 from messaging.child_process import EXIT_CONFIGURATION, STOP_SIGNALS, VARIABLE
 from messaging.consumer import Consumer, Plan
 from messaging.exceptions import ConfigurationError, DatabaseUnavailable, MessagingError, TopologyError
+from messaging.garbage import set_loaded_aside
 from messaging.ledger import Entry, Ledger
 from messaging.processor import Processor
 from messaging.relay import Relay
@@ -111,6 +112,7 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
         _record_crashes(crashed, consumer.processor, control, stopping)
         sender = _RelayThread(plan.alias, name, stopping) if relay and (plan.burst or role["index"] == 0) else None
         threading.Thread(target=_stop, args=(stopping, consumer, sender), name="messaging-stop", daemon=True).start()
+        set_loaded_aside()
         if sender is not None:
             sender.start()
         consumer.run()

@@ -48,6 +48,19 @@ def execute(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) ->
         raw.prepare_threshold = before
 
 
+def rows_of(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Execute a statement of PostgreSQL's and return its rows as the driver reads them, in binary where it can.
+
+    JSON comes as the driver pleases: select it as text.
+    """
+    if can_prepare(connection):
+        with connection.wrap_database_errors, cursor_of(connection) as cursor:
+            return list(cursor.execute(sql, params, binary=True).fetchall())
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        return list(cursor.fetchall())
+
+
 def cursor_of(connection: BaseDatabaseWrapper) -> Any:
     """A cursor of the driver's that leaves it to the server to put the values in place.
 

@@ -12,7 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from messaging.clock import Now
 from messaging.envelope import Envelope
-from messaging.models.base import PolledIndex, StoredMessage
+from messaging.models.base import PolledIndex, StoredMessage, set_only
 
 
 class ProcessedMessageQuerySet(models.QuerySet["ProcessedMessage"]):
@@ -73,6 +73,7 @@ class ProcessedMessage(StoredMessage):
         null=True,
         editable=False,
         related_name="edits",
+        db_index=False,
     )
 
     objects = ProcessedMessageQuerySet.as_manager()
@@ -100,6 +101,7 @@ class ProcessedMessage(StoredMessage):
             models.Index(fields=["message_id"], name="messaging_inbox_message_id"),
             models.Index(fields=["received_at"], name="messaging_inbox_received"),
             PolledIndex(fields=["correlation_id"], name="messaging_inbox_correlation", condition=~Q(correlation_id="")),
+            set_only("edited_from", "messaging_inbox_edited_from"),
         ]
 
     def __str__(self) -> str:

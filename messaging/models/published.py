@@ -13,7 +13,7 @@ from messaging.bodies import decode_body
 from messaging.clock import Now
 from messaging.envelope import Envelope
 from messaging.ids import new_id
-from messaging.models.base import PolledIndex, StoredMessage
+from messaging.models.base import PolledIndex, StoredMessage, set_only
 from messaging.models.outbox import OWNER_LENGTH, PublishedMessageQuerySet
 from messaging.models.processed import ProcessedMessage
 
@@ -48,9 +48,16 @@ class PublishedMessage(StoredMessage):
         null=True,
         editable=False,
         related_name="rounds",
+        db_index=False,
     )
     copy_of = models.ForeignKey(
-        "self", verbose_name=_("copy of"), on_delete=models.SET_NULL, null=True, editable=False, related_name="copies"
+        "self",
+        verbose_name=_("copy of"),
+        on_delete=models.SET_NULL,
+        null=True,
+        editable=False,
+        related_name="copies",
+        db_index=False,
     )
 
     objects = PublishedMessageQuerySet.as_manager()
@@ -74,6 +81,8 @@ class PublishedMessage(StoredMessage):
             PolledIndex(
                 fields=["correlation_id"], name="messaging_outbox_correlation", condition=~Q(correlation_id="")
             ),
+            set_only("inbox", "messaging_outbox_inbox"),
+            set_only("copy_of", "messaging_outbox_copy_of"),
         ]
 
     def __str__(self) -> str:

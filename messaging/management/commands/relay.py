@@ -14,6 +14,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from messaging import conf, logs
 from messaging.database_checks import require
 from messaging.exceptions import ConfigurationError
+from messaging.garbage import set_loaded_aside
 from messaging.relay import Relay
 
 logger = logging.getLogger("messaging.relay")
@@ -34,7 +35,10 @@ class Command(BaseCommand):
         logs.configure(options["verbosity"])
         try:
             relay = Relay(using)
-            require(relay.settings.databases, shared=getattr(self, "_called_from_command_line", False))
+            is_command_line = getattr(self, "_called_from_command_line", False)
+            require(relay.settings.databases, shared=is_command_line)
+            if is_command_line:  # else it is somebody else's process
+                set_loaded_aside()
             stop = threading.Event()
             _stop_on_signals(relay, stop)
             logger.info("Relay %s serves %s.", relay.name, relay.settings.safe_url)
