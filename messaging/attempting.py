@@ -144,7 +144,7 @@ class Attempts:
     def _write_processed(self, place: Place, work: Work) -> None:
         place.write(
             work.database,
-            state=State.PROCESSED,
+            state=State.PROCESSED.value,  # plain text, which drivers take as it is
             processed_at=Now(),
             attempts=place.row.attempts + 1,
             handler=work.handler.name[:255],

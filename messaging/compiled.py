@@ -94,41 +94,47 @@ def _is_watched(model: type[models.Model]) -> bool:
 def _values(row: models.Model, connection: BaseDatabaseWrapper) -> _Values | None:
     """The values of a row; None where one is an expression other than the database's clock, or NULL not by default."""
     values, attributes = _Values(), row.__dict__
-    for name, column, is_plain in _columns(type(row)):
+    for name, column, is_plain, default, constant in _columns(type(row)):
         value = attributes.get(name)
+        if value is default and constant is not None:  # nearly all
+            values.literal[name] = constant
+            continue
+        kind = type(value)
         if value is None:
             if column.has_db_default():
                 return None
-            continue
-        literal = _literal(value, column) if is_plain or not value else None
-        if literal is not None:
-            values.literal[name] = literal
-        elif is_plain and type(value) in (str, int, bool):
-            values.given[name] = value
-        elif isinstance(value, DatabaseDefault):
+        elif kind is DatabaseDefault:
             values.defaults.append(name)
-        elif type(value) is Now:
+        elif kind is Now:
             values.moments.append(name)
         elif hasattr(value, "resolve_expression"):
             return None
+        elif (literal := _literal(value, column, is_plain)) is not None:
+            values.literal[name] = literal
         else:
-            values.given[name] = column.get_db_prep_save(value, connection)
+            is_ready = is_plain and kind in (str, int, bool)
+            values.given[name] = value if is_ready else column.get_db_prep_save(value, connection)
     return values
 
 
 @cache
-def _columns(model: type[models.Model]) -> list[tuple[str, models.Field[Any, Any], bool]]:
-    """Attribute, field, and whether every driver takes its plain values as they are."""
-    return [(column.attname, column, isinstance(column, _PLAIN)) for column in model._meta.concrete_fields]
+def _columns(model: type[models.Model]) -> list[tuple[str, models.Field[Any, Any], bool, Any, str | None]]:
+    """Attribute, field, whether every driver takes its plain values as they are, default, and that in SQL if it can."""
+    columns: list[tuple[str, models.Field[Any, Any], bool, Any, str | None]] = []
+    for column in model._meta.concrete_fields:
+        is_plain, default = isinstance(column, _PLAIN), column.get_default()
+        constant = _literal(default, column, is_plain) if is_plain else None
+        columns.append((column.attname, column, is_plain, default, constant))
+    return columns
 
 
-def _literal(value: Any, column: models.Field[Any, Any]) -> str | None:
+def _literal(value: Any, column: models.Field[Any, Any], is_plain: bool) -> str | None:
     """The SQL of one of the few values that statements contain; None for any other."""
     kind = type(value)
+    if not is_plain:
+        return "'{}'" if kind is dict and not value and isinstance(column, models.JSONField) else None
     if kind is str:
         return None if value else "''"
-    if kind is dict:
-        return "'{}'" if not value and isinstance(column, models.JSONField) else None
     return _LITERALS.get((kind, value)) if kind in (int, bool) else None
 
 

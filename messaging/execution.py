@@ -56,9 +56,10 @@ def proven_commit(database: str, what: object, *, mode: str) -> Iterator[None]:
     in_test, hooks = connection.in_atomic_block, len(connection.run_on_commit)
     try:
         with transaction_mode(connection, mode), transaction.atomic(using=database, durable=True):
-            transaction.on_commit(proof, using=database)
+            connection.on_commit(proof)
             yield
-            refuse_doomed(database)
+            if is_doomed(connection):
+                raise CommitNotProven(UNPROVEN)
             if in_test and connection.features.can_defer_constraint_checks:
                 connection.check_constraints()
         if in_test:

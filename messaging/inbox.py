@@ -231,13 +231,12 @@ def fresh(alias: str, queue: str, envelope: Envelope, *, key: uuid.UUID | None =
     """The place of a message that was never recorded."""
     round_ = min(envelope.round, MAX_ROUND)
     own = {"alias": alias, "queue": queue, "key": key or envelope.key or uuid.uuid4(), "round": round_}
-    values: Any = {**_defaults(), **envelope.columns, **own}.values()
-    return Place(ProcessedMessage(*values))
+    return Place(ProcessedMessage.of({**_defaults(), **envelope.columns, **own}))
 
 
 @cache
 def _defaults() -> dict[str, Any]:
-    """Of each column, in order: given by position, a row takes a third of the time that it takes by name."""
+    """Of each column."""
     return {field.attname: field.get_default() for field in ProcessedMessage._meta.concrete_fields}
 
 

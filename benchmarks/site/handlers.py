@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from benchmarks.load import BATCH, SINGLE, TIMED
+from benchmarks.site.effects import record
 from benchmarks.site.models import Effect
 from messaging import ReceivedMessage, handler
 
@@ -12,7 +13,7 @@ from messaging import ReceivedMessage, handler
 @handler(SINGLE, SINGLE)
 def single(message: ReceivedMessage) -> None:
     """One transaction per message."""
-    Effect.objects.create(key=message.payload["key"])
+    record(message.payload["key"])
 
 
 @handler(BATCH, BATCH, batch=500)

@@ -7,6 +7,7 @@ from typing import Any
 from celery import Celery
 
 from benchmarks.peer_sites.publishing import publish
+from benchmarks.site.effects import record
 
 app = Celery("bench")
 app.config_from_object("django.conf:settings", namespace="CELERY")
@@ -17,9 +18,7 @@ if __name__ == "__main__":
 @app.task(name="bench.effect")
 def effect(content: dict[str, Any]) -> None:
     """Record an effect."""
-    from benchmarks.site.models import Effect
-
-    Effect.objects.create(key=content["key"])
+    record(content["key"])
 
 
 if __name__ == "__main__":

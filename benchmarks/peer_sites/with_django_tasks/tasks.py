@@ -10,6 +10,7 @@ if __name__ == "__main__":
     django.setup()
 
 from benchmarks.peer_sites.publishing import publish
+from benchmarks.site.effects import record
 
 if django.VERSION >= (6, 0):
     from django.tasks import task
@@ -20,9 +21,7 @@ else:
 @task
 def effect(content: dict[str, Any]) -> None:
     """Record an effect."""
-    from benchmarks.site.models import Effect
-
-    Effect.objects.create(key=content["key"])
+    record(content["key"])
 
 
 if __name__ == "__main__":

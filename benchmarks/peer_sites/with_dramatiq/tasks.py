@@ -12,14 +12,13 @@ if __name__ == "__main__":
 import dramatiq
 
 from benchmarks.peer_sites.publishing import publish
+from benchmarks.site.effects import record
 
 
 @dramatiq.actor(actor_name="effect", queue_name="bench_dramatiq")
 def effect(content: dict[str, Any]) -> None:
     """Record an effect."""
-    from benchmarks.site.models import Effect
-
-    Effect.objects.create(key=content["key"])
+    record(content["key"])
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ if __name__ == "__main__":
 from huey.contrib.djhuey import db_task
 
 from benchmarks.peer_sites.publishing import publish
+from benchmarks.site.effects import record
 
 
 @db_task(name="effect")
 def effect(content: dict[str, Any]) -> str:
     """Record an effect."""
-    from benchmarks.site.models import Effect
-
-    Effect.objects.create(key=content["key"])
+    record(content["key"])
     return str(content["key"])
 
 

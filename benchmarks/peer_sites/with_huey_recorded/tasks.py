@@ -17,20 +17,20 @@ from django.db import IntegrityError, transaction
 from huey.contrib.djhuey import db_task
 
 from benchmarks.peer_sites.publishing import publish
+from benchmarks.site.effects import record
 
 
 @db_task(name="effect")
 def effect(content: dict[str, Any]) -> None:
     """Record the message and an effect, unless the message was recorded before."""
     from benchmarks.peer_sites.with_huey_recorded.models import Received
-    from benchmarks.site.models import Effect
 
     key, body, worker = content["key"], json.dumps(content), str(os.getpid())
     with suppress(IntegrityError), transaction.atomic():
         Received.objects.create(
             message_id=key, name="effect", body=body, state="processed", handler="effect", worker=worker
         )
-        Effect.objects.create(key=key)
+        record(key)
 
 
 def send(content: dict[str, Any]) -> None:
