@@ -101,11 +101,17 @@ class Listener(threading.Thread):
                 cursor.execute(f"LISTEN {CHANNEL}")
             raw: Any = connection.connection
             selector.register(raw, selectors.EVENT_READ)
+            self._call_out()
             self._wait(selector, connection, raw)
         finally:
             with contextlib.suppress(Exception), connection.cursor() as cursor:
                 cursor.execute("UNLISTEN *")  # a pooler between may hand the connection on
             connection.close()
+
+    def _call_out(self) -> None:
+        """Notify from another session, as a publisher would: hearing that is the proof that notifications arrive."""
+        with contextlib.closing(separate(self._database)) as other, other.cursor() as cursor:
+            cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, self._alias])
 
     def _wait(self, selector: selectors.BaseSelector, connection: BaseDatabaseWrapper, raw: Any) -> None:
         while True:
