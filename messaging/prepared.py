@@ -17,6 +17,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 _CURSORS = ("cursor", "_cursor", "create_cursor")  # methods by which a backend makes its cursors
 
+_KEPT = "_messaging_cursor"  # attribute of Django's connection: to make a cursor takes a third of the driver's time
+
 _owned: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # by the driver's connection
 
 
@@ -37,15 +39,19 @@ def can_prepare(connection: BaseDatabaseWrapper) -> bool:
 
 def execute(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> Any:
     """Execute a statement that is worth keeping, such as one for every message, and return its only row."""
-    cursor = cursor_of(connection)
+    kept = vars(connection).pop(_KEPT, None)  # nobody else has it meanwhile
     raw: Any = connection.connection
+    _check(connection)
+    cursor = kept if kept is not None and kept.connection is raw else _psycopg().Cursor(raw)
     before = raw.prepare_threshold
     raw.prepare_threshold = 0
     try:
-        with connection.wrap_database_errors, cursor:
-            return cursor.execute(sql, params).fetchone()
+        with connection.wrap_database_errors:
+            row = cursor.execute(sql, params).fetchone()
     finally:
         raw.prepare_threshold = before
+    vars(connection)[_KEPT] = cursor
+    return row
 
 
 def rows_of(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
@@ -66,8 +72,7 @@ def cursor_of(connection: BaseDatabaseWrapper) -> Any:
 
     Where `can_prepare()` says so. Its errors are the driver's: use it in `connection.wrap_database_errors`.
     """
-    connection.validate_no_broken_transaction()  # as Django's cursors do
-    connection.ensure_connection()
+    _check(connection)
     return _psycopg().Cursor(connection.connection)
 
 
@@ -75,6 +80,12 @@ def pipeline(connection: BaseDatabaseWrapper) -> AbstractContextManager[object] 
     """Statements of `cursor_of()` within are sent without waiting for each other; None for a libpq that cannot."""
     raw: Any = connection.connection
     return raw.pipeline() if _psycopg().Pipeline.is_supported() else None
+
+
+def _check(connection: BaseDatabaseWrapper) -> None:
+    """Refuse what Django's cursors refuse: a broken transaction, and the event loop's thread."""
+    connection.validate_no_broken_transaction()
+    connection.ensure_connection()
 
 
 def _has_djangos_cursors(connection: BaseDatabaseWrapper) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from contextlib import closing
 from typing import Any
 
 import pytest
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import IntegrityError, connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper
@@ -131,3 +133,23 @@ def test_a_connection_whose_health_is_to_be_checked_is_checked() -> None:
     mine.health_check_enabled, mine.health_check_done = True, False  # as a request begins under CONN_HEALTH_CHECKS
     insert(row(), "default")
     assert ProcessedMessage.objects.count() == 3
+
+
+def test_a_new_session_has_statements_and_a_cursor_of_its_own() -> None:
+    insert(row(), "default", lock_wait=2.0)
+    connection.close()
+    for _ in range(2):  # the first one connects, as Django does it
+        insert(row(), "default", lock_wait=2.0)
+    assert ProcessedMessage.objects.count() == 3
+    assert kept() == 1
+
+
+def test_the_thread_of_an_event_loop_is_refused_as_by_djangos_cursors() -> None:
+    insert(row(), "default")
+
+    async def insert_there() -> None:
+        insert(row(), "default")
+
+    with pytest.raises(SynchronousOnlyOperation):
+        asyncio.run(insert_there())
+    assert ProcessedMessage.objects.count() == 1
