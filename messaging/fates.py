@@ -47,7 +47,8 @@ class Judge:
         """Decide about one message."""
         match outcome.fate:
             case Fate.CONFIRMED:
-                self._nacks.pop(_key(held), None)
+                if self._nacks:
+                    self._nacks.pop(_key(held), None)
                 held.leases.confirmed(held.row)
             case Fate.UNROUTABLE:
                 self._unroutable(held, outcome.reason)
@@ -84,4 +85,4 @@ def _way_out(row: PublishedMessage) -> str:
 
 
 def _key(held: Held) -> tuple[str, int]:
-    return held.leases.database, held.row.pk
+    return held.leases.database, held.row.id

@@ -113,9 +113,10 @@ def encode_short(text: str, what: str) -> bytes:
     if not isinstance(text, str):
         raise WireError(f"{what} must be text, not {type(text).__name__}.")
     encoded = _encode_text(text, what)
-    if len(encoded) > MAX_SHORT:
-        raise WireError(f'{what} "{printable(text)[:40]}…" has {len(encoded)} bytes; AMQP allows {MAX_SHORT}.')
-    return bytes((len(encoded),)) + encoded
+    length = len(encoded)
+    if length > MAX_SHORT:
+        raise WireError(f'{what} "{printable(text)[:40]}…" has {length} bytes; AMQP allows {MAX_SHORT}.')
+    return b"%c%b" % (length, encoded)
 
 
 def printable(text: str) -> str:

@@ -93,7 +93,7 @@ class Leases:
             rows = self._rows().lease(self._alias, self._owner, self._seconds, limit)
             if rows and not self._held:
                 self._renew_at = time.monotonic() + self._seconds / 3
-            self._held.update((row.pk, row) for row in rows)
+            self._held.update((row.id, row) for row in rows)
         self.expects_more = len(rows) == limit
         return rows
 
@@ -131,7 +131,7 @@ class Leases:
                 self._forget(self._releases)
                 self._releases = []
             if self._held and time.monotonic() >= self._renew_at:
-                marking = {row.pk for row in self._marker.rows}
+                marking = {row.id for row in self._marker.rows}
                 held = [row for pk, row in self._held.items() if pk not in marking]  # two must not lock the same rows
                 self._rows().renew(held, self._seconds)
                 self._renew_at = time.monotonic() + self._seconds / 3
@@ -141,7 +141,7 @@ class Leases:
         self._not_before = 0.0
         with self._guard():
             self._end_marking(wait=True)
-        noted = {row.pk for rows in (self._confirmed, *self._verdicts.values()) for row in rows}
+        noted = {row.id for rows in (self._confirmed, *self._verdicts.values()) for row in rows}
         self._releases = [row for pk, row in self._held.items() if pk not in noted]
         self.write(at_once=True)
         with self._guard():
@@ -164,8 +164,8 @@ class Leases:
 
     def _forget(self, rows: Iterable[PublishedMessage]) -> None:
         for row in rows:
-            if self._held.get(row.pk) is row:  # it may be held again under a newer lease
-                del self._held[row.pk]
+            if self._held.get(row.id) is row:  # it may be held again under a newer lease
+                del self._held[row.id]
 
     def _is_time_to_mark(self) -> bool:
         return len(self._confirmed) >= MARK_BATCH or time.monotonic() >= self._mark_at

@@ -163,7 +163,7 @@ class Relay:
         kill_point("relay.leased")
         outgoing = []
         for one in held:
-            token = f"{one.row.pk}.{next(self._tokens)}"
+            token = f"{one.row.id}.{next(self._tokens)}"
             try:
                 exchange, routing_key, properties, body = seal(one.row)
             except Exception as error:  # noqa: BLE001 - one bad row must not stop the others

@@ -6,7 +6,7 @@ The headers stay the bytes they arrived as; they are decoded for reading only, a
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from struct import Struct
 from typing import Any
@@ -138,12 +138,12 @@ def encode_properties(**values: Any) -> bytes:
 
     Raises WireError naming the property that cannot be carried.
     """
-    flags, pieces = 0, [b""]
-    for name, flag in _ORDER:
-        value = values.get(name)
+    flags, pieces, get = 0, [b""], values.get
+    for name, flag, encode in _ENCODERS:
+        value = get(name)
         if value is not None:
             flags |= flag
-            pieces.append(_encode_property(name, value))
+            pieces.append(encode(value))
     pieces[0] = _FLAGS.pack(flags)
     return b"".join(pieces)
 
@@ -215,14 +215,16 @@ def _decode_property(name: str, payload: bytes, offset: int) -> tuple[Any, int]:
     return decode_short(payload, offset)
 
 
-def _encode_property(name: str, value: Any) -> bytes:
+def _encoder(name: str) -> Callable[[Any], bytes]:
+    """What encodes a property of that name."""
     if name == "raw_headers":
-        return _LENGTH.pack(len(value)) + bytes(value)
+        return lambda value: _LENGTH.pack(len(value)) + bytes(value)
     if name in _OCTETS:
-        return bytes((_number(name, value, 255),))
+        return lambda value: bytes((_number(name, value, 255),))
     if name == "timestamp":
-        return _UINT64.pack(_number(name, value, 2**64 - 1))
-    return encode_short(value, f"The property {name}")
+        return lambda value: _UINT64.pack(_number(name, value, 2**64 - 1))
+    what = f"The property {name}"
+    return lambda value: encode_short(value, what)
 
 
 def _number(name: str, value: Any, highest: int) -> int:
@@ -233,3 +235,6 @@ def _number(name: str, value: Any, highest: int) -> int:
 
 def _label(name: str) -> str:
     return "headers" if name == "raw_headers" else name
+
+
+_ENCODERS = tuple((name, flag, _encoder(name)) for name, flag in _ORDER)

@@ -119,7 +119,7 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
 
     def _among(self, rows: Iterable[PublishedMessage]) -> Q | Func:
         """That a row is one of these. PostgreSQL takes them as one parameter, an array."""
-        ids = [row.pk for row in rows]
+        ids = [row.id for row in rows]
         if transaction.get_connection(self.db).vendor != "postgresql":
             return Q(id__in=ids)
         options: Any = {"template": "(%(expressions)s))", "arg_joiner": " = ANY("}
