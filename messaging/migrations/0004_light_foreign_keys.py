@@ -9,7 +9,28 @@ class Migration(migrations.Migration):
         ("messaging", "0003_case_sensitive_names"),
     ]
 
+    # The indexes first, so that backwards they go last: MySQL and MariaDB always need one for a foreign key.
     operations = [
+        migrations.AddIndex(
+            model_name="processedmessage",
+            index=models.Index(
+                condition=models.Q(("edited_from__isnull", False)),
+                fields=["edited_from"],
+                name="messaging_inbox_edited_from",
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="publishedmessage",
+            index=models.Index(
+                condition=models.Q(("inbox__isnull", False)), fields=["inbox"], name="messaging_outbox_inbox"
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="publishedmessage",
+            index=models.Index(
+                condition=models.Q(("copy_of__isnull", False)), fields=["copy_of"], name="messaging_outbox_copy_of"
+            ),
+        ),
         migrations.AlterField(
             model_name="processedmessage",
             name="edited_from",
@@ -47,26 +68,6 @@ class Migration(migrations.Migration):
                 related_name="rounds",
                 to="messaging.processedmessage",
                 verbose_name="round of",
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="processedmessage",
-            index=models.Index(
-                condition=models.Q(("edited_from__isnull", False)),
-                fields=["edited_from"],
-                name="messaging_inbox_edited_from",
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="publishedmessage",
-            index=models.Index(
-                condition=models.Q(("inbox__isnull", False)), fields=["inbox"], name="messaging_outbox_inbox"
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="publishedmessage",
-            index=models.Index(
-                condition=models.Q(("copy_of__isnull", False)), fields=["copy_of"], name="messaging_outbox_copy_of"
             ),
         ),
     ]

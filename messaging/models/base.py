@@ -42,7 +42,7 @@ class PolledIndex(models.Index):
 def set_only(foreign_key: str, name: str) -> models.Index:
     """The index of a foreign key that hardly any row has: no entry for each row that has none.
 
-    Where there are no partial indexes (MySQL, MariaDB), a foreign key brings an index of its own.
+    Where there are no partial indexes (MySQL, MariaDB) it has all rows, and stands in for the foreign key's own.
     """
     return models.Index(fields=[foreign_key], name=name, condition=Q(**{f"{foreign_key}__isnull": False}))
 
