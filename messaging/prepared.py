@@ -59,7 +59,8 @@ def rows_of(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) ->
 
     JSON comes as the driver pleases: select it as text.
     """
-    if can_prepare(connection):
+    # Without USE_TZ, only Django's cursors read a moment as its models have it: without its time zone.
+    if connection.timezone is not None and can_prepare(connection):
         with connection.wrap_database_errors, cursor_of(connection) as cursor:
             return list(cursor.execute(sql, params, binary=True).fetchall())
     with connection.cursor() as cursor:

@@ -6,12 +6,14 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from django.db import OperationalError, connection
 from django.db.backends.utils import CursorWrapper
 from django.test.utils import CaptureQueriesContext
+from pytest_django import Settings
 
 from messaging.inserting import PIPELINED
 from messaging.marking import Marker
@@ -89,6 +91,18 @@ def test_what_the_relay_needs_of_a_row_is_read_with_the_lease() -> None:
         assert all(str(row) for row in held)
     assert not queries.captured_queries
     assert first.publish_at == rows.get(pk=first.pk).publish_at  # the rest, when it is asked for
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_a_leased_row_has_the_values_that_the_orm_reads(settings: Settings, use_tz: bool) -> None:
+    settings.USE_TZ = use_tz
+    many(2, headers={"at": datetime(2031, 5, 6, tzinfo=UTC), "n": 1.0})
+    for row in rows.lease("default", "one", 15, 10):
+        stored = rows.values(*LEASED).get(pk=row.pk)
+        found = {name: getattr(row, name) for name in LEASED}
+        assert found == stored
+        assert {name: type(value) for name, value in found.items()} == {n: type(v) for n, v in stored.items()}
 
 
 @pytest.mark.broker
