@@ -109,8 +109,12 @@ class Listener(threading.Thread):
             connection.close()
 
     def _call_out(self) -> None:
-        """Notify from another session, as a publisher would: hearing that is the proof that notifications arrive."""
-        with contextlib.closing(separate(self._database)) as other, other.cursor() as cursor:
+        """Notify from another session, as a publisher would: hearing that is the proof that notifications arrive.
+
+        Where no other session is to be had, the first publisher's will prove it.
+        """
+        separately = contextlib.closing(separate(self._database))
+        with contextlib.suppress(Exception), separately as other, other.cursor() as cursor:
             cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, self._alias])
 
     def _wait(self, selector: selectors.BaseSelector, connection: BaseDatabaseWrapper, raw: Any) -> None:
