@@ -58,8 +58,7 @@ def proven_commit(database: str, what: object, *, mode: str) -> Iterator[None]:
         with transaction_mode(connection, mode), transaction.atomic(using=database, durable=True):
             connection.on_commit(proof)
             yield
-            if is_doomed(connection):
-                raise CommitNotProven(UNPROVEN)
+            refuse_doomed(database)
             if in_test and connection.features.can_defer_constraint_checks:
                 connection.check_constraints()
         if in_test:

@@ -36,8 +36,12 @@ def wake_relays(database: str, settings: conf.AliasSettings) -> None:
         hook = _Told()
         connection._messaging_told = hook  # type: ignore[attr-defined]
         transaction.on_commit(hook, using=database)
+    _notify(connection, settings.alias)
+
+
+def _notify(connection: BaseDatabaseWrapper, alias: str) -> None:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, settings.alias])
+        cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, alias])
 
 
 class _Told:
@@ -114,8 +118,8 @@ class Listener(threading.Thread):
         Where no other session is to be had, the first publisher's will prove it.
         """
         separately = contextlib.closing(separate(self._database))
-        with contextlib.suppress(Exception), separately as other, other.cursor() as cursor:
-            cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, self._alias])
+        with contextlib.suppress(Exception), separately as other:
+            _notify(other, self._alias)
 
     def _wait(self, selector: selectors.BaseSelector, connection: BaseDatabaseWrapper, raw: Any) -> None:
         while True:
