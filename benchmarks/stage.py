@@ -26,7 +26,7 @@ from tools.services import Daemon, stopping_on_signals
 
 LONGEST = 120.0  # seconds that one process may take for its messages
 STANDSTILL = 30.0  # seconds without progress after which nothing more is expected
-LOOK = 0.1  # seconds between two looks at what a process has done
+LOOK = 0.5  # seconds between two looks at what a process has done: each reads a table, on the cores that are measured
 # Commits are durable, as on a server that matters; the tests' servers do without.
 POSTGRESQL = {"fsync": "on", "shared_buffers": "256MB", "max_wal_size": "4GB"}
 
