@@ -23,6 +23,7 @@ from messaging.envelope import Envelope
 from messaging.exceptions import ConfigurationError
 from messaging.killpoints import kill_point
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
+from messaging.models.states import in_state
 from messaging.sealing import compose_round
 from messaging.wake import wake_relays
 
@@ -207,16 +208,15 @@ def cancel_rounds(row: ProcessedMessage) -> int:
     """Discard the outbox rows of earlier rounds that were not sent yet. Returns how many."""
     return (
         PublishedMessage.objects.using(row._state.db)
-        .pending()
-        .filter(inbox=row)
+        .filter(in_state(Out.PENDING), inbox=row)
         .update(state=Out.DISCARDED, discarded_at=Now(), due_at=None, lease_owner="", lease_token=None)
     )
 
 
 def _has_left(row: ProcessedMessage) -> bool:
     """Whether a requeued message was sent: lost at the broker it would wait for ever. Its round fences a late copy."""
-    sent = PublishedMessage.objects.using(row._state.db).pending().filter(inbox=row)
-    return row.state == In.REQUEUED and not sent.exists()
+    waiting = PublishedMessage.objects.using(row._state.db).filter(in_state(Out.PENDING), inbox=row)
+    return row.state == In.REQUEUED and not waiting.exists()
 
 
 def _to_pending(*sources: str) -> Callable[[PublishedMessage, Outcome], bool]:
@@ -232,7 +232,8 @@ def _to_pending(*sources: str) -> Callable[[PublishedMessage, Outcome], bool]:
 
 
 def _change(row: PublishedMessage, outcome: Outcome, **changes: Any) -> bool:
-    if PublishedMessage.objects.using(row._state.db).filter(pk=row.pk, state=row.state).update(**changes) != 1:
+    found = PublishedMessage.objects.using(row._state.db).filter(in_state(row.state), pk=row.pk)
+    if found.update(**changes) != 1:
         return _changed_meanwhile(row, outcome)
     row.state = changes["state"]
     return True

@@ -12,6 +12,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from messaging import conf
 from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models.states import in_state
 
 BATCH = 1000
 
@@ -78,7 +79,7 @@ def _ended(rows: QuerySet[Any], column: str, days: float) -> QuerySet[Any]:
 
 def _closed(rows: QuerySet[ProcessedMessage], database: str) -> QuerySet[ProcessedMessage]:
     """Without the memory that a message still on its way would need in order not to run twice."""
-    outbox = PublishedMessage.objects.using(database).filter(alias=OuterRef("alias"), state__in=OPEN)
+    outbox = PublishedMessage.objects.using(database).filter(in_state(*OPEN), alias=OuterRef("alias"))
     return rows.exclude(Exists(outbox.filter(Q(inbox=OuterRef("pk"))))).exclude(
         ~Q(message_id="") & Exists(outbox.filter(message_id=OuterRef("message_id")))
     )

@@ -12,6 +12,7 @@ from django.db import models, transaction
 from django.db.models import BooleanField, F, Func, Q, Value
 
 from messaging.clock import Now
+from messaging.models.states import in_state
 from messaging.prepared import rows_of
 from messaging.texts import storable
 
@@ -84,7 +85,7 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
         changes = {"state": failed, "due_at": None, "error": error, "attempts": F("attempts") + 1}
         with transaction.atomic(using=self.db):
             if self._change_held(rows, lease_owner="", lease_token=None, **changes) < len(rows):
-                ids = set(self.filter(self._among(rows), state=failed).values_list("pk", flat=True))
+                ids = set(self.filter(in_state(failed), self._among(rows)).values_list("pk", flat=True))
                 rows = [row for row in rows if row.pk in ids]
             for row in rows:
                 row.state, row.error = failed, error
@@ -94,18 +95,14 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
     def mark_published(self, rows: Iterable[PublishedMessage]) -> int:
         """The broker has confirmed them: published, whoever holds the lease now and whatever was said since."""
         published = self.model.State.PUBLISHED
-        return (
-            self.filter(self._among(rows))
-            .exclude(state=published)
-            .update(
-                state=published,
-                published_at=Now(),
-                due_at=None,
-                lease_owner="",
-                lease_token=None,
-                attempts=F("attempts") + 1,
-                error="",
-            )
+        return self.filter(~Q(in_state(published)), self._among(rows)).update(
+            state=published,
+            published_at=Now(),
+            due_at=None,
+            lease_owner="",
+            lease_token=None,
+            attempts=F("attempts") + 1,
+            error="",
         )
 
     def _change_held(self, rows: Iterable[PublishedMessage], **changes: Any) -> int:
@@ -113,7 +110,7 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
         for row in rows:
             by_token.setdefault(row.lease_token, []).append(row)
         return sum(
-            self.pending().filter(self._among(held), lease_token=token).update(**changes)
+            self.filter(in_state(self.model.State.PENDING), self._among(held), lease_token=token).update(**changes)
             for token, held in by_token.items()
         )
 

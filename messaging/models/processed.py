@@ -13,6 +13,7 @@ from django.utils.translation import gettext_lazy as _
 from messaging.clock import Now
 from messaging.envelope import Envelope
 from messaging.models.base import PolledIndex, StoredMessage, set_only
+from messaging.models.states import in_state
 
 
 class ProcessedMessageQuerySet(models.QuerySet["ProcessedMessage"]):
@@ -130,7 +131,7 @@ class ProcessedMessage(StoredMessage):
 
         Returns whether this caller won. The instance takes the plain values of a change that was made.
         """
-        rows = type(self).objects.using(self._state.db).filter(pk=self.pk, state__in=sources, round=round)
+        rows = type(self).objects.using(self._state.db).filter(in_state(*sources), pk=self.pk, round=round)
         if token is not None:
             rows = rows.filter(lease_token=token)
         if next_round is not None:

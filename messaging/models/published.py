@@ -16,6 +16,7 @@ from messaging.ids import new_id
 from messaging.models.base import PolledIndex, StoredMessage, set_only
 from messaging.models.outbox import OWNER_LENGTH, PublishedMessageQuerySet
 from messaging.models.processed import ProcessedMessage
+from messaging.models.states import in_state
 
 
 class PublishedMessage(StoredMessage):
@@ -106,7 +107,7 @@ class PublishedMessage(StoredMessage):
         if self.inbox_id is None:
             return
         waiting = ProcessedMessage.objects.using(self._state.db).filter(
-            id=self.inbox_id, state__in=ProcessedMessage.AWAITING, round=self.round
+            in_state(*ProcessedMessage.AWAITING), id=self.inbox_id, round=self.round
         )
         failed = {"state": ProcessedMessage.State.FAILED, "failed_at": Now(), "retry_at": None}
         waiting.update(**failed, error=f"It could not be sent to its queue again. {self.error}")
