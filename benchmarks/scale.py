@@ -35,13 +35,12 @@ STEP = 10  # days from the rows of one pruning to those of the next
 OLDEST = STEP * (ROUNDS * PRUNINGS + 1)  # days: the age of what the first pruning finds
 OLD = ROUNDS * PRUNINGS * EXPIRED
 MOST = 1.2  # that a step may cost in the large tables, times what it costs in the small ones
-# Nearly all have ended well within the last ten days; before them stand the rows of each pruning, from `OLDEST`
-# to 20 days old. Of a thousand one has failed, one waits for its time, and one was laid aside.
-AGE = f"""now() - CASE WHEN n <= {OLD} THEN interval '1 day' * ({OLDEST} - {STEP} * ((n - 1) / {EXPIRED}))
-    ELSE interval '10 days' * (1 - n::float / %(rows)s) END"""
-STATE = f"CASE WHEN n <= {OLD} THEN 3 ELSE n %% 1000 END"
-FILL = (
-    f"""
+# All have ended well within the last ten days but for the rows of each pruning, which are from `OLDEST` to 20 days old.
+ENDED = f"""now() - CASE WHEN n <= {OLD} THEN interval '1 day' * ({OLDEST} - {STEP} * ((n - 1) / {EXPIRED}))
+    ELSE interval '10 days' * (1 - n::float / %(rows)s) END AS at, 3 AS kind"""
+# One in a hundred comes after the statistics were gathered, as in an outage: failed, waiting for its time, laid aside.
+BACKLOG, SHARE = "now() AS at, n %% 3 AS kind", 100
+OUTBOX = """
     INSERT INTO messaging_publishedmessage (alias, message_id, queue, exchange, routing_key, type, content_type,
         correlation_id, causation_id, reply_to, headers, body, body_encoding, round, attempts, error, created_at,
         state, mandatory, publish_at, due_at, published_at, discarded_at, lease_owner)
@@ -50,9 +49,9 @@ FILL = (
         CASE kind WHEN 0 THEN 'failed' WHEN 1 THEN 'pending' WHEN 2 THEN 'discarded' ELSE 'published' END, true, at,
         CASE kind WHEN 1 THEN now() + interval '1 day' END, CASE WHEN kind > 2 THEN at END,
         CASE kind WHEN 2 THEN at END, ''
-    FROM generate_series(1, %(rows)s) AS n, LATERAL (SELECT {AGE} AS at, {STATE} AS kind) AS facts
-    """,
-    f"""
+    FROM generate_series(1, %(rows)s) AS n, LATERAL (SELECT {facts}) AS facts
+"""
+INBOX = """
     INSERT INTO messaging_processedmessage (alias, message_id, queue, exchange, routing_key, type, content_type,
         correlation_id, causation_id, reply_to, headers, body, body_encoding, round, attempts, error, created_at,
         received_at, processed_at, failed_at, retry_at, discarded_at, state, key, digest, handler, worker,
@@ -62,11 +61,9 @@ FILL = (
         CASE kind WHEN 1 THEN now() + interval '1 day' END, CASE kind WHEN 2 THEN at END,
         CASE kind WHEN 0 THEN 'failed' WHEN 1 THEN 'retrying' WHEN 2 THEN 'discarded' ELSE 'processed' END,
         gen_random_uuid(), gen_random_uuid(), 'h', 'w', '', CASE WHEN kind < 2 THEN 'f' ELSE '' END
-    FROM generate_series(1, %(rows)s) AS n, LATERAL (SELECT {AGE} AS at, {STATE} AS kind) AS facts
-    """,
-    "VACUUM ANALYZE messaging_publishedmessage",
-    "VACUUM ANALYZE messaging_processedmessage",
-)
+    FROM generate_series(1, %(rows)s) AS n, LATERAL (SELECT {facts}) AS facts
+"""
+STATISTICS = "VACUUM ANALYZE messaging_publishedmessage, messaging_processedmessage"
 
 
 # How often a table was read as a whole since the server started, known once those who read it have ended.
@@ -119,8 +116,11 @@ def filled(stage: Stage, name: str, rows: int) -> Iterator[psycopg.Connection]:
         connection.execute(f"CREATE DATABASE {name}".encode())
     stage.manage("migrate", "--verbosity=0", env=stage.environment(DATABASE_URL=stage.postgresql.dsn_of(name)))
     with psycopg.connect(stage.postgresql.dsn_of(name), autocommit=True) as connection:
-        for statement in FILL:
-            connection.execute(statement.encode(), {"rows": rows} if "%(rows)s" in statement else None)
+        for facts, count in ((ENDED, rows), (BACKLOG, rows // SHARE)):
+            for table in (OUTBOX, INBOX):
+                connection.execute(table.format(facts=facts).encode(), {"rows": count})
+            if facts == ENDED:
+                connection.execute(STATISTICS)
         print(f"{rows:,} rows in each table ({time.monotonic() - began:.0f} s)", flush=True)
         yield connection
 
