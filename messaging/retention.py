@@ -24,7 +24,7 @@ BEGAN: dict[type[models.Model], str] = {PublishedMessage: "created_at", Processe
 
 
 def expired(alias: str, database: str = "default") -> Iterator[tuple[str, QuerySet[Any]]]:
-    """What may be deleted by the alias's `RETENTION`, as pairs of what it is and the rows, by the database's clock."""
+    """What is older than the alias's `RETENTION`, by the database's clock, as pairs of what it is and the rows."""
     days = conf.get(alias).retention
     sent = PublishedMessage.objects.using(database).filter(alias=alias)
     received = ProcessedMessage.objects.using(database).filter(alias=alias)
@@ -33,17 +33,27 @@ def expired(alias: str, database: str = "default") -> Iterator[tuple[str, QueryS
     if days.discarded is not None:
         yield "discarded, outgoing", _ended(sent.filter(state=Out.DISCARDED), "discarded_at", days.discarded)
     if days.processed is not None:
-        done = _ended(received.filter(state=In.PROCESSED), "processed_at", days.processed)
-        yield "processed", _closed(done, database)
+        yield "processed", _ended(received.filter(state=In.PROCESSED), "processed_at", days.processed)
     if days.discarded is not None:
         laid_aside = received.filter(state__in=(In.DISCARDED, In.SUPERSEDED))
-        yield "discarded, incoming", _closed(_ended(laid_aside, "discarded_at", days.discarded), database)
+        yield "discarded, incoming", _ended(laid_aside, "discarded_at", days.discarded)
+
+
+def deletable(rows: QuerySet[Any]) -> QuerySet[Any]:
+    """Expired rows without the memory that a message still on its way would need in order not to run twice."""
+    if rows.model is not ProcessedMessage:
+        return rows
+    outbox = PublishedMessage.objects.using(rows.db).filter(in_state(*OPEN), alias=OuterRef("alias"))
+    return rows.exclude(Exists(outbox.filter(Q(inbox=OuterRef("pk"))))).exclude(
+        ~Q(message_id="") & Exists(outbox.filter(message_id=OuterRef("message_id")))
+    )
 
 
 def prune(rows: QuerySet[Any], batch: int = BATCH) -> int:
-    """Delete rows in transactions of at most `batch`, by primary key. Returns how many went, their attempts aside.
+    """Delete those of the expired rows that are `deletable()`, in transactions of at most `batch`, by primary key.
 
-    It waits for nobody: what another transaction has locked is left for the next time.
+    It waits for nobody: what another transaction has locked is left for the next time. Returns how many went, their
+    attempts aside.
     """
     deleted, last = 0, 0
     while ids := list(rows.filter(pk__gt=last).order_by("pk").values_list("pk", flat=True)[:batch]):
@@ -56,8 +66,8 @@ def _delete(rows: QuerySet[Any], ids: list[int]) -> int:
     model, database = rows.model, rows.db
     features = transaction.get_connection(database).features
     with transaction.atomic(using=database):
-        # The conditions hold once more inside the transaction: an operator may have replayed a row meanwhile.
-        locked = rows.filter(pk__in=ids)
+        # They must have expired once more inside the transaction: an operator may have replayed a row meanwhile.
+        locked = deletable(rows.filter(pk__in=ids))
         if features.has_select_for_update:
             of = ("self",) if features.has_select_for_update_of else ()
             locked = locked.select_for_update(of=of, skip_locked=features.has_select_for_update_skip_locked)
@@ -75,11 +85,3 @@ def _ended(rows: QuerySet[Any], column: str, days: float) -> QuerySet[Any]:
     older = rows.model._base_manager.using(rows.db).filter(**{f"{began}__lt": ago})
     last = older.order_by(f"-{began}", "-pk").values_list("pk", flat=True).first() or 0
     return rows.filter(**{f"{column}__lt": ago}, pk__lte=last)
-
-
-def _closed(rows: QuerySet[ProcessedMessage], database: str) -> QuerySet[ProcessedMessage]:
-    """Without the memory that a message still on its way would need in order not to run twice."""
-    outbox = PublishedMessage.objects.using(database).filter(in_state(*OPEN), alias=OuterRef("alias"))
-    return rows.exclude(Exists(outbox.filter(Q(inbox=OuterRef("pk"))))).exclude(
-        ~Q(message_id="") & Exists(outbox.filter(message_id=OuterRef("message_id")))
-    )

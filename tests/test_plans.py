@@ -214,6 +214,10 @@ def test_no_step_reads_a_backlog_that_is_newer_than_the_statistics(processor: Pr
     failed = ProcessedMessage.objects.filter(pk=retry.inbox_id)
     for act in (operations.discard, operations.restore, operations.requeue):
         assert_apart(partial(act, failed, Operator(name="ann")))
+    ended = ProcessedMessage.objects.filter(state=In.PROCESSED).order_by("pk").values_list("pk", flat=True)[:FEW]
+    expired = retention.deletable(ProcessedMessage.objects.filter(pk__in=list(ended)))
+    for plan in plans_of(lambda: len(expired)).values():
+        assert "messaging_outbox_unsent" not in plan, plan
     last_round = rows.get(inbox=retry.inbox_id, state=Out.PENDING)
     assert_apart(last_round.fail_round)
     for act in (operations.discard_published, operations.restore_published, operations.release):

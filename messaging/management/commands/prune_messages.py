@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from messaging import conf
 from messaging.database_checks import require
 from messaging.exceptions import ConfigurationError
-from messaging.retention import BATCH, expired, prune
+from messaging.retention import BATCH, deletable, expired, prune
 
 
 class Command(BaseCommand):
@@ -39,7 +39,7 @@ class Command(BaseCommand):
 
     def _prune(self, alias: str, database: str, batch: int, dry_run: bool) -> None:
         for what, rows in expired(alias, database):
-            count = rows.count() if dry_run else prune(rows, batch)
+            count = deletable(rows).count() if dry_run else prune(rows, batch)
             self.stdout.write(f"{alias}, {database}: {count} {what} {'would go' if dry_run else 'deleted'}")
 
 
