@@ -210,7 +210,7 @@ class Consumer:
     def _is_due(self, database: str) -> bool:
         """Whether the relay has something to send now, or is sending it; what is scheduled for later does not count."""
         now = Q(due_at__lte=Now()) | Q(lease_token__isnull=False)
-        return PublishedMessage.objects.using(database).pending().filter(now, alias=self._plan.alias).exists()
+        return PublishedMessage.objects.using(database).scheduled(self._plan.alias).filter(now).exists()
 
     def _is_abandoned(self, database: str) -> bool:
         """Whether a dead worker's claim waits to be swept up."""

@@ -178,7 +178,7 @@ class Drain:
         """What is pending comes nearer: the database's clock cannot be moved, its rows can."""
         if seconds > 0:
             for database in self._databases:
-                rows = _rows(database).pending().filter(alias=self._alias, due_at__isnull=False)
+                rows = _rows(database).scheduled(self._alias).order_by()
                 rows.update(due_at=F("due_at") - timedelta(seconds=seconds))
 
 

@@ -40,7 +40,7 @@ def expired(alias: str, database: str = "default") -> Iterator[tuple[str, QueryS
 
 
 def deletable(rows: QuerySet[Any]) -> QuerySet[Any]:
-    """Expired rows without the memory that a message still on its way would need in order not to run twice."""
+    """Those of the expired rows that no message still on its way needs in order not to run twice."""
     if rows.model is not ProcessedMessage:
         return rows
     outbox = PublishedMessage.objects.using(rows.db).filter(in_state(*OPEN), alias=OuterRef("alias"))
@@ -66,7 +66,7 @@ def _delete(rows: QuerySet[Any], ids: list[int]) -> int:
     model, database = rows.model, rows.db
     features = transaction.get_connection(database).features
     with transaction.atomic(using=database):
-        # They must have expired once more inside the transaction: an operator may have replayed a row meanwhile.
+        # Asked again inside the transaction: an operator may have replayed a row meanwhile.
         locked = deletable(rows.filter(pk__in=ids))
         if features.has_select_for_update:
             of = ("self",) if features.has_select_for_update_of else ()

@@ -14,6 +14,7 @@ from messaging.handlers import Handler, registry
 from messaging.inbox import AlreadyRecorded, SetAside, Verdict
 from messaging.ledger import Entry
 from messaging.models import ProcessedMessage
+from messaging.models.states import in_state
 from messaging.texts import storable
 from messaging.wire import Properties
 
@@ -107,7 +108,8 @@ def record_counted(
 def record_spared(entry: Entry, worker: str) -> None:
     """Send a claimed message round again whose process was killed on another one's account: no attempt is counted."""
     rows = ProcessedMessage.objects.using(entry.database).filter(alias=entry.alias, queue=entry.queue)
-    row = rows.filter(key=entry.identity[0], lease_token=entry.token, state=ProcessedMessage.State.PROCESSING).first()
+    claim = in_state(ProcessedMessage.State.PROCESSING)
+    row = rows.filter(claim, key=entry.identity[0], lease_token=entry.token).first()
     if row is None or inbox.comes_again(row, registry.find(entry.alias, entry.queue, row.routing_key)):
         return
     with suppress(AlreadyRecorded, SetAside):

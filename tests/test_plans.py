@@ -39,6 +39,7 @@ TABLES = ("messaging_publishedmessage", "messaging_processedmessage")
 MODELS = (ProcessedMessage, PublishedMessage)
 PARTIAL = {index.name: index.fields for model in MODELS for index in model._meta.indexes if index.condition is not None}
 OLD = Now() - timedelta(days=40)
+LONG = "a" * 100
 
 
 def outgoing(number: int, **values: Any) -> PublishedMessage:
@@ -85,7 +86,9 @@ def overtaken() -> None:
         for table in TABLES:
             cursor.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
             cursor.execute(f"VACUUM ANALYZE {table}")
-    rows.bulk_create([outgoing(n, state=Out.PENDING) for n in range(3 * MANY)])
+    # An index on a long name is higher than others of as many rows, and so seems to be the dearer one.
+    rows.bulk_create([outgoing(n, alias=LONG) for n in range(6 * MANY)])
+    rows.bulk_create([outgoing(n) for n in range(3 * MANY)])
     rows.bulk_create([outgoing(n, state=Out.FAILED) for n in range(MANY)])
     for state in (In.FAILED, In.RETRYING, In.PROCESSING):
         inbox.bulk_create([incoming(n, state=state) for n in range(MANY)])
@@ -136,14 +139,17 @@ def assert_indexed(run: Callable[[], object]) -> None:
 
 
 def backlogs(plan: str) -> list[str]:
-    """The lines of a plan that read a partial index without looking for its first two columns."""
+    """The lines of a plan that read a partial index for neither its first two columns nor its first rows."""
     lines = plan.splitlines()
-    return [
-        line
-        for line, below in zip(lines, [*lines[1:], ""], strict=True)
-        for name in PARTIAL.keys() & set(line.split())
-        if "Index Cond" not in below or not all(re.search(rf"\b{field}(_id)?\b", below) for field in PARTIAL[name][:2])
-    ]
+    found = []
+    for above, line, below in zip(["", *lines[:-1]], lines, [*lines[1:], ""], strict=True):
+        for name in PARTIAL.keys() & set(line.split()):
+            looked_for = "Index Cond" in below and all(
+                re.search(rf"\b{field}(_id)?\b", below) for field in PARTIAL[name][:2]
+            )
+            if not looked_for and "Limit" not in above:
+                found.append(line)
+    return found
 
 
 def assert_apart(run: Callable[[], object]) -> None:
@@ -201,7 +207,9 @@ def test_no_step_reads_a_backlog_that_is_newer_than_the_statistics(processor: Pr
         assert rows.mark_published(held[6:]) == MANY - 6
 
     assert_apart(relay)
-    [one] = plans_of(lambda: rows.pending().filter(pk=held[0].pk).count()).values()
+    assert_apart(lambda: rows.wait(LONG))
+    assert_apart(lambda: rows.lease(LONG, "one", 15, MANY))
+    [one] = plans_of(lambda: rows.exclude(state=Out.PUBLISHED).filter(pk=held[0].pk).count()).values()
     assert backlogs(one), "an index that is read as a whole is noticed"
     delivery = arrived("fail")
     assert_apart(lambda: processor.process(delivery, nothing))

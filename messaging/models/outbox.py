@@ -35,17 +35,21 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
         """Rows that are to be sent, now or later."""
         return self.filter(state=self.model.State.PENDING)
 
+    def scheduled(self, alias: str) -> Self:
+        """Pending rows of an alias, the next first. They are found by `due_at`, which no others have."""
+        others = set(self.model.State) - {self.model.State.PENDING}
+        return self.filter(~Q(in_state(*sorted(others))), alias=alias, due_at__isnull=False).order_by("due_at", "id")
+
     def due(self, alias: str) -> Self:
         """Pending rows of an alias whose time has come and that no relay holds, oldest first."""
-        return self.pending().filter(alias=alias, due_at__lte=Now()).order_by("due_at", "id")
+        return self.scheduled(alias).filter(due_at__lte=Now())
 
     def wait(self, alias: str) -> float | None:
         """Seconds until the next pending row of an alias can be taken, 0 when one can be now; None without any.
 
         By the database's clock; one look into the polled index.
         """
-        rows = self.pending().filter(alias=alias, due_at__isnull=False).order_by("due_at")
-        found = rows.annotate(now=Now()).values_list("due_at", "now")[:1]
+        found = self.scheduled(alias).annotate(now=Now()).values_list("due_at", "now")[:1]
         return next((max(0.0, (due - now).total_seconds()) for due, now in found if due is not None), None)
 
     def lease(self, alias: str, owner: str, seconds: float, limit: int) -> list[PublishedMessage]:

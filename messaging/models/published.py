@@ -75,7 +75,9 @@ class PublishedMessage(StoredMessage):
             ("view_payload_publishedmessage", _("Can see the payload of outgoing messages")),
         ]
         indexes = [
-            PolledIndex(fields=["alias", "due_at", "id"], name="messaging_outbox_due", condition=Q(state="pending")),
+            PolledIndex(
+                fields=["alias", "due_at", "id"], name="messaging_outbox_due", condition=Q(due_at__isnull=False)
+            ),
             models.Index(fields=["message_id"], name="messaging_outbox_message_id"),
             PolledIndex(fields=["state", "id"], name="messaging_outbox_unsent", condition=~Q(state="published")),
             models.Index(fields=["created_at"], name="messaging_outbox_created"),

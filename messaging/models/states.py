@@ -13,9 +13,9 @@ from django.db.models.sql.compiler import SQLCompiler
 def in_state(*states: str) -> In:
     """That a row is in one of these states, for statements that find it by something else: its id, its inbox row.
 
-    PostgreSQL learns of a backlog when it next analyzes the table, after a tenth of it has changed. Until then an index
-    of the pending rows alone seems to hold none, and so to be the cheapest way to one whose id is given: each
-    statement would read the whole backlog. No index follows from this condition.
+    PostgreSQL learns of a backlog when it next analyzes the table, by default after a tenth of it has changed. Until
+    then an index of unsent rows alone seems to hold none, and so to be the cheapest way to one whose id is given: each
+    statement would read the whole backlog. This condition implies that of no partial index, so none is considered.
     """
     return In(_Unindexed(F("state"), output_field=CharField()), list(states))
 
