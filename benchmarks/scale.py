@@ -63,7 +63,6 @@ INBOX = """
         gen_random_uuid(), gen_random_uuid(), 'h', 'w', '', CASE WHEN kind < 2 THEN 'f' ELSE '' END
     FROM generate_series(1, %(rows)s) AS n, LATERAL (SELECT {facts}) AS facts
 """
-STATISTICS = "VACUUM ANALYZE messaging_publishedmessage, messaging_processedmessage"
 
 
 # How often a table was read as a whole since the server started, known once those who read it have ended.
@@ -116,13 +115,17 @@ def filled(stage: Stage, name: str, rows: int) -> Iterator[psycopg.Connection]:
         connection.execute(f"CREATE DATABASE {name}".encode())
     stage.manage("migrate", "--verbosity=0", env=stage.environment(DATABASE_URL=stage.postgresql.dsn_of(name)))
     with psycopg.connect(stage.postgresql.dsn_of(name), autocommit=True) as connection:
-        for facts, count in ((ENDED, rows), (BACKLOG, rows // SHARE)):
-            for table in (OUTBOX, INBOX):
-                connection.execute(table.format(facts=facts).encode(), {"rows": count})
-            if facts == ENDED:
-                connection.execute(STATISTICS)
+        fill(connection, ENDED, rows)
+        connection.execute("VACUUM ANALYZE messaging_publishedmessage, messaging_processedmessage")
+        fill(connection, BACKLOG, rows // SHARE)
         print(f"{rows:,} rows in each table ({time.monotonic() - began:.0f} s)", flush=True)
         yield connection
+
+
+def fill(connection: psycopg.Connection, facts: str, rows: int) -> None:
+    """Add so many rows of these facts to outbox and inbox."""
+    for statement in (OUTBOX, INBOX):
+        connection.execute(statement.format(facts=facts).encode(), {"rows": rows})
 
 
 def quarter_of_memory() -> str:

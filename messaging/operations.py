@@ -206,17 +206,18 @@ def set_paused(
 
 def cancel_rounds(row: ProcessedMessage) -> int:
     """Discard the outbox rows of earlier rounds that were not sent yet. Returns how many."""
-    return (
-        PublishedMessage.objects.using(row._state.db)
-        .filter(in_state(Out.PENDING), inbox=row)
-        .update(state=Out.DISCARDED, discarded_at=Now(), due_at=None, lease_owner="", lease_token=None)
+    return _unsent_rounds(row).update(
+        state=Out.DISCARDED, discarded_at=Now(), due_at=None, lease_owner="", lease_token=None
     )
 
 
 def _has_left(row: ProcessedMessage) -> bool:
     """Whether a requeued message was sent: lost at the broker it would wait for ever. Its round fences a late copy."""
-    waiting = PublishedMessage.objects.using(row._state.db).filter(in_state(Out.PENDING), inbox=row)
-    return row.state == In.REQUEUED and not waiting.exists()
+    return row.state == In.REQUEUED and not _unsent_rounds(row).exists()
+
+
+def _unsent_rounds(row: ProcessedMessage) -> QuerySet[PublishedMessage]:
+    return PublishedMessage.objects.using(row._state.db).filter(in_state(Out.PENDING), inbox=row)
 
 
 def _to_pending(*sources: str) -> Callable[[PublishedMessage, Outcome], bool]:

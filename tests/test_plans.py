@@ -131,11 +131,11 @@ def scans(plan: str) -> list[str]:
     return [line for line in plan.splitlines() if whole in line and not PARTIAL.keys() & set(line.split())]
 
 
-def assert_indexed(run: Callable[[], object]) -> None:
+def assert_indexed(run: Callable[[], object], unwanted: Callable[[str], list[str]] = scans) -> None:
     plans = plans_of(run)
     assert plans
     for sql, plan in plans.items():
-        assert not scans(plan), f"{sql}\n{plan}"
+        assert not unwanted(plan), f"{sql}\n{plan}"
 
 
 def backlogs(plan: str) -> list[str]:
@@ -153,10 +153,7 @@ def backlogs(plan: str) -> list[str]:
 
 
 def assert_apart(run: Callable[[], object]) -> None:
-    plans = plans_of(run)
-    assert plans
-    for sql, plan in plans.items():
-        assert not scans(plan) + backlogs(plan), f"{sql}\n{plan}"
+    assert_indexed(run, lambda plan: scans(plan) + backlogs(plan))
 
 
 def nothing() -> None:

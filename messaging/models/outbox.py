@@ -37,6 +37,8 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
 
     def scheduled(self, alias: str) -> Self:
         """Pending rows of an alias, the next first. They are found by `due_at`, which no others have."""
+        # Said by the other states: PostgreSQL has no statistics of such a condition. It guesses that one row in 200 is
+        # in a given state, and might not trust the index to find enough that are.
         others = set(self.model.State) - {self.model.State.PENDING}
         return self.filter(~Q(in_state(*sorted(others))), alias=alias, due_at__isnull=False).order_by("due_at", "id")
 
