@@ -14,6 +14,7 @@ from tests import admin_rows
 
 pytestmark = pytest.mark.django_db(transaction=True)
 TABLES = (PublishedMessage, ProcessedMessage)
+SINCE_0006 = {"epoch", "at_broker", "started_at", "interrupted", "derivation"}  # columns that are not there before
 FOREIGN_KEYS = {"inbox_id", "copy_of_id", "edited_from_id"}
 
 
@@ -28,7 +29,11 @@ def migrated() -> Iterator[None]:
 
 
 def content() -> list[Any]:
-    return [list(model._base_manager.order_by("pk").values()) for model in TABLES]
+    found = []
+    for model in TABLES:
+        names = [field.attname for field in model._meta.concrete_fields if field.name not in SINCE_0006]
+        found.append(list(model._base_manager.order_by("pk").values(*names)))
+    return found
 
 
 def indexed() -> set[str]:
@@ -48,7 +53,7 @@ def test_the_foreign_keys_keep_their_values_and_an_index_back_and_forth() -> Non
     first = admin_rows.outgoing(inbox=failed)
     admin_rows.outgoing(copy_of=first)
     before = content()
-    for name in ("0003", "0004", "0005", "0003", "0005"):
+    for name in ("0003", "0004", "0005", "0003", "0006", "0005", "0006"):
         migrate(name)
         assert content() == before
         assert indexed() == FOREIGN_KEYS

@@ -40,6 +40,13 @@ class ProcessedMessage(StoredMessage):
     `round` is its present life in the queue; a delivery of a lower round is an old copy. `attempts` counts started
     attempts since an operator last requeued it. `lease_token` with `leased_until` is a claim by a running worker; a
     `processing` row without a token is a crash that has been counted and waits for its next delivery.
+
+    Of a claim: `at_broker` says whether the broker keeps the delivery until the outcome is recorded, so that it comes
+    again; None where the release before made the claim, which wrote none of these. `started_at` is when its handler
+    began; None where it has not. `interrupted` says that its process was asked to stop meanwhile.
+
+    `derivation` is how the ids of what its handler publishes outside a transaction are made, so that a rerun makes the
+    same ones: None for a message that the release before recorded first.
     """
 
     class State(models.TextChoices):
@@ -67,6 +74,10 @@ class ProcessedMessage(StoredMessage):
     retry_at = models.DateTimeField(_("next attempt"), null=True, editable=False)
     lease_token = models.UUIDField(null=True, editable=False)
     leased_until = models.DateTimeField(_("leased until"), null=True, editable=False)
+    at_broker = models.BooleanField(null=True, editable=False)
+    started_at = models.DateTimeField(_("started"), null=True, editable=False)
+    interrupted = models.BooleanField(null=True, editable=False)
+    derivation = models.PositiveSmallIntegerField(null=True, editable=False)
     edited_from = models.ForeignKey(
         "self",
         verbose_name=_("edited from"),
@@ -154,7 +165,10 @@ class ProcessedMessage(StoredMessage):
 
 
 class Attempt(models.Model):
-    """A failed or crashed attempt. The success path writes the inbox row alone."""
+    """A failed or crashed attempt. The success path writes the inbox row alone.
+
+    `run` identifies what ran, so that a crash that is reported twice counts once.
+    """
 
     message = models.ForeignKey(
         ProcessedMessage, verbose_name=_("message"), on_delete=models.CASCADE, related_name="attempt_set"
@@ -168,6 +182,7 @@ class Attempt(models.Model):
     exception_type = models.CharField(_("exception"), max_length=255, blank=True)
     exception_message = models.TextField(_("message"), blank=True)
     traceback = models.TextField(_("traceback"), blank=True)
+    run = models.UUIDField(null=True, editable=False)
 
     class Meta:
         app_label = "messaging"
@@ -177,6 +192,7 @@ class Attempt(models.Model):
         ordering = ["id"]
         constraints = [
             models.UniqueConstraint(fields=["message", "round", "number"], name="messaging_attempt_once"),
+            models.UniqueConstraint(fields=["message", "run"], name="messaging_attempt_run"),
         ]
 
     def __str__(self) -> str:

@@ -23,7 +23,8 @@ class PublishedMessage(StoredMessage):
     """A message on its way out.
 
     `publish_at` is when it is to be sent; `due_at` is when a relay may next take it: `publish_at` at first, then the
-    end of a lease or of a backoff, and NULL once it is not pending, which keeps the polled index small.
+    end of a lease or of a backoff, and NULL once it is not pending, which keeps the polled index small. `epoch` counts
+    how often an operator had it sent anew: the confirm of an earlier sending says nothing about a later one.
     """
 
     class State(models.TextChoices):
@@ -42,6 +43,7 @@ class PublishedMessage(StoredMessage):
     published_at = models.DateTimeField(_("published"), null=True, editable=False)
     lease_owner = models.CharField(max_length=OWNER_LENGTH, blank=True, editable=False)
     lease_token = models.UUIDField(null=True, editable=False)
+    epoch = models.PositiveIntegerField(db_default=0, editable=False)
     inbox = models.ForeignKey(
         "messaging.ProcessedMessage",
         verbose_name=_("round of"),
