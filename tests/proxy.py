@@ -112,13 +112,13 @@ class Proxy:
         try:
             if self.refuses:
                 raise ConnectionRefusedError
-            server = socket.create_connection(self._target, timeout=5)
+            server = socket.create_connection(self._target, timeout=60)
         except OSError:
             client.close()
             return
         for sock in (client, server):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.settimeout(5)
+            sock.settimeout(60)
         with self._lock:
             self._pipes += [_Pipe(client, server, downstream=False), _Pipe(server, client, downstream=True)]
 

@@ -170,7 +170,7 @@ def test_first_signal_finishes_and_hands_back(make_site: Callable[..., Site]) ->
     wait_until(lambda: ready(site, "work") == 3, what="the unstarted ones at the broker")
     assert running.returncode is None
     (site.folder / "go").touch()
-    assert running.wait(20) == 0
+    assert running.wait() == 0
     assert site.states() == {"processed": 1}
     assert "Traceback" not in running.output
     process_the_rest(site, 4)
@@ -188,14 +188,14 @@ def process_the_rest(site: Site, count: int) -> None:
 
 @pytest.mark.mode(33)
 def test_second_signal_ends_now_and_loses_nothing(make_site: Callable[..., Site]) -> None:
-    site = make_site()
+    site = make_site(options={"STOP_TIMEOUT": 600})
     running = consume(site, "work")
     publish(site, ("work.a", {"do": "wait"}))
     started(site, "wait")
     running.signal(signal.SIGTERM)
     running.wait_for_output("Stopping: what runs may finish")
     running.signal(signal.SIGTERM)
-    assert running.wait(3) == 1
+    assert running.wait() == 1
     wait_until(lambda: ready(site, "work") == 1, what="the message at the broker")
     process_the_rest(site, 1)
 
@@ -206,7 +206,7 @@ def test_the_stop_timeout_ends_what_does_not_finish(make_site: Callable[..., Sit
     running = consume(site, "work")
     publish(site, ("work.a", {"do": "wait"}))
     started(site, "wait")
-    assert running.stop(10) == 1
+    assert running.stop() == 1
     wait_until(lambda: ready(site, "work") == 1, what="the message at the broker")
 
 
@@ -219,8 +219,8 @@ def test_a_killed_supervisor_takes_its_children_along(make_site: Callable[..., S
     children = children_of(running.pid)
     assert len(children) == 2
     running.kill_process()
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), deadline=2, what="their end")
-    wait_until(lambda: ready(site, "work") == 1, deadline=5, what="the message at the broker")
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), what="their end")
+    wait_until(lambda: ready(site, "work") == 1, what="the message at the broker")
 
 
 @pytest.mark.parametrize(
@@ -573,11 +573,11 @@ def test_set_aside_comes_again_later_and_first(backlog: Backlog) -> None:
     backlog.put(aside)
     job = backlog.take()
     assert job is not None
+    before = time.monotonic()
     backlog.put_back(job.items, 0.1)
     backlog.done(job)
-    before = time.monotonic()
     assert take(backlog) == [aside]
-    assert time.monotonic() - before >= 0.09
+    assert time.monotonic() - before >= 0.1
     backlog.put(later)
     assert take(backlog) == [later]
 
@@ -645,5 +645,5 @@ def test_who_finds_nothing_to_take_says_so() -> None:
     assert len(take(backlog)) == 1
     assert not idle.is_set()
     try_to_take(backlog)
-    assert idle.wait(10)
+    assert idle.wait(60)
     backlog.close()

@@ -248,4 +248,4 @@ def test_notify_wakes_a_relay_long_before_its_next_look(desk: Desk, settings: Se
         # It notifies itself, so that it knows whether notifications arrive before anybody has published.
         wait_until(lambda: relays[0]._listeners["default"].has_heard, what="a notification heard")
         row = publish("work", "1", queue="work")
-        wait_until(state_is(row, Out.PUBLISHED), deadline=5, what="the row published")
+        wait_until(state_is(row, Out.PUBLISHED), what="the row published")

@@ -136,18 +136,18 @@ def test_first_signal_lets_every_child_finish(supervise: Callable[..., Supervise
     supervised.wait_for("up")
     supervised.wait_for("up", index=1)
     os.killpg(supervised.process.pid, number)  # the whole group, as a terminal does
-    assert supervised.process.wait(10) == 0
+    assert supervised.process.wait(60) == 0
     assert "Traceback" not in supervised.output()
 
 
 def test_second_signal_ends_it_now(supervise: Callable[..., Supervised]) -> None:
-    supervised = supervise(DEAF, "--stop-timeout=60")
+    supervised = supervise(DEAF, "--stop-timeout=600")
     (pid,) = supervised.wait_for("up")
     supervised.process.send_signal(signal.SIGTERM)
     supervised.wait_for("asked")
     assert supervised.process.poll() is None
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(5) == 1
+    assert supervised.process.wait(60) == 1
     assert not is_alive(pid)
 
 
@@ -160,16 +160,17 @@ def test_a_terminals_and_a_launchers_signal_are_one_wish(supervise: Callable[...
         """
     )
     supervised.wait_for("up")
-    supervised.process.send_signal(signal.SIGINT)
-    supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(10) == 0
+    # Both wait for it: however slow this machine is, they reach it together.
+    for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+        supervised.process.send_signal(number)
+    assert supervised.process.wait(60) == 0
 
 
 def test_the_deadline_ends_what_does_not_finish(supervise: Callable[..., Supervised]) -> None:
     supervised = supervise(DEAF, "--stop-timeout=0.5")
     (pid,) = supervised.wait_for("up")
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(10) == 1
+    assert supervised.process.wait(60) == 1
     assert not is_alive(pid)
 
 
@@ -177,7 +178,7 @@ def test_children_end_with_a_killed_supervisor(supervise: Callable[..., Supervis
     supervised = supervise(OBEDIENT, "--processes=2")
     pids = supervised.wait_for("up") + supervised.wait_for("up", index=1)
     supervised.process.kill()
-    wait_until(lambda: not any(map(is_alive, pids)), deadline=2, what="the end of the children")
+    wait_until(lambda: not any(map(is_alive, pids)), what="the end of the children")
 
 
 def test_a_dead_child_is_replaced_and_its_work_reported(supervise: Callable[..., Supervised]) -> None:
@@ -200,7 +201,7 @@ def test_a_dead_child_is_replaced_and_its_work_reported(supervise: Callable[...,
         "The process that ran it was killed by signal 9 (SIGKILL).",
     )
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(10) == 0
+    assert supervised.process.wait(60) == 0
 
 
 def test_a_crash_is_reported_until_it_is_recorded(supervise: Callable[..., Supervised]) -> None:
@@ -233,7 +234,7 @@ def test_only_the_overdue_handler_is_blamed(supervise: Callable[..., Supervised]
         if died_before():
             obey()
         slow, innocent, claimed = entry(key="slow", timeout=0.5), entry(), entry(key="claimed", token="t")
-        with ledger.slot(0).running(slow), ledger.slot(1).running(innocent), ledger.slot(2).running(claimed):
+        with ledger.slot(1).running(innocent), ledger.slot(2).running(claimed), ledger.slot(0).running(slow):
             time.sleep(600)
         """,
         "--slots=3",
@@ -249,13 +250,23 @@ def test_only_the_overdue_handler_is_blamed(supervise: Callable[..., Supervised]
 def test_recording_the_end_of_a_handler_is_not_part_of_its_time(supervise: Callable[..., Supervised]) -> None:
     supervised = supervise(
         """
-        with ledger.slot(0).running(entry(timeout=1)) as lift:
+        limited = entry(timeout=2)
+        if role["index"]:  # its limit ends later: when it is replaced, the supervisor has looked at both
+            if died_before():
+                obey()
+            while not list(folder.glob("lifted.*")):
+                time.sleep(0.02)
+            with ledger.slot(0).running(limited):
+                time.sleep(600)
+        with ledger.slot(0).running(limited) as lift:
             lift()
-            note("waiting")
-            time.sleep(2)  # the supervisor has to look while it lasts
+            note("lifted")
+            while len(list(folder.glob("up.1.*"))) < 2:
+                time.sleep(0.02)
             note("recorded")
         obey()
-        """
+        """,
+        "--processes=2",
     )
     supervised.wait_for("recorded")
     assert len(supervised.notes("up")) == 1
@@ -298,7 +309,7 @@ def test_a_process_that_cannot_be_started_is_tried_again(supervise: Callable[...
     python.symlink_to(sys.executable)
     supervised.wait_for("up")
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(10) == 0
+    assert supervised.process.wait(60) == 0
 
 
 def test_deaths_in_a_row_slow_down(supervise: Callable[..., Supervised]) -> None:
@@ -308,18 +319,18 @@ def test_deaths_in_a_row_slow_down(supervise: Callable[..., Supervised]) -> None
     assert pauses[0] < 0.3
     assert pauses[2] > pauses[0]
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(10) == 0
+    assert supervised.process.wait(60) == 0
 
 
 def test_a_configuration_error_ends_everything(supervise: Callable[..., Supervised]) -> None:
     supervised = supervise("sys.exit(78) if role['index'] else obey()", "--processes=2")
-    assert supervised.process.wait(20) == 1
+    assert supervised.process.wait(60) == 1
     assert len(supervised.notes("up", 1)) == 1
 
 
 def test_ends_when_every_child_is_done(supervise: Callable[..., Supervised]) -> None:
     supervised = supervise("report(finished=True)", "--processes=2")
-    assert supervised.process.wait(20) == 0
+    assert supervised.process.wait(60) == 0
     assert (len(supervised.notes("up")), len(supervised.notes("up", 1))) == (1, 1)
 
 
@@ -364,12 +375,13 @@ def test_a_changed_file_restarts_the_children(supervise: Callable[..., Supervise
     supervised = supervise(f"report(files=[{str(source)!r}]); note('reported'); obey()", "--reload")
     supervised.wait_for("reported")
     time_before = source.stat().st_mtime_ns
-    deadline = time.monotonic() + 20
-    while len(supervised.notes("up")) < 2 and time.monotonic() < deadline:
+
+    def is_replaced() -> bool:
         source.write_text("2")  # again and again: the supervisor may not have taken its first look yet
         os.utime(source, ns=(time_before, max(time.time_ns(), time_before + 1)))
-        time.sleep(0.2)
-    supervised.wait_for("up", 2, deadline=1)
+        return len(supervised.notes("up")) >= 2
+
+    wait_until(is_replaced, interval=0.2, what="another child")
     assert "handlers.py changed" in supervised.output()
 
 

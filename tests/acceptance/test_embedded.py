@@ -54,7 +54,7 @@ def test_a_killed_consumers_messages_go_to_another_at_once(site: SiteFactory, ev
     (made.folder / "hold").unlink()
     consumer = made.start("consume")
     # Long before the lease of ten minutes ends: the process is known to be gone.
-    wait_until(lambda: made.states() == {"processed": 5}, deadline=30)
+    wait_until(lambda: made.states() == {"processed": 5}, deadline=60)
     assert effects(made) == (5, 5)
     assert consumer.stop() == 0
 
@@ -129,6 +129,6 @@ def test_a_consumer_does_not_starve_where_the_site_uses_djangos_connection_pool(
     consumer = made.start("consume", env={"DJANGO_SETTINGS_MODULE": "pooled"})
     consumer.wait_for_output("Connected")
     made.shell(PUBLISH.format(5))
-    wait_until(lambda: made.states() == {"processed": 5}, deadline=20)
+    wait_until(lambda: made.states() == {"processed": 5}, deadline=60)
     assert consumer.stop() == 0
     assert "couldn't get a connection" not in consumer.output

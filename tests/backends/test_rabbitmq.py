@@ -216,7 +216,7 @@ class TestLosingTheConnection:
         proxy.silent_downstream = True  # else the broker hangs up first
         batch = [message(queue)]
         sender.send(batch)
-        [outcome] = fates(sender, batch, deadline=15).values()
+        [outcome] = fates(sender, batch, deadline=60).values()
         assert outcome.fate is Fate.UNKNOWN
         assert "no confirm" in outcome.reason
         sender.close()
