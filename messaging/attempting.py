@@ -51,7 +51,7 @@ class Attempts:
             failures.send_round(place, station.worker, work.database)
             return
         if (work.redelivered or not work.handler.atomic) and place.token is None:
-            place.claim(work.database, station.worker, station.settings.lease)
+            place.claim(work.database, station.worker, station.settings.lease, at_broker=work.handler.atomic)
             kill_point("processor.claimed")
         started = time.time()
         # In the ledger until the attempt is recorded: a process that dies before has an attempt to be counted.

@@ -89,7 +89,7 @@ def _record(place: Place, failure: Failure, database: str, settings: conf.AliasS
 
 def send_round(place: Place, worker: str, database: str) -> None:
     """Commit that a message goes round again now, without an attempt. Raises AlreadyRecorded, SetAside."""
-    values = {"state": State.RETRYING, "worker": worker, "retry_at": Now(), "lease_token": None, "leased_until": None}
+    values = {"state": State.RETRYING, "worker": worker, "retry_at": Now(), **inbox.UNCLAIMED}
     with place.tentative(), transaction.atomic(using=database):
         place.write(database, next_round=place.row.round + 1, **values)
         compose_round(place.row, Now()).save(using=database, force_insert=True)
@@ -114,7 +114,7 @@ def record_crash(entry: Entry, error: MessagingError, worker: str) -> None:
             elif row.state == State.PROCESSING and str(row.lease_token or "") != entry.token:
                 _count_crash(row, entry, error, worker)
             elif inbox.comes_again(row, handler := registry.find(entry.alias, entry.queue, row.routing_key)):
-                _count_crash(row, entry, error, worker, lease_token=None, leased_until=None, error=describe(error))
+                _count_crash(row, entry, error, worker, **inbox.UNCLAIMED, error=describe(error))
             else:
                 failure = Failure(error, worker, handler, entry.started, crashed=True)
                 record(inbox.existing(row), failure, entry.database, settings)
@@ -153,6 +153,7 @@ def _insert_crash(entry: Entry, error: MessagingError, worker: str) -> None:
         worker=worker,
         error=describe(error),
         exception_type=type_name(error),
+        derivation=inbox.DERIVATION,
     )
     with _brief(entry.database):
         row.save(using=entry.database, force_insert=True)
@@ -207,8 +208,7 @@ def _values(failure: Failure, decision: Decision, number: int) -> dict[str, Any]
         "fingerprint": fingerprint(failure.error, handler),
         "retry_at": _due(decision) if retrying else None,
         "failed_at": None if retrying else Now(),
-        "lease_token": None,
-        "leased_until": None,
+        **inbox.UNCLAIMED,
     }
 
 

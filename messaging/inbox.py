@@ -31,6 +31,10 @@ TWIN_WAIT = 2.0  # seconds that a record waits for another transaction with the 
 
 State = ProcessedMessage.State
 
+# What a row says of its claim, once nobody holds one.
+UNCLAIMED = {"lease_token": None, "leased_until": None, "at_broker": None, "started_at": None, "interrupted": None}
+DERIVATION = 1  # how ids are derived for what this release recorded first
+
 
 class AlreadyRecorded(Exception):
     """Another transaction recorded this message first: look again."""
@@ -92,6 +96,8 @@ class Place:
         row = self.row
         for name, value in changes.items():
             setattr(row, name, value)
+        if changes.get("state") != State.PROCESSED:  # it may run again
+            row.derivation = DERIVATION
         if next_round is not None:
             row.round = next_round
         try:
@@ -131,16 +137,23 @@ class Place:
         _escape(self.row)
         return True
 
-    def claim(self, database: str, worker: str, seconds: float) -> None:
-        """Commit that a worker runs it, under a lease. Raises AlreadyRecorded when someone else did."""
+    def claim(self, database: str, worker: str, seconds: float, *, at_broker: bool | None = None) -> None:
+        """Commit that a worker runs it, under a lease. Raises AlreadyRecorded when someone else did.
+
+        Args:
+            database: where its row is.
+            worker: who runs it.
+            seconds: for which the claim holds without being renewed.
+            at_broker: whether the delivery stays unacknowledged until the outcome is recorded.
+        """
         try:
-            self._claim(database, worker, seconds)
+            self._claim(database, worker, seconds, at_broker)
         except DatabaseError as error:
             if not self.escape(error):
                 raise
-            self._claim(database, worker, seconds)
+            self._claim(database, worker, seconds, at_broker)
 
-    def _claim(self, database: str, worker: str, seconds: float) -> None:
+    def _claim(self, database: str, worker: str, seconds: float, at_broker: bool | None) -> None:
         token = uuid.uuid4()
         with self.tentative(), transaction.atomic(using=database):
             self.write(
@@ -149,6 +162,9 @@ class Place:
                 worker=worker,
                 lease_token=token,
                 leased_until=Now() + timedelta(seconds=seconds),
+                at_broker=at_broker,
+                started_at=None,
+                interrupted=None,
             )
         self.sources, self.token = (State.PROCESSING,), token
 
@@ -200,7 +216,7 @@ def stands(row: ProcessedMessage, database: str) -> bool:
     """
     if connections[database].vendor != "mysql":
         return True
-    own = {"id": row.pk} if row.pk else {"alias": row.alias, "queue": row.queue, "key": row.key}
+    own = {"id": row.pk, "key": row.key} if row.pk else {"alias": row.alias, "queue": row.queue, "key": row.key}
     return exists(ProcessedMessage, database, **own, state=row.state, worker=row.worker)
 
 

@@ -36,6 +36,7 @@ class Entry:
         started: seconds since the epoch.
         timeout: seconds it may run, or None.
         token: the claim that it runs under; "" without one.
+        run: identifies the attempt, so that a crash that is reported twice counts once; "" from the release before.
         batch: how many messages run together; for more than one the entry serves time limits only, and nobody is
             blamed for a crash, because each of them comes back and then runs alone.
     """
@@ -52,6 +53,7 @@ class Entry:
     timeout: float | None = None
     token: str = ""
     batch: int = 1
+    run: str = ""
 
     def to_json(self) -> str:
         """As it crosses from a dead process to its successor."""
@@ -59,8 +61,9 @@ class Entry:
 
     @classmethod
     def from_json(cls, text: str) -> Entry:
-        """Inverse of `to_json()`."""
-        return cls(**json.loads(text))
+        """Inverse of `to_json()`; of another release's too, which may know fewer fields, or more."""
+        values = json.loads(text)
+        return cls(**{name: values[name] for name in cls.__slots__ if name in values})
 
     @property
     def identity(self) -> tuple[uuid.UUID, uuid.UUID]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -107,6 +108,7 @@ class Work:
             started=started,
             timeout=self.handler.timeout,
             token=str(place.token or ""),
+            run=str(place.token or uuid.uuid4()),
             batch=batch,
         )
 

@@ -133,6 +133,8 @@ class ProcessedMessage(StoredMessage):
     ) -> bool:
         """Compare-and-set: change the row if it is still in one of the states, in that round, under that claim.
 
+        And if it is this message's own: after a failover its number may be another's.
+
         Args:
             sources: the states that it may be in.
             round: the round that it must be in.
@@ -142,7 +144,9 @@ class ProcessedMessage(StoredMessage):
 
         Returns whether this caller won. The instance takes the plain values of a change that was made.
         """
-        rows = type(self).objects.using(self._state.db).filter(in_state(*sources), pk=self.pk, round=round)
+        rows = (
+            type(self).objects.using(self._state.db).filter(in_state(*sources), pk=self.pk, key=self.key, round=round)
+        )
         if token is not None:
             rows = rows.filter(lease_token=token)
         if next_round is not None:
