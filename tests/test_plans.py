@@ -17,8 +17,8 @@ from django.db import connection
 from messaging import operations, retention
 from messaging.claims import Claims
 from messaging.clock import Now
-from messaging.exceptions import MessagingError
 from messaging.crashes import Crash, record_crash
+from messaging.exceptions import MessagingError
 from messaging.handlers import Registry
 from messaging.ledger import Entry
 from messaging.message import ReceivedMessage
