@@ -149,6 +149,7 @@ class Place:
                 worker=worker,
                 lease_token=token,
                 leased_until=Now() + timedelta(seconds=seconds),
+                **({"derivation": 1} if self.is_new else {}),
             )
         self.sources, self.token = (State.PROCESSING,), token
 
