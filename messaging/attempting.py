@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import uuid
@@ -17,6 +18,7 @@ from messaging.envelope import Envelope
 from messaging.exceptions import DatabaseUnavailable
 from messaging.execution import proven_commit, refuse_doomed
 from messaging.failures import Failure
+from messaging.handlers import Handler
 from messaging.inbox import AlreadyRecorded, Place, SetAside
 from messaging.killpoints import kill_point
 from messaging.logs import one_line
@@ -117,7 +119,7 @@ class Attempts:
         if work.handler.atomic:
             self._run_atomic(work, place, message, last_resort=last_resort)
         else:
-            self._call(work, message, uuid.uuid5(place.row.key, work.handler.name))
+            self._call(work, message, _cause(place.row, work.handler), place.row.derivation)
             kill_point("processor.handled")
             self._finish_claimed(work, place)
         kill_point("processor.committed")
@@ -131,15 +133,17 @@ class Attempts:
         with place.tentative(), proven_commit(work.database, message, mode=mode):
             if first:
                 self._write_processed(place, work)
-            self._call(work, message, None)
+            self._call(work, message)
             kill_point("processor.handled")
             refuse_doomed(work.database, place.row if first else None)
             if not first:
                 self._write_processed(place, work)
 
-    def _call(self, work: Work, message: ReceivedMessage, cause: uuid.UUID | None) -> None:
+    def _call(
+        self, work: Work, message: ReceivedMessage, cause: uuid.UUID | None = None, derivation: int | None = None
+    ) -> None:
         handler = work.handler
-        context = Running(message, handler.database, handler.atomic, cause)
+        context = Running(message, handler.database, handler.atomic, cause, derivation)
         self._station.call(handler, [message] if handler.batch is not None else message, context)
 
     def _finish_claimed(self, work: Work, place: Place) -> None:
@@ -200,6 +204,16 @@ class Attempts:
         else:
             self._station.outages.steadily(work.database, write)
         kill_point("processor.recorded")
+
+
+def _cause(row: ProcessedMessage, handler: Handler) -> uuid.UUID:
+    """What the ids derive from that it publishes outside a transaction: this message in this queue, and this handler.
+
+    Those of a message that the release before recorded stay what they were: it may have published some of them.
+    """
+    if row.derivation is None:
+        return uuid.uuid5(row.key, handler.name)
+    return uuid.uuid5(row.key, json.dumps([row.alias, row.queue, handler.name]))
 
 
 def _worth_rerunning(error: BaseException, place: Place, database: str) -> bool:

@@ -204,10 +204,7 @@ class Leases:
         logger.error("Outgoing message %s (%s) failed: %s", row.pk, one_line(str(row)), one_line(row.error))
         message_unpublishable.send_robust(sender=PublishedMessage, row=row)
         if row.inbox_id is not None:
-            incoming = ProcessedMessage.objects.using(self.database).filter(
-                pk=row.inbox_id, round=row.round, state=ProcessedMessage.State.FAILED
-            )
-            for message in incoming:
+            for message in row.incoming().filter(state=ProcessedMessage.State.FAILED):
                 message_failed.send_robust(sender=ProcessedMessage, row=message)
 
     @contextmanager

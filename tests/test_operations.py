@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from datetime import timedelta
 from io import StringIO
 from typing import Any
@@ -13,7 +14,9 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.utils import timezone
 
-from messaging import operations
+from messaging import operations, retention
+from messaging.envelope import key_of
+from messaging.ids import new_epoch
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.operations import Operator
 from tests.admin_rows import incoming, outgoing
@@ -24,6 +27,13 @@ BY = Operator(name="script", reason="test")
 
 def one(row: Any) -> Any:
     return type(row).objects.filter(pk=row.pk)
+
+
+def round_of(row: Any, state: str) -> Any:
+    """The outbox row of an incoming message's present round."""
+    return outgoing(
+        state, inbox=row, round=row.round, message_id=row.message_id, queue=row.queue, exchange="", epoch=new_epoch()
+    )
 
 
 def test_a_requeue_begins_a_round_with_fresh_attempts() -> None:
@@ -42,10 +52,14 @@ def test_a_requeue_begins_a_round_with_fresh_attempts() -> None:
 @pytest.mark.parametrize("act", [operations.requeue, operations.discard])
 def test_acting_on_a_retrying_message_cancels_its_pending_round(act: Any) -> None:
     row = incoming("retrying", round=2)
-    pending = outgoing("pending", inbox=row, queue="billing", exchange="")
+    rounds = [round_of(row, state) for state in ("pending", "failed")]
+    stranger = outgoing("pending", inbox=row, queue="billing", exchange="")  # its inbox row's number was given away
     act(one(row), BY)
-    pending.refresh_from_db()
-    assert (pending.state, pending.due_at) == ("discarded", None)
+    for sent in rounds:
+        sent.refresh_from_db()
+        assert (sent.state, sent.due_at) == ("discarded", None)
+    stranger.refresh_from_db()
+    assert stranger.state == "pending"
 
 
 def test_discarding_fences_copies_and_restoring_makes_failed() -> None:
@@ -61,7 +75,7 @@ def test_discarding_fences_copies_and_restoring_makes_failed() -> None:
 
 def test_every_verb_skips_what_is_in_another_state_and_says_why() -> None:
     rows = [incoming(state) for state in ProcessedMessage.State.values]
-    outgoing("pending", inbox=next(row for row in rows if row.state == "requeued"), queue="billing")
+    round_of(next(row for row in rows if row.state == "requeued"), "pending")
     outcome = operations.requeue(ProcessedMessage.objects.all(), BY)
     assert len(outcome.done) == 2
     assert outcome.skipped_count == len(rows) - 2
@@ -71,7 +85,7 @@ def test_every_verb_skips_what_is_in_another_state_and_says_why() -> None:
 @pytest.mark.parametrize("act", [operations.requeue, operations.discard])
 def test_a_requeued_message_that_was_sent_and_never_came_can_be_acted_upon(act: Any) -> None:
     row = incoming("requeued", round=2)
-    outgoing("published", inbox=row, queue="billing")
+    round_of(row, "published")
     assert act(one(row), BY).done == [row.pk]
     row.refresh_from_db()
     assert row.round == 3
@@ -130,7 +144,7 @@ def test_a_row_of_an_alias_that_left_the_settings_is_acted_upon_all_the_same() -
 
 def test_rounds_are_refused_by_every_verb_of_the_outbox() -> None:
     row = incoming("retrying")
-    pending = outgoing("failed", inbox=row)
+    pending = round_of(row, "failed")
     verbs = (
         operations.release, operations.replay, operations.publish_copy, operations.discard_published,
         operations.restore_published,
@@ -140,6 +154,82 @@ def test_rounds_are_refused_by_every_verb_of_the_outbox() -> None:
         assert (outcome.done, outcome.skipped_count) == ([], 1)
     pending.refresh_from_db()
     assert pending.state == "failed"
+
+
+@pytest.mark.parametrize("state", ["processed", "failed", "discarded", "retrying"])
+def test_a_round_that_failed_is_discarded_once_nobody_waits_for_it(state: str) -> None:
+    row = incoming(state, round=2)
+    failed = round_of(row, "failed")
+    ProcessedMessage.objects.filter(pk=row.pk).update(round=3 if state == "retrying" else 2)
+    assert operations.discard_published(one(failed), BY).done == [failed.pk]
+    assert list(retention.deletable(one(row))) == [row]
+
+
+@pytest.mark.parametrize(("act", "source"), [(operations.release, "draft"), (operations.release, "failed"),
+                                             (operations.replay, "published")])  # fmt: skip
+def test_what_is_sent_anew_has_an_epoch_of_its_own(act: Any, source: str) -> None:
+    row = outgoing(source)
+    assert act(one(row), BY).done == [row.pk]
+    row.refresh_from_db()
+    assert (row.state, row.epoch) == ("pending", 1)
+
+
+@pytest.mark.parametrize(
+    ("state", "values", "is_sent"),
+    [
+        ("retrying", {"round": 2}, True),
+        ("requeued", {"round": 5}, True),
+        ("processing", {"round": 2}, True),
+        ("processing", {"round": 1}, False),  # what is replayed is this round
+        ("processing", {"round": 2, "lease_token": uuid.uuid4()}, False),
+        ("failed", {"round": 2}, False),
+        ("processed", {"round": 2}, False),
+    ],
+)
+def test_a_replay_sends_the_present_round_of_each_queue(state: str, values: dict[str, Any], is_sent: bool) -> None:
+    row = outgoing("published", message_id="a")
+    waiting = [incoming(state, message_id="a", key=key_of("a"), queue=queue, **values) for queue in ("one", "two")]
+    incoming("retrying", message_id="A", key=key_of("A"), round=2)
+    outcome = operations.replay(one(row), BY)
+    assert outcome.done == [row.pk]
+    rounds = PublishedMessage.objects.filter(inbox__isnull=False).order_by("pk")
+    assert [(sent.inbox_id, sent.round, sent.state) for sent in rounds] == (
+        [(found.pk, values["round"], "pending") for found in waiting] if is_sent else []
+    )
+    assert outcome.created == [sent.pk for sent in rounds]
+    assert operations.replay(PublishedMessage.objects.filter(pk=row.pk, state="published"), BY).created == []
+
+
+def test_a_replay_leaves_a_round_alone_that_is_still_to_be_sent() -> None:
+    row = outgoing("published", message_id="a")
+    pending = round_of(incoming("retrying", message_id="a", key=key_of("a"), round=2), "pending")
+    outcome = operations.replay(one(row), BY)
+    assert (outcome.done, outcome.created) == ([row.pk], [])
+    assert PublishedMessage.objects.filter(inbox__isnull=False).get() == pending
+
+
+def test_a_round_can_be_replayed_while_its_incoming_message_waits_for_it() -> None:
+    row = incoming("retrying", round=2)
+    sent = round_of(row, "published")
+    outcome = operations.replay(one(sent), BY)
+    assert outcome.done == [sent.pk]
+    again = PublishedMessage.objects.get(pk__in=outcome.created)
+    assert (again.state, again.inbox_id, again.round, again.queue) == ("pending", row.pk, 2, row.queue)
+    assert operations.replay(one(sent), BY).skipped == {
+        "its incoming message has a round that is still to be sent": [sent.pk]
+    }
+    row.move("retrying", round=2, next_round=3)
+    assert operations.replay(one(sent), BY).skipped == {
+        "its incoming message does not wait for this round any more": [sent.pk]
+    }
+
+
+def test_a_replay_says_which_round_could_not_be_read() -> None:
+    row = outgoing("published", message_id="a")
+    incoming("retrying", message_id="a", key=key_of("a"), round=2, wire=b"damaged")
+    outcome = operations.replay(one(row), BY)
+    assert outcome.done == [row.pk]
+    assert [reason[:29] for reason in outcome.skipped] == ["its stored content is damaged"]
 
 
 def test_restoring_brings_back_what_it_was() -> None:

@@ -102,9 +102,9 @@ def test_a_round_that_cannot_be_sent_takes_its_incoming_message_along(
 ) -> None:
     monkeypatch.setattr("messaging.fates.UNROUTABLE_PAUSES", ())
     received = ProcessedMessage.objects.create(
-        state=In.RETRYING, queue="gone", round=2, key=uuid.uuid4(), digest=uuid.uuid4(), retry_at=Now()
+        state=In.RETRYING, queue="gone", round=2, message_id="a", key=uuid.uuid4(), digest=uuid.uuid4(), retry_at=Now()
     )
-    row = publish("gone", 1, queue="gone")
+    row = publish("gone", 1, queue="gone", message_id="a")
     PublishedMessage.objects.filter(pk=row.pk).update(inbox=received, round=2)
     failed: list[ProcessedMessage] = []
     receive = lambda row, **kwargs: failed.append(row)  # noqa: E731

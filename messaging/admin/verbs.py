@@ -34,6 +34,7 @@ class Verb(NamedTuple):
         done: what it did, for a number of messages.
         requires: what else a row must fulfil.
         lacking: why a row that does not is skipped.
+        rounds: the states in which it acts on a round of an incoming message as well.
         destructive: whether its button warns.
     """
 
@@ -47,6 +48,7 @@ class Verb(NamedTuple):
     done: Callable[[int], str]
     requires: Q = Q()
     lacking: str | _StrPromise = ""
+    rounds: tuple[str, ...] = ()
     destructive: bool = False
 
     @property
@@ -62,7 +64,7 @@ class Verb(NamedTuple):
     def fits(self, row: Any) -> bool:
         """Whether it acts on this row, as far as its columns say."""
         return (self.states is None or row.state in self.states) and not (
-            isinstance(row, PublishedMessage) and row.inbox_id is not None
+            isinstance(row, PublishedMessage) and row.inbox_id is not None and row.state not in self.rounds
         )
 
 
@@ -142,14 +144,13 @@ OUTGOING = (
         button=_("Replay"),
         explanation=_(
             "Published messages are sent again under their own ids, to repair a loss at the broker. "
-            "Consumers that know an id already do not run it twice."
+            "What waits for a retry is sent again as well. Consumers that know an id already do not run it twice."
         ),
         done=lambda count: (
             ngettext("%(count)d message will be sent again.", "%(count)d messages will be sent again.", count)
             % {"count": count}
         ),
-        requires=_OWN,
-        lacking=_ROUND,
+        rounds=(Out.PUBLISHED,),
     ),
     Verb(
         name="copy",
@@ -181,8 +182,9 @@ OUTGOING = (
         done=lambda count: (
             ngettext("%(count)d message was discarded.", "%(count)d messages were discarded.", count) % {"count": count}
         ),
-        requires=_OWN,
+        requires=_OWN | Q(state=Out.FAILED),
         lacking=_ROUND,
+        rounds=(Out.FAILED,),
         destructive=True,
     ),
     Verb(
