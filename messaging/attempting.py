@@ -11,10 +11,10 @@ from django.db import InterfaceError, InternalError, OperationalError, connectio
 
 from messaging import conf, failures, signals
 from messaging.clock import Now
-from messaging.database import close_old, is_conflict, is_database_error, is_lost, reconnect
+from messaging.database import Local, close_old, is_conflict, is_database_error, is_lost, reconnect, was_idle
 from messaging.envelope import Envelope
 from messaging.exceptions import DatabaseUnavailable
-from messaging.execution import proven_commit, refuse_doomed
+from messaging.execution import proven_commit
 from messaging.failures import Failure
 from messaging.inbox import AlreadyRecorded, Place, SetAside
 from messaging.killpoints import kill_point
@@ -98,12 +98,13 @@ class Attempts:
         # locks everybody out: so the first run begins as a reader, and a rerun as a writer.
         mode = "IMMEDIATE" if last_resort else "DEFERRED"
         first = inserts_first(work.database)
-        with place.tentative(), proven_commit(work.database, message, mode=mode):
+        with place.tentative(), proven_commit(work.database, message, mode=mode) as proof:
             if first:
-                self._write_processed(place, work)
+                self._write_processed(place, work, proof.local(work.handler.timeout))
+                proof.recorded(place.row)
             self._call(work, message, None)
             kill_point("processor.handled")
-            refuse_doomed(work.database, place.row if first else None)
+            proof.refuse_other()
             if not first:
                 self._write_processed(place, work)
 
@@ -141,9 +142,10 @@ class Attempts:
         if waits:
             logger.warning("%s is recorded now.", work.name)
 
-    def _write_processed(self, place: Place, work: Work) -> None:
+    def _write_processed(self, place: Place, work: Work, local: Local = ()) -> None:
         place.write(
             work.database,
+            local=local,
             state=State.PROCESSED.value,  # plain text, which drivers take as it is
             processed_at=Now(),
             attempts=place.row.attempts + 1,
@@ -170,7 +172,12 @@ class Attempts:
 
 
 def _worth_rerunning(error: BaseException, place: Place, database: str) -> bool:
-    """After a conflict, a connection that was lost while the database is up, or a value that can be written escaped."""
+    """After a conflict, a connection that was lost while the database is up, or a value that can be written escaped.
+
+    Not after a handler that slept for longer than the server lets it: that used its time up.
+    """
+    if was_idle(error):
+        return False
     if is_lost(error, database):
         reconnect(database)
         return True

@@ -89,7 +89,13 @@ def _record(place: Place, failure: Failure, database: str, settings: conf.AliasS
 
 def send_round(place: Place, worker: str, database: str) -> None:
     """Commit that a message goes round again now, without an attempt. Raises AlreadyRecorded, SetAside."""
-    values = {"state": State.RETRYING, "worker": worker, "retry_at": Now(), "lease_token": None, "leased_until": None}
+    values: dict[str, Any] = {
+        "state": State.RETRYING,
+        "worker": worker,
+        "retry_at": Now(),
+        "lease_token": None,
+        "leased_until": None,
+    }
     with place.tentative(), transaction.atomic(using=database):
         place.write(database, next_round=place.row.round + 1, **values)
         compose_round(place.row, Now()).save(using=database, force_insert=True)
