@@ -18,9 +18,10 @@ from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from messaging.database import Local, is_doomed
-from messaging.exceptions import CommitNotProven, DatabaseUnavailable
+from messaging.exceptions import CommitNotProven
 from messaging.inbox import stands
 from messaging.models import ProcessedMessage
+from messaging.savepoints import release
 
 MARGIN = 10.0  # seconds beyond a handler's timeout after which the server ends its idle transaction
 LONGEST = 2**31 - 1  # milliseconds that PostgreSQL takes
@@ -32,10 +33,6 @@ UNPROVEN = (
 ENDED = (
     "The handler returned, but its transaction had ended before: it executed ROLLBACK or COMMIT itself, or caught a "
     "deadlock. What it did since is not part of the transaction that records the message."
-)
-TEST_ENDED = (
-    "A handler ended the test's transaction: it executed ROLLBACK or COMMIT itself, or rolled back to a savepoint that "
-    "is not its own. Do not do that there, or use TransactionTestCase (pytest: transactional_db)."
 )
 
 # Whoever watches the server sees which sessions run handlers; at most 63 bytes are kept, and all are ASCII.
@@ -88,10 +85,13 @@ class Proof:
         return bool(self._marked != self._before and _reported(self._connection) == self._marked)
 
     def _release(self, savepoint: str) -> None:
+        if self._in_test:
+            release(self._connection, savepoint)
+            return
         try:
             self._connection.savepoint_commit(savepoint)
         except Error as error:
-            raise (DatabaseUnavailable(TEST_ENDED) if self._in_test else CommitNotProven(ENDED)) from error
+            raise CommitNotProven(ENDED) from error
 
 
 def _idle_limit(timeout: float) -> tuple[str, str]:
