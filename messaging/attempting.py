@@ -13,10 +13,10 @@ from django.db.models import F
 
 from messaging import conf, failures, signals, unrun
 from messaging.clock import Now
-from messaging.database import close_old, is_conflict, is_database_error, is_lost, reconnect
+from messaging.database import Local, close_old, is_conflict, is_database_error, is_lost, reconnect, was_idle
 from messaging.envelope import Envelope
 from messaging.exceptions import DatabaseUnavailable
-from messaging.execution import proven_commit, refuse_doomed
+from messaging.execution import proven_commit
 from messaging.failures import Failure
 from messaging.handlers import Handler
 from messaging.inbox import AlreadyRecorded, Place, SetAside
@@ -130,12 +130,13 @@ class Attempts:
         # locks everybody out: so the first run begins as a reader, and a rerun as a writer.
         mode = "IMMEDIATE" if last_resort else "DEFERRED"
         first = inserts_first(work.database)
-        with place.tentative(), proven_commit(work.database, message, mode=mode):
+        with place.tentative(), proven_commit(work.database, message, mode=mode) as proof:
             if first:
-                self._write_processed(place, work)
+                self._write_processed(place, work, proof.local(work.handler.timeout))
+                proof.recorded(place.row)
             self._call(work, message)
             kill_point("processor.handled")
-            refuse_doomed(work.database, place.row if first else None)
+            proof.refuse_other()
             if not first:
                 self._write_processed(place, work)
 
@@ -175,10 +176,11 @@ class Attempts:
         if waits:
             logger.warning("%s is recorded now.", work.name)
 
-    def _write_processed(self, place: Place, work: Work) -> None:
+    def _write_processed(self, place: Place, work: Work, local: Local = ()) -> None:
         was_new = place.is_new
         place.write(
             work.database,
+            local=local,
             state=State.PROCESSED.value,  # plain text, which drivers take as it is
             processed_at=Now(),
             attempts=1 if was_new else F("attempts") + 1,  # a crash may have been counted meanwhile
@@ -217,7 +219,12 @@ def _cause(row: ProcessedMessage, handler: Handler) -> uuid.UUID:
 
 
 def _worth_rerunning(error: BaseException, place: Place, database: str) -> bool:
-    """After a conflict, a connection that was lost while the database is up, or a value that can be written escaped."""
+    """After a conflict, a connection that was lost while the database is up, or a value that can be written escaped.
+
+    Not after a handler that slept for longer than the server lets it: that used its time up.
+    """
+    if was_idle(error):
+        return False
     if is_lost(error, database):
         reconnect(database)
         return True

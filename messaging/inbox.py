@@ -22,7 +22,7 @@ from django.db.models import BooleanField, Case, QuerySet, Value, When
 
 from messaging.clock import Now
 from messaging.compiled import exists, insert
-from messaging.database import brief_locks, is_lock_wait, is_refusal
+from messaging.database import Local, brief_locks, is_lock_wait, is_refusal
 from messaging.envelope import MAX_ROUND, Envelope
 from messaging.handlers import Handler
 from messaging.ledger import run_of
@@ -77,25 +77,33 @@ class Place:
         return self.row.pk is None
 
     def write(
-        self, database: str, *, next_round: int | None = None, counted: int | None = None, **changes: Any
+        self,
+        database: str,
+        *,
+        next_round: int | None = None,
+        counted: int | None = None,
+        local: Local = (),
+        **changes: Any,
     ) -> None:
-        """Record it, within the caller's transaction; where `counted` is given, if so many attempts are.
+        """Record it, within the caller's transaction, for which `local` is set as well.
+
+        Where `counted` is given, only if so many attempts are.
 
         Raises AlreadyRecorded when someone else did, SetAside when someone else is about to.
         """
         connection = connections[database]
         try:
             if self.is_new:
-                self._insert(database, next_round=next_round, **changes)
+                self._insert(database, next_round=next_round, local=local, **changes)
             else:
-                self._move(connection, next_round=next_round, counted=counted, **changes)
+                self._move(connection, next_round=next_round, counted=counted, local=local, **changes)
         except OperationalError as error:
             # A busy SQLite says nothing about twins.
             if is_lock_wait(error) and connection.vendor != "sqlite":
                 raise SetAside from error
             raise
 
-    def _insert(self, database: str, *, next_round: int | None, **changes: Any) -> None:
+    def _insert(self, database: str, *, next_round: int | None, local: Local, **changes: Any) -> None:
         row = self.row
         for name, value in changes.items():
             setattr(row, name, value)
@@ -104,17 +112,23 @@ class Place:
         if next_round is not None:
             row.round = next_round
         try:
-            insert(row, database, lock_wait=TWIN_WAIT)
+            insert(row, database, lock_wait=TWIN_WAIT, local=local)
         except IntegrityError as error:
             if is_refusal(error):
                 raise
             raise AlreadyRecorded from error
 
     def _move(
-        self, connection: BaseDatabaseWrapper, *, next_round: int | None, counted: int | None, **changes: Any
+        self,
+        connection: BaseDatabaseWrapper,
+        *,
+        next_round: int | None,
+        counted: int | None,
+        local: Local,
+        **changes: Any,
     ) -> None:
         row = self.row
-        with brief_locks(connection, TWIN_WAIT):
+        with brief_locks(connection, TWIN_WAIT, local):
             if not row.move(
                 *self.sources, round=row.round, token=self.token, next_round=next_round, counted=counted, **changes
             ):
@@ -244,13 +258,7 @@ def comes_again(row: ProcessedMessage, handler: Handler | None) -> bool:
 
 
 def stands(row: ProcessedMessage, database: str) -> bool:
-    """Whether a record that this transaction wrote before its handler ran is still in it.
-
-    After a deadlock MySQL and MariaDB roll the whole transaction back, and go on with the next statement in a new one:
-    a handler that swallowed the error would commit that.
-    """
-    if connections[database].vendor != "mysql":
-        return True
+    """Whether a record that this transaction wrote before its handler ran is still there; `proof` knows when to ask."""
     own = {"id": row.pk, "key": row.key} if row.pk else {"alias": row.alias, "queue": row.queue, "key": row.key}
     return exists(ProcessedMessage, database, **own, state=row.state, worker=row.worker)
 
