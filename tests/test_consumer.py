@@ -60,7 +60,7 @@ def act(message):
 def work(message):
     act(message)
 
-@handler("brief", "brief.#", backoff=0.1, timeout=1)
+@handler("brief", "brief.#", backoff=0.1, timeout=5)
 def brief(message):
     act(message)
 
