@@ -56,11 +56,11 @@ def act(message):
         raise SystemExit(3)
     Effect.objects.create(key=message.id, value=str(message.payload.get("name")))
 
-@handler("work", "work.#", backoff=0.1, timeout=20)
+@handler("work", "work.#", backoff=0.1, timeout=600)
 def work(message):
     act(message)
 
-@handler("brief", "brief.#", backoff=0.1, timeout=1)
+@handler("brief", "brief.#", backoff=0.1, timeout=5)
 def brief(message):
     act(message)
 
@@ -159,7 +159,7 @@ def test_burst_does_what_there_is_and_ends(make_site: Callable[..., Site], any_d
 
 @pytest.mark.mode(32)
 def test_first_signal_finishes_and_hands_back(make_site: Callable[..., Site]) -> None:
-    site = make_site()
+    site = make_site(options={"STOP_TIMEOUT": 600})
     running = consume(site, "work", "--concurrency=1")
     publish(site, ("work.a", {"do": "wait"}))
     started(site, "wait")

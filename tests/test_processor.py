@@ -690,7 +690,7 @@ def test_twins_in_two_transactions_have_one_effect_and_spend_no_attempt(handle: 
     def slow(message: ReceivedMessage) -> None:
         effect(message)
         entered.set()
-        leave.wait(10)
+        leave.wait(60)
 
     processor, delivery = handle(slow), arrived()
 
@@ -702,7 +702,7 @@ def test_twins_in_two_transactions_have_one_effect_and_spend_no_attempt(handle: 
 
     thread = threading.Thread(target=first)
     thread.start()
-    assert entered.wait(10)
+    assert entered.wait(60)
     if connection.vendor == "sqlite":
         leave.set()
         thread.join()
@@ -722,7 +722,7 @@ def test_a_slow_handler_does_not_lock_other_writers_out(handle: Handle) -> None:
     def slow(message: ReceivedMessage) -> None:
         list(Effect.objects.all())
         entered.set()
-        leave.wait(10)
+        leave.wait(60)
         effect(message)
 
     def run() -> None:
@@ -733,7 +733,7 @@ def test_a_slow_handler_does_not_lock_other_writers_out(handle: Handle) -> None:
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert entered.wait(10)
+    assert entered.wait(60)
     Effect.objects.create(key="another writer")  # raises if the handler's transaction holds the only lock
     leave.set()
     thread.join()
@@ -873,12 +873,12 @@ def test_a_long_handler_whose_row_is_locked_at_its_end_does_not_run_again(handle
         with transaction.atomic():
             list(ProcessedMessage.objects.select_for_update())
             locked.set()
-            waited.wait(20)
+            waited.wait(60)
 
     def run(message: ReceivedMessage) -> None:
         runs.append(1)
         threads.append(in_a_thread(hold))
-        locked.wait(10)
+        locked.wait(60)
 
     class Watch(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -901,13 +901,13 @@ def test_renewing_claims_does_not_wait_for_a_handler_that_locks_its_row(handle: 
 
     def slow(message: ReceivedMessage) -> None:
         entered.set()
-        leave.wait(20)
+        leave.wait(60)
 
     processor = handle(slow)
     runner = in_a_thread(lambda: processor.process(arrived(redelivered=True), nothing))
-    assert entered.wait(10)
+    assert entered.wait(60)
     renewer = in_a_thread(processor.renew_claims)
-    renewer.join(5)
+    renewer.join(20)
     held_up = renewer.is_alive()
     processor.outages.up_since["default"] = -1e9
     swept = processor.sweep()
@@ -984,13 +984,13 @@ def test_recording_a_crash_does_not_wait_for_the_handler_that_runs_the_message_a
 
     def slow(message: ReceivedMessage) -> None:
         entered.set()
-        leave.wait(20)
+        leave.wait(60)
 
     processor, delivery = handle(slow), arrived(redelivered=True)
     runner = in_a_thread(lambda: processor.process(delivery, nothing))
-    assert entered.wait(10)
+    assert entered.wait(60)
     recorder = in_a_thread(lambda: processor.record_crash(entry_of(delivery), ProcessDied("killed")))
-    recorder.join(10)
+    recorder.join(20)
     held_up = recorder.is_alive()
     leave.set()
     runner.join()

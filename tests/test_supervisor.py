@@ -19,6 +19,7 @@ import pytest
 
 from messaging.child_process import describe
 from tests.waiting import wait_until
+from tools.janitor import Janitor
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -105,14 +106,23 @@ class Supervised:
         return self.log.read_text()
 
 
+@pytest.fixture(scope="module")
+def janitor() -> Iterator[Janitor]:
+    """Ends the supervisors of a test run that is killed itself; they would restart their children for ever."""
+    janitor = Janitor()
+    yield janitor
+    janitor.close()
+
+
 @pytest.fixture
-def supervise(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
+def supervise(tmp_path: Path, janitor: Janitor) -> Iterator[Callable[..., Supervised]]:
     started: list[Supervised] = []
 
     def start(body: str, *options: str, **more: str) -> Supervised:
         folder = tmp_path / uuid4().hex[:6]
         folder.mkdir()
         started.append(Supervised(folder, body, *options, **more))
+        janitor.watch(started[-1].process.pid)
         return started[-1]
 
     yield start
@@ -120,6 +130,7 @@ def supervise(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(one.process.pid, signal.SIGKILL)
         one.process.wait()
+        janitor.forget(one.process.pid)
 
 
 def is_alive(pid: int) -> bool:
