@@ -43,7 +43,7 @@ class Settlement:
     after: float = 0.0
 
 
-REPORT_WAIT = 15.0  # seconds: a process starts, and reports how the one before it died
+REPORT_WAIT = 30.0  # seconds: a process starts, and reports how the one before it died
 READ_AHEAD = 64 * 1024  # bytes of a body; a larger one is not held twice before its turn comes
 
 ACK = Settlement("ack")
