@@ -227,6 +227,8 @@ def test_no_step_reads_a_backlog_that_is_newer_than_the_statistics(processor: Pr
     assert_apart(last_round.fail_round)
     for act in (operations.discard_published, operations.restore_published, operations.release):
         assert_apart(partial(act, rows.filter(pk=held[0].pk), Operator(name="ann")))
+    assert_apart(partial(operations.replay, rows.filter(pk=held[6].pk), Operator(name="ann")))
+    assert_apart(partial(operations.discard_published, rows.filter(pk=last_round.pk), Operator(name="ann")))
 
 
 @pytest.mark.usefixtures("full")
