@@ -18,7 +18,7 @@ from messaging.envelope import Envelope
 from messaging.exceptions import DeadLettered, HandlerNotFound, MessagingError, PayloadError
 from messaging.execution import call
 from messaging.handlers import Handler, Registry, registry
-from messaging.inbox import TWIN_WAIT, AlreadyRecorded, Place, SetAside, Verdict
+from messaging.inbox import TWIN_WAIT, AlreadyRecorded, Held, Place, SetAside, Verdict
 from messaging.ledger import Entry
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
@@ -34,10 +34,12 @@ class Settlement:
     Attributes:
         action: "ack" it now; "done": it was acknowledged on the way; "set_aside": nothing was spent, process it again.
         after: seconds until then.
+        held: whether it was set aside because an open transaction has its record.
     """
 
     action: Literal["ack", "done", "set_aside"]
     after: float = 0.0
+    held: bool = False
 
 
 READ_AHEAD = 64 * 1024  # bytes of a body; a larger one is not held twice before its turn comes
@@ -45,6 +47,7 @@ READ_AHEAD = 64 * 1024  # bytes of a body; a larger one is not held twice before
 ACK = Settlement("ack")
 DONE = Settlement("done")
 ASIDE = Settlement("set_aside", after=TWIN_WAIT)
+HELD = Settlement("set_aside", after=TWIN_WAIT, held=True)
 
 
 class Processor:
@@ -126,10 +129,12 @@ class Processor:
                 return DONE if work.acked else ACK
             except AlreadyRecorded:
                 work.redelivered = True
-            except SetAside:
-                break
+            except SetAside as aside:
+                return _aside(aside)
             except (OperationalError, InterfaceError) as error:
-                if is_lock_wait(error) or is_conflict(error):
+                if is_lock_wait(error):
+                    return HELD
+                if is_conflict(error):
                     break
                 self.outages.raise_if_away(error, work.database)
                 if not is_lost(error, work.database):
@@ -247,8 +252,12 @@ class Processor:
 
         try:
             return ACK if self.outages.steadily(database, record) else ASIDE
-        except SetAside:
-            return ASIDE
+        except SetAside as aside:
+            return _aside(aside)
+
+
+def _aside(reason: SetAside) -> Settlement:
+    return HELD if isinstance(reason, Held) else ASIDE
 
 
 def _nothing() -> None:
