@@ -175,7 +175,11 @@ class Consumer:
             return "waiting for the database"
         if not self._subscription.is_well:
             return "waiting for the broker"
-        return f"running {self._backlog.running}, waiting {self._backlog.waiting}"
+        status = f"running {self._backlog.running}, waiting {self._backlog.waiting}"
+        held = self._backlog.held
+        if not held:
+            return status
+        return f"{status}; waits for another process's transaction: {held} message{'' if held == 1 else 's'}"
 
     # Burst
 

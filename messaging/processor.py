@@ -21,7 +21,7 @@ from messaging.envelope import Envelope
 from messaging.exceptions import DeadLettered, HandlerNotFound, MessagingError, PayloadError
 from messaging.execution import call
 from messaging.handlers import Handler, Registry, registry
-from messaging.inbox import TWIN_WAIT, AlreadyRecorded, Place, SetAside, Verdict
+from messaging.inbox import TWIN_WAIT, AlreadyRecorded, Held, Place, SetAside, Verdict
 from messaging.ledger import Entry, run_of
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
@@ -37,10 +37,12 @@ class Settlement:
     Attributes:
         action: "ack" it now; "done": it was acknowledged on the way; "set_aside": nothing was spent, process it again.
         after: seconds until then.
+        held: whether it was set aside because an open transaction has its record.
     """
 
     action: Literal["ack", "done", "set_aside"]
     after: float = 0.0
+    held: bool = False
 
 
 REPORT_WAIT = 30.0  # seconds: a process starts, and reports how the one before it died
@@ -49,6 +51,7 @@ READ_AHEAD = 64 * 1024  # bytes of a body; a larger one is not held twice before
 ACK = Settlement("ack")
 DONE = Settlement("done")
 ASIDE = Settlement("set_aside", after=TWIN_WAIT)
+HELD = Settlement("set_aside", after=TWIN_WAIT, held=True)
 
 
 class Processor:
@@ -131,10 +134,12 @@ class Processor:
                 return DONE if work.acked else ACK
             except AlreadyRecorded:
                 work.redelivered = True
-            except SetAside:
-                break
+            except SetAside as aside:
+                return _aside(aside)
             except (OperationalError, InterfaceError) as error:
-                if is_lock_wait(error) or is_conflict(error):
+                if is_lock_wait(error):
+                    return HELD
+                if is_conflict(error):
                     break
                 self.outages.raise_if_away(error, work.database)
                 if not is_lost(error, work.database):
@@ -295,8 +300,12 @@ class Processor:
 
         try:
             return ACK if self.outages.steadily(database, record) else ASIDE
-        except SetAside:
-            return ASIDE
+        except SetAside as aside:
+            return _aside(aside)
+
+
+def _aside(reason: SetAside) -> Settlement:
+    return HELD if isinstance(reason, Held) else ASIDE
 
 
 def _nothing() -> None:

@@ -514,6 +514,26 @@ def test_a_suspect_waits_for_what_runs_and_then_runs_alone(backlog: Backlog) -> 
     assert job.head.delivery is suspect
 
 
+def test_what_waits_for_another_transaction_is_counted_until_it_ends_otherwise(backlog: Backlog) -> None:
+    for queue in ("work", "other"):
+        backlog.put(Parcel(queue))
+    job, beside = backlog.take(), backlog.take()
+    assert job is not None
+    assert beside is not None
+    assert backlog.held == 0
+    backlog.put_back(job.items, held=True)
+    backlog.done(job)
+    backlog.put_back(beside.items)
+    backlog.done(beside)
+    assert backlog.held == 1
+    jobs = [backlog.take(), backlog.take()]
+    assert backlog.held == 1, "it is being tried again"
+    for again in jobs:
+        assert again is not None
+        backlog.done(again)
+    assert backlog.held == 0
+
+
 def test_a_retry_whose_last_process_died_runs_alone(backlog: Backlog) -> None:
     died, beside = Parcel("many"), Parcel("many")
     died.properties = Properties.build(headers={DIED: True})
