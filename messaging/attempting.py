@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 from django.db import InterfaceError, InternalError, OperationalError, connections, transaction
 
@@ -28,6 +29,8 @@ logger = logging.getLogger("messaging.processor")
 State = ProcessedMessage.State
 RERUNS = 3  # immediate ones, after a deadlock or a serialization failure
 DEFAULT_DELIVERY_LIMIT = 20  # RabbitMQ 4's, on queues whose limit we did not set
+WAITS_TO_BEGIN = "is claimed and waits to begin", "begins now"
+WAITS_TO_BE_RECORDED = "has run and waits to be recorded", "is recorded now"
 DELIVERY_COUNT = "x-delivery-count"
 
 
@@ -53,16 +56,34 @@ class Attempts:
         if (work.redelivered or not work.handler.atomic) and place.token is None:
             place.claim(work.database, station.worker, station.settings.lease, at_broker=work.handler.atomic)
             kill_point("processor.claimed")
-        started = time.time()
-        # In the ledger until the attempt is recorded: a process that dies before has an attempt to be counted.
-        with (
-            station.claims.held(place.token, work.database),
-            station.running(work.entry(station, place, started)) as work.lift,
-        ):
+        name = work.name if place.token else ""
+        with station.claims.held(place.token, work.database, name=name, at_broker=work.handler.atomic):
             if not work.handler.atomic:
                 work.ack()
                 work.acked = True
-            self._try(work, place, started)
+            if place.token is not None:
+                self._begin(work, place)
+            started = time.time()
+            # In the ledger until the attempt is recorded: a process that dies before has an attempt to be counted.
+            with station.running(work.entry(station, place, started)) as work.lift:
+                self._try(work, place, started)
+
+    def _begin(self, work: Work, place: Place) -> None:
+        """Commit that the handler of a claim begins: what dies before has cost no attempt.
+
+        Raises AlreadyRecorded when the claim was lost meanwhile, and DatabaseUnavailable where the broker keeps it.
+        """
+
+        def write() -> None:
+            changes: dict[str, Any] = {"interrupted": True} if self._station.claims.are_interrupted else {}
+            changes["started_at"] = Now()
+            if not place.row.move(State.PROCESSING, round=place.row.round, token=place.token, **changes):
+                raise AlreadyRecorded
+
+        if work.acked:
+            self._insist(work, write, WAITS_TO_BEGIN)
+        else:
+            self._station.outages.steadily(work.database, write)
 
     def _try(self, work: Work, place: Place, started: float) -> None:
         for rerun in range(RERUNS + 1):
@@ -72,6 +93,7 @@ class Attempts:
             except (AlreadyRecorded, SetAside, DatabaseUnavailable):
                 raise
             except BaseException as error:  # noqa: BLE001  SystemExit is a failed attempt as well
+                self._station.claims.end_here()
                 kill_point("processor.rolled_back")
                 self._station.outages.raise_if_away(error, work.database)
                 if rerun == RERUNS or not _worth_rerunning(error, place, work.database):
@@ -119,11 +141,11 @@ class Attempts:
             with transaction.atomic(using=work.database):
                 self._write_processed(place, work)
 
-        self._insist(work, write)
-
-    def _insist(self, work: Work, write: Callable[[], object]) -> None:
-        """Commit what nothing but this thread knows, however long the database or a lock is in the way."""
         work.lift()
+        self._insist(work, write, WAITS_TO_BE_RECORDED)
+
+    def _insist(self, work: Work, write: Callable[[], object], words: tuple[str, str]) -> None:
+        """Commit what nothing but this thread knows, however long the database or a lock is in the way."""
         waits = False
         while True:
             close_old()  # the connection may have been idle for hours, or left behind unfit by the handler
@@ -135,11 +157,11 @@ class Attempts:
                 if is_lost(error, work.database):
                     reconnect(work.database)
                 if not waits:
-                    logger.warning("%s has run and waits to be recorded: %s", work.name, one_line(error))
+                    logger.warning("%s %s: %s", work.name, words[0], one_line(error))
                 waits = True
             time.sleep(1)
         if waits:
-            logger.warning("%s is recorded now.", work.name)
+            logger.warning("%s %s.", work.name, words[1])
 
     def _write_processed(self, place: Place, work: Work) -> None:
         place.write(
@@ -163,7 +185,7 @@ class Attempts:
             failures.record(place, failure, work.database, self._station.settings)
 
         if work.acked:
-            self._insist(work, write)
+            self._insist(work, write, WAITS_TO_BE_RECORDED)
         else:
             self._station.outages.steadily(work.database, write)
         kill_point("processor.recorded")

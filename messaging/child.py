@@ -42,15 +42,17 @@ class Control(threading.Thread):
     Args:
         fd: the inherited socket.
         on_stop: called when the supervisor asks to stop.
+        on_release: called when it is about to kill this process.
     """
 
-    def __init__(self, fd: int, on_stop: Callable[[], None]) -> None:
+    def __init__(self, fd: int, on_stop: Callable[[], None], on_release: Callable[[], None]) -> None:
         super().__init__(name="messaging-control", daemon=True)
         os.set_inheritable(fd, False)
         # Never closed by this process: the supervisor sees its end in the process's end.
         self._reader = open(fd, "rb", closefd=False)  # noqa: SIM115
         self._writer = open(fd, "wb", closefd=False)  # noqa: SIM115
         self._on_stop = on_stop
+        self._on_release = on_release
         self._sending = threading.Lock()
 
     def crashed(self) -> list[dict[str, str]]:
@@ -61,8 +63,11 @@ class Control(threading.Thread):
     def run(self) -> None:
         """Obey until the supervisor is gone."""
         while True:
-            if self._order().get("stop"):
+            order = self._order()
+            if order.get("stop"):
                 self._on_stop()
+            if order.get("release"):
+                self._on_release()
 
     def report(self, **facts: Any) -> None:
         """Tell the supervisor."""
@@ -100,7 +105,8 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
     role = json.loads(os.environ.pop(VARIABLE))
     _ignore_signals()
     stopping = threading.Event()
-    control = Control(role["control"], stopping.set)
+    release = _Release()
+    control = Control(role["control"], stopping.set, release.start)
     crashed = control.crashed()
     control.start()
     if reload and role["index"] == 0:
@@ -109,6 +115,7 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
     name = f"{socket.gethostname()[:150]}:{os.getpid()}:{secrets.token_hex(2)}"
     try:
         consumer = Consumer(plan, name, Ledger.attach(role["ledger"], role["slots"]))
+        release.processor = consumer.processor
         _record_crashes(crashed, consumer.processor, control, stopping)
         sender = _RelayThread(plan.alias, name, stopping) if relay and (plan.burst or role["index"] == 0) else None
         threading.Thread(target=_stop, args=(stopping, consumer, sender), name="messaging-stop", daemon=True).start()
@@ -201,11 +208,27 @@ class _RelayThread(threading.Thread):
         self._relay.wake()
 
 
+class _Release(threading.Thread):
+    """Hands over what runs here, then ends this process. The supervisor kills it when that takes too long."""
+
+    def __init__(self) -> None:
+        super().__init__(name="messaging-release", daemon=True)
+        self.processor: Processor | None = None
+
+    def run(self) -> None:
+        try:
+            if self.processor is not None:
+                self.processor.give_up()
+        finally:
+            os._exit(1)
+
+
 def _stop(stopping: threading.Event, consumer: Consumer, sender: _RelayThread | None) -> None:
     stopping.wait()
     consumer.stop()
     if sender is not None:
         sender.finish()
+    consumer.processor.interrupt()
 
 
 def _report_files(control: Control) -> None:
