@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -114,7 +113,6 @@ class Work:
             started=started,
             timeout=self.handler.timeout,
             token=str(place.token or ""),
-            run=str(place.token or uuid.uuid4()),
             batch=batch,
         )
 
