@@ -55,6 +55,7 @@ class Attempts:
             return
         if (work.redelivered or not work.handler.atomic) and place.token is None:
             place.claim(work.database, station.worker, station.settings.lease, at_broker=work.handler.atomic)
+            work.envelope.belongs_to(place.row.key)
             kill_point("processor.claimed")
         name = work.name if place.token else ""
         with station.claims.held(place.token, work.database, name=name, at_broker=work.handler.atomic):

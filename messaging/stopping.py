@@ -29,6 +29,7 @@ from messaging.models import ProcessedMessage, Worker
 from messaging.models.processed import ProcessedMessageQuerySet
 from messaging.patience import bound_here, sever
 from messaging.station import Station
+from messaging.texts import storable
 
 logger = logging.getLogger("messaging.consumer")
 
@@ -138,8 +139,9 @@ def _give_up(station: Station, database: str) -> None:
     locked = False
     for row in rows.filter(lease_token__in=list(claims)).order_by("at_broker"):
         token = row.lease_token
+        handler = station.handlers.find(station.alias, row.queue, storable(row.routing_key))
         try:
-            unrun.give_up(database, row, station.worker)
+            unrun.give_up(database, row, handler, station.worker)
         except SetAside:
             locked = True
             claims = {held: claim for held, claim in claims.items() if held != token}

@@ -126,16 +126,15 @@ def record_spared(entry: Entry, worker: str) -> None:
     row = rows.filter(claim, key=entry.identity[0], lease_token=entry.token).first()
     if row is not None:
         with suppress(SetAside):
-            give_up(entry.database, row, worker)
+            give_up(entry.database, row, registry.find(entry.alias, entry.queue, storable(row.routing_key)), worker)
 
 
-def give_up(database: str, row: ProcessedMessage, worker: str) -> bool:
+def give_up(database: str, row: ProcessedMessage, handler: Handler | None, worker: str) -> bool:
     """End a claim whose run was cut short by ourselves: the message comes again, and no attempt is counted.
 
     Returns False when the claim was no longer held. Raises SetAside when the row is locked.
     """
     place = inbox.existing(row)
-    handler = registry.find(row.alias, row.queue, storable(row.routing_key))
     try:
         if inbox.comes_again(row, handler):  # the mark tells its redelivery that nothing is to be counted
             values: dict[str, Any] = {**inbox.UNCLAIMED, "interrupted": True, "error": STOPPED}
