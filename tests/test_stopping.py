@@ -266,10 +266,20 @@ def test_a_message_without_id_at_the_broker_waits_for_its_redelivery_which_count
 
 def away(monkeypatch: pytest.MonkeyPatch, processor: Processor) -> None:
     """Let the processor see an outage that begins now."""
-    with monkeypatch.context() as patch, pytest.raises(DatabaseUnavailable):
-        patch.setattr("messaging.outages.is_up", lambda _: False)
+
+    def fail() -> None:
         with processor.outages.watch("default"):
             raise OperationalError("gone fishing")
+
+    in_an_outage(monkeypatch, fail)
+
+
+def in_an_outage(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Do what meets a database that is away."""
+    with monkeypatch.context() as patch:
+        patch.setattr("messaging.outages.is_up", lambda _: False)
+        with pytest.raises(DatabaseUnavailable):
+            act()
 
 
 def test_claims_that_ran_out_in_an_outage_are_not_attempts_and_those_before_are(
@@ -298,9 +308,7 @@ def test_a_claim_that_is_idle_when_its_process_leaves_is_handed_over(
         raise OperationalError("gone fishing")
 
     processor = handle(lose_the_database, atomic=False)
-    with monkeypatch.context() as patch, pytest.raises(DatabaseUnavailable):
-        patch.setattr("messaging.outages.is_up", lambda _: False)
-        processor.process(arrived(), nothing)
+    in_an_outage(monkeypatch, lambda: processor.process(arrived(), nothing))
     assert only_row().state == State.PROCESSING
     processor.leave()
     assert (only_row().state, only_row().attempts, only_row().error) == (State.RETRYING, 0, STOPPED)
@@ -318,9 +326,7 @@ def test_a_message_without_id_goes_on_under_its_own_claim_after_an_outage(
 
     processor, made = handle(lose_the_database_once, atomic=False), arrived(message_id=None)
     delivery = Arrival(made.queue, made.exchange, made.routing_key, made.properties, made.body)
-    with monkeypatch.context() as patch, pytest.raises(DatabaseUnavailable):
-        patch.setattr("messaging.outages.is_up", lambda _: False)
-        processor.process(delivery, nothing)
+    in_an_outage(monkeypatch, lambda: processor.process(delivery, nothing))
     assert processor.process(delivery, nothing).action == "done"
     assert (only_row().state, only_row().attempts, len(runs)) == (State.PROCESSED, 1, 2)
 
