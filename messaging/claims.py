@@ -14,8 +14,7 @@ from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from messaging.clock import Now
-from messaging.exceptions import DatabaseUnavailable
-from messaging.inbox import SetAside
+from messaging.inbox import AlreadyRecorded
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
 
@@ -33,6 +32,7 @@ class Claim:
         connection: of the thread that runs it.
         renewed_at: when it was last made or renewed, CLOCK_MONOTONIC.
         is_idle: whether it runs nothing, because its database went away or a twin was in the way.
+        is_bound: whether its delivery was acknowledged, which alone may go on under it.
     """
 
     token: uuid.UUID
@@ -42,6 +42,7 @@ class Claim:
     connection: BaseDatabaseWrapper | None = None
     renewed_at: float = field(default_factory=time.monotonic)
     is_idle: bool = False
+    is_bound: bool = False
 
 
 class Claims:
@@ -65,7 +66,7 @@ class Claims:
     def held(
         self, token: uuid.UUID | None, database: str, *, name: str = "", at_broker: bool = False
     ) -> Iterator[None]:
-        """Have a claim renewed while its handler runs; it stays ours when the database goes away in between."""
+        """Have a claim renewed while its handler runs; it stays ours whatever goes wrong in between."""
         if token is None:
             yield
             return
@@ -74,18 +75,33 @@ class Claims:
             self._claims[token] = claim
         try:
             yield
-        except (DatabaseUnavailable, SetAside):
-            claim.is_idle = True
-            raise
-        except BaseException:
+        except AlreadyRecorded:
             self.drop(claim)
+            raise
+        except BaseException:  # it may well stand: the database went away, or its answer was lost
+            claim.is_idle = True
             raise
         self.drop(claim)
 
     def is_waiting(self, token: uuid.UUID | None) -> bool:
-        """Whether a claim is ours and runs nothing, so that its delivery may go on under it."""
+        """Whether a claim is ours and runs nothing, so that a delivery of its content may go on under it."""
         claim = self._claims.get(token) if token is not None else None
-        return claim is not None and claim.is_idle
+        return claim is not None and claim.is_idle and not claim.is_bound
+
+    def bind(self, token: uuid.UUID | None) -> None:
+        """Note that the broker has forgotten the delivery of a claim: only the one that is here may go on under it."""
+        with self._lock:
+            if token is not None and token in self._claims:
+                self._claims[token].is_bound = True
+
+    def take(self, token: uuid.UUID | None) -> bool:
+        """Go on under a claim that is ours and runs nothing. One delivery may, so that each of two twins has a row."""
+        with self._lock:
+            claim = self._claims.get(token) if token is not None else None
+            if claim is None or not claim.is_idle:
+                return False
+            del self._claims[claim.token]
+            return True
 
     def of(self, database: str) -> list[Claim]:
         """All of a database, idle ones too."""

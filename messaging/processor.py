@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,17 +11,18 @@ from typing import Literal
 
 from django.db import InterfaceError, OperationalError
 
-from messaging import conf, failures, inbox, stopping, unrun
+from messaging import conf, inbox, stopping, unrun
 from messaging.attempting import Attempts
 from messaging.batching import run_batch
 from messaging.claims import Claim, Claims
+from messaging.crashes import Crash, record_crash
 from messaging.database import close_old, is_conflict, is_lock_wait, is_lost
 from messaging.envelope import Envelope
 from messaging.exceptions import DeadLettered, HandlerNotFound, MessagingError, PayloadError
 from messaging.execution import call
 from messaging.handlers import Handler, Registry, registry
 from messaging.inbox import TWIN_WAIT, AlreadyRecorded, Place, SetAside, Verdict
-from messaging.ledger import Entry
+from messaging.ledger import Entry, run_of
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
 from messaging.station import Call, Incoming, RunningNow, Station, Work, inserts_first
@@ -40,6 +43,7 @@ class Settlement:
     after: float = 0.0
 
 
+REPORT_WAIT = 30.0  # seconds: a process starts, and reports how the one before it died
 READ_AHEAD = 64 * 1024  # bytes of a body; a larger one is not held twice before its turn comes
 
 ACK = Settlement("ack")
@@ -74,6 +78,7 @@ class Processor:
         running = running or (lambda _entry: nullcontext(_nothing))
         self._station = Station(alias, worker, self.settings, self.outages, claims, handlers, running, call)
         self._attempts = Attempts(self._station)
+        self._expected: dict[uuid.UUID, float] = {}  # runs whose death may yet be reported, and since when
 
     def route(self, delivery: Incoming) -> Handler | None:
         """The handler that would take a delivery; None where there is none or its headers cannot be read.
@@ -151,9 +156,10 @@ class Processor:
             row = inbox.find(work.database, self.alias, work.queue, work.envelope, redelivered=work.redelivered)
         if row is None:
             return inbox.fresh(self.alias, work.queue, work.envelope)
-        if self._station.claims.is_waiting(row.lease_token):
-            if not row.renewed(self.settings.lease):
-                raise AlreadyRecorded
+        if self._station.claims.take(row.lease_token):
+            with self._station.claims.held(row.lease_token, work.database):
+                if not row.renewed(self.settings.lease):
+                    raise AlreadyRecorded
             return inbox.existing(row)
         return self._admit_recorded(work, row)
 
@@ -163,19 +169,20 @@ class Processor:
         It looks once: between two looks a claim can become a counted crash, which neither of them would see.
         """
         alike = inbox.alike(work.database, self.alias, work.queue, work.envelope)
-        unfinished = next((row for row in alike if inbox.is_unfinished(row)), None)
-        if unfinished is not None or not work.handler.atomic:
-            return unfinished
-        claimed = [row for row in alike if row.round == 1]
-        ours = next((row for row in claimed if self._station.claims.is_waiting(row.lease_token)), None)
-        if claimed and ours is None:
+        ours = next((row for row in alike if self._station.claims.is_waiting(row.lease_token)), None)
+        found = ours or next((row for row in alike if inbox.can_adopt(row, work.handler)), None)
+        if found is None and any(inbox.comes_again(row, work.handler) for row in alike):
             raise SetAside  # perhaps its own last run, whose crash is about to be recorded
-        return ours
+        return found
 
     def _admit_recorded(self, work: Work, row: ProcessedMessage) -> Place | None:
         database, worker, settings = work.database, self._station.worker, self.settings
         verdict = inbox.gate(row, work.envelope)
+        if verdict is not Verdict.REUSED:
+            unrun.bring_content(row, work.envelope, database)
         if verdict is Verdict.RUN:
+            if work.is_redelivery:
+                self._wait_for_report(row, work)
             return inbox.existing(row)
         if verdict is Verdict.REUSED:
             unrun.record_reused(database, row, work.envelope, worker=worker, settings=settings)
@@ -184,8 +191,26 @@ class Processor:
         elif verdict is Verdict.CRASHED:
             if not self.outages.leases_tell(database, settings.lease):
                 raise SetAside
-            unrun.end_abandoned(database, row, work.handler, settings, self.outages)
+            if not unrun.end_abandoned(database, row, work.handler, settings, self.outages):
+                raise AlreadyRecorded
+        elif work.envelope.key is None:
+            raise AlreadyRecorded  # another copy of its content took that row since
         return None
+
+    def _wait_for_report(self, row: ProcessedMessage, work: Work) -> None:
+        """Let a death that may be behind a redelivery be reported first, where it would have been the last attempt.
+
+        Raises SetAside until it is, or nobody has reported one for a while.
+        """
+        limit = work.handler.max_attempts or self.settings.retry.max_attempts
+        if row.attempts + 1 < limit:
+            return
+        run, now = run_of(row.key, row.round, None), time.monotonic()
+        since = self._expected.setdefault(run, now)
+        for expected in [one for one, began in list(self._expected.items()) if now - began >= 2 * REPORT_WAIT]:
+            self._expected.pop(expected, None)
+        if now - since < REPORT_WAIT:
+            raise SetAside
 
     # What is recorded without running anything
 
@@ -195,20 +220,35 @@ class Processor:
         envelope, reason = unrun.revive(delivery, queue)
         handler = self._station.handlers.find(self.alias, queue, envelope.routing_key)
         database = handler.database if handler else self._station.database
-        return self._record_unrun(database, queue, envelope, DeadLettered(reason), redelivered=True)
+        return self._record_unrun(database, queue, envelope, DeadLettered(reason), redelivered=True, handler=handler)
 
-    def record_crash(self, entry: Entry, error: MessagingError | None) -> None:
+    def record_crash(self, entry: Entry, error: MessagingError | None, since: float | None = None) -> bool:
         """Record that a process died while it ran `entry`, of `error`; of something else's if None.
 
+        Args:
+            entry: what it ran.
+            error: why it died.
+            since: CLOCK_MONOTONIC of when that began; None where nobody knows.
+
+        Returns whether that is done: not while another run of the message keeps its row locked; ask again then.
         Raises DatabaseUnavailable.
         """
         worker = self._station.worker
         if entry.batch > 1:
-            return  # nobody knows whose fault it was: redelivered, each runs alone
+            return True  # nobody knows whose fault it was: redelivered, each runs alone
         if error is None:
             self.outages.steadily(entry.database, lambda: unrun.record_spared(entry, worker))
-        else:
-            self.outages.steadily(entry.database, lambda: failures.record_crash(entry, error, worker))
+            return True
+        crash = Crash.of(entry, error, worker, since)
+        try:
+            self.outages.steadily(entry.database, lambda: record_crash(crash))
+        except SetAside:
+            return False
+        except OperationalError as trouble:
+            if is_lock_wait(trouble) or is_conflict(trouble):
+                return False
+            raise
+        return True
 
     @property
     def databases(self) -> list[str]:
@@ -262,7 +302,14 @@ class Processor:
         return self._record_unrun(station.database, queue, envelope, error, redelivered=delivery.redelivered)
 
     def _record_unrun(
-        self, database: str, queue: str, envelope: Envelope, error: MessagingError, *, redelivered: bool
+        self,
+        database: str,
+        queue: str,
+        envelope: Envelope,
+        error: MessagingError,
+        *,
+        redelivered: bool,
+        handler: Handler | None = None,
     ) -> Settlement:
         def record() -> bool:
             return unrun.record_unrun(
@@ -273,6 +320,7 @@ class Processor:
                 worker=self._station.worker,
                 settings=self.settings,
                 redelivered=redelivered,
+                handler=handler,
             )
 
         try:
