@@ -41,7 +41,7 @@ def handle(monkeypatch: pytest.MonkeyPatch) -> Handle:
     def build(function: Callable[..., Any] = nothing, **options: Any) -> Processor:
         registry = Registry()
         registered(registry, function, **options)
-        monkeypatch.setattr("messaging.failures.registry", registry)
+        monkeypatch.setattr("messaging.crashes.registry", registry)
         processor = Processor("default", "worker-1", handlers=registry)
         processor.outages.up_since["default"] = -1e9
         return processor
@@ -107,8 +107,13 @@ def claimed(delivery: Arrived, **values: Any) -> ProcessedMessage:
         wire=envelope.to_wire(),
         body=delivery.body.decode(),
         routing_key=delivery.routing_key,
-        worker="worker-0",
-        **{"leased_until": Now() - timedelta(seconds=1), "at_broker": False, "started_at": Now(), **values},
+        **{
+            "worker": "worker-0",
+            "leased_until": Now() - timedelta(seconds=1),
+            "at_broker": False,
+            "started_at": Now(),
+            **values,
+        },
     )
     return ProcessedMessage.objects.get(pk=row.pk)
 
@@ -329,6 +334,24 @@ def test_a_message_without_id_goes_on_under_its_own_claim_after_an_outage(
     in_an_outage(monkeypatch, lambda: processor.process(delivery, nothing))
     assert processor.process(delivery, nothing).action == "done"
     assert (only_row().state, only_row().attempts, len(runs)) == (State.PROCESSED, 1, 2)
+
+
+def test_a_twin_without_id_does_not_take_the_claim_of_what_was_acknowledged(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[object] = []
+
+    def lose_the_database_once(message: object) -> None:
+        runs.append(message)
+        if len(runs) == 1:
+            raise OperationalError("gone fishing")
+
+    processor, made = handle(lose_the_database_once, atomic=False), arrived(message_id=None)
+    delivery = Arrival(made.queue, made.exchange, made.routing_key, made.properties, made.body)
+    in_an_outage(monkeypatch, lambda: processor.process(delivery, nothing))
+    assert processor.process(arrived(message_id=None, redelivered=True), nothing).action == "done"
+    assert processor.process(delivery, nothing).action == "done"
+    assert (ProcessedMessage.objects.filter(state=State.PROCESSED).count(), len(runs)) == (2, 3)
 
 
 def test_a_claim_that_is_not_renewed_is_known_to_its_holder_before_it_lapses(handle: Handle, slow: Slow) -> None:
