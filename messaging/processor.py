@@ -11,10 +11,10 @@ from typing import Literal
 
 from django.db import InterfaceError, OperationalError
 
-from messaging import conf, inbox, unrun
+from messaging import conf, inbox, stopping, unrun
 from messaging.attempting import Attempts
 from messaging.batching import run_batch
-from messaging.claims import Claims
+from messaging.claims import Claim, Claims
 from messaging.crashes import Crash, record_crash
 from messaging.database import close_old, is_conflict, is_lock_wait, is_lost
 from messaging.envelope import Envelope
@@ -133,6 +133,8 @@ class Processor:
                     self._attempts.make(work, place)
                 return DONE if work.acked else ACK
             except AlreadyRecorded:
+                if work.acked:  # whoever took its claim answers for it
+                    return DONE
                 work.redelivered = True
             except SetAside as aside:
                 return _aside(aside)
@@ -194,7 +196,7 @@ class Processor:
         elif verdict is Verdict.CRASHED:
             if not self.outages.leases_tell(database, settings.lease):
                 raise SetAside
-            if not unrun.record_abandoned(database, row, work.handler, settings):
+            if not unrun.end_abandoned(database, row, work.handler, settings, self.outages):
                 raise AlreadyRecorded
         elif work.envelope.key is None:
             raise AlreadyRecorded  # another copy of its content took that row since
@@ -253,13 +255,41 @@ class Processor:
             raise
         return True
 
-    def renew_claims(self) -> None:
-        """Extend the leases of what this process runs. Call it every third of the lease. Raises DatabaseUnavailable."""
-        self._station.claims.renew()
+    @property
+    def databases(self) -> list[str]:
+        """Where rows of the alias may be."""
+        return self._station.databases
 
-    def sweep(self) -> int:
-        """Count the crashes of workers whose claims ran out; see `sweeping.sweep()`."""
-        return sweep(self._station)
+    def renew_claims(self, database: str | None = None) -> None:
+        """Extend the leases of what this process runs. Call it every third of the lease. Raises DatabaseUnavailable.
+
+        Args:
+            database: where; None for all of them, one after the other.
+        """
+        for one in [database] if database else self.databases:
+            self._station.claims.renew(one)
+
+    def late_claims(self) -> list[Claim]:
+        """Of what this process runs, the claims that could not be renewed and are about to lapse."""
+        return self._station.claims.late()
+
+    def sweep(self, database: str | None = None) -> int:
+        """End the claims that ran out; see `sweeping.sweep()`."""
+        return sum(sweep(self._station, one) for one in ([database] if database else self.databases))
+
+    # A stop, in this order; see `stopping`
+
+    def interrupt(self) -> None:
+        """Mark what runs as cut short by a stop, in case it does not end in time."""
+        stopping.interrupt(self._station)
+
+    def give_up(self) -> None:
+        """Hand over what runs: this process is about to end."""
+        stopping.give_up(self._station)
+
+    def leave(self) -> None:
+        """Hand over what this process has claimed, when nothing runs any more."""
+        stopping.leave(self._station)
 
     def _refuse(self, delivery: Incoming) -> Settlement:
         """Record what no handler can take as failed."""

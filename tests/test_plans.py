@@ -255,7 +255,7 @@ def test_a_retry_is_scheduled_and_finds_its_message_by_an_index(processor: Proce
 def test_claims_are_kept_and_swept_and_crashes_counted_by_an_index(processor: Processor) -> None:
     claims = Claims(15.0, Outages())
     with claims.held(uuid.uuid4(), "default"):
-        assert_indexed(claims.renew)
+        assert_indexed(partial(claims.renew, "default"))
     assert_indexed(processor.sweep)
     for message_id in ("crashed", ""):
         key, digest = str(uuid.uuid4()), str(uuid.uuid4())
