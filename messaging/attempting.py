@@ -50,9 +50,13 @@ class Attempts:
         if _near_limit(work.envelope, station.settings.queue(work.queue)):
             failures.send_round(place, station.worker, work.database)
             return
-        if (work.redelivered or not work.handler.atomic) and place.token is None:
-            place.claim(work.database, station.worker, station.settings.lease, at_broker=work.handler.atomic)
+        is_claimed = place.token is not None and not work.left_over
+        if (work.redelivered or not work.handler.atomic or work.left_over) and not is_claimed:
+            with station.claims.held(place.token, work.database):
+                place.claim(work.database, station.worker, station.settings.lease, at_broker=work.handler.atomic)
             kill_point("processor.claimed")
+        if work.left_over:
+            self._retire_others(work, place)
         started = time.time()
         # In the ledger until the attempt is recorded: a process that dies before has an attempt to be counted.
         with (
@@ -63,6 +67,18 @@ class Attempts:
                 work.ack()
                 work.acked = True
             self._try(work, place, started)
+
+    def _retire_others(self, work: Work, place: Place) -> None:
+        """Take a message over from other databases before it runs: whoever changes a row of it first has it.
+
+        The claim is new, made after their rows were read: two processes cannot take it over from each other.
+        """
+        try:
+            with self._station.claims.held(place.token, work.database):
+                self._station.elsewhere.retire(work.left_over, work.database)
+        except AlreadyRecorded as error:
+            raise SetAside from error
+        kill_point("processor.moved")
 
     def _try(self, work: Work, place: Place, started: float) -> None:
         for rerun in range(RERUNS + 1):

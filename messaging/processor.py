@@ -14,6 +14,7 @@ from messaging.attempting import Attempts
 from messaging.batching import run_batch
 from messaging.claims import Claims
 from messaging.database import close_old, is_conflict, is_lock_wait, is_lost
+from messaging.elsewhere import Elsewhere, Standing, database_of, weigh
 from messaging.envelope import Envelope
 from messaging.exceptions import DeadLettered, HandlerNotFound, MessagingError, PayloadError
 from messaging.execution import call
@@ -56,6 +57,7 @@ class Processor:
         running: enters an attempt into the process's ledger while it runs; yields what lifts its time limit.
         handlers: the registry to find handlers in.
         call: calls a handler.
+        databases: those that may know a message; None for the settings' and the handlers'.
     """
 
     def __init__(
@@ -66,13 +68,15 @@ class Processor:
         running: RunningNow | None = None,
         handlers: Registry = registry,
         call: Call = call,
+        databases: Sequence[str] | None = None,
     ) -> None:
         self.alias = alias
         self.settings = conf.get(alias)
         self.outages = Outages()
         claims = Claims(self.settings.lease, self.outages)
         running = running or (lambda _entry: nullcontext(_nothing))
-        self._station = Station(alias, worker, self.settings, self.outages, claims, handlers, running, call)
+        elsewhere = Elsewhere(alias, handlers, self.outages, databases)
+        self._station = Station(alias, worker, self.settings, self.outages, claims, handlers, elsewhere, running, call)
         self._attempts = Attempts(self._station)
 
     def route(self, delivery: Incoming) -> Handler | None:
@@ -140,20 +144,50 @@ class Processor:
 
     def _admit(self, work: Work) -> Place | None:
         """The place to record it in, if it is to run; None when the inbox answers for it already."""
+        envelope = work.envelope
+        others = self._station.elsewhere.find(work.database, work.queue, envelope, redelivered=work.redelivered)
+        is_first = not work.redelivered and envelope.row_key is None
         # Where inserting first decides who runs, a first delivery needs no look.
-        if not work.redelivered and work.envelope.row_key is None and inserts_first(work.database):
-            return inbox.fresh(self.alias, work.queue, work.envelope)
-        if work.redelivered and work.envelope.key is None:
-            row = self._find_alike(work)
-        else:
-            row = inbox.find(work.database, self.alias, work.queue, work.envelope, redelivered=work.redelivered)
+        if is_first and not others and inserts_first(work.database):
+            return inbox.fresh(self.alias, work.queue, envelope)
+        standing = weigh(self._find(work), others, envelope)
+        work.left_over, row = standing.left_over, standing.decides
         if row is None:
-            return inbox.fresh(self.alias, work.queue, work.envelope)
-        if self._station.claims.is_waiting(row.lease_token):
-            if not row.renewed(self.settings.lease):
+            return inbox.fresh(self.alias, work.queue, envelope)
+        is_ours = self._station.claims.is_waiting(row.lease_token)
+        if is_ours or inbox.gate(row, envelope) is Verdict.RUN:
+            return self._place(work, standing, row, is_ours=is_ours)
+        self._admit_recorded(work, standing, row)
+        return None
+
+    def _find(self, work: Work) -> ProcessedMessage | None:
+        if work.redelivered and work.envelope.key is None:
+            return self._find_alike(work)
+        return inbox.find(work.database, self.alias, work.queue, work.envelope, redelivered=work.redelivered)
+
+    def _place(self, work: Work, standing: Standing, row: ProcessedMessage, *, is_ours: bool) -> Place:
+        """Where a message is recorded that is to run, wherever it was recorded before."""
+        if standing.runs:
+            raise SetAside
+        if is_ours:
+            if not work.left_over and not row.renewed(self.settings.lease):
                 raise AlreadyRecorded
             return inbox.existing(row)
-        return self._admit_recorded(work, row)
+        if standing.newer is None:
+            return inbox.existing(row)
+        if standing.newer is row:
+            work.left_over = [*standing.left_over, row]
+        return self._station.elsewhere.move(standing.home, standing.newer, work.queue, work.envelope)
+
+    def _let_go(self, standing: Standing, row: ProcessedMessage) -> None:
+        """Have no other row wait for a message that this one answers for."""
+        home, claims = standing.home, self._station.claims
+        rows = standing.replaceable
+        if home is not None and home is not row and claims.is_waiting(home.lease_token):
+            with claims.held(home.lease_token, database_of(home)):  # to run here: it has run there meanwhile
+                self._station.elsewhere.retire([*rows, home], database_of(row))
+        else:
+            self._station.elsewhere.retire(rows, database_of(row))
 
     def _find_alike(self, work: Work) -> ProcessedMessage | None:
         """The row that a redelivered message without an id belongs to; None where nothing like it is recorded.
@@ -170,20 +204,21 @@ class Processor:
             raise SetAside  # perhaps its own last run, whose crash is about to be recorded
         return ours
 
-    def _admit_recorded(self, work: Work, row: ProcessedMessage) -> Place | None:
-        database, worker, settings = work.database, self._station.worker, self.settings
+    def _admit_recorded(self, work: Work, standing: Standing, row: ProcessedMessage) -> None:
+        """Record what a row says about a delivery that is not to run, where that row is."""
+        database, worker, settings = database_of(row), self._station.worker, self.settings
         verdict = inbox.gate(row, work.envelope)
-        if verdict is Verdict.RUN:
-            return inbox.existing(row)
-        if verdict is Verdict.REUSED:
-            unrun.record_reused(database, row, work.envelope, worker=worker, settings=settings)
-        elif verdict is Verdict.COUNTED:
-            unrun.record_counted(database, row, work.envelope, work.handler, worker=worker, settings=settings)
-        elif verdict is Verdict.CRASHED:
-            if not self.outages.leases_tell(database, settings.lease):
-                raise SetAside
-            unrun.record_abandoned(database, row, work.handler, settings)
-        return None
+        with self.outages.watch(database):
+            if verdict is Verdict.REUSED:
+                unrun.record_reused(database, row, work.envelope, worker=worker, settings=settings)
+            elif verdict is Verdict.COUNTED:
+                unrun.record_counted(database, row, work.envelope, work.handler, worker=worker, settings=settings)
+            elif verdict is Verdict.CRASHED:
+                if not self.outages.leases_tell(database, settings.lease):
+                    raise SetAside
+                unrun.record_abandoned(database, row, work.handler, settings)
+            else:
+                self._let_go(standing, row)
 
     # What is recorded without running anything
 
@@ -234,21 +269,41 @@ class Processor:
     def _record_unrun(
         self, database: str, queue: str, envelope: Envelope, error: MessagingError, *, redelivered: bool
     ) -> Settlement:
-        def record() -> bool:
-            return unrun.record_unrun(
-                database,
-                queue,
-                envelope,
-                error,
-                worker=self._station.worker,
-                settings=self.settings,
-                redelivered=redelivered,
-            )
-
+        """Record it where it is recorded already; else in `database`."""
         try:
-            return ACK if self.outages.steadily(database, record) else ASIDE
-        except SetAside:
+            standing = self._stands(database, queue, envelope)
+            row = standing.decides
+            where = database_of(row) if row is not None else database
+
+            def record() -> bool:
+                return unrun.record_unrun(
+                    where,
+                    queue,
+                    envelope,
+                    error,
+                    worker=self._station.worker,
+                    settings=self.settings,
+                    redelivered=redelivered,
+                )
+
+            if not self.outages.steadily(where, record):
+                return ASIDE
+            if row is not None:
+                self._let_go(standing, row)
+            return ACK
+        except (AlreadyRecorded, SetAside):
             return ASIDE
+
+    def _stands(self, database: str, queue: str, envelope: Envelope) -> Standing:
+        """What is recorded of a message that is not to run; nothing where its own database alone may know it."""
+        others = self._station.elsewhere.find(database, queue, envelope, redelivered=True)
+        if not others:
+            return Standing(None, None)
+
+        def look() -> ProcessedMessage | None:
+            return inbox.find(database, self.alias, queue, envelope, redelivered=True)
+
+        return weigh(self.outages.steadily(database, look), others, envelope)
 
 
 def _nothing() -> None:
