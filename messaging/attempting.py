@@ -73,11 +73,11 @@ class Attempts:
 
         The claim is new, made after their rows were read: two processes cannot take it over from each other.
         """
-        try:
-            with self._station.claims.held(place.token, work.database):
+        with self._station.claims.held(place.token, work.database):
+            try:
                 self._station.elsewhere.retire(work.left_over, work.database)
-        except AlreadyRecorded as error:
-            raise SetAside from error
+            except AlreadyRecorded as error:
+                raise SetAside from error  # which keeps the claim: it may go on
         kill_point("processor.moved")
 
     def _try(self, work: Work, place: Place, started: float) -> None:

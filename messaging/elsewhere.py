@@ -116,11 +116,13 @@ class Elsewhere:
         moved = home.move(
             home.state,
             round=home.round,
-            next_round=envelope.round,
+            token=home.lease_token,
+            next_round=max(home.round, envelope.round),
             state=State.RETRYING,
             attempts=there.attempts,
             discarded_at=None,
             failed_at=None,
+            **inbox.UNCLAIMED,
         )
         if not moved:
             raise AlreadyRecorded
@@ -156,22 +158,14 @@ class Standing:
     Attributes:
         home: the row in its handler's database.
         decides: the row whose state says what to do; None where nothing is recorded.
-        left_over: the other rows that still wait for it, though another one answers for it.
-        runs: whether it is being run on account of another row than the one that decides.
+        left_over: the other rows that still wait for it, though this one answers for it.
+        claimed: the other rows under which it is being run.
     """
 
     home: ProcessedMessage | None
     decides: ProcessedMessage | None
     left_over: Sequence[ProcessedMessage] = ()
-    runs: bool = False
-
-    @property
-    def newer(self) -> ProcessedMessage | None:
-        """The row elsewhere that a row at home has to catch up with before it runs."""
-        if self.decides is not self.home:
-            return self.decides
-        rounds = [row for row in self.left_over if self.home is not None and row.round > self.home.round]
-        return max(rounds, key=_round, default=None)
+    claimed: Sequence[ProcessedMessage] = ()
 
     @property
     def replaceable(self) -> list[ProcessedMessage]:
@@ -188,10 +182,10 @@ class Standing:
 def weigh(home: ProcessedMessage | None, others: Sequence[ProcessedMessage], envelope: Envelope) -> Standing:
     """Which row decides about a delivery. Pure."""
     alike = [row for row in others if row.digest == envelope.digest]
-    decides = _deciding(home, others, alike, envelope)
-    rows = [row for row in (home, *alike) if row is not None and row is not decides]
-    left_over = [row for row in rows if row.state != State.SUPERSEDED and inbox.gate(row, envelope) in _OPEN]
-    return Standing(home, decides, left_over, any(_is_run(row) for row in rows))
+    decides = _deciding(home, alike, others, envelope)
+    rows = [row for row in (home, *alike) if row is not None and row is not decides and row.state != State.SUPERSEDED]
+    left_over = [row for row in rows if inbox.gate(row, envelope) in _OPEN]
+    return Standing(home, decides, left_over, [row for row in rows if _is_claimed(row)])
 
 
 _OPEN = (Verdict.RUN, Verdict.COUNTED, Verdict.CRASHED)
@@ -199,33 +193,29 @@ _OPEN = (Verdict.RUN, Verdict.COUNTED, Verdict.CRASHED)
 
 def _deciding(
     home: ProcessedMessage | None,
-    others: Sequence[ProcessedMessage],
     alike: Sequence[ProcessedMessage],
+    others: Sequence[ProcessedMessage],
     envelope: Envelope,
 ) -> ProcessedMessage | None:
-    """What is processed decides; else the row at home, unless it rests and another one took over from it."""
-    processed = next((row for row in alike if row.state == State.PROCESSED), None)
-    if processed is not None:
-        return processed
+    """What is processed, else the latest round; of one round what was laid aside, else what is at home.
+
+    A row that went on elsewhere stands behind the one that took its round over. All processes agree on this order, but
+    for who is at home: no two rows are retired on account of each other.
+    """
+
+    def rank(row: ProcessedMessage) -> tuple[bool, int, bool, bool, bool]:
+        state = row.state
+        return state == State.PROCESSED, row.round, state != State.SUPERSEDED, state == State.DISCARDED, row is home
+
     if home is None:
-        return max(alike or others, key=lambda row: (row.state != State.SUPERSEDED, row.round), default=None)
-    if home.state in RESTS and home.digest == envelope.digest:
-        return max((row for row in alike if _took_over(row, home)), key=_round, default=home)
-    return home
+        return max(alike or others, key=rank, default=None)
+    if home.digest != envelope.digest:  # another message's, which took its id
+        return next((row for row in alike if row.state == State.PROCESSED), home)
+    return max([home, *alike], key=rank)
 
 
-def _took_over(row: ProcessedMessage, home: ProcessedMessage) -> bool:
-    """Whether a message went on elsewhere."""
-    later = row.round > home.round or (row.round == home.round and home.state == State.SUPERSEDED)
-    return later and row.state != State.SUPERSEDED
-
-
-def _is_run(row: ProcessedMessage) -> bool:
+def _is_claimed(row: ProcessedMessage) -> bool:
     return row.state == State.PROCESSING and not inbox.is_unfinished(row)
-
-
-def _round(row: ProcessedMessage) -> int:
-    return row.round
 
 
 def database_of(row: ProcessedMessage) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -151,43 +151,54 @@ class Processor:
         if is_first and not others and inserts_first(work.database):
             return inbox.fresh(self.alias, work.queue, envelope)
         standing = weigh(self._find(work), others, envelope)
-        work.left_over, row = standing.left_over, standing.decides
-        if row is None:
+        if standing.decides is None:
             return inbox.fresh(self.alias, work.queue, envelope)
-        is_ours = self._station.claims.is_waiting(row.lease_token)
-        if is_ours or inbox.gate(row, envelope) is Verdict.RUN:
-            return self._place(work, standing, row, is_ours=is_ours)
-        self._admit_recorded(work, standing, row)
-        return None
+        return self._admit_known(work, standing, standing.decides)
+
+    def _admit_known(self, work: Work, standing: Standing, row: ProcessedMessage) -> Place | None:
+        claims, work.left_over = self._station.claims, standing.left_over
+        is_ours, will_run = claims.is_waiting(row.lease_token), inbox.gate(row, work.envelope) is Verdict.RUN
+        if not is_ours and not will_run:
+            self._admit_recorded(work, standing, row)
+            return None
+        if any(not claims.is_waiting(one.lease_token) for one in standing.claimed):
+            raise SetAside  # it is being run in another database
+        if is_ours:
+            # What is left over has it claimed anew.
+            if not work.left_over and not row.renewed(self.settings.lease):
+                raise AlreadyRecorded
+            return inbox.existing(row)
+        if row is standing.home:
+            return inbox.existing(row)
+        return self._move(work, standing, row)
+
+    def _move(self, work: Work, standing: Standing, row: ProcessedMessage) -> Place:
+        """Where a message is recorded that waits in another database, and is to run in its handler's."""
+        home, elsewhere = standing.home, self._station.elsewhere
+        work.left_over = [*(one for one in standing.left_over if one is not home), row]
+        with self._held(home):
+            return elsewhere.move(home, row, work.queue, work.envelope)
+
+    def _let_go(self, standing: Standing, row: ProcessedMessage) -> None:
+        """Have no other row wait for a message that this one answers for."""
+        home, rows = standing.home, standing.replaceable
+        if home is not None and home is not row and self._station.claims.is_waiting(home.lease_token):
+            # It was claimed to run here, and went on there meanwhile.
+            rows = [*(one for one in rows if one is not home), home]
+        with self._held(home):
+            self._station.elsewhere.retire(rows, database_of(row))
+
+    def _held(self, row: ProcessedMessage | None) -> AbstractContextManager[None]:
+        """Forget a claim of ours that runs nothing, if this is one, unless the change that ends it fails."""
+        claims = self._station.claims
+        if row is None or not claims.is_waiting(row.lease_token):
+            return nullcontext()
+        return claims.held(row.lease_token, database_of(row))
 
     def _find(self, work: Work) -> ProcessedMessage | None:
         if work.redelivered and work.envelope.key is None:
             return self._find_alike(work)
         return inbox.find(work.database, self.alias, work.queue, work.envelope, redelivered=work.redelivered)
-
-    def _place(self, work: Work, standing: Standing, row: ProcessedMessage, *, is_ours: bool) -> Place:
-        """Where a message is recorded that is to run, wherever it was recorded before."""
-        if standing.runs:
-            raise SetAside
-        if is_ours:
-            if not work.left_over and not row.renewed(self.settings.lease):
-                raise AlreadyRecorded
-            return inbox.existing(row)
-        if standing.newer is None:
-            return inbox.existing(row)
-        if standing.newer is row:
-            work.left_over = [*standing.left_over, row]
-        return self._station.elsewhere.move(standing.home, standing.newer, work.queue, work.envelope)
-
-    def _let_go(self, standing: Standing, row: ProcessedMessage) -> None:
-        """Have no other row wait for a message that this one answers for."""
-        home, claims = standing.home, self._station.claims
-        rows = standing.replaceable
-        if home is not None and home is not row and claims.is_waiting(home.lease_token):
-            with claims.held(home.lease_token, database_of(home)):  # to run here: it has run there meanwhile
-                self._station.elsewhere.retire([*rows, home], database_of(row))
-        else:
-            self._station.elsewhere.retire(rows, database_of(row))
 
     def _find_alike(self, work: Work) -> ProcessedMessage | None:
         """The row that a redelivered message without an id belongs to; None where nothing like it is recorded.
@@ -211,6 +222,7 @@ class Processor:
         with self.outages.watch(database):
             if verdict is Verdict.REUSED:
                 unrun.record_reused(database, row, work.envelope, worker=worker, settings=settings)
+                self._let_go(standing, row)
             elif verdict is Verdict.COUNTED:
                 unrun.record_counted(database, row, work.envelope, work.handler, worker=worker, settings=settings)
             elif verdict is Verdict.CRASHED:
