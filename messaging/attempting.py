@@ -8,8 +8,9 @@ import uuid
 from collections.abc import Callable
 
 from django.db import InterfaceError, InternalError, OperationalError, connections, transaction
+from django.db.models import F
 
-from messaging import conf, failures, signals
+from messaging import conf, failures, signals, unrun
 from messaging.clock import Now
 from messaging.database import close_old, is_conflict, is_database_error, is_lost, reconnect
 from messaging.envelope import Envelope
@@ -48,13 +49,17 @@ class Attempts:
         """
         station = self._station
         if _near_limit(work.envelope, station.settings.queue(work.queue)):
-            failures.send_round(place, station.worker, work.database)
+            with station.claims.held(place.token, work.database):
+                failures.send_round(place, station.worker, work.database)
             return
         is_claimed = place.token is not None and not work.left_over
         if (work.redelivered or not work.handler.atomic or work.left_over) and not is_claimed:
+            was_new = place.is_new
             with station.claims.held(place.token, work.database):
-                place.claim(work.database, station.worker, station.settings.lease, at_broker=work.handler.atomic)
+                self._claim(work, place)
             kill_point("processor.claimed")
+            if was_new and work.envelope.key is None and self._absorb(work, place):
+                return
         if work.left_over:
             self._retire_others(work, place)
         started = time.time()
@@ -79,6 +84,31 @@ class Attempts:
             except AlreadyRecorded as error:
                 raise SetAside from error  # which keeps the claim: it may go on
         kill_point("processor.moved")
+
+    def _claim(self, work: Work, place: Place) -> None:
+        """Claim it under a token that is known before: where the commit's answer is lost, the claim is ours still."""
+        station, token = self._station, uuid.uuid4()
+        try:
+            with station.claims.held(token, work.database):
+                place.claim(
+                    work.database,
+                    station.worker,
+                    station.settings.lease,
+                    at_broker=work.handler.atomic,
+                    token=token,
+                )
+        except SetAside:  # surely not made
+            station.claims.take(token)
+            raise
+
+    def _absorb(self, work: Work, place: Place) -> bool:
+        """Whether a crash of this message, which has no id, was counted before it was claimed: it goes round then.
+
+        Whoever counts it looks for this claim in turn; see `crashes`.
+        """
+        station = self._station
+        with station.claims.held(place.token, work.database):
+            return unrun.absorb_crash(place, work.envelope, work.handler, station.worker, station.settings)
 
     def _try(self, work: Work, place: Place, started: float) -> None:
         for rerun in range(RERUNS + 1):
@@ -132,7 +162,7 @@ class Attempts:
         """Record the end of a handler without a transaction: its work is done and must not run again, so this waits."""
 
         def write() -> None:
-            with transaction.atomic(using=work.database):
+            with place.tentative(), transaction.atomic(using=work.database):
                 self._write_processed(place, work)
 
         self._insist(work, write)
@@ -158,11 +188,12 @@ class Attempts:
             logger.warning("%s is recorded now.", work.name)
 
     def _write_processed(self, place: Place, work: Work) -> None:
+        was_new = place.is_new
         place.write(
             work.database,
             state=State.PROCESSED.value,  # plain text, which drivers take as it is
             processed_at=Now(),
-            attempts=place.row.attempts + 1,
+            attempts=1 if was_new else F("attempts") + 1,  # a crash may have been counted meanwhile
             handler=work.handler.name[:255],
             worker=self._station.worker,
             error="",
@@ -170,6 +201,8 @@ class Attempts:
             lease_token=None,
             leased_until=None,
         )
+        if not was_new:
+            place.row.attempts += 1
 
     def _record(self, place: Place, failure: Failure, work: Work) -> None:
         """Record a failure. What was acknowledged already cannot be held, so it waits for the database here."""

@@ -17,13 +17,12 @@ from typing import Any, cast
 from django.db import connections
 from django.utils.autoreload import iter_all_python_module_files
 
-from messaging import exceptions
 from messaging.child_process import EXIT_CONFIGURATION, STOP_SIGNALS, VARIABLE
 from messaging.consumer import Consumer, Plan
-from messaging.exceptions import ConfigurationError, DatabaseUnavailable, MessagingError, TopologyError
+from messaging.deaths import Deaths
+from messaging.exceptions import ConfigurationError, TopologyError
 from messaging.garbage import set_loaded_aside
-from messaging.ledger import Entry, Ledger
-from messaging.processor import Processor
+from messaging.ledger import Ledger
 from messaging.relay import Relay
 
 logger = logging.getLogger("messaging.consumer")
@@ -53,9 +52,9 @@ class Control(threading.Thread):
         self._on_stop = on_stop
         self._sending = threading.Lock()
 
-    def crashed(self) -> list[dict[str, str]]:
+    def crashed(self) -> list[dict[str, Any]]:
         """What the predecessors died of, as the supervisor says first. Call it before `start()`."""
-        crashed: list[dict[str, str]] = self._order()["crashed"]
+        crashed: list[dict[str, Any]] = self._order()["crashed"]
         return crashed
 
     def run(self) -> None:
@@ -109,13 +108,16 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
     name = f"{socket.gethostname()[:150]}:{os.getpid()}:{secrets.token_hex(2)}"
     try:
         consumer = Consumer(plan, name, Ledger.attach(role["ledger"], role["slots"]))
-        _record_crashes(crashed, consumer.processor, control, stopping)
+        deaths = Deaths(crashed, consumer.processor, lambda: control.report(recorded=1), stopping)
+        deaths.record()
         sender = _RelayThread(plan.alias, name, stopping) if relay and (plan.burst or role["index"] == 0) else None
         threading.Thread(target=_stop, args=(stopping, consumer, sender), name="messaging-stop", daemon=True).start()
         set_loaded_aside()
         if sender is not None:
             sender.start()
         consumer.run()
+        if plan.burst:
+            deaths.finish()
         stopping.set()
         if sender is not None:
             sender.join()
@@ -150,33 +152,6 @@ def _keep_connections() -> None:
         settings["OPTIONS"].pop("pool", None)
         if settings["CONN_MAX_AGE"] == 0:
             settings["CONN_MAX_AGE"] = KEEP_CONNECTIONS
-
-
-def _record_crashes(
-    crashed: list[dict[str, str]], processor: Processor, control: Control, stopping: threading.Event
-) -> None:
-    """Record what died with the predecessors, before anything can be consumed again."""
-    for crash in crashed:
-        entry = Entry.from_json(crash["entry"])
-        error: MessagingError | None = getattr(exceptions, crash["error"])(crash["text"]) if crash["error"] else None
-        is_known = False
-        while not stopping.is_set():
-            try:
-                processor.record_crash(entry, error)
-                if is_known:
-                    logger.warning("The crash of %s is recorded now.", entry.handler)
-                break
-            except DatabaseUnavailable as trouble:
-                if not is_known:
-                    logger.warning("A crash of %s waits to be recorded: %s", entry.handler, trouble)
-                is_known = True
-                stopping.wait(1)
-            except Exception:
-                logger.exception("The crash of %s could not be recorded.", entry.handler)
-                break
-        else:
-            return
-        control.report(recorded=1)
 
 
 class _RelayThread(threading.Thread):

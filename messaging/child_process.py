@@ -52,7 +52,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._received = b""
-        self._crashed: list[dict[str, str]] = []  # not yet recorded by a successor
+        self._crashed: list[dict[str, Any]] = []  # not yet recorded by a successor
         self._overdue: list[Running] = []
         self._files: list[str] = []
         self._failures = 0
@@ -244,9 +244,9 @@ class Child:
         return pause
 
 
-def _crash(found: Running, error: str = "", text: str = "") -> dict[str, str]:
+def _crash(found: Running, error: str = "", text: str = "") -> dict[str, Any]:
     """An attempt that a process did not survive, as its successor is told; without an error it is not to be counted."""
-    return {"entry": found.entry.to_json(), "error": error, "text": text}
+    return {"entry": found.entry.to_json(), "error": error, "text": text, "since": found.since}
 
 
 def describe(status: int) -> str:

@@ -11,8 +11,7 @@ from datetime import timedelta
 from django.db import connections, transaction
 
 from messaging.clock import Now
-from messaging.exceptions import DatabaseUnavailable
-from messaging.inbox import SetAside
+from messaging.inbox import AlreadyRecorded
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
 
@@ -34,7 +33,7 @@ class Claims:
 
     @contextmanager
     def held(self, token: uuid.UUID | None, database: str) -> Iterator[None]:
-        """Have a claim renewed while its handler runs; it stays ours when the database goes away in between."""
+        """Have a claim renewed while its handler runs; it stays ours whatever goes wrong in between."""
         if token is None:
             yield
             return
@@ -43,18 +42,27 @@ class Claims:
             self._idle.discard(token)
         try:
             yield
-        except (DatabaseUnavailable, SetAside):
+        except AlreadyRecorded:
+            self._drop(token)
+            raise
+        except BaseException:  # it may well stand: the database went away, or its answer was lost
             with self._lock:
                 self._idle.add(token)
-            raise
-        except BaseException:
-            self._drop(token)
             raise
         self._drop(token)
 
     def is_waiting(self, token: uuid.UUID | None) -> bool:
         """Whether a claim is ours and runs nothing, so that its delivery may go on under it."""
         return token is not None and token in self._idle
+
+    def take(self, token: uuid.UUID | None) -> bool:
+        """Go on under a claim that is ours and runs nothing. One delivery may, so that each of two twins has a row."""
+        with self._lock:
+            if token is None or token not in self._idle:
+                return False
+            self._idle.discard(token)
+            del self._databases[token]
+            return True
 
     def renew(self) -> None:
         """Extend every claim. Raises DatabaseUnavailable."""

@@ -25,6 +25,7 @@ from messaging.compiled import exists, insert
 from messaging.database import brief_locks, is_lock_wait, is_refusal
 from messaging.envelope import MAX_ROUND, Envelope
 from messaging.handlers import Handler
+from messaging.ledger import run_of
 from messaging.models import ProcessedMessage
 
 TWIN_WAIT = 2.0  # seconds that a record waits for another transaction with the same message
@@ -77,8 +78,10 @@ class Place:
         """Whether there is no row yet."""
         return self.row.pk is None
 
-    def write(self, database: str, *, next_round: int | None = None, **changes: Any) -> None:
-        """Record it, within the caller's transaction.
+    def write(
+        self, database: str, *, next_round: int | None = None, counted: int | None = None, **changes: Any
+    ) -> None:
+        """Record it, within the caller's transaction; where `counted` is given, if so many attempts are.
 
         Raises AlreadyRecorded when someone else did, SetAside when someone else is about to.
         """
@@ -87,7 +90,7 @@ class Place:
             if self.is_new:
                 self._insert(database, next_round=next_round, **changes)
             else:
-                self._move(connection, next_round=next_round, **changes)
+                self._move(connection, next_round=next_round, counted=counted, **changes)
         except OperationalError as error:
             # A busy SQLite says nothing about twins.
             if is_lock_wait(error) and connection.vendor != "sqlite":
@@ -109,10 +112,14 @@ class Place:
                 raise
             raise AlreadyRecorded from error
 
-    def _move(self, connection: BaseDatabaseWrapper, *, next_round: int | None, **changes: Any) -> None:
+    def _move(
+        self, connection: BaseDatabaseWrapper, *, next_round: int | None, counted: int | None, **changes: Any
+    ) -> None:
         row = self.row
         with brief_locks(connection, TWIN_WAIT):
-            if not row.move(*self.sources, round=row.round, token=self.token, next_round=next_round, **changes):
+            if not row.move(
+                *self.sources, round=row.round, token=self.token, next_round=next_round, counted=counted, **changes
+            ):
                 raise AlreadyRecorded
 
     @contextmanager
@@ -139,7 +146,20 @@ class Place:
         _escape(self.row)
         return True
 
-    def claim(self, database: str, worker: str, seconds: float, *, at_broker: bool | None = None) -> None:
+    @property
+    def run(self) -> uuid.UUID:
+        """Identifies the attempt that is made at it."""
+        return run_of(self.row.key, self.row.round, self.token)
+
+    def claim(
+        self,
+        database: str,
+        worker: str,
+        seconds: float,
+        *,
+        at_broker: bool | None = None,
+        token: uuid.UUID | None = None,
+    ) -> None:
         """Commit that a worker runs it, under a lease. Raises AlreadyRecorded when someone else did.
 
         Args:
@@ -147,16 +167,17 @@ class Place:
             worker: who runs it.
             seconds: for which the claim holds without being renewed.
             at_broker: whether the delivery stays unacknowledged until the outcome is recorded.
+            token: of the claim; a new one unless given.
         """
+        token = token or uuid.uuid4()
         try:
-            self._claim(database, worker, seconds, at_broker)
+            self._claim(database, worker, seconds, at_broker, token)
         except DatabaseError as error:
             if not self.escape(error):
                 raise
-            self._claim(database, worker, seconds, at_broker)
+            self._claim(database, worker, seconds, at_broker, token)
 
-    def _claim(self, database: str, worker: str, seconds: float, at_broker: bool | None) -> None:
-        token = uuid.uuid4()
+    def _claim(self, database: str, worker: str, seconds: float, at_broker: bool | None, token: uuid.UUID) -> None:
         with self.tentative(), transaction.atomic(using=database):
             self.write(
                 database,
@@ -171,10 +192,12 @@ class Place:
         self.sources, self.token = (State.PROCESSING,), token
 
 
-def find(database: str, alias: str, queue: str, envelope: Envelope, *, redelivered: bool) -> ProcessedMessage | None:
+def find(
+    database: str, alias: str, queue: str, envelope: Envelope, *, redelivered: bool, handler: Handler | None = None
+) -> ProcessedMessage | None:
     """The row of a delivery, annotated with `lease_lives`; None when it was never recorded.
 
-    A redelivered message without an id adopts an unfinished row of the same content.
+    A redelivered message without an id adopts an unfinished row of the same content, if the broker still has that.
     """
     key = envelope.key
     if key is not None:
@@ -183,18 +206,26 @@ def find(database: str, alias: str, queue: str, envelope: Envelope, *, redeliver
         return _with_lease(database).filter(alias=alias, queue=queue, key=key).first()
     if not redelivered:
         return None
-    return next((row for row in alike(database, alias, queue, envelope) if is_unfinished(row)), None)
+    return next((row for row in alike(database, alias, queue, envelope) if can_adopt(row, handler)), None)
 
 
 def alike(database: str, alias: str, queue: str, envelope: Envelope) -> list[ProcessedMessage]:
-    """What is being processed without an id and with the same content, as of one moment."""
-    rows = _with_lease(database).filter(message_id="", state=State.PROCESSING)
+    """What is being processed without an id and with the same content, as of one moment.
+
+    Of the first round only: a later one has its row's key with it.
+    """
+    rows = _with_lease(database).filter(message_id="", state=State.PROCESSING, round=1)
     return list(rows.filter(alias=alias, queue=queue, digest=envelope.digest).order_by("id"))
 
 
 def is_unfinished(row: ProcessedMessage) -> bool:
     """Whether nobody runs a row that is being processed: its crash was counted, or its lease has run out."""
     return row.lease_token is None or not getattr(row, "lease_lives", False)
+
+
+def can_adopt(row: ProcessedMessage, handler: Handler | None) -> bool:
+    """Whether a redelivered message without an id may be the one of a row that is `alike()`: it would end with it."""
+    return row.lease_token is None or (is_unfinished(row) and comes_again(row, handler))
 
 
 def _with_lease(database: str) -> QuerySet[ProcessedMessage]:
@@ -207,7 +238,11 @@ def comes_again(row: ProcessedMessage, handler: Handler | None) -> bool:
 
     Such a row has to wait for it: sent round by itself, it would leave the original to run as another message.
     """
-    return handler is not None and handler.atomic and row.message_id == "" and row.round == 1
+    if row.message_id or row.round != 1:
+        return False
+    if row.at_broker is None:  # the release before claimed it
+        return handler is not None and handler.atomic
+    return row.at_broker
 
 
 def stands(row: ProcessedMessage, database: str) -> bool:

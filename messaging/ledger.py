@@ -36,7 +36,6 @@ class Entry:
         started: seconds since the epoch.
         timeout: seconds it may run, or None.
         token: the claim that it runs under; "" without one.
-        run: identifies the attempt, so that a crash that is reported twice counts once; "" from the release before.
         batch: how many messages run together; for more than one the entry serves time limits only, and nobody is
             blamed for a crash, because each of them comes back and then runs alone.
     """
@@ -53,7 +52,6 @@ class Entry:
     timeout: float | None = None
     token: str = ""
     batch: int = 1
-    run: str = ""
 
     def to_json(self) -> str:
         """As it crosses from a dead process to its successor."""
@@ -69,6 +67,20 @@ class Entry:
     def identity(self) -> tuple[uuid.UUID, uuid.UUID]:
         """Key and digest."""
         return uuid.UUID(self.key), uuid.UUID(self.digest)
+
+    @property
+    def run(self) -> uuid.UUID:
+        """Identifies the attempt; see `run_of()`."""
+        return run_of(uuid.UUID(self.key), self.round, uuid.UUID(self.token) if self.token else None)
+
+
+def run_of(key: uuid.UUID, round_: int, token: uuid.UUID | None) -> uuid.UUID:
+    """Identifies an attempt, so that a crash that is reported twice counts once: its claim where there is one.
+
+    Without a claim only one of several copies can be in its handler, and whoever comes after it claims: so the first
+    death of a round counts.
+    """
+    return token or uuid.uuid5(key, str(round_))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from django.db import InterfaceError, OperationalError
 
-from messaging import conf, failures, inbox, unrun
+from messaging import conf, inbox, unrun
 from messaging.attempting import Attempts
 from messaging.batching import run_batch
 from messaging.claims import Claims
+from messaging.crashes import Crash, record_crash
 from messaging.database import close_old, is_conflict, is_lock_wait, is_lost
 from messaging.elsewhere import Elsewhere, Standing, database_of, weigh
 from messaging.envelope import Envelope
@@ -158,17 +160,18 @@ class Processor:
     def _admit_known(self, work: Work, standing: Standing, row: ProcessedMessage) -> Place | None:
         claims, work.left_over = self._station.claims, standing.left_over
         is_ours, will_run = claims.is_waiting(row.lease_token), inbox.gate(row, work.envelope) is Verdict.RUN
-        if not is_ours and not will_run:
+        if (is_ours or will_run) and any(not claims.is_waiting(one.lease_token) for one in standing.claimed):
+            raise SetAside  # it is being run in another database
+        if is_ours and claims.take(row.lease_token):
+            with claims.held(row.lease_token, work.database):
+                if not row.renewed(self.settings.lease):
+                    raise AlreadyRecorded
+            return inbox.existing(row)
+        if not will_run:
             self._admit_recorded(work, standing, row)
             return None
-        if any(not claims.is_waiting(one.lease_token) for one in standing.claimed):
-            raise SetAside  # it is being run in another database
-        if is_ours:
-            # What is left over has it claimed anew.
-            if not work.left_over and not row.renewed(self.settings.lease):
-                raise AlreadyRecorded
-            return inbox.existing(row)
         if row is standing.home:
+            unrun.bring_content(row, work.envelope, work.database)
             return inbox.existing(row)
         return self._move(work, standing, row)
 
@@ -196,41 +199,45 @@ class Processor:
         return claims.held(row.lease_token, database_of(row))
 
     def _find(self, work: Work) -> ProcessedMessage | None:
-        if work.redelivered and work.envelope.key is None:
-            return self._find_alike(work)
-        return inbox.find(work.database, self.alias, work.queue, work.envelope, redelivered=work.redelivered)
+        if not work.redelivered or work.envelope.key is not None:
+            return inbox.find(work.database, self.alias, work.queue, work.envelope, redelivered=work.redelivered)
+        databases = (work.database, *self._station.elsewhere.others(work.database))
+        found = (self._find_alike(work, database) for database in databases)
+        return next((row for row in found if row is not None), None)
 
-    def _find_alike(self, work: Work) -> ProcessedMessage | None:
+    def _find_alike(self, work: Work, database: str) -> ProcessedMessage | None:
         """The row that a redelivered message without an id belongs to; None where nothing like it is recorded.
 
         It looks once: between two looks a claim can become a counted crash, which neither of them would see.
         """
-        alike = inbox.alike(work.database, self.alias, work.queue, work.envelope)
-        unfinished = next((row for row in alike if inbox.is_unfinished(row)), None)
-        if unfinished is not None or not work.handler.atomic:
-            return unfinished
-        claimed = [row for row in alike if row.round == 1]
-        ours = next((row for row in claimed if self._station.claims.is_waiting(row.lease_token)), None)
-        if claimed and ours is None:
+        with self.outages.watch(database):
+            alike = inbox.alike(database, self.alias, work.queue, work.envelope)
+        ours = next((row for row in alike if self._station.claims.is_waiting(row.lease_token)), None)
+        found = ours or next((row for row in alike if inbox.can_adopt(row, work.handler)), None)
+        if found is None and any(inbox.comes_again(row, work.handler) for row in alike):
             raise SetAside  # perhaps its own last run, whose crash is about to be recorded
-        return ours
+        return found
 
     def _admit_recorded(self, work: Work, standing: Standing, row: ProcessedMessage) -> None:
         """Record what a row says about a delivery that is not to run, where that row is."""
         database, worker, settings = database_of(row), self._station.worker, self.settings
         verdict = inbox.gate(row, work.envelope)
         with self.outages.watch(database):
+            if verdict is not Verdict.REUSED:
+                unrun.bring_content(row, work.envelope, database)
             if verdict is Verdict.REUSED:
                 unrun.record_reused(database, row, work.envelope, worker=worker, settings=settings)
-                self._let_go(standing, row)
             elif verdict is Verdict.COUNTED:
                 unrun.record_counted(database, row, work.envelope, work.handler, worker=worker, settings=settings)
             elif verdict is Verdict.CRASHED:
                 if not self.outages.leases_tell(database, settings.lease):
                     raise SetAside
-                unrun.record_abandoned(database, row, work.handler, settings)
-            else:
-                self._let_go(standing, row)
+                if not unrun.record_abandoned(database, row, work.handler, settings):
+                    raise AlreadyRecorded
+            elif work.envelope.key is None:
+                raise AlreadyRecorded  # another copy of its content took that row since
+        if verdict in (Verdict.DONE, Verdict.REUSED):  # the others make another round, which comes here again
+            self._let_go(standing, row)
 
     # What is recorded without running anything
 
@@ -240,20 +247,35 @@ class Processor:
         envelope, reason = unrun.revive(delivery, queue)
         handler = self._station.handlers.find(self.alias, queue, envelope.routing_key)
         database = handler.database if handler else self._station.database
-        return self._record_unrun(database, queue, envelope, DeadLettered(reason), redelivered=True)
+        return self._record_unrun(database, queue, envelope, DeadLettered(reason), redelivered=True, handler=handler)
 
-    def record_crash(self, entry: Entry, error: MessagingError | None) -> None:
+    def record_crash(self, entry: Entry, error: MessagingError | None, since: float | None = None) -> bool:
         """Record that a process died while it ran `entry`, of `error`; of something else's if None.
 
+        Args:
+            entry: what it ran.
+            error: why it died.
+            since: CLOCK_MONOTONIC of when that began; None where nobody knows.
+
+        Returns whether that is done: not while another run of the message keeps its row locked; ask again then.
         Raises DatabaseUnavailable.
         """
         worker = self._station.worker
         if entry.batch > 1:
-            return  # nobody knows whose fault it was: redelivered, each runs alone
+            return True  # nobody knows whose fault it was: redelivered, each runs alone
         if error is None:
             self.outages.steadily(entry.database, lambda: unrun.record_spared(entry, worker))
-        else:
-            self.outages.steadily(entry.database, lambda: failures.record_crash(entry, error, worker))
+            return True
+        crash = Crash.of(entry, error, worker, since)
+        try:
+            self.outages.steadily(entry.database, lambda: record_crash(crash))
+        except SetAside:
+            return False
+        except OperationalError as trouble:
+            if is_lock_wait(trouble) or is_conflict(trouble):
+                return False
+            raise
+        return True
 
     def renew_claims(self) -> None:
         """Extend the leases of what this process runs. Call it every third of the lease. Raises DatabaseUnavailable."""
@@ -279,11 +301,18 @@ class Processor:
         return self._record_unrun(station.database, queue, envelope, error, redelivered=delivery.redelivered)
 
     def _record_unrun(
-        self, database: str, queue: str, envelope: Envelope, error: MessagingError, *, redelivered: bool
+        self,
+        database: str,
+        queue: str,
+        envelope: Envelope,
+        error: MessagingError,
+        *,
+        redelivered: bool,
+        handler: Handler | None = None,
     ) -> Settlement:
         """Record it where it is recorded already; else in `database`."""
         try:
-            standing = self._stands(database, queue, envelope)
+            standing = self._stands(database, queue, envelope, redelivered=redelivered, handler=handler)
             row = standing.decides
             where = database_of(row) if row is not None else database
 
@@ -296,6 +325,7 @@ class Processor:
                     worker=self._station.worker,
                     settings=self.settings,
                     redelivered=redelivered,
+                    handler=handler,
                 )
 
             if not self.outages.steadily(where, record):
@@ -306,16 +336,22 @@ class Processor:
         except (AlreadyRecorded, SetAside):
             return ASIDE
 
-    def _stands(self, database: str, queue: str, envelope: Envelope) -> Standing:
+    def _stands(
+        self, database: str, queue: str, envelope: Envelope, *, redelivered: bool, handler: Handler | None
+    ) -> Standing:
         """What is recorded of a message that is not to run; nothing where its own database alone may know it."""
-        others = self._station.elsewhere.find(database, queue, envelope, redelivered=True)
-        if not others:
-            return Standing(None, None)
+        elsewhere = self._station.elsewhere
 
-        def look() -> ProcessedMessage | None:
-            return inbox.find(database, self.alias, queue, envelope, redelivered=True)
+        def look(name: str) -> ProcessedMessage | None:
+            find = partial(inbox.find, name, self.alias, queue, envelope, redelivered=redelivered, handler=handler)
+            return self.outages.steadily(name, find)
 
-        return weigh(self.outages.steadily(database, look), others, envelope)
+        if envelope.key is None:
+            others = elsewhere.others(database)
+            found = (look(name) for name in ((database, *others) if others else ()))
+            return Standing(None, next((row for row in found if row is not None), None))
+        rows = elsewhere.find(database, queue, envelope, redelivered=True)
+        return weigh(look(database), rows, envelope) if rows else Standing(None, None)
 
 
 def _nothing() -> None:

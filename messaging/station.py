@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -116,7 +115,6 @@ class Work:
             started=started,
             timeout=self.handler.timeout,
             token=str(place.token or ""),
-            run=str(place.token or uuid.uuid4()),
             batch=batch,
         )
 

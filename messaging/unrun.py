@@ -6,12 +6,14 @@ import time
 from contextlib import suppress
 from typing import Any, Protocol
 
-from messaging import conf, failures, inbox
+from django.db import DatabaseError
+
+from messaging import conf, crashes, failures, inbox
 from messaging.envelope import Envelope, address
 from messaging.exceptions import HandlerTimeout, IdReused, MessagingError, ProcessDied
 from messaging.failures import Failure
 from messaging.handlers import Handler, registry
-from messaging.inbox import AlreadyRecorded, SetAside, Verdict
+from messaging.inbox import AlreadyRecorded, Place, SetAside, Verdict
 from messaging.ledger import Entry
 from messaging.models import ProcessedMessage
 from messaging.models.states import in_state
@@ -47,13 +49,15 @@ def record_unrun(
     worker: str,
     settings: conf.AliasSettings,
     redelivered: bool,
+    handler: Handler | None = None,
 ) -> bool:
     """Record a message that no handler can take, or that the broker gave up, as failed.
 
-    Returns whether the inbox answers for it now. Raises SetAside when a twin is about to record it.
+    `handler` is the one that would take it. Returns whether the inbox answers for it now. Raises SetAside when a twin
+    is about to record it.
     """
     for _ in range(LOOKS):
-        row = inbox.find(database, settings.alias, queue, envelope, redelivered=redelivered)
+        row = inbox.find(database, settings.alias, queue, envelope, redelivered=redelivered, handler=handler)
         if row is None:
             place = inbox.fresh(settings.alias, queue, envelope)
         else:
@@ -61,9 +65,9 @@ def record_unrun(
             if verdict is Verdict.REUSED:
                 record_reused(database, row, envelope, worker=worker, settings=settings)
                 return True
+            bring_content(row, envelope, database)
             if verdict is Verdict.DONE:
                 return True
-            bring_content(row, envelope, database)
             place = inbox.existing(row)
         try:
             failures.record(place, Failure(error, worker), database, settings)
@@ -95,14 +99,37 @@ def record_counted(
     worker: str,
     settings: conf.AliasSettings,
 ) -> None:
-    """Send a message round again whose crash was counted before its content was known."""
+    """Send a message round again whose crash was counted before its content was known.
+
+    Raises AlreadyRecorded when someone else was faster, SetAside when someone else is about to be.
+    """
     bring_content(row, envelope, database)
     last = row.attempt_set.order_by("-id").first()
     is_late = last is not None and last.exception_type.endswith(".HandlerTimeout")
     error = (HandlerTimeout if is_late else ProcessDied)(last.exception_message if last else "Its process died.")
     failure = Failure(error, worker, handler, time.time(), crashed=True, counted=True)
-    with suppress(AlreadyRecorded):
-        failures.record(inbox.existing(row), failure, database, settings)
+    failures.record(inbox.existing(row), failure, database, settings)
+
+
+def absorb_crash(place: Place, envelope: Envelope, handler: Handler, worker: str, settings: conf.AliasSettings) -> bool:
+    """Take a crash of a message without an id over into the claim that it has made since, and send it round.
+
+    Returns whether there was one. Raises AlreadyRecorded, SetAside.
+    """
+    row, database = place.row, handler.database
+    for _ in range(LOOKS):
+        alike = inbox.alike(database, row.alias, row.queue, envelope)
+        row.attempts = next((one.attempts for one in alike if one.lease_token == place.token), 0)
+        bare = next((one for one in alike if crashes.is_bare(one)), None)
+        if bare is not None and not row.attempts:
+            with suppress(AlreadyRecorded):
+                crashes.absorb(place, bare, database)
+        if row.attempts:
+            record_counted(database, row, envelope, handler, worker=worker, settings=settings)
+            return True
+        if bare is None:
+            break
+    return False
 
 
 def record_spared(entry: Entry, worker: str) -> None:
@@ -130,10 +157,19 @@ def record_abandoned(
 
 
 def bring_content(row: ProcessedMessage, envelope: Envelope, database: str) -> None:
-    """Fill in a row that was made for a crash alone."""
-    if row.wire is None:
-        inbox.fill(row, envelope)
-        row.save(using=database)
+    """Fill in a row that was made for a crash alone, whatever has become of it: it is all that will be left."""
+    if row.wire is not None:
+        return
+    inbox.fill(row, envelope)
+    place, same = inbox.existing(row), ProcessedMessage.objects.using(database).filter(pk=row.pk, key=row.key)
+    while True:
+        content = {name: getattr(row, name) for name in envelope.columns}
+        try:
+            same.filter(wire__isnull=True).update(**content)
+            return
+        except DatabaseError as error:
+            if not place.escape(error):
+                raise
 
 
 def revive(letter: DeadLetter, queue: str) -> tuple[Envelope, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import subprocess
@@ -96,3 +97,15 @@ def test_the_longest_names_stay_within_their_slot(ledger: Ledger) -> None:
         assert first.entry.queue == long.queue
         assert second.entry == ENTRY
     assert SLOT == 4096
+
+
+def test_an_attempt_is_identified_by_its_claim_or_by_the_round_of_its_message() -> None:
+    claimed = replace(ENTRY, token=str(uuid4()))
+    assert str(claimed.run) == claimed.token
+    assert ENTRY.run == replace(ENTRY, started=2000.0).run != replace(ENTRY, round=2).run
+
+
+def test_the_entry_of_another_release_is_read_as_far_as_it_is_known() -> None:
+    values = json.loads(ENTRY.to_json())
+    del values["batch"]
+    assert Entry.from_json(json.dumps({**values, "since": 1})) == ENTRY

@@ -17,8 +17,8 @@ from django.db import connection
 from messaging import operations, retention
 from messaging.claims import Claims
 from messaging.clock import Now
+from messaging.crashes import Crash, record_crash
 from messaging.exceptions import MessagingError
-from messaging.failures import record_crash
 from messaging.handlers import Registry
 from messaging.ledger import Entry
 from messaging.message import ReceivedMessage
@@ -258,7 +258,9 @@ def test_claims_are_kept_and_swept_and_crashes_counted_by_an_index(processor: Pr
     for message_id in ("crashed", ""):
         key, digest = str(uuid.uuid4()), str(uuid.uuid4())
         entry = Entry("default", "work", key, digest, 1, message_id, "default", "a handler", time.time())
-        assert_indexed(partial(record_crash, entry, MessagingError("killed"), "worker-1"))
+        assert_indexed(
+            partial(record_crash, Crash.of(entry, MessagingError("killed"), "worker-1", time.monotonic() - 1))
+        )
 
 
 @pytest.mark.usefixtures("full")

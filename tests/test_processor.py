@@ -1003,7 +1003,7 @@ def test_a_message_without_id_that_kills_again_and_again_stays_one_message(
 ) -> None:
     registry = Registry()
     registered(registry, effect)
-    monkeypatch.setattr("messaging.failures.registry", registry)
+    monkeypatch.setattr("messaging.crashes.registry", registry)
     processor, delivery = handle(), arrived(message_id=None, redelivered=True)
     claim = {**claim_of(arrived()), "message_id": ""}  # the same content
     ProcessedMessage.objects.create(**claim, leased_until=Now() + timedelta(seconds=60))
@@ -1026,7 +1026,7 @@ def test_a_crash_that_is_counted_while_its_message_is_looked_for_makes_no_second
 ) -> None:
     registry = Registry()
     registered(registry, effect)
-    monkeypatch.setattr("messaging.failures.registry", registry)
+    monkeypatch.setattr("messaging.crashes.registry", registry)
     processor, delivery = handle(), arrived(message_id=None, redelivered=True)
     claim = {**claim_of(arrived()), "message_id": ""}
     ProcessedMessage.objects.create(**claim, leased_until=Now() + timedelta(seconds=60))

@@ -129,6 +129,7 @@ class ProcessedMessage(StoredMessage):
         round: int,  # noqa: A002  the column's name
         token: uuid.UUID | None = None,
         next_round: int | None = None,
+        counted: int | None = None,
         **changes: Any,
     ) -> bool:
         """Compare-and-set: change the row if it is still in one of the states, in that round, under that claim.
@@ -140,6 +141,7 @@ class ProcessedMessage(StoredMessage):
             round: the round that it must be in.
             token: the claim that must still hold; None when no claim is involved.
             next_round: the round that begins with this change; None to stay.
+            counted: the attempts that it must have; None for any.
             changes: the new values.
 
         Returns whether this caller won. The instance takes the plain values of a change that was made.
@@ -149,6 +151,8 @@ class ProcessedMessage(StoredMessage):
         )
         if token is not None:
             rows = rows.filter(lease_token=token)
+        if counted is not None:
+            rows = rows.filter(attempts=counted)
         if next_round is not None:
             changes["round"] = next_round
         if rows.update(**changes) != 1:
