@@ -11,8 +11,9 @@ import time
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from django.db import transaction
+from django.db import connections, transaction
 
 from messaging import conf, inbox
 from messaging.clock import Now
@@ -64,14 +65,23 @@ class Elsewhere:
     def find(self, database: str, queue: str, envelope: Envelope, *, redelivered: bool) -> list[ProcessedMessage]:
         """The rows of a delivery in the other databases, annotated with `lease_lives`.
 
-        On its first way a message is looked for only where there is anything of its queue. Raises DatabaseUnavailable.
+        On its first way a message is looked for only where there is anything of its queue. Raises DatabaseUnavailable;
+        where a transaction that is open there is about to record it, SetAside or AlreadyRecorded.
         """
         others = self.others(database)
         if not others or envelope.key is None:
             return []
         comes_back = redelivered or envelope.row_key is not None
-        rows = (self._row(name, queue, envelope) for name in others if comes_back or self._holds(name, queue))
-        return [row for row in rows if row is not None]
+        rows = []
+        for name in others:
+            if not comes_back and not self._holds(name, queue):
+                continue
+            row = self._row(name, queue, envelope)
+            if row is not None:
+                rows.append(row)
+            elif comes_back and self._holds(name, queue):
+                self._outages.steadily(name, partial(self._refuse_unseen, name, queue, envelope))
+        return rows
 
     def knows_any(self, database: str, queue: str, keys: Collection[uuid.UUID]) -> bool:
         """Whether another database has a row of one of these messages. Raises DatabaseUnavailable."""
@@ -129,10 +139,20 @@ class Elsewhere:
         return inbox.existing(home)
 
     def _row(self, name: str, queue: str, envelope: Envelope) -> ProcessedMessage | None:
-        def look() -> ProcessedMessage | None:
-            return inbox.find(name, self._alias, queue, envelope, redelivered=False)
+        find = partial(inbox.find, name, self._alias, queue, envelope, redelivered=False)
+        return self._outages.steadily(name, find)
 
-        return self._outages.steadily(name, look)
+    def _refuse_unseen(self, name: str, queue: str, envelope: Envelope) -> None:
+        """Wait briefly for a transaction that has written the row of a delivery and has not ended.
+
+        Its consumer lost the broker, or its host, while the handler goes on. Raises SetAside, AlreadyRecorded.
+        """
+        if connections[name].vendor == "sqlite":
+            return  # which writes the row last
+        own = {"alias": self._alias, "queue": queue, "key": envelope.key, "digest": envelope.digest}
+        with transaction.atomic(using=name):
+            Place(ProcessedMessage(**own)).write(name, state=State.PROCESSING)
+            transaction.set_rollback(True, using=name)
 
     def _holds(self, name: str, queue: str) -> bool:
         """Whether a database has rows of a queue. One that is away has gained none since it was asked last."""
