@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from django.db import connections, transaction
 
@@ -123,17 +124,15 @@ class Elsewhere:
             place = inbox.fresh(self._alias, queue, envelope)
             place.row.attempts, place.derivation = there.attempts, there.derivation
             return place
-        moved = home.move(
-            home.state,
-            round=home.round,
-            token=home.lease_token,
-            next_round=max(home.round, envelope.round),
-            state=State.RETRYING,
-            attempts=there.attempts,
-            discarded_at=None,
-            failed_at=None,
+        changes: dict[str, Any] = {
+            "state": State.RETRYING,
+            "attempts": there.attempts,
+            "discarded_at": None,
+            "failed_at": None,
             **inbox.UNCLAIMED,
-        )
+        }
+        round_ = max(home.round, envelope.round)
+        moved = home.move(home.state, round=home.round, token=home.lease_token, next_round=round_, **changes)
         if not moved:
             raise AlreadyRecorded
         return inbox.existing(home)
