@@ -57,12 +57,16 @@ class Attempts:
             with station.claims.held(place.token, work.database):
                 failures.send_round(place, station.worker, work.database)
             return
-        if (work.redelivered or not work.handler.atomic) and place.token is None:
+        is_claimed = place.token is not None and not work.left_over
+        if (work.redelivered or not work.handler.atomic or work.left_over) and not is_claimed:
             was_new = place.is_new
-            self._claim(work, place)
+            with station.claims.held(place.token, work.database):
+                self._claim(work, place)
             kill_point("processor.claimed")
             if was_new and work.envelope.key is None and self._absorb(work, place):
                 return
+        if work.left_over:
+            self._retire_others(work, place)
         name = work.name if place.token else ""
         with station.claims.held(place.token, work.database, name=name, at_broker=work.handler.atomic):
             if not work.handler.atomic:
@@ -93,6 +97,18 @@ class Attempts:
             self._insist(work, write, WAITS_TO_BEGIN)
         else:
             self._station.outages.steadily(work.database, write)
+
+    def _retire_others(self, work: Work, place: Place) -> None:
+        """Take a message over from other databases before it runs: whoever changes a row of it first has it.
+
+        The claim is new, made after their rows were read: two processes cannot take it over from each other.
+        """
+        with self._station.claims.held(place.token, work.database):
+            try:
+                self._station.elsewhere.retire(work.left_over, work.database)
+            except AlreadyRecorded as error:
+                raise SetAside from error  # which keeps the claim: it may go on
+        kill_point("processor.moved")
 
     def _claim(self, work: Work, place: Place) -> None:
         """Claim it under a token that is known before: where the commit's answer is lost, the claim is ours still."""
