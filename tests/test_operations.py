@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Iterator
 from datetime import timedelta
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
+from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.utils import timezone
 
 from messaging import operations, retention
@@ -221,6 +224,39 @@ def test_a_round_can_be_replayed_while_its_incoming_message_waits_for_it() -> No
     row.move("retrying", round=2, next_round=3)
     assert operations.replay(one(sent), BY).skipped == {
         "its incoming message does not wait for this round any more": [sent.pk]
+    }
+
+
+@pytest.fixture
+def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DatabaseWrapper]:
+    """A second database of the alias, where nothing is yet; Django's tests let none be used that the settings name."""
+    monkeypatch.setattr("messaging.operations.databases_of", lambda row: ["default", "other"])
+    values = {**connection.settings_dict, "NAME": str(tmp_path / "other"), "OPTIONS": {}}
+    connections["other"] = opened = DatabaseWrapper(values, "other")
+    yield opened
+    opened.close()
+    del connections["other"]
+
+
+def test_a_replay_sends_the_round_that_waits_in_another_database(other: DatabaseWrapper) -> None:
+    with other.schema_editor() as editor:
+        for model in (ProcessedMessage, PublishedMessage):
+            editor.create_model(model)
+    row = outgoing("published", message_id="a")
+    waiting = incoming("retrying", message_id="a", key=key_of("a"), round=3)
+    waiting.delete()
+    waiting.save(using="other", force_insert=True)
+    assert operations.replay(one(row), BY).done == [row.pk]
+    sent = PublishedMessage.objects.using("other").get()
+    assert (sent.state, sent.round, sent.queue, sent.inbox_id) == ("pending", 3, "billing", waiting.pk)
+
+
+def test_a_replay_leaves_alone_what_may_wait_in_a_database_that_is_away(other: DatabaseWrapper) -> None:
+    rows = [outgoing("published") for _ in range(2)]
+    outcome = operations.replay(PublishedMessage.objects.all(), BY)
+    assert outcome.done == []
+    assert outcome.skipped == {
+        "the database “other”, which may have received it, cannot be used": [row.pk for row in rows]
     }
 
 
