@@ -58,7 +58,9 @@ class Attempts:
                 failures.send_round(place, station.worker, work.database)
             return
         is_claimed = place.token is not None and not work.left_over
-        if (work.redelivered or not work.handler.atomic or work.left_over) and not is_claimed:
+        # A failed one runs where the inbox was set back: as a claim, since its round has had its attempt.
+        needs_claim = work.redelivered or not work.handler.atomic or work.left_over or State.FAILED in place.sources
+        if needs_claim and not is_claimed:
             was_new = place.is_new
             with station.claims.held(place.token, work.database):
                 self._claim(work, place)

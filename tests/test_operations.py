@@ -18,6 +18,7 @@ from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.utils import timezone
 
 from messaging import operations, retention
+from messaging.clock import Now
 from messaging.envelope import key_of
 from messaging.ids import new_epoch
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
@@ -77,7 +78,8 @@ def test_discarding_fences_copies_and_restoring_makes_failed() -> None:
 
 
 def test_every_verb_skips_what_is_in_another_state_and_says_why() -> None:
-    rows = [incoming(state) for state in ProcessedMessage.State.values]
+    held = {"processing": {"lease_token": uuid.uuid4(), "leased_until": Now() + timedelta(seconds=60)}}
+    rows = [incoming(state, **held.get(state, {})) for state in ProcessedMessage.State.values]
     round_of(next(row for row in rows if row.state == "requeued"), "pending")
     outcome = operations.requeue(ProcessedMessage.objects.all(), BY)
     assert len(outcome.done) == 2
@@ -327,6 +329,7 @@ def states() -> dict[str, str]:
         (["--exception", "Boom"], {"a", "c"}),
         (["--exception", "shop.Boom"], {"a"}),
         (["--state", "retrying"], {"d"}),
+        (["--state", "processing"], {"g", "h"}),
         (["--id", "a", "--id", "b", "--id", "nothing"], {"a", "b"}),
         (["--limit", "2"], {"a", "b"}),
         (["--alias", "other"], set()),
@@ -344,6 +347,10 @@ def test_the_command_requeues_what_its_filters_name(args: list[str], requeued: s
     )
     incoming("retrying", message_id="d")
     incoming("processed", message_id="e")
+    for name, seconds in (("f", 60), ("g", -1)):
+        until = Now() + timedelta(seconds=seconds)
+        incoming("processing", message_id=name, lease_token=uuid.uuid4(), leased_until=until)
+    incoming("processing", message_id="h")
     before = states()
     assert f"{len(requeued)} " in run(*args, "--dry-run")
     assert states() == before
