@@ -241,7 +241,13 @@ class Attempts:
         work.lift()
 
         def write() -> None:
-            failures.record(place, failure, work.database, self._station.settings)
+            try:
+                failures.record(place, failure, work.database, self._station.settings)
+            except AlreadyRecorded:
+                with transaction.atomic(using=work.database):
+                    if not place.take_back(work.database):
+                        raise
+                    failures.record(place, failure, work.database, self._station.settings)
 
         if work.acked:
             self._insist(work, write, WAITS_TO_BE_RECORDED)

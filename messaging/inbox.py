@@ -75,6 +75,7 @@ class Place:
         token: the claim that must still hold; None without a claim.
         escaped: whether the row was rewritten because the database refused a value.
         derivation: of a new row that may run again.
+        inserted: the number of the row that the last run inserted and, as far as we know, rolled back.
     """
 
     row: ProcessedMessage
@@ -82,6 +83,7 @@ class Place:
     token: uuid.UUID | None = None
     escaped: bool = False
     derivation: int | None = DERIVATION
+    inserted: int | None = None
 
     @property
     def is_new(self) -> bool:
@@ -153,10 +155,19 @@ class Place:
         try:
             yield
         except BaseException:
+            if before["id"] is None:
+                self.inserted = self.row.pk or self.inserted
             self.row.__dict__.clear()
             self.row.__dict__.update(before)
             self.row._state.adding = adding
             raise
+
+    def take_back(self, database: str) -> bool:
+        """Delete the record of a run that failed after its handler had committed it. Whether there was one."""
+        if self.inserted is None:
+            return False
+        rows = ProcessedMessage.objects.using(database).filter(key=self.row.key, state=State.PROCESSED)
+        return rows.filter(pk=self.inserted).delete()[0] > 0
 
     def escape(self, error: BaseException) -> bool:
         """If the database refused a value, rewrite the row so that any database takes it; once.
