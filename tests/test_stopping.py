@@ -374,7 +374,7 @@ def test_a_process_that_dies_of_its_handler_counts_although_it_was_asked_to_stop
     row = only_row()
     entry = Entry(
         "default", "work", str(row.key), str(row.digest), 1, row.message_id, "default", "slow", time.time(),
-        token=str(claim.token), run=str(claim.token),
+        token=str(claim.token),
     )  # fmt: skip
     processor.record_crash(entry, ProcessDied("killed"))
     assert (only_row().state, only_row().attempts) == (State.RETRYING, 1)
