@@ -55,7 +55,9 @@ class Attempts:
             with station.claims.held(place.token, work.database):
                 failures.send_round(place, station.worker, work.database)
             return
-        if (work.redelivered or not work.handler.atomic) and place.token is None:
+        # A failed one runs where the inbox was set back: as a claim, since its round has had its attempt.
+        needs_claim = work.redelivered or not work.handler.atomic or State.FAILED in place.sources
+        if needs_claim and place.token is None:
             was_new = place.is_new
             self._claim(work, place)
             kill_point("processor.claimed")

@@ -297,6 +297,19 @@ def test_a_failure_counts_from_what_is_recorded_at_that_moment(handle: Handle) -
     assert (row.attempts, row.attempt_set.get().number) == (2, 2)
 
 
+def test_what_fails_again_after_the_inbox_was_set_back_is_recorded(handle: Handle) -> None:
+    def fail(message: ReceivedMessage) -> None:
+        raise ValueError
+
+    running = handle(fail)
+    running.process(arrived(), nothing)
+    retry = sent(PublishedMessage.objects.get())
+    ProcessedMessage.objects.update(state=State.FAILED, round=1)
+    assert running.process(retry, nothing).action == "ack"
+    row = ProcessedMessage.objects.get()
+    assert (row.state, row.attempts, row.attempt_set.count()) == (State.RETRYING, 2, 2)
+
+
 def test_a_row_number_that_is_another_message_s_now_changes_nothing() -> None:
     row = claimed(arrived())
     ProcessedMessage.objects.update(key=uuid.uuid4())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from datetime import timedelta
 from io import StringIO
 from typing import Any
@@ -14,6 +15,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from messaging import operations
+from messaging.clock import Now
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.operations import Operator
 from tests.admin_rows import incoming, outgoing
@@ -60,7 +62,8 @@ def test_discarding_fences_copies_and_restoring_makes_failed() -> None:
 
 
 def test_every_verb_skips_what_is_in_another_state_and_says_why() -> None:
-    rows = [incoming(state) for state in ProcessedMessage.State.values]
+    held = {"processing": {"lease_token": uuid.uuid4(), "leased_until": Now() + timedelta(seconds=60)}}
+    rows = [incoming(state, **held.get(state, {})) for state in ProcessedMessage.State.values]
     outgoing("pending", inbox=next(row for row in rows if row.state == "requeued"), queue="billing")
     outcome = operations.requeue(ProcessedMessage.objects.all(), BY)
     assert len(outcome.done) == 2
@@ -201,6 +204,7 @@ def states() -> dict[str, str]:
         (["--exception", "Boom"], {"a", "c"}),
         (["--exception", "shop.Boom"], {"a"}),
         (["--state", "retrying"], {"d"}),
+        (["--state", "processing"], {"g", "h"}),
         (["--id", "a", "--id", "b", "--id", "nothing"], {"a", "b"}),
         (["--limit", "2"], {"a", "b"}),
         (["--alias", "other"], set()),
@@ -218,6 +222,10 @@ def test_the_command_requeues_what_its_filters_name(args: list[str], requeued: s
     )
     incoming("retrying", message_id="d")
     incoming("processed", message_id="e")
+    for name, seconds in (("f", 60), ("g", -1)):
+        until = Now() + timedelta(seconds=seconds)
+        incoming("processing", message_id=name, lease_token=uuid.uuid4(), leased_until=until)
+    incoming("processing", message_id="h")
     before = states()
     assert f"{len(requeued)} " in run(*args, "--dry-run")
     assert states() == before
