@@ -245,7 +245,7 @@ class Attempts:
                 failures.record(place, failure, work.database, self._station.settings)
             except AlreadyRecorded:
                 with transaction.atomic(using=work.database):
-                    if not place.take_back(work.database):
+                    if not place.take_back(work.database, self._station.worker):
                         raise
                     failures.record(place, failure, work.database, self._station.settings)
 

@@ -162,12 +162,17 @@ class Place:
             self.row._state.adding = adding
             raise
 
-    def take_back(self, database: str) -> bool:
-        """Delete the record of a run that failed after its handler had committed it. Whether there was one."""
+    def take_back(self, database: str, worker: str) -> bool:
+        """Delete the record of a run that failed after its handler had committed it. Whether there was one.
+
+        Args:
+            database: where it is.
+            worker: who ran it: SQLite may give another copy's record the number of one that was rolled back.
+        """
         if self.inserted is None:
             return False
         rows = ProcessedMessage.objects.using(database).filter(key=self.row.key, state=State.PROCESSED)
-        return rows.filter(pk=self.inserted).delete()[0] > 0
+        return rows.filter(pk=self.inserted, worker=worker).delete()[0] > 0
 
     def escape(self, error: BaseException) -> bool:
         """If the database refused a value, rewrite the row so that any database takes it; once.

@@ -137,6 +137,8 @@ def kill_the_consumer(steps: Site, point: str, routing_key: str) -> None:
     assert steps.value("SELECT COUNT(DISTINCT message_id) FROM messaging_publishedmessage") == 1 + followers
     if routing_key == "steps.flaky":  # whether its process died before or after recording it
         assert steps.sql("SELECT number FROM messaging_attempt") == [(1,)]
+    if point == "processor.claimed":
+        assert steps.sql("SELECT number FROM messaging_attempt") == [], "its handler never began"
 
 
 @pytest.mark.mode(1)
