@@ -52,9 +52,7 @@ class Attempts:
             with station.claims.held(place.token, work.database):
                 failures.send_round(place, station.worker, work.database)
             return
-        # A failed one runs where the inbox was set back: as a claim, since its round has had its attempt.
-        needs_claim = work.redelivered or not work.handler.atomic or State.FAILED in place.sources
-        if needs_claim and place.token is None:
+        if place.token is None and self._needs_claim(work, place):
             was_new = place.is_new
             self._claim(work, place)
             kill_point("processor.claimed")
@@ -70,6 +68,17 @@ class Attempts:
                 work.ack()
                 work.acked = True
             self._try(work, place, started)
+
+    def _needs_claim(self, work: Work, place: Place) -> bool:
+        """Whether it is to be known of a message that it runs, before it runs."""
+        if work.redelivered or not work.handler.atomic:
+            return True
+        if place.is_new:
+            return False
+        # The last attempt: if it dies, no copy may run before that is reported. And a failed one runs where the inbox
+        # was set back: its round has had its attempt.
+        limit = work.handler.max_attempts or self._station.settings.retry.max_attempts
+        return place.row.attempts + 1 >= limit or State.FAILED in place.sources
 
     def _claim(self, work: Work, place: Place) -> None:
         """Claim it under a token that is known before: where the commit's answer is lost, the claim is ours still."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from messaging.exceptions import DeadLettered, HandlerNotFound, MessagingError, 
 from messaging.execution import call
 from messaging.handlers import Handler, Registry, registry
 from messaging.inbox import TWIN_WAIT, AlreadyRecorded, Place, SetAside, Verdict
-from messaging.ledger import Entry, run_of
+from messaging.ledger import Entry
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
 from messaging.station import Call, Incoming, RunningNow, Station, Work, inserts_first
@@ -43,7 +41,6 @@ class Settlement:
     after: float = 0.0
 
 
-REPORT_WAIT = 30.0  # seconds: a process starts, and reports how the one before it died
 READ_AHEAD = 64 * 1024  # bytes of a body; a larger one is not held twice before its turn comes
 
 ACK = Settlement("ack")
@@ -78,7 +75,6 @@ class Processor:
         running = running or (lambda _entry: nullcontext(_nothing))
         self._station = Station(alias, worker, self.settings, self.outages, claims, handlers, running, call)
         self._attempts = Attempts(self._station)
-        self._expected: dict[uuid.UUID, float] = {}  # runs whose death may yet be reported, and since when
 
     def route(self, delivery: Incoming) -> Handler | None:
         """The handler that would take a delivery; None where there is none or its headers cannot be read.
@@ -179,8 +175,6 @@ class Processor:
         if verdict is not Verdict.REUSED:
             unrun.bring_content(row, work.envelope, database)
         if verdict is Verdict.RUN:
-            if work.is_redelivery:
-                self._wait_for_report(row, work)
             return inbox.existing(row)
         if verdict is Verdict.REUSED:
             unrun.record_reused(database, row, work.envelope, worker=worker, settings=settings)
@@ -194,21 +188,6 @@ class Processor:
         elif work.envelope.key is None:
             raise AlreadyRecorded  # another copy of its content took that row since
         return None
-
-    def _wait_for_report(self, row: ProcessedMessage, work: Work) -> None:
-        """Let a death that may be behind a redelivery be reported first, where it would have been the last attempt.
-
-        Raises SetAside until it is, or nobody has reported one for a while.
-        """
-        limit = work.handler.max_attempts or self.settings.retry.max_attempts
-        if row.attempts + 1 < limit:
-            return
-        run, now = run_of(row.key, row.round, None), time.monotonic()
-        since = self._expected.setdefault(run, now)
-        for expected in [one for one, began in list(self._expected.items()) if now - began >= 2 * REPORT_WAIT]:
-            self._expected.pop(expected, None)
-        if now - since < REPORT_WAIT:
-            raise SetAside
 
     # What is recorded without running anything
 

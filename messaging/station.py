@@ -83,9 +83,6 @@ class Work:
     acked: bool = False
     lift: Callable[[], None] = lambda: None
 
-    def __post_init__(self) -> None:
-        self.is_redelivery = self.redelivered  # by the broker, while `redelivered` may be set on the way
-
     @property
     def database(self) -> str:
         """Where its handler's transaction runs."""
