@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,13 +13,13 @@ from typing import Any
 import pytest
 
 from tests.acceptance.release_before import extracted
-from tests.site import Running, Site, SiteFactory
+from tests.site import ROOT, Running, Site, SiteFactory
 from tests.waiting import wait_until
 
 HANDLERS = """
 import os, re, time
 from pathlib import Path
-from messaging import Reject, handler, publish
+from messaging import Reject, Retry, handler, publish
 from tests.app.models import Effect
 
 FOLDER, RELEASE = Path(os.environ["DATA_DIR"]), os.environ["RELEASE"]
@@ -83,13 +84,31 @@ def doomed(message):
         raise Reject(f"rejected by {RELEASE}")
     leave(message)
 
+@handler("killer", "killer.*", **options)
+def kill(message):
+    if note(message) == RELEASE[0]:
+        os._exit(7)
+    leave(message)
+
+@handler("acts", "acts.*", **options)
+def act(message):
+    do = message.payload["key"]
+    if not (FOLDER / "cure").exists():
+        if do in ("failed", "requeued", "discarded"):
+            raise Reject(do)
+        if do == "retrying":
+            raise Retry(after=3600)
+    leave(message)
+
 @handler("stranger", **options)
 def stranger(message):
+    note(message)
     leave(message)
     hold()
 
 @handler("stranger-job", atomic=False, **options)
 def stranger_job(message):
+    note(message)
     leave(message)
     hold()
 """
@@ -104,8 +123,7 @@ from messaging.backends.base import Fate, Outgoing
 from messaging.wire import Properties
 from tests.app.models import Effect
 
-FOLDER, NAME = Path(os.environ["DATA_DIR"]), f"{os.environ['RELEASE']}-{os.getpid()}"
-KINDS = ("plain", "batch", "chain", "flaky", "job", "doomed")
+FOLDER, NAME, KINDS = Path(os.environ["DATA_DIR"]), "NAMED" or f"{os.environ['RELEASE']}-{os.getpid()}", ["KINDS"]
 strange = Properties.build(content_type="application/json")
 sender = get_backend("default").sender()
 sender.open()
@@ -126,7 +144,7 @@ for number in range(COUNT):
         publish("plain.one", {"key": keys[0]})
         by = ("old", "new")[number % 2]
         publish_many([Message(f"{kind}.one", {"key": one, "by": by}) for kind, one in zip(KINDS[1:], keys[1:])])
-        due = [*keys, f"{key}-chain.after", f"{key}-job.after"]
+        due = [*keys, *(f"{one}.after" for one in keys if one.endswith(("-chain", "-job")))]
         Effect.objects.bulk_create([Effect(key=one, value="due") for one in due])
     for queue in ("stranger", "stranger-job"):
         send(queue, f"{key}-{queue}")
@@ -140,6 +158,7 @@ from messaging import operations
 from messaging.models import ProcessedMessage, PublishedMessage
 by = operations.Operator(name="operator")
 """
+KINDS = ("plain", "batch", "chain", "flaky", "job", "doomed")
 OTHERS = {"old": "new", "new": "old"}
 COMMANDS = [("consume", "--no-relay", "--concurrency=3"), ("relay",)]
 ON_BOTH = [
@@ -155,6 +174,12 @@ DOUBLED = """SELECT key FROM app_effect WHERE value = 'done' AND key NOT LIKE '%
     GROUP BY key HAVING COUNT(*) > 1"""
 UNASKED = """SELECT done.key FROM app_effect done WHERE done.value = 'done' AND done.key NOT LIKE '%stranger%'
     AND NOT EXISTS (SELECT 1 FROM app_effect due WHERE due.value = 'due' AND due.key = done.key)"""
+
+
+def publisher(count: int, *kinds: str, name: str = "") -> str:
+    """A program that publishes so many messages of each kind, and as many without an id, and notes what is due."""
+    named = PUBLISHER.replace("COUNT", str(count)).replace('"NAMED"', repr(name))
+    return named.replace('["KINDS"]', repr(kinds))
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +208,7 @@ def test_each_release_runs_its_own_code(releases: dict[str, Site]) -> None:
 def test_nothing_is_lost_or_doubled_while_the_release_before_runs_beside_this_one(releases: dict[str, Site]) -> None:
     site = releases["new"]
     programs = [(name, command) for name in releases for command in COMMANDS]
-    programs += [(name, ("shell", "-c", PUBLISHER.replace("COUNT", "15"))) for name in releases]
+    programs += [(name, ("shell", "-c", publisher(15, *KINDS))) for name in releases]
     running = [releases[name].start(*command) for name, command in programs]
     kill_each(releases, programs, running)
     for publisher in running[4:]:
@@ -198,6 +223,141 @@ def test_nothing_is_lost_or_doubled_while_the_release_before_runs_beside_this_on
         assert "Traceback" not in process.output
     assert [site.sql(statement) for statement in (LOST, DOUBLED, UNASKED)] == [[], [], []]
     assert_that_messages_crossed(site)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("dies", ["old", "new"])
+def test_what_one_release_was_killed_with_is_ended_by_the_other(releases: dict[str, Site], dies: str) -> None:
+    site = releases[dies]
+    (site.folder / "hold").touch()
+    killed = site.start("consume", "--concurrency=8")
+    kinds = ("plain", "batch", "job")
+    site.shell(publisher(1, *kinds, name="held"))
+    ran = [site.folder / f"ran-held-0-{kind}" for kind in (*kinds, "stranger", "stranger-job")]
+    wait_until(lambda: all(path.exists() for path in ran), what="all to be run")
+    killed.kill()
+    (site.folder / "hold").unlink()
+    other = releases[OTHERS[dies]].start("consume", "--concurrency=8")
+    settle(site)
+    assert other.stop() == 0
+    assert [site.sql(statement) for statement in (LOST, DOUBLED, UNASKED)] == [[], [], []]
+
+
+@pytest.mark.chaos
+def test_a_supervisor_of_the_release_before_goes_on_with_this_one(releases: dict[str, Site], tmp_path: Path) -> None:
+    """As where an installation is replaced under running processes: each child is started from what is there then."""
+    site = releases["new"].beside(extracted(tmp_path / "replaced"), RELEASE="old")
+    supervisor = site.start("consume")
+    supervisor.wait_for_output("Connected")
+    shutil.rmtree(site.root / "messaging")
+    shutil.copytree(ROOT / "messaging", site.root / "messaging")
+    releases["new"].shell("from messaging import publish\npublish('killer.one', {'key': 'killer'})")
+    wait_until(lambda: site.states() == {"processed": 1}, deadline=60, what="the message that kills")
+    assert site.sql("SELECT number, crashed FROM messaging_attempt") == [(1, True)]
+    assert site.value("SELECT COUNT(*) FROM app_effect") == 1
+    assert supervisor.stop() == 0
+
+
+WRITE_OUTGOING = """
+from messaging import publish
+from messaging.models import PublishedMessage
+from messaging.operations import Operator, discard_published, restore_published
+by = Operator(name="olga")
+
+def written(state, **options):
+    row = publish("acts.out", {"key": f"out-{state}"}, **options)
+    return PublishedMessage.objects.filter(pk=row.pk)
+
+written("published")
+written("pending", delay=3600)
+written("failed").update(headers=["not", "a", "dict"])
+discard_published(written("discarded"), by)
+draft = written("draft")
+discard_published(draft, by)
+restore_published(draft, by)
+for state in ("processed", "retrying", "failed", "requeued", "discarded"):
+    publish("acts.in", {"key": state})
+publish("job.held", {"key": "held-processing"})
+"""
+
+WRITE_INCOMING = """
+import time, uuid
+from messaging.exceptions import MessagingError
+from messaging.failures import record_crash
+from messaging.ledger import Entry
+from messaging.models import ProcessedMessage
+from messaging.operations import Operator, discard, requeue
+by = Operator(name="olga")
+requeue(ProcessedMessage.objects.filter(error__contains="requeued"), by)
+discard(ProcessedMessage.objects.filter(error__contains="discarded"), by)
+crashed = Entry("default", "acts", uuid.uuid4().hex, uuid.uuid4().hex, 1, "gone", "default", "extra.handlers.act", time.time())
+record_crash(crashed, MessagingError("Its process died."), "test")
+"""  # noqa: E501
+
+READ = """
+from django.contrib.auth import get_user_model
+from django.test import Client
+from messaging.models import ProcessedMessage, PublishedMessage
+
+client = Client(headers={"host": "localhost"})
+client.force_login(get_user_model().objects.create_superuser("olga"))
+for model in (PublishedMessage, ProcessedMessage):
+    where = f"/admin/messaging/{model._meta.model_name}/"
+    pages = [where, *(f"{where}?state={state}" for state in model.State), *(f"{where}{row.pk}/change/" for row in model.objects.all())]
+    print([page for page in pages if client.get(page, follow=True).status_code != 200])
+"""  # noqa: E501
+
+ACT = """
+from messaging import operations
+from messaging.models import ProcessedMessage, PublishedMessage
+by = operations.Operator(name="olga")
+
+def do(verb, rows, state):
+    outcome = verb(rows.objects.filter(state=state), by)
+    print(verb.__name__, state, len(outcome.done), outcome.skipped)
+
+PublishedMessage.objects.filter(state="failed").update(headers={})
+do(operations.discard_published, PublishedMessage, "pending")
+do(operations.restore_published, PublishedMessage, "discarded")
+do(operations.release, PublishedMessage, "failed")
+do(operations.release, PublishedMessage, "draft")
+do(operations.replay, PublishedMessage, "published")
+do(operations.requeue, ProcessedMessage, "retrying")
+do(operations.requeue, ProcessedMessage, "failed")
+do(operations.restore, ProcessedMessage, "discarded")
+do(operations.requeue, ProcessedMessage, "failed")
+do(operations.discard, ProcessedMessage, "processing")
+"""
+DONE = [
+    "discard_published pending 1 {}",
+]
+
+
+def test_rows_of_every_state_that_the_release_before_wrote_can_be_read_and_acted_upon(
+    releases: dict[str, Site],
+) -> None:
+    old, site = releases["old"], releases["new"]
+    (site.folder / "hold").touch()
+    old.shell(WRITE_OUTGOING)
+    old.manage("relay", "--burst")
+    consumer = old.start("consume", "--no-relay")
+    received = {"processed": 2, "retrying": 1, "failed": 3, "processing": 1}
+    wait_until(lambda: site.states() == received, deadline=60, what="what was published to be received")
+    consumer.kill()
+    old.shell(WRITE_INCOMING)
+    assert set(site.states("published")) == {"draft", "pending", "published", "failed", "discarded"}
+    written = {"processing": 2, "processed": 2, "retrying": 1, "failed": 1, "requeued": 1, "discarded": 1}
+    assert site.states() == written
+    assert site.shell(READ).splitlines()[-2:] == ["[]", "[]"]
+    said = site.shell(ACT).splitlines()
+    assert said[-len(DONE) :] == DONE
+    (site.folder / "cure").touch()
+    (site.folder / "hold").unlink()
+    consumer = site.start("consume")
+    wait_until(lambda: not under_way(site), deadline=60, what="all to end")
+    assert consumer.stop() == 0
+    assert site.states() == {"processed": 10, "discarded": 1}
+    assert site.states("published") == {"published": 14, "discarded": 2}
 
 
 def kill_each(releases: dict[str, Site], programs: list[tuple[str, tuple[str, ...]]], running: list[Running]) -> None:

@@ -18,7 +18,9 @@ from tools.postgresql import PostgreSQL
 from tools.services import ServiceFailed, free_ports
 
 LOOKED_AT = 20_000  # rows at the end of a table that a copy may not have
-CAUGHT_UP = "SELECT pg_last_wal_receive_lsn() IS NOT DISTINCT FROM pg_last_wal_replay_lsn()"
+# It waits for more of the log, having replayed all there is; the last record may be there in part.
+CAUGHT_UP = """SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'startup'
+    AND wait_event IN ('RecoveryWalStream', 'RecoveryRetrieveRetryInterval')"""
 WRITTEN = """SELECT pg_wal_lsn_diff(
     CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, '0/0')"""
 KEY = """substring(body from '"key": *"([0-9a-f]+([.]after)?)"')"""  # what a message is known by

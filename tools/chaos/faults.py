@@ -67,6 +67,7 @@ class Injector:
                     self._stop.wait(fault.seconds)
             except Exception as error:  # noqa: BLE001 - whatever it was, the run has to say so
                 self.trouble.append(f"{fault.kind}: {error!r}")
+                self._stop.set()
                 return
             finally:
                 self.under_way.pop(lane, None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -63,6 +65,8 @@ def run(stage: Stage, seconds: float, kinds: Collection[str], say: Say) -> Resul
     finally:
         injector.stop()
     result = Result(faults=dict(injector.done), spoiled="; ".join(injector.trouble))
+    if result.spoiled:
+        return result
     say("No more faults and nothing new: waiting until all is done.")
     _quiet(stage, watch, injector, result)
     _count(stage, result)
@@ -80,6 +84,7 @@ class Watch:
         self.changed_at = 0.0  # when the counts last changed
         self._counts = (0, 0, 0)
         self.requeue_every = REQUEUE_EVERY
+        self._operator: threading.Thread | None = None
 
     @property
     def elapsed(self) -> float:
@@ -110,12 +115,16 @@ class Watch:
         return f"{expected:7} published {expected - missing:7} done {missing:6} to go {failed:3} failed"
 
     def _requeue(self) -> None:
-        # An outage interrupts it; the failed ones are still there at the next look.
-        threading.Thread(target=self._requeue_all, daemon=True).start()
+        if self._operator is not None and self._operator.is_alive():
+            return
+        self._operator = threading.Thread(target=self._requeue_all, daemon=True)
+        self._operator.start()
 
     def _requeue_all(self) -> None:
+        # An outage interrupts it; the failed ones are still there at the next look.
         for database in DATABASES:
-            self._stage.site.manage("requeue_messages", f"--database={database}", check=False)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._stage.site.manage("requeue_messages", f"--database={database}", check=False)
 
 
 def _now(injector: Injector) -> str:

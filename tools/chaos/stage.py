@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -149,7 +150,10 @@ class Stage:
 
     def operate(self, *arguments: str, stdin: str = "") -> bool:
         """Have an operator act; False where trouble was in the way."""
-        return self.site.manage("operate_chaos", *arguments, check=False, stdin=stdin).returncode == 0
+        try:
+            return self.site.manage("operate_chaos", *arguments, check=False, stdin=stdin).returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
 
     def replay(self, keys: Collection[str]) -> bool:
         """Have an operator replay the messages of these keys; False where trouble was in the way.
