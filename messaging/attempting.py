@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 from django.db import InterfaceError, InternalError, OperationalError, connections, transaction
 from django.db.models import F
@@ -31,6 +32,8 @@ logger = logging.getLogger("messaging.processor")
 State = ProcessedMessage.State
 RERUNS = 3  # immediate ones, after a deadlock or a serialization failure
 DEFAULT_DELIVERY_LIMIT = 20  # RabbitMQ 4's, on queues whose limit we did not set
+WAITS_TO_BEGIN = "is claimed and waits to begin", "begins now"
+WAITS_TO_BE_RECORDED = "has run and waits to be recorded", "is recorded now"
 DELIVERY_COUNT = "x-delivery-count"
 
 
@@ -60,16 +63,36 @@ class Attempts:
             kill_point("processor.claimed")
             if was_new and work.envelope.key is None and self._absorb(work, place):
                 return
-        started = time.time()
-        # In the ledger until the attempt is recorded: a process that dies before has an attempt to be counted.
-        with (
-            station.claims.held(place.token, work.database),
-            station.running(work.entry(station, place, started)) as work.lift,
-        ):
+        name = work.name if place.token else ""
+        with station.claims.held(place.token, work.database, name=name, at_broker=work.handler.atomic):
             if not work.handler.atomic:
                 work.ack()
                 work.acked = True
-            self._try(work, place, started)
+                work.envelope.belongs_to(place.row.key)
+                station.claims.bind(place.token)
+            if place.token is not None:
+                self._begin(work, place)
+            started = time.time()
+            # In the ledger until the attempt is recorded: a process that dies before has an attempt to be counted.
+            with station.running(work.entry(station, place, started)) as work.lift:
+                self._try(work, place, started)
+
+    def _begin(self, work: Work, place: Place) -> None:
+        """Commit that the handler of a claim begins: what dies before has cost no attempt.
+
+        Raises AlreadyRecorded when the claim was lost meanwhile, and DatabaseUnavailable where the broker keeps it.
+        """
+
+        def write() -> None:
+            changes: dict[str, Any] = {"interrupted": True} if self._station.claims.are_interrupted else {}
+            changes["started_at"] = Now()
+            if not place.row.move(State.PROCESSING, round=place.row.round, token=place.token, **changes):
+                raise AlreadyRecorded
+
+        if work.acked:
+            self._insist(work, write, WAITS_TO_BEGIN)
+        else:
+            self._station.outages.steadily(work.database, write)
 
     def _claim(self, work: Work, place: Place) -> None:
         """Claim it under a token that is known before: where the commit's answer is lost, the claim is ours still."""
@@ -104,6 +127,7 @@ class Attempts:
             except (AlreadyRecorded, SetAside, DatabaseUnavailable):
                 raise
             except BaseException as error:  # noqa: BLE001  SystemExit is a failed attempt as well
+                self._station.claims.end_here()
                 kill_point("processor.rolled_back")
                 self._station.outages.raise_if_away(error, work.database)
                 if rerun == RERUNS or not _worth_rerunning(error, place, work.database):
@@ -154,11 +178,11 @@ class Attempts:
             with place.tentative(), transaction.atomic(using=work.database):
                 self._write_processed(place, work)
 
-        self._insist(work, write)
-
-    def _insist(self, work: Work, write: Callable[[], object]) -> None:
-        """Commit what nothing but this thread knows, however long the database or a lock is in the way."""
         work.lift()
+        self._insist(work, write, WAITS_TO_BE_RECORDED)
+
+    def _insist(self, work: Work, write: Callable[[], object], words: tuple[str, str]) -> None:
+        """Commit what nothing but this thread knows, however long the database or a lock is in the way."""
         waits = False
         while True:
             close_old()  # the connection may have been idle for hours, or left behind unfit by the handler
@@ -170,11 +194,11 @@ class Attempts:
                 if is_lost(error, work.database):
                     reconnect(work.database)
                 if not waits:
-                    logger.warning("%s has run and waits to be recorded: %s", work.name, one_line(error))
+                    logger.warning("%s %s: %s", work.name, words[0], one_line(error))
                 waits = True
             time.sleep(1)
         if waits:
-            logger.warning("%s is recorded now.", work.name)
+            logger.warning("%s %s.", work.name, words[1])
 
     def _write_processed(self, place: Place, work: Work, local: Local = ()) -> None:
         was_new = place.is_new
@@ -202,7 +226,7 @@ class Attempts:
             failures.record(place, failure, work.database, self._station.settings)
 
         if work.acked:
-            self._insist(work, write)
+            self._insist(work, write, WAITS_TO_BE_RECORDED)
         else:
             self._station.outages.steadily(work.database, write)
         kill_point("processor.recorded")

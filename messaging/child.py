@@ -23,6 +23,7 @@ from messaging.deaths import Deaths
 from messaging.exceptions import ConfigurationError, TopologyError
 from messaging.garbage import set_loaded_aside
 from messaging.ledger import Ledger
+from messaging.processor import Processor
 from messaging.relay import Relay
 
 logger = logging.getLogger("messaging.consumer")
@@ -41,15 +42,17 @@ class Control(threading.Thread):
     Args:
         fd: the inherited socket.
         on_stop: called when the supervisor asks to stop.
+        on_release: called when it is about to kill this process.
     """
 
-    def __init__(self, fd: int, on_stop: Callable[[], None]) -> None:
+    def __init__(self, fd: int, on_stop: Callable[[], None], on_release: Callable[[], None]) -> None:
         super().__init__(name="messaging-control", daemon=True)
         os.set_inheritable(fd, False)
         # Never closed by this process: the supervisor sees its end in the process's end.
         self._reader = open(fd, "rb", closefd=False)  # noqa: SIM115
         self._writer = open(fd, "wb", closefd=False)  # noqa: SIM115
         self._on_stop = on_stop
+        self._on_release = on_release
         self._sending = threading.Lock()
 
     def crashed(self) -> list[dict[str, Any]]:
@@ -60,8 +63,11 @@ class Control(threading.Thread):
     def run(self) -> None:
         """Obey until the supervisor is gone."""
         while True:
-            if self._order().get("stop"):
+            order = self._order()
+            if order.get("stop"):
                 self._on_stop()
+            if order.get("release"):
+                self._on_release()
 
     def report(self, **facts: Any) -> None:
         """Tell the supervisor."""
@@ -99,7 +105,8 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
     role = json.loads(os.environ.pop(VARIABLE))
     _ignore_signals()
     stopping = threading.Event()
-    control = Control(role["control"], stopping.set)
+    release = _Release()
+    control = Control(role["control"], stopping.set, release.start)
     crashed = control.crashed()
     control.start()
     if reload and role["index"] == 0:
@@ -108,6 +115,7 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
     name = f"{socket.gethostname()[:150]}:{os.getpid()}:{secrets.token_hex(2)}"
     try:
         consumer = Consumer(plan, name, Ledger.attach(role["ledger"], role["slots"]))
+        release.processor = consumer.processor
         deaths = Deaths(crashed, consumer.processor, lambda: control.report(recorded=1), stopping)
         deaths.record()
         sender = _RelayThread(plan.alias, name, stopping) if relay and (plan.burst or role["index"] == 0) else None
@@ -176,11 +184,27 @@ class _RelayThread(threading.Thread):
         self._relay.wake()
 
 
+class _Release(threading.Thread):
+    """Hands over what runs here, then ends this process. The supervisor kills it when that takes too long."""
+
+    def __init__(self) -> None:
+        super().__init__(name="messaging-release", daemon=True)
+        self.processor: Processor | None = None
+
+    def run(self) -> None:
+        try:
+            if self.processor is not None:
+                self.processor.give_up()
+        finally:
+            os._exit(1)
+
+
 def _stop(stopping: threading.Event, consumer: Consumer, sender: _RelayThread | None) -> None:
     stopping.wait()
     consumer.stop()
     if sender is not None:
         sender.finish()
+    consumer.processor.interrupt()
 
 
 def _report_files(control: Control) -> None:

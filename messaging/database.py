@@ -10,6 +10,8 @@ from typing import Any, TypeAlias, TypeVar, cast
 from django.db import DataError, InterfaceError, InternalError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from messaging.patience import bound
+
 CONFLICTS = {"40001", "40P01"}  # PostgreSQL: serialization failure, deadlock
 MYSQL_CONFLICTS = {1020, 1213}  # record changed since it was read (MariaDB's snapshot isolation), deadlock
 LOCK_WAITS = {"55P03"}  # PostgreSQL: lock not available
@@ -27,7 +29,6 @@ UNABLE = {"53100", "53200", "58030"}
 MYSQL_UNABLE = {1021, 1114, 1290, 1836}  # disk full, table full, read-only (twice)
 SQLITE_UNABLE = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")
 IDLE = {"25P03", "25P04"}  # PostgreSQL: a transaction that was idle, or open, for longer than is allowed
-CONNECT_TIMEOUT = 5  # seconds
 BATCH = 1000  # rows of one INSERT
 BATCH_BYTES = 4 * 1024 * 1024  # a quarter of MariaDB's own limit: quoted, a byte may take two
 
@@ -57,9 +58,9 @@ def is_up(database: str) -> bool:
 def separate(database: str) -> BaseDatabaseWrapper:
     """A connection beside this thread's own and outside of any pool, not yet open. Close it yourself."""
     connection = connections[database].copy()
-    if connection.vendor in ("postgresql", "mysql"):
-        options = {"connect_timeout": CONNECT_TIMEOUT, **connection.settings_dict.get("OPTIONS", {})}
-        options.pop("pool", None)
+    bound(connection)
+    if "pool" in connection.settings_dict.get("OPTIONS", {}):
+        options = {name: value for name, value in connection.settings_dict["OPTIONS"].items() if name != "pool"}
         connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
     return connection
 

@@ -187,6 +187,10 @@ class Envelope:
             return None
         return key_of(self.message_id)
 
+    def belongs_to(self, key: uuid.UUID) -> None:
+        """Note that a row was made for this delivery: without an id nothing else leads back to it."""
+        self.__dict__["key"] = key
+
     @cached_property
     def reused_key(self) -> uuid.UUID:
         """Identity of a message whose id another message took: a hash of id and digest, the same at each delivery."""

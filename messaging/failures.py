@@ -103,9 +103,18 @@ def _record_once(place: Place, failure: Failure, database: str, settings: conf.A
     return row
 
 
-def send_round(place: Place, worker: str, database: str) -> None:
-    """Commit that a message goes round again now, without an attempt. Raises AlreadyRecorded, SetAside."""
+def send_round(place: Place, worker: str, database: str, *, why: str = "") -> None:
+    """Commit that a message goes round again now, without an attempt. Raises AlreadyRecorded, SetAside.
+
+    Args:
+        place: its row.
+        worker: who says so.
+        database: where its row is.
+        why: what the operator reads; "" to leave what stands there.
+    """
     values: dict[str, Any] = {"state": State.RETRYING, "worker": worker, "retry_at": Now(), **inbox.UNCLAIMED}
+    if why:
+        values |= {"error": why, "exception_type": "", "fingerprint": ""}
     with place.tentative(), transaction.atomic(using=database):
         place.write(database, next_round=place.row.round + 1, **values)
         compose_round(place.row, Now()).save(using=database, force_insert=True)

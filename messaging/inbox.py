@@ -42,7 +42,11 @@ class AlreadyRecorded(Exception):
 
 
 class SetAside(Exception):
-    """A twin holds the record in an open transaction: try again later, without spending an attempt."""
+    """Nobody can tell yet, or a twin holds the record: try again later, without spending an attempt."""
+
+
+class Held(SetAside):
+    """A twin holds the record in an open transaction."""
 
 
 class Verdict(enum.Enum):
@@ -100,7 +104,7 @@ class Place:
         except OperationalError as error:
             # A busy SQLite says nothing about twins.
             if is_lock_wait(error) and connection.vendor != "sqlite":
-                raise SetAside from error
+                raise Held from error
             raise
 
     def _insert(self, database: str, *, next_round: int | None, local: Local, **changes: Any) -> None:

@@ -34,6 +34,27 @@ class Verdict:
     spend: bool = True
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """A leased row, and where its lease is kept."""
+
+    leases: Leases
+    row: PublishedMessage
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """Tells it from all other rows, whoever holds it next."""
+        return self.leases.database, self.row.id, self.row.message_id
+
+    def fail(self, reason: str) -> None:
+        """It can never be sent."""
+        self.leases.judged(self.row, Verdict(reason))
+
+    def hand_back(self) -> None:
+        """Any relay may take it."""
+        self.leases.returned(self.row)
+
+
 class Leases:
     """One outbox as a relay works on it.
 

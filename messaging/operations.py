@@ -21,6 +21,7 @@ from messaging import conf
 from messaging.clock import Now
 from messaging.envelope import Envelope
 from messaging.exceptions import ConfigurationError
+from messaging.inbox import UNCLAIMED
 from messaging.killpoints import kill_point
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.models.states import in_state
@@ -79,20 +80,21 @@ class Outcome:
 
 
 def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
-    """Send failed (or retrying) messages round again at once, with fresh attempts."""
+    """Send failed (or retrying) messages round again at once, with fresh attempts.
+
+    What is being processed is left alone unless no claim holds: its worker died, and the message may be gone.
+    """
 
     def act(row: ProcessedMessage, outcome: Outcome) -> bool:
-        if row.state not in (In.FAILED, In.RETRYING) and not _has_left(row):
+        if row.state not in (In.FAILED, In.RETRYING, In.PROCESSING) and not _has_left(row):
             return _wrong_state(row, outcome)
         if row.wire is None:
             outcome.skip(row.pk, _("its content was never received"))
             return False
         if not _is_readable(row, outcome):
             return False
-        if not row.move(
-            row.state, round=row.round, next_round=row.round + 1, state=In.REQUEUED, attempts=0, retry_at=None
-        ):
-            return _changed_meanwhile(row, outcome)
+        if not _leave(row, state=In.REQUEUED, attempts=0):
+            return _still_there(row, outcome)
         cancel_rounds(row)
         compose_round(row, Now()).save(using=rows.db, force_insert=True)
         return True
@@ -101,15 +103,16 @@ def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
 
 
 def discard(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
-    """Lay failed or retrying messages aside; a copy still under way will not run."""
+    """Lay failed or retrying messages aside, and those in processing that no claim holds.
+
+    A copy still under way will not run.
+    """
 
     def act(row: ProcessedMessage, outcome: Outcome) -> bool:
-        if row.state not in (In.FAILED, In.RETRYING) and not _has_left(row):
+        if row.state not in (In.FAILED, In.RETRYING, In.PROCESSING) and not _has_left(row):
             return _wrong_state(row, outcome)
-        if not row.move(
-            row.state, round=row.round, next_round=row.round + 1, state=In.DISCARDED, discarded_at=Now(), retry_at=None
-        ):
-            return _changed_meanwhile(row, outcome)
+        if not _leave(row, state=In.DISCARDED, discarded_at=Now()):
+            return _still_there(row, outcome)
         cancel_rounds(row)
         return True
 
@@ -217,6 +220,16 @@ def set_paused(
         )
     control.refresh_from_db(using=database)
     return control
+
+
+def _leave(row: ProcessedMessage, **changes: Any) -> bool:
+    """Begin a round in which no earlier copy runs, unless a claim holds. Returns whether that was done."""
+    values = {"retry_at": None, **UNCLAIMED, **changes}
+    return row.move(row.state, round=row.round, next_round=row.round + 1, unclaimed=True, **values)
+
+
+def _still_there(row: ProcessedMessage, outcome: Outcome) -> bool:
+    return _wrong_state(row, outcome) if row.state == In.PROCESSING else _changed_meanwhile(row, outcome)
 
 
 def _has_left(row: ProcessedMessage) -> bool:

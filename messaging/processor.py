@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,18 +11,18 @@ from typing import Literal
 
 from django.db import InterfaceError, OperationalError
 
-from messaging import conf, inbox, unrun
+from messaging import conf, inbox, stopping, unrun
 from messaging.attempting import Attempts
 from messaging.batching import run_batch
-from messaging.claims import Claims
+from messaging.claims import Claim, Claims
 from messaging.crashes import Crash, record_crash
 from messaging.database import close_old, is_conflict, is_lock_wait, is_lost
 from messaging.envelope import Envelope
 from messaging.exceptions import DeadLettered, HandlerNotFound, MessagingError, PayloadError
 from messaging.execution import call
 from messaging.handlers import Handler, Registry, registry
-from messaging.inbox import TWIN_WAIT, AlreadyRecorded, Place, SetAside, Verdict
-from messaging.ledger import Entry
+from messaging.inbox import TWIN_WAIT, AlreadyRecorded, Held, Place, SetAside, Verdict
+from messaging.ledger import Entry, run_of
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
 from messaging.station import Call, Incoming, RunningNow, Station, Work, inserts_first
@@ -35,17 +37,21 @@ class Settlement:
     Attributes:
         action: "ack" it now; "done": it was acknowledged on the way; "set_aside": nothing was spent, process it again.
         after: seconds until then.
+        held: whether it was set aside because an open transaction has its record.
     """
 
     action: Literal["ack", "done", "set_aside"]
     after: float = 0.0
+    held: bool = False
 
 
+REPORT_WAIT = 30.0  # seconds: a process starts, and reports how the one before it died
 READ_AHEAD = 64 * 1024  # bytes of a body; a larger one is not held twice before its turn comes
 
 ACK = Settlement("ack")
 DONE = Settlement("done")
 ASIDE = Settlement("set_aside", after=TWIN_WAIT)
+HELD = Settlement("set_aside", after=TWIN_WAIT, held=True)
 
 
 class Processor:
@@ -75,6 +81,7 @@ class Processor:
         running = running or (lambda _entry: nullcontext(_nothing))
         self._station = Station(alias, worker, self.settings, self.outages, claims, handlers, running, call)
         self._attempts = Attempts(self._station)
+        self._expected: dict[uuid.UUID, float] = {}  # runs whose death may yet be reported, and since when
 
     def route(self, delivery: Incoming) -> Handler | None:
         """The handler that would take a delivery; None where there is none or its headers cannot be read.
@@ -126,11 +133,15 @@ class Processor:
                     self._attempts.make(work, place)
                 return DONE if work.acked else ACK
             except AlreadyRecorded:
+                if work.acked:  # whoever took its claim answers for it
+                    return DONE
                 work.redelivered = True
-            except SetAside:
-                break
+            except SetAside as aside:
+                return _aside(aside)
             except (OperationalError, InterfaceError) as error:
-                if is_lock_wait(error) or is_conflict(error):
+                if is_lock_wait(error):
+                    return HELD
+                if is_conflict(error):
                     break
                 self.outages.raise_if_away(error, work.database)
                 if not is_lost(error, work.database):
@@ -175,6 +186,8 @@ class Processor:
         if verdict is not Verdict.REUSED:
             unrun.bring_content(row, work.envelope, database)
         if verdict is Verdict.RUN:
+            if work.is_redelivery:
+                self._wait_for_report(row, work)
             return inbox.existing(row)
         if verdict is Verdict.REUSED:
             unrun.record_reused(database, row, work.envelope, worker=worker, settings=settings)
@@ -183,11 +196,26 @@ class Processor:
         elif verdict is Verdict.CRASHED:
             if not self.outages.leases_tell(database, settings.lease):
                 raise SetAside
-            if not unrun.record_abandoned(database, row, work.handler, settings):
+            if not unrun.end_abandoned(database, row, work.handler, settings, self.outages):
                 raise AlreadyRecorded
         elif work.envelope.key is None:
             raise AlreadyRecorded  # another copy of its content took that row since
         return None
+
+    def _wait_for_report(self, row: ProcessedMessage, work: Work) -> None:
+        """Let a death that may be behind a redelivery be reported first, where it would have been the last attempt.
+
+        Raises SetAside until it is, or nobody has reported one for a while.
+        """
+        limit = work.handler.max_attempts or self.settings.retry.max_attempts
+        if row.attempts + 1 < limit:
+            return
+        run, now = run_of(row.key, row.round, None), time.monotonic()
+        since = self._expected.setdefault(run, now)
+        for expected in [one for one, began in list(self._expected.items()) if now - began >= 2 * REPORT_WAIT]:
+            self._expected.pop(expected, None)
+        if now - since < REPORT_WAIT:
+            raise SetAside
 
     # What is recorded without running anything
 
@@ -227,13 +255,41 @@ class Processor:
             raise
         return True
 
-    def renew_claims(self) -> None:
-        """Extend the leases of what this process runs. Call it every third of the lease. Raises DatabaseUnavailable."""
-        self._station.claims.renew()
+    @property
+    def databases(self) -> list[str]:
+        """Where rows of the alias may be."""
+        return self._station.databases
 
-    def sweep(self) -> int:
-        """Count the crashes of workers whose claims ran out; see `sweeping.sweep()`."""
-        return sweep(self._station)
+    def renew_claims(self, database: str | None = None) -> None:
+        """Extend the leases of what this process runs. Call it every third of the lease. Raises DatabaseUnavailable.
+
+        Args:
+            database: where; None for all of them, one after the other.
+        """
+        for one in [database] if database else self.databases:
+            self._station.claims.renew(one)
+
+    def late_claims(self) -> list[Claim]:
+        """Of what this process runs, the claims that could not be renewed and are about to lapse."""
+        return self._station.claims.late()
+
+    def sweep(self, database: str | None = None) -> int:
+        """End the claims that ran out; see `sweeping.sweep()`."""
+        return sum(sweep(self._station, one) for one in ([database] if database else self.databases))
+
+    # A stop, in this order; see `stopping`
+
+    def interrupt(self) -> None:
+        """Mark what runs as cut short by a stop, in case it does not end in time."""
+        stopping.interrupt(self._station)
+
+    def give_up(self) -> None:
+        """Hand over what runs: this process is about to end."""
+        stopping.give_up(self._station)
+
+    def leave(self) -> None:
+        """Hand over what this process has claimed, when nothing runs any more."""
+        stopping.leave(self._station)
 
     def _refuse(self, delivery: Incoming) -> Settlement:
         """Record what no handler can take as failed."""
@@ -274,8 +330,12 @@ class Processor:
 
         try:
             return ACK if self.outages.steadily(database, record) else ASIDE
-        except SetAside:
-            return ASIDE
+        except SetAside as aside:
+            return _aside(aside)
+
+
+def _aside(reason: SetAside) -> Settlement:
+    return HELD if isinstance(reason, Held) else ASIDE
 
 
 def _nothing() -> None:

@@ -23,7 +23,9 @@ from messaging.inbox import stands
 from messaging.models import ProcessedMessage
 from messaging.savepoints import release
 
-MARGIN = 10.0  # seconds beyond a handler's timeout after which the server ends its idle transaction
+# Seconds beyond a handler's timeout after which the server ends its idle transaction. More than a supervisor that still
+# runs, on however busy a machine, takes to kill the process, so that this is what is recorded; less than anyone minds.
+MARGIN = 10.0
 LONGEST = 2**31 - 1  # milliseconds that PostgreSQL takes
 
 UNPROVEN = (

@@ -66,6 +66,12 @@ class Station:
     call: Call = call
 
     @property
+    def databases(self) -> list[str]:
+        """Where rows of this alias may be: its `DATABASES`, and those of its handlers."""
+        own = {handler.database for handler in self.handlers.all(self.alias)}
+        return list(dict.fromkeys([*(self.settings.databases or (self.database,)), *sorted(own)]))
+
+    @property
     def database(self) -> str:
         """Where that is recorded which no handler takes."""
         return self.settings.databases[0] if self.settings.databases else "default"
@@ -82,6 +88,9 @@ class Work:
     ack: Callable[[], object]
     acked: bool = False
     lift: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.is_redelivery = self.redelivered  # by the broker, while `redelivered` may be set on the way
 
     @property
     def database(self) -> str:

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, Protocol
 
-from django.db import DatabaseError
+from django.db import DatabaseError, transaction
+from django.db.models import Q
 
 from messaging import conf, crashes, failures, inbox
+from messaging.clock import Now
 from messaging.envelope import Envelope, address
-from messaging.exceptions import HandlerTimeout, IdReused, MessagingError, ProcessDied
+from messaging.exceptions import HandlerTimeout, IdReused, MessagingError, ProcessDied, WireError
 from messaging.failures import Failure
 from messaging.handlers import Handler, registry
 from messaging.inbox import AlreadyRecorded, Place, SetAside, Verdict
 from messaging.ledger import Entry
-from messaging.models import ProcessedMessage
+from messaging.models import ProcessedMessage, Worker
 from messaging.models.states import in_state
+from messaging.outages import Outages
 from messaging.texts import storable
 from messaging.wire import Properties
 
+STOPPING = "stopping"  # a worker's status once it is asked to stop
+STOPPED = "Interrupted by a stop of its worker."
+UNBEGUN = "Its worker was lost before its handler began."
+AWAY = "Its claim ran out while the database could not be used."
 LOOKS = 10  # at a row that others keep changing
 
 
@@ -99,11 +107,14 @@ def record_counted(
     worker: str,
     settings: conf.AliasSettings,
 ) -> None:
-    """Send a message round again whose crash was counted before its content was known.
+    """Send a message round again whose crash was counted before its content was known, or whose run we cut short.
 
     Raises AlreadyRecorded when someone else was faster, SetAside when someone else is about to be.
     """
     bring_content(row, envelope, database)
+    if row.interrupted:
+        failures.send_round(inbox.existing(row), worker, database)
+        return
     last = row.attempt_set.order_by("-id").first()
     is_late = last is not None and last.exception_type.endswith(".HandlerTimeout")
     error = (HandlerTimeout if is_late else ProcessDied)(last.exception_message if last else "Its process died.")
@@ -137,10 +148,68 @@ def record_spared(entry: Entry, worker: str) -> None:
     rows = ProcessedMessage.objects.using(entry.database).filter(alias=entry.alias, queue=entry.queue)
     claim = in_state(ProcessedMessage.State.PROCESSING)
     row = rows.filter(claim, key=entry.identity[0], lease_token=entry.token).first()
-    if row is None or inbox.comes_again(row, registry.find(entry.alias, entry.queue, row.routing_key)):
-        return
-    with suppress(AlreadyRecorded, SetAside):
-        failures.send_round(inbox.existing(row), worker, entry.database)
+    if row is not None:
+        with suppress(SetAside):
+            give_up(entry.database, row, registry.find(entry.alias, entry.queue, storable(row.routing_key)), worker)
+
+
+def give_up(database: str, row: ProcessedMessage, handler: Handler | None, worker: str) -> bool:
+    """End a claim whose run was cut short by ourselves: the message comes again, and no attempt is counted.
+
+    Returns False when the claim was no longer held. Raises SetAside when the row is locked.
+    """
+    place = inbox.existing(row)
+    try:
+        if inbox.comes_again(row, handler):  # the mark tells its redelivery that nothing is to be counted
+            values: dict[str, Any] = {**inbox.UNCLAIMED, "interrupted": True, "error": STOPPED}
+            with place.tentative(), transaction.atomic(using=database):
+                place.write(database, **values)
+        else:
+            failures.send_round(place, worker, database, why=STOPPED)
+    except AlreadyRecorded:
+        return False
+    return True
+
+
+def end_abandoned(
+    database: str, row: ProcessedMessage, handler: Handler | None, settings: conf.AliasSettings, outages: Outages
+) -> bool:
+    """End a claim that its worker stopped renewing, as a crash or without an attempt. False when it ended meanwhile."""
+    why = _excuse(database, row, settings.lease, outages)
+    if not why:
+        return record_abandoned(database, row, handler, settings)
+    try:
+        failures.send_round(inbox.existing(row), row.worker, database, why=why)
+        return True
+    except AlreadyRecorded:
+        return False
+    except WireError:  # it was damaged since, so that it can only be failed
+        return record_abandoned(database, row, handler, settings)
+
+
+def _excuse(database: str, row: ProcessedMessage, lease: float, outages: Outages) -> str:
+    """Why an abandoned claim is not an attempt; "" where it is one, or nobody knows: see `ProcessedMessage`."""
+    if row.at_broker is None:
+        return ""
+    if row.interrupted or (row.at_broker and row.started_at is not None and _was_stopping(database, row.worker)):
+        return STOPPED
+    if row.started_at is None:
+        return UNBEGUN
+    return AWAY if _lapsed_in_an_outage(database, row, lease, outages) else ""
+
+
+def _was_stopping(database: str, worker: str) -> bool:
+    """Whether a worker said of itself that it was asked to stop: of a run that locks its row nobody else can say so."""
+    return Worker.objects.using(database).filter(name=worker, kind="consume", status=STOPPING).exists()
+
+
+def _lapsed_in_an_outage(database: str, row: ProcessedMessage, lease: float, outages: Outages) -> bool:
+    """Whether a claim ran out after an outage began that its last renewal did not outlive."""
+    lapsed = Q()
+    for begin, end in outages.seen(database):
+        earliest, latest = Now() - timedelta(seconds=begin), Now() + timedelta(seconds=lease - end)
+        lapsed |= Q(leased_until__gte=earliest, leased_until__lte=latest)
+    return bool(lapsed) and ProcessedMessage.objects.using(database).filter(lapsed, pk=row.pk).exists()
 
 
 def record_abandoned(

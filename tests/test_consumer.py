@@ -56,11 +56,11 @@ def act(message):
         raise SystemExit(3)
     Effect.objects.create(key=message.id, value=str(message.payload.get("name")))
 
-@handler("work", "work.#", backoff=0.1, timeout=20)
+@handler("work", "work.#", backoff=0.1, timeout=600)
 def work(message):
     act(message)
 
-@handler("brief", "brief.#", backoff=0.1, timeout=1)
+@handler("brief", "brief.#", backoff=0.1, timeout=5)
 def brief(message):
     act(message)
 
@@ -159,7 +159,7 @@ def test_burst_does_what_there_is_and_ends(make_site: Callable[..., Site], any_d
 
 @pytest.mark.mode(32)
 def test_first_signal_finishes_and_hands_back(make_site: Callable[..., Site]) -> None:
-    site = make_site()
+    site = make_site(options={"STOP_TIMEOUT": 600})
     running = consume(site, "work", "--concurrency=1")
     publish(site, ("work.a", {"do": "wait"}))
     started(site, "wait")
@@ -512,6 +512,26 @@ def test_a_suspect_waits_for_what_runs_and_then_runs_alone(backlog: Backlog) -> 
     (job,) = wait_until(lambda: taken)
     assert job is not None
     assert job.head.delivery is suspect
+
+
+def test_what_waits_for_another_transaction_is_counted_until_it_ends_otherwise(backlog: Backlog) -> None:
+    for queue in ("work", "other"):
+        backlog.put(Parcel(queue))
+    job, beside = backlog.take(), backlog.take()
+    assert job is not None
+    assert beside is not None
+    assert backlog.held == 0
+    backlog.put_back(job.items, held=True)
+    backlog.done(job)
+    backlog.put_back(beside.items)
+    backlog.done(beside)
+    assert backlog.held == 1
+    jobs = [backlog.take(), backlog.take()]
+    assert backlog.held == 1, "it is being tried again"
+    for again in jobs:
+        assert again is not None
+        backlog.done(again)
+    assert backlog.held == 0
 
 
 def test_a_retry_whose_last_process_died_runs_alone(backlog: Backlog) -> None:

@@ -202,7 +202,7 @@ def test_two_that_lease_at_once_share_and_never_overlap() -> None:
 
     def work(owner: str) -> None:
         try:
-            ready.wait(10)
+            ready.wait(60)
             while found := PublishedMessage.objects.lease("default", owner, 60, 10):
                 taken[owner] += [row.pk for row in found]
         finally:

@@ -103,13 +103,13 @@ def test_a_row_that_a_running_handler_locks_is_left_out_and_does_not_make_operat
             with transaction.atomic():
                 list(one(rows[0]).select_for_update())
                 locked.set()
-                leave.wait(20)
+                leave.wait(60)
         finally:
             connection.close()
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert locked.wait(10)
+    assert locked.wait(60)
     outcome = operations.requeue(ProcessedMessage.objects.all(), BY)
     assert thread.is_alive()
     leave.set()

@@ -19,6 +19,7 @@ import pytest
 
 from messaging.child_process import describe
 from tests.waiting import wait_until
+from tools.janitor import Janitor
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -105,14 +106,23 @@ class Supervised:
         return self.log.read_text()
 
 
+@pytest.fixture(scope="module")
+def janitor() -> Iterator[Janitor]:
+    """Ends the supervisors of a test run that is killed itself; they would restart their children for ever."""
+    janitor = Janitor()
+    yield janitor
+    janitor.close()
+
+
 @pytest.fixture
-def supervise(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
+def supervise(tmp_path: Path, janitor: Janitor) -> Iterator[Callable[..., Supervised]]:
     started: list[Supervised] = []
 
     def start(body: str, *options: str, **more: str) -> Supervised:
         folder = tmp_path / uuid4().hex[:6]
         folder.mkdir()
         started.append(Supervised(folder, body, *options, **more))
+        janitor.watch(started[-1].process.pid)
         return started[-1]
 
     yield start
@@ -120,6 +130,7 @@ def supervise(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(one.process.pid, signal.SIGKILL)
         one.process.wait()
+        janitor.forget(one.process.pid)
 
 
 def is_alive(pid: int) -> bool:
@@ -172,6 +183,73 @@ def test_the_deadline_ends_what_does_not_finish(supervise: Callable[..., Supervi
     supervised.process.send_signal(signal.SIGTERM)
     assert supervised.process.wait(60) == 1
     assert not is_alive(pid)
+
+
+RELEASED = """
+order()
+note("asked")
+assert order() == {"release": True}
+note("released")
+time.sleep(float("%s"))
+os._exit(1)
+"""
+
+
+@pytest.mark.parametrize("end", ["deadline", "second signal"])
+def test_what_runs_is_handed_over_before_it_is_ended(supervise: Callable[..., Supervised], end: str) -> None:
+    supervised = supervise(RELEASED % 0.2, f"--stop-timeout={0.5 if end == 'deadline' else 60}")
+    (pid,) = supervised.wait_for("up")
+    supervised.process.send_signal(signal.SIGTERM)
+    supervised.wait_for("asked")
+    if end == "second signal":
+        supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.wait_for("released") == [pid]
+    assert supervised.process.wait(10) == 1
+    assert not is_alive(pid)
+
+
+def test_who_does_not_hand_over_in_time_is_killed(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(RELEASED % 600, "--stop-timeout=0.5")
+    (pid,) = supervised.wait_for("up")
+    supervised.process.send_signal(signal.SIGTERM)
+    supervised.wait_for("released")
+    assert supervised.process.wait(10) == 1
+    assert not is_alive(pid)
+
+
+def test_a_replaced_child_hands_over_what_still_runs_and_is_not_blamed(
+    supervise: Callable[..., Supervised], tmp_path: Path
+) -> None:
+    source = tmp_path / "handlers.py"
+    source.write_text("1")
+    supervised = supervise(
+        f"""
+        if died_before():
+            obey()
+        with ledger.slot(0).running(entry(key="long", token="mine")):
+            report(files=[{str(source)!r}])
+            assert order() == {{"stop": True}}
+            assert order() == {{"release": True}}
+            note("released")
+            os._exit(1)
+        """,
+        "--reload",
+        "--stop-timeout=0.5",
+    )
+    change_until(supervised, source, "released")
+    supervised.wait_for("up", 2)
+    assert [crash["error"] for crash in supervised.crashed()[1]] == [""], "its successor hears whose claim ended"
+
+
+def change_until(supervised: Supervised, source: Path, name: str, count: int = 1) -> None:
+    """Change a file again and again: the supervisor may not have taken its first look yet."""
+    time_before = source.stat().st_mtime_ns
+    deadline = time.monotonic() + 20
+    while len(supervised.notes(name)) < count and time.monotonic() < deadline:
+        source.write_text("2")
+        os.utime(source, ns=(time_before, max(time.time_ns(), time_before + 1)))
+        time.sleep(0.2)
+    supervised.wait_for(name, count, deadline=1)
 
 
 def test_children_end_with_a_killed_supervisor(supervise: Callable[..., Supervised]) -> None:
@@ -374,14 +452,7 @@ def test_a_changed_file_restarts_the_children(supervise: Callable[..., Supervise
     source.write_text("1")
     supervised = supervise(f"report(files=[{str(source)!r}]); note('reported'); obey()", "--reload")
     supervised.wait_for("reported")
-    time_before = source.stat().st_mtime_ns
-
-    def is_replaced() -> bool:
-        source.write_text("2")  # again and again: the supervisor may not have taken its first look yet
-        os.utime(source, ns=(time_before, max(time.time_ns(), time_before + 1)))
-        return len(supervised.notes("up")) >= 2
-
-    wait_until(is_replaced, interval=0.2, what="another child")
+    change_until(supervised, source, "up", 2)
     assert "handlers.py changed" in supervised.output()
 
 

@@ -27,6 +27,10 @@ class ProcessedMessageQuerySet(models.QuerySet["ProcessedMessage"]):
         """Rows that rest until an operator acts."""
         return self.filter(state=ProcessedMessage.State.FAILED)
 
+    def unclaimed(self) -> Self:
+        """Rows that no worker holds, by the database's clock."""
+        return self.filter(Q(lease_token=None) | Q(leased_until__lte=Now()))
+
     def abandoned(self, alias: str) -> Self:
         """Claims whose worker stopped renewing them, with all that another round needs."""
         return self.filter(
@@ -130,6 +134,7 @@ class ProcessedMessage(StoredMessage):
         token: uuid.UUID | None = None,
         next_round: int | None = None,
         counted: int | None = None,
+        unclaimed: bool = False,
         **changes: Any,
     ) -> bool:
         """Compare-and-set: change the row if it is still in one of the states, in that round, under that claim.
@@ -142,6 +147,7 @@ class ProcessedMessage(StoredMessage):
             token: the claim that must still hold; None when no claim is involved.
             next_round: the round that begins with this change; None to stay.
             counted: the attempts that it must have; None for any.
+            unclaimed: whether no claim may hold, by the database's clock.
             changes: the new values.
 
         Returns whether this caller won. The instance takes the plain values of a change that was made.
@@ -151,6 +157,8 @@ class ProcessedMessage(StoredMessage):
         )
         if token is not None:
             rows = rows.filter(lease_token=token)
+        if unclaimed:
+            rows = rows.unclaimed()
         if counted is not None:
             rows = rows.filter(attempts=counted)
         if next_round is not None:

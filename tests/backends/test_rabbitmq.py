@@ -217,7 +217,7 @@ class TestLosingTheConnection:
         batch = [message(queue)]
         sender.send(batch)
         [outcome] = fates(sender, batch, deadline=60).values()
-        assert outcome.fate is Fate.UNKNOWN
+        assert outcome.fate is Fate.UNANSWERED
         assert "no confirm" in outcome.reason
         sender.close()
 
