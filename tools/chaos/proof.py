@@ -35,7 +35,7 @@ UNASKED = f"SELECT key FROM ({_UNDUE}) AS found WHERE NOT {_forgotten('expected'
 # Contents of which fewer messages had an effect than the broker took, and by how many.
 _MET = "(SELECT count(*) FROM workload_meeting AS found WHERE found.key = strange.key)"
 _MISSED = f"SELECT key, sum(confirmed) - {_MET} AS missing FROM workload_stranger AS strange GROUP BY key"
-_EXCUSED = "(SELECT count(*) FROM workload_forgotten AS gone WHERE gone.kind = 'effect' AND gone.key = missed.key)"
+_EXCUSED = "(SELECT count(*) FROM workload_forgotten AS gone WHERE gone.kind = 'received' AND gone.key = missed.key)"
 STRANGERS_LOST = f"SELECT key FROM ({_MISSED}) AS missed WHERE missing > {_EXCUSED}"
 SPENT = """SELECT attempt.message_id AS id, attempt.ended_at FROM messaging_attempt AS attempt
     JOIN messaging_processedmessage AS received ON received.id = attempt.message_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import subprocess
 import threading
@@ -173,6 +174,7 @@ def _fill(stage: Stage) -> None:
     rows = [("expected", key) for key in forgotten.expected.elements()]
     rows += [("published", key) for key in forgotten.published.elements()]
     rows += [("effect", key) for key in forgotten.effects.elements()]
+    rows += [("received", key) for *_, key in forgotten.received.elements() if key]
     rows += [("at", f"{at:.3f}") for at in stage.pair.promoted]
     proof.insert(stage.sql, "forgotten", rows)
 
@@ -211,6 +213,10 @@ def keep(stage: Stage, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for log in [*stage.folder.glob("*.log"), *stage.folder.glob("*/*.log")]:
         (folder / log.name).write_bytes(log.read_bytes())
+    if stage.ledger.exists():
+        shutil.copy(stage.ledger, folder)
+    forgotten = [list(map(str, row)) for row in stage.pair.forgotten.received]
+    (folder / "forgotten.json").write_text(json.dumps(forgotten, indent=2))
     try:
         proof.keep_evidence(folder, *stage.queries)
     except (psycopg.Error, ServiceFailed) as error:

@@ -57,7 +57,9 @@ class Stranger(models.Model):
 class Forgotten(models.Model):
     """What a copy of the database that was promoted had never received: a row for each of `kind`, by its key."""
 
-    kind = models.CharField(max_length=10)  # "expected", "published", "effect", or "at": when it was promoted
+    kind = models.CharField(
+        max_length=10
+    )  # "expected", "published", "effect", "received", or "at": when it was promoted
     key = models.CharField(max_length=64, db_index=True)
 
     def __str__(self) -> str:
