@@ -57,12 +57,15 @@ class Attempts:
             with station.claims.held(place.token, work.database):
                 failures.send_round(place, station.worker, work.database)
             return
-        if (work.redelivered or not work.handler.atomic) and place.token is None:
+        if work.left_over or (place.token is None and self._needs_claim(work, place)):
             was_new = place.is_new
-            self._claim(work, place)
+            with station.claims.held(place.token, work.database):
+                self._claim(work, place)
             kill_point("processor.claimed")
             if was_new and work.envelope.key is None and self._absorb(work, place):
                 return
+        if work.left_over:
+            self._retire_others(work, place)
         name = work.name if place.token else ""
         with station.claims.held(place.token, work.database, name=name, at_broker=work.handler.atomic):
             if not work.handler.atomic:
@@ -93,6 +96,29 @@ class Attempts:
             self._insist(work, write, WAITS_TO_BEGIN)
         else:
             self._station.outages.steadily(work.database, write)
+
+    def _retire_others(self, work: Work, place: Place) -> None:
+        """Take a message over from other databases before it runs: whoever changes a row of it first has it.
+
+        The claim is new, made after their rows were read: two processes cannot take it over from each other.
+        """
+        with self._station.claims.held(place.token, work.database):
+            try:
+                self._station.elsewhere.retire(work.left_over, work.database)
+            except AlreadyRecorded as error:
+                raise SetAside from error  # which keeps the claim: it may go on
+        kill_point("processor.moved")
+
+    def _needs_claim(self, work: Work, place: Place) -> bool:
+        """Whether it is to be known of a message that it runs, before it runs."""
+        if work.redelivered or not work.handler.atomic:
+            return True
+        if place.is_new:
+            return False
+        # The last attempt: if it dies, no copy may run before that is reported. And a failed one runs where the inbox
+        # was set back: its round has had its attempt.
+        limit = work.handler.max_attempts or self._station.settings.retry.max_attempts
+        return place.row.attempts + 1 >= limit or State.FAILED in place.sources
 
     def _claim(self, work: Work, place: Place) -> None:
         """Claim it under a token that is known before: where the commit's answer is lost, the claim is ours still."""
@@ -223,7 +249,13 @@ class Attempts:
         work.lift()
 
         def write() -> None:
-            failures.record(place, failure, work.database, self._station.settings)
+            try:
+                failures.record(place, failure, work.database, self._station.settings)
+            except AlreadyRecorded:
+                with transaction.atomic(using=work.database):
+                    if not place.take_back(work.database, self._station.worker):
+                        raise
+                    failures.record(place, failure, work.database, self._station.settings)
 
         if work.acked:
             self._insist(work, write, WAITS_TO_BE_RECORDED)

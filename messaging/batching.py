@@ -34,6 +34,8 @@ def run_batch(station: Station, handler: Handler, works: Sequence[Work]) -> bool
     keys = [work.envelope.key or uuid.uuid4() for work in works]
     if any(work.redelivered or work.envelope.row_key is not None for work in works) or len(set(keys)) < len(keys):
         return False
+    if station.elsewhere.knows_any(handler.database, handler.queue, keys):
+        return False
     started = time.time()
     with station.outages.watch(handler.database):
         try:

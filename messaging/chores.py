@@ -19,7 +19,7 @@ from messaging.processor import Processor
 
 logger = logging.getLogger("messaging.consumer")
 
-SHORTEST_PATIENCE, LONGEST_PATIENCE = 2.0, 10.0  # seconds for a database that gives no sign
+SHORTEST_PATIENCE, LONGEST_PATIENCE = 3.0, 10.0  # seconds for a database that gives no sign; a lock takes two
 
 Chores = Mapping[str, tuple[float, Callable[[], object]]]  # what each is about: seconds between two, and how
 

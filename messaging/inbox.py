@@ -33,7 +33,13 @@ TWIN_WAIT = 2.0  # seconds that a record waits for another transaction with the 
 State = ProcessedMessage.State
 
 # What a row says of its claim, once nobody holds one.
-UNCLAIMED = {"lease_token": None, "leased_until": None, "at_broker": None, "started_at": None, "interrupted": None}
+UNCLAIMED: dict[str, Any] = {
+    "lease_token": None,
+    "leased_until": None,
+    "at_broker": None,
+    "started_at": None,
+    "interrupted": None,
+}
 DERIVATION = 1  # how ids are derived for what this release recorded first
 
 
@@ -68,12 +74,16 @@ class Place:
         sources: the states that it may be in when it is changed.
         token: the claim that must still hold; None without a claim.
         escaped: whether the row was rewritten because the database refused a value.
+        derivation: of a new row that may run again.
+        inserted: the number of the row that the last run inserted and, as far as we know, rolled back.
     """
 
     row: ProcessedMessage
     sources: tuple[str, ...] = ()
     token: uuid.UUID | None = None
     escaped: bool = False
+    derivation: int | None = DERIVATION
+    inserted: int | None = None
 
     @property
     def is_new(self) -> bool:
@@ -112,7 +122,7 @@ class Place:
         for name, value in changes.items():
             setattr(row, name, value)
         if changes.get("state") != State.PROCESSED:  # it may run again
-            row.derivation = DERIVATION
+            row.derivation = self.derivation
         if next_round is not None:
             row.round = next_round
         try:
@@ -145,10 +155,24 @@ class Place:
         try:
             yield
         except BaseException:
+            if before["id"] is None:
+                self.inserted = self.row.pk or self.inserted
             self.row.__dict__.clear()
             self.row.__dict__.update(before)
             self.row._state.adding = adding
             raise
+
+    def take_back(self, database: str, worker: str) -> bool:
+        """Delete the record of a run that failed after its handler had committed it. Whether there was one.
+
+        Args:
+            database: where it is.
+            worker: who ran it: SQLite may give another copy's record the number of one that was rolled back.
+        """
+        if self.inserted is None:
+            return False
+        rows = ProcessedMessage.objects.using(database).filter(key=self.row.key, state=State.PROCESSED)
+        return rows.filter(pk=self.inserted, worker=worker).delete()[0] > 0
 
     def escape(self, error: BaseException) -> bool:
         """If the database refused a value, rewrite the row so that any database takes it; once.
@@ -279,8 +303,9 @@ def gate(row: ProcessedMessage, envelope: Envelope) -> Verdict:
         if row.lease_token is None:
             return Verdict.COUNTED
         return Verdict.DONE if getattr(row, "lease_lives", False) else Verdict.CRASHED
-    # A higher round than recorded: the inbox was set back to an older state, and the retry is newer than the failure.
-    if row.state == State.FAILED and envelope.round > row.round:
+    # A higher round than recorded: the inbox was set back to an older state, and the retry is newer than the failure;
+    # or the message went on in another database, and has come back from there.
+    if row.state in (State.FAILED, State.SUPERSEDED) and envelope.round > row.round:
         return Verdict.RUN
     return Verdict.DONE
 

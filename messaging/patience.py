@@ -12,6 +12,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 CONNECT_TIMEOUT = 5  # seconds
+LONGER_THAN_A_LOCK = 4  # seconds; we wait two for one
 LIBPQ_WITH_TCP_USER_TIMEOUT = 120_000
 
 
@@ -51,6 +52,7 @@ def _limits(vendor: str, seconds: float | None) -> dict[str, Any]:
         return limits
     whole = max(2, round(seconds))
     if vendor == "mysql":
+        whole = max(whole, LONGER_THAN_A_LOCK)
         return {**limits, "read_timeout": whole, "write_timeout": whole}
     alive = {"keepalives": 1, "keepalives_idle": whole, "keepalives_interval": 2, "keepalives_count": 3}
     if _libpq() >= LIBPQ_WITH_TCP_USER_TIMEOUT:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +11,7 @@ from django.db import connections
 
 from messaging import conf
 from messaging.claims import Claims
+from messaging.elsewhere import Elsewhere
 from messaging.envelope import Envelope
 from messaging.execution import call
 from messaging.handlers import Handler, Registry
@@ -18,6 +19,7 @@ from messaging.inbox import Place
 from messaging.ledger import Entry
 from messaging.logs import one_line
 from messaging.message import ReceivedMessage, Running
+from messaging.models import ProcessedMessage
 from messaging.outages import Outages
 from messaging.texts import storable
 from messaging.wire import Properties
@@ -52,6 +54,7 @@ class Station:
         worker: the name under which claims and attempts are recorded.
         outages, claims: what is known of the databases, and of what runs here under a lease.
         handlers: the registry to find handlers in.
+        elsewhere: what the other databases know.
         running: enters an attempt into the process's ledger.
         call: calls a handler.
     """
@@ -62,6 +65,7 @@ class Station:
     outages: Outages
     claims: Claims
     handlers: Registry
+    elsewhere: Elsewhere
     running: RunningNow
     call: Call = call
 
@@ -79,7 +83,10 @@ class Station:
 
 @dataclass
 class Work:
-    """One delivery on its way through the processor; `lift` ends its handler's time limit."""
+    """One delivery on its way through the processor; `lift` ends its handler's time limit.
+
+    `left_over` are the rows in other databases that wait for it, and no longer do once its own is durable.
+    """
 
     envelope: Envelope
     queue: str
@@ -88,9 +95,7 @@ class Work:
     ack: Callable[[], object]
     acked: bool = False
     lift: Callable[[], None] = lambda: None
-
-    def __post_init__(self) -> None:
-        self.is_redelivery = self.redelivered  # by the broker, while `redelivered` may be set on the way
+    left_over: Sequence[ProcessedMessage] = ()
 
     @property
     def database(self) -> str:

@@ -57,8 +57,9 @@ Elsewhere.objects.create(key="there")
 for key, confirmed, met in ("twins", 2, 2), ("missed", 2, 1), ("undone", 3, 1), ("often", 1, 2), ("unsure", 0, 1):
     Stranger.objects.create(key=key, confirmed=confirmed)
     Meeting.objects.bulk_create(Meeting(key=key) for _ in range(met))
-for kind, key in ("expected", "sent"), ("published", "republished"), ("effect", "undone"), ("received", "undone"), ("received", "undone"):
+for kind, key in ("expected", "sent"), ("published", "republished"), ("effect", "undone"):
     Forgotten.objects.create(kind=kind, key=key)
+Forgotten.objects.bulk_create(Forgotten(kind="received", key="undone") for _ in range(2))
 for queue, crashed in ("marathon", True), ("marathon", False), ("long", True):
     row = ProcessedMessage.objects.create(queue=queue, key=uuid.uuid4(), digest=uuid.uuid4(), state="processed")
     Attempt.objects.create(message=row, number=1, round=1, crashed=crashed)

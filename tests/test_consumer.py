@@ -122,7 +122,7 @@ def consume(site: Site, *arguments: str) -> Running:
     return running
 
 
-def started(site: Site, name: str, count: int = 1, deadline: float = 30.0) -> None:
+def started(site: Site, name: str, count: int = 1, deadline: float = 60.0) -> None:
     wait_until(lambda: len(list(site.folder.glob(f"started-{name}.*"))) >= count, deadline=deadline, what=name)
 
 
@@ -345,7 +345,7 @@ def test_an_unusable_queue_ends_the_command_and_stays(make_site: Callable[..., S
     site = make_site()
     with channel(site) as broker:
         broker.queue_declare("work", durable=False)
-    done = site.manage("consume", "work", check=False, timeout=60)
+    done = site.manage("consume", "work", check=False, timeout=240)
     assert done.returncode == 1
     assert "Error: " in done.stderr
     assert "durable" in done.stderr
@@ -412,7 +412,7 @@ def test_starts_from_anywhere(make_site: Callable[..., Site], launcher: list[str
     if "manage.py" in launcher[-1]:
         env["PYTHONPATH"] = str(site.folder)  # the script's own folder must be found without it
     command = [*launcher, "consume", "work", "--burst"]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert site.states() == {"processed": 1}
 

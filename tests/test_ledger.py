@@ -67,7 +67,7 @@ def test_a_killed_process_leaves_its_entries(ledger: Ledger) -> None:
         "with ledger.slot(2).running(Entry.from_json(sys.argv[2])): os.kill(os.getpid(), 9)"
     )
     command = [sys.executable, "-c", code, str(ledger.fd), ENTRY.to_json()]
-    done = subprocess.run(command, pass_fds=[ledger.fd], check=False, timeout=60)
+    done = subprocess.run(command, pass_fds=[ledger.fd], check=False, timeout=240)
     assert done.returncode == -9
     assert [(running.slot, running.entry) for running in ledger.running_entries()] == [(2, ENTRY)]
     ledger.clear()

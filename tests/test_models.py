@@ -129,6 +129,15 @@ def test_a_late_mark_is_of_one_sending_of_one_message() -> None:
 
 
 @pytest.mark.django_db
+def test_any_message_id_can_be_marked() -> None:
+    ids = ['a","b', "back\\slash\\", "{}", "NULL", "", " ", "żółw 🐢", "'quoted' %s", "line\nfeed\x01"]
+    for number, message_id in enumerate(ids):
+        publish("a", number, message_id=message_id or None)
+    rows.filter(body=str(ids.index(""))).update(message_id="")  # as a round of a message without one
+    assert rows.mark_published(rows.lease("default", "one", 15, 100)) == len(ids)
+
+
+@pytest.mark.django_db
 def test_a_late_mark_of_a_round_is_of_no_other_queue_with_the_same_message() -> None:
     content = {"message_id": "a", "wire": Envelope("", "k", Properties.build(message_id="a"), b"").to_wire()}
     received = [

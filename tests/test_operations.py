@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Iterator
 from datetime import timedelta
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
+from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.utils import timezone
 
 from messaging import operations, retention
+from messaging.clock import Now
 from messaging.envelope import key_of
 from messaging.ids import new_epoch
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
@@ -74,7 +78,8 @@ def test_discarding_fences_copies_and_restoring_makes_failed() -> None:
 
 
 def test_every_verb_skips_what_is_in_another_state_and_says_why() -> None:
-    rows = [incoming(state) for state in ProcessedMessage.State.values]
+    held = {"processing": {"lease_token": uuid.uuid4(), "leased_until": Now() + timedelta(seconds=60)}}
+    rows = [incoming(state, **held.get(state, {})) for state in ProcessedMessage.State.values]
     round_of(next(row for row in rows if row.state == "requeued"), "pending")
     outcome = operations.requeue(ProcessedMessage.objects.all(), BY)
     assert len(outcome.done) == 2
@@ -224,6 +229,39 @@ def test_a_round_can_be_replayed_while_its_incoming_message_waits_for_it() -> No
     }
 
 
+@pytest.fixture
+def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DatabaseWrapper]:
+    """A second database of the alias, where nothing is yet; Django's tests let none be used that the settings name."""
+    monkeypatch.setattr("messaging.operations.databases_of", lambda row: ["default", "other"])
+    values = {**connection.settings_dict, "NAME": str(tmp_path / "other"), "OPTIONS": {}}
+    connections["other"] = opened = DatabaseWrapper(values, "other")
+    yield opened
+    opened.close()
+    del connections["other"]
+
+
+def test_a_replay_sends_the_round_that_waits_in_another_database(other: DatabaseWrapper) -> None:
+    with other.schema_editor() as editor:
+        for model in (ProcessedMessage, PublishedMessage):
+            editor.create_model(model)
+    row = outgoing("published", message_id="a")
+    waiting = incoming("retrying", message_id="a", key=key_of("a"), round=3)
+    waiting.delete()
+    waiting.save(using="other", force_insert=True)
+    assert operations.replay(one(row), BY).done == [row.pk]
+    sent = PublishedMessage.objects.using("other").get()
+    assert (sent.state, sent.round, sent.queue, sent.inbox_id) == ("pending", 3, "billing", waiting.pk)
+
+
+def test_a_replay_leaves_alone_what_may_wait_in_a_database_that_is_away(other: DatabaseWrapper) -> None:
+    rows = [outgoing("published") for _ in range(2)]
+    outcome = operations.replay(PublishedMessage.objects.all(), BY)
+    assert outcome.done == []
+    assert outcome.skipped == {
+        "the database “other”, which may have received it, cannot be used": [row.pk for row in rows]
+    }
+
+
 def test_a_replay_says_which_round_could_not_be_read() -> None:
     row = outgoing("published", message_id="a")
     incoming("retrying", message_id="a", key=key_of("a"), round=2, wire=b"damaged")
@@ -291,6 +329,7 @@ def states() -> dict[str, str]:
         (["--exception", "Boom"], {"a", "c"}),
         (["--exception", "shop.Boom"], {"a"}),
         (["--state", "retrying"], {"d"}),
+        (["--state", "processing"], {"g", "h"}),
         (["--id", "a", "--id", "b", "--id", "nothing"], {"a", "b"}),
         (["--limit", "2"], {"a", "b"}),
         (["--alias", "other"], set()),
@@ -308,6 +347,10 @@ def test_the_command_requeues_what_its_filters_name(args: list[str], requeued: s
     )
     incoming("retrying", message_id="d")
     incoming("processed", message_id="e")
+    for name, seconds in (("f", 60), ("g", -1)):
+        until = Now() + timedelta(seconds=seconds)
+        incoming("processing", message_id=name, lease_token=uuid.uuid4(), leased_until=until)
+    incoming("processing", message_id="h")
     before = states()
     assert f"{len(requeued)} " in run(*args, "--dry-run")
     assert states() == before

@@ -172,6 +172,19 @@ def test_a_handler_that_committed_itself_and_returns_is_processed(make: Make, re
     assert effects() == ["after", "before"]
 
 
+@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="there the record is written last")
+def test_a_handler_that_committed_itself_and_raises_has_failed(make: Make) -> None:
+    def refuse() -> None:
+        raise ValueError("too late")
+
+    processor = make(leaving(commit, refuse))
+    assert processor.process(arrived(), lambda: None).action == "ack"
+    row = ProcessedMessage.objects.get()
+    assert (row.state, row.attempts, row.round, row.processed_at) == (State.RETRYING, 1, 2, None)
+    assert Attempt.objects.count() == PublishedMessage.objects.count() == 1
+    assert effects() == ["before"]
+
+
 @pytest.mark.skipif("connection.vendor != 'sqlite'", reason="elsewhere the record is written first")
 def test_where_the_record_is_written_last_a_handler_that_committed_itself_has_failed(make: Make) -> None:
     make(leaving(commit)).process(arrived(), lambda: None)

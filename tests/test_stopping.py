@@ -19,6 +19,7 @@ from messaging.handlers import Registry
 from messaging.ledger import Entry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage, Worker
+from messaging.patience import bound, sever
 from messaging.processor import Processor
 from messaging.unrun import AWAY, STOPPED, UNBEGUN
 from tests.app.models import Effect
@@ -374,7 +375,35 @@ def test_a_process_that_dies_of_its_handler_counts_although_it_was_asked_to_stop
     row = only_row()
     entry = Entry(
         "default", "work", str(row.key), str(row.digest), 1, row.message_id, "default", "slow", time.time(),
-        token=str(claim.token), run=str(claim.token),
+        token=str(claim.token),
     )  # fmt: skip
     processor.record_crash(entry, ProcessDied("killed"))
     assert (only_row().state, only_row().attempts) == (State.RETRYING, 1)
+
+
+def test_connections_are_bounded_without_touching_the_sites_settings() -> None:
+    before = repr(connections.settings["default"])
+    bounded = connection.copy()
+    bound(bounded, 7)
+    options = bounded.settings_dict["OPTIONS"]
+    if connection.vendor == "postgresql":
+        assert (options["connect_timeout"], options["tcp_user_timeout"], options["keepalives_idle"]) == (5, 7000, 7)
+        with bounded.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        bounded.close()
+    elif connection.vendor == "mysql":
+        assert (options["connect_timeout"], options["read_timeout"], options["write_timeout"]) == (5, 7, 7)
+    assert repr(connections.settings["default"]) == before
+
+
+def test_a_connection_on_which_another_thread_waits_can_be_cut() -> None:
+    if connection.vendor == "sqlite":
+        pytest.skip("there is none")
+    waiting = connection.copy()
+    with waiting.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    cutter = threading.Timer(0.2, sever, [waiting])
+    cutter.start()
+    with pytest.raises(OperationalError), waiting.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(2)" if connection.vendor == "postgresql" else "SELECT SLEEP(2)")
+    waiting.close()

@@ -91,7 +91,7 @@ class Supervised:
     def pids(self, name: str = "up", index: int = 0) -> list[int]:
         return [int(path.name.split(".")[2]) for path in self.notes(name, index)]
 
-    def wait_for(self, name: str, count: int = 1, index: int = 0, deadline: float = 30.0) -> list[int]:
+    def wait_for(self, name: str, count: int = 1, index: int = 0, deadline: float = 60.0) -> list[int]:
         wait_until(
             lambda: len(self.notes(name, index)) >= count,
             deadline=deadline,

@@ -134,7 +134,7 @@ def headline(row: ProcessedMessage) -> str:
         State.FAILED: _("It rests until an operator requeues or discards it."),
         State.REQUEUED: _("An operator sent it round again; it waits for its delivery."),
         State.DISCARDED: _("An operator laid it aside; restore it to requeue it."),
-        State.SUPERSEDED: _("An edited copy took its place."),
+        State.SUPERSEDED: _("Another row took its place: an edited copy, or one in another database."),
     }
     return sentences.get(State(row.state), "") if row.state in State.values else ""
 

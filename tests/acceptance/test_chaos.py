@@ -44,7 +44,7 @@ def soak(**environment: str) -> str:
         missing(error)
     values = os.environ | {"SEED": "17"} | environment
     command = [sys.executable, "-m", "tools.chaos"]
-    done = subprocess.run(command, cwd=ROOT, env=values, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=values, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Passed: 0 lost, 0 doubled." in done.stdout
     return done.stdout

@@ -188,7 +188,7 @@ def identity_of_a_dead_process() -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=240,
     )
     return done.stdout.strip()
 
