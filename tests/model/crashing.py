@@ -1,0 +1,257 @@
+"""Deaths, what is told of them, stops, and the claims of the dead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.model.protocol import Model, Step, action, number_of, row_of, with_consumer, with_row
+from tests.model.recording import abandoned, again, consequence
+from tests.model.states import (
+    ANONYMOUS, AWAITING, BATCH, CLAIMED, FAILING, GOT, IDLE, OUTAGE, PROCESSED, PROCESSING, RAN, RECORDED, REQUEUED,
+    RUNNING, Consumer, Copy, Report, Row, State, held_back,
+)  # fmt: skip
+
+DIES = action("a process dies", "trouble", "child_process.Child._note_end")
+MACHINE_DIES = action("a machine dies", "trouble")
+LOSE_CHANNEL = action("a channel is lost", "trouble", "models.embedded.EmbeddedConnectionQuerySet.end")
+CLAIM_LAPSES = action("a claim lapses", "progress")
+CLAIM_LAPSES_HELD = action("a claim lapses though held", "trouble")
+CLAIM_LAPSES_AWAY = action("a claim lapses in an outage", "trouble", "outages.Outages.leases_tell")
+RENEW = action("renew a claim", "trouble", "claims.Claims.renew")
+SWEEP = action("sweep", "progress", "sweeping.sweep", "unrun.record_abandoned", "failures.send_round")
+REPORT = action(
+    "report a crash", "progress", "failures.record_crash", "failures._count_crash", "failures._insert_crash"
+)
+REPORT_UNTOLD = action("report a crash and die before telling", "trouble", "failures.record_crash")
+LAY_PHANTOM = action("look for whom a crash was", "progress", "failures.record_crash")
+STOP = action("a stop signal", "trouble")
+HAND_BACK = action("hand back what has not begun", "progress", "models.embedded.EmbeddedMessageQuerySet.free")
+RELEASE = action("release its claim and leave", "trouble", "failures.send_round")
+KILLED = action("the deadline of a stop", "trouble", "unrun.record_spared")
+RESTART = action("start again", "progress")
+
+IN_LEDGER = (RUNNING, RAN, FAILING, RECORDED)
+REPORTS = 2  # that are pending at most
+
+
+def dying(model: Model, state: State) -> Iterator[Step]:
+    """What may befall each consumer."""
+    for index, one in enumerate(state.consumers):
+        if one.phase == IDLE:
+            if one.stopping:
+                yield Step(RESTART, with_consumer(state, index, one._replace(stopping=False)))
+            continue
+        copy = one.copies[0]
+        about = f"message {copy.message}, round {copy.round}, {one.phase}"
+        dead = _gone(state, index, one)
+        if model.may(state, DIES.name):
+            after = _reported(model, dead, one)
+            if after is not None:
+                yield Step(DIES, model.spent(after, DIES.name), about)
+        if model.may(state, MACHINE_DIES.name):
+            yield Step(MACHINE_DIES, model.spent(_forgiven(model, dead, one, claimed=False), MACHINE_DIES.name), about)
+        if one.live and model.may(state, LOSE_CHANNEL.name):
+            back = _returned(state, one)
+            lost = with_consumer(back, index, one._replace(live=False))
+            yield Step(LOSE_CHANNEL, model.spent(lost, LOSE_CHANNEL.name), about)
+        yield from _stopping(model, state, index, one, about)
+
+
+def _gone(state: State, index: int, one: Consumer) -> State:
+    """Its process is replaced; what it had not acknowledged comes again."""
+    return with_consumer(_returned(state, one), index, Consumer(home=state.home, old=one.old))
+
+
+def _returned(state: State, one: Consumer) -> State:
+    if not one.live:
+        return state
+    back = one.copies[1:] if one.acked else one.copies
+    return state._replace(broker=held_back(state.broker, *(copy._replace(redelivered=True) for copy in back)))
+
+
+def _forgiven(model: Model, state: State, one: Consumer, *, claimed: bool) -> State:
+    """What began and is nobody's attempt: of a batch; of a run whose death nobody can tell; of what we ended."""
+    if one.phase == BATCH:
+        for copy in one.copies:
+            state = model.owe(state, copy.message, copy.queue, -1)
+    elif one.phase in (RUNNING, RAN, FAILING) and one.row and (claimed or not one.token):
+        state = model.owe(state, one.row.message, one.row.queue, -1)
+    return state
+
+
+def _reported(model: Model, state: State, one: Consumer) -> State | None:
+    """With the report of what the ledger showed; None where the model has enough of them."""
+    row = one.row
+    if one.phase not in IN_LEDGER or not row or not one.run:
+        return _forgiven(model, state, one, claimed=False)
+    if len(state.reports) >= REPORTS:
+        return None
+    place = (one.database, row.queue, row.message, row.key, row.round)
+    report = Report(*place, one.token, one.run, one.before)
+    return state._replace(reports=tuple(sorted((*state.reports, report))))
+
+
+# Reports
+
+
+def reporting(model: Model, state: State) -> Iterator[Step]:
+    """A successor records how a process died."""
+    old = any(one.old for one in state.consumers)
+    for place, report in enumerate(state.reports):
+        about = f"message {report.message}, round {report.round}"
+        rest = state._replace(reports=(*state.reports[:place], *state.reports[place + 1 :]))
+        if report.row:
+            yield Step(LAY_PHANTOM, _laid(model, rest, report), about)
+            continue
+        number = number_of(state, report.database, report.queue, report.key)
+        if model.is_locked(state, report.database, report.queue, report.key):
+            if model.deviates(old, "reports end at a lock"):
+                yield Step(REPORT, rest, about)
+            continue
+        after = _recorded(model, rest, report, number, old)
+        yield Step(REPORT, after, about)
+        if model.may(state, REPORT_UNTOLD.name) and len(after.reports) == len(rest.reports):
+            untold = after._replace(reports=tuple(sorted((*after.reports, report))))
+            yield Step(REPORT_UNTOLD, model.spent(untold, REPORT_UNTOLD.name), about)
+
+
+def _recorded(model: Model, state: State, report: Report, number: int, old: bool) -> State:
+    row = row_of(state, report.database, number)
+    if not row:
+        return _recorded_first(model, state, report)
+    identified = not model.deviates(old, "reports without identity")
+    if identified and report.run in row.runs:
+        return state
+    if row.state not in (PROCESSING, *AWAITING):
+        return state
+    if not identified and row.state == PROCESSING and not row.token:
+        return state
+    counted = row._replace(attempts=row.attempts + 1, runs=(*row.runs, report.run))
+    fewer = model.owe(state, row.message, row.queue, -1)
+    if row.round != report.round:
+        if not identified or row.state == REQUEUED:
+            return state
+        return with_row(fewer, report.database, number, counted)
+    if row.state == PROCESSING and row.token != report.token:
+        return with_row(fewer, report.database, number, counted)
+    if row.state == PROCESSING and model.comes_again(row, old):
+        counted = counted._replace(token=0, lapsed=0, at_broker=None, started=False, interrupted=False)
+        return with_row(fewer, report.database, number, counted)
+    return consequence(model, fewer, report.database, number, counted, old)
+
+
+def _recorded_first(model: Model, state: State, report: Report) -> State:
+    """The crash of a run that left no row: counted where the message was claimed since, else in a row without content."""
+    if report.key >= ANONYMOUS and (number := _claimed_since(model, state, report)):
+        return _counted_there(model, state, report, number)
+    crash = Row(
+        report.message, report.key, report.queue, round=report.round, attempts=1, content=False, runs=(report.run,)
+    )
+    state = with_row(model.owe(state, report.message, report.queue, -1), report.database, 0, crash)
+    if report.key < ANONYMOUS or "phantoms stay" in model.mutants:
+        return state
+    made = report._replace(row=len(state.databases[report.database].inbox))
+    return state._replace(reports=tuple(sorted((*state.reports, made))))
+
+
+def _claimed_since(model: Model, state: State, report: Report) -> int:
+    """The number of a claim of the same content that the broker still has, received since the run began."""
+    for number, row in enumerate(state.databases[report.database].inbox, 1):
+        if row and row.key >= ANONYMOUS and row.state == PROCESSING and row.token and row.queue == report.queue:
+            if row.at_broker and row.key not in report.before and row.key != report.key:
+                if not model.is_locked(state, report.database, row.queue, row.key):
+                    return number
+    return 0
+
+
+def _counted_there(model: Model, state: State, report: Report, number: int) -> State:
+    row = row_of(state, report.database, number)
+    assert row
+    counted = row._replace(attempts=row.attempts + 1, runs=(*row.runs, report.run))
+    return with_row(model.owe(state, row.message, row.queue, -1), report.database, number, counted)
+
+
+def _laid(model: Model, state: State, report: Report) -> State:
+    """Look once more, after the crash's own row is committed: the message may have been claimed meanwhile."""
+    own = row_of(state, report.database, report.row)
+    if not own or own.key != report.key or own.content or own.state != PROCESSING or own.token:
+        return state
+    if number := _claimed_since(model, state, report):
+        row = row_of(state, report.database, number)
+        assert row
+        counted = row._replace(attempts=row.attempts + own.attempts, runs=(*row.runs, *own.runs))
+        return with_row(with_row(state, report.database, report.row, ()), report.database, number, counted)
+    return state
+
+
+# Claims
+
+
+def claims(model: Model, state: State) -> Iterator[Step]:
+    """A claim lapses at any time; its holder may have died, or be slow, or have lost the database."""
+    held = {token for one in state.consumers if one.phase != IDLE for token in (one.token, one.waiting) if token}
+    old = bool(state.consumers) and all(one.old for one in state.consumers)
+    for database, one in enumerate(state.databases):
+        for number, row in enumerate(one.inbox, 1):
+            if row and row.state == PROCESSING and row.token:
+                about = f"message {row.message}, round {row.round}"
+                for step in _lapsing(model, state, database, number, row, held):
+                    yield step._replace(about=about)
+                for by in {other.old for other in state.consumers}:
+                    if row.lapsed and row.content and not model.comes_again(row, by):
+                        if not model.is_locked(state, database, row.queue, row.key):
+                            yield Step(SWEEP, abandoned(model, state, database, number, by), about)
+    assert old or True
+
+
+def _lapsing(model: Model, state: State, database: int, number: int, row: Row, held: set[int]) -> Iterator[Step]:
+    lapsed = with_row(state, database, number, row._replace(lapsed=1))
+    if row.lapsed:
+        if row.token in held and model.may(state, CLAIM_LAPSES_HELD.name):
+            yield Step(RENEW, with_row(state, database, number, row._replace(lapsed=0)))
+        return
+    if row.token not in held:
+        yield Step(CLAIM_LAPSES, lapsed)
+    elif model.may(state, CLAIM_LAPSES_HELD.name):
+        yield Step(CLAIM_LAPSES_HELD, model.spent(lapsed, CLAIM_LAPSES_HELD.name))
+    if model.may(state, CLAIM_LAPSES_AWAY.name):
+        away = with_row(state, database, number, row._replace(lapsed=OUTAGE))
+        yield Step(CLAIM_LAPSES_AWAY, model.spent(away, CLAIM_LAPSES_AWAY.name))
+
+
+# Stops
+
+
+def _stopping(model: Model, state: State, index: int, one: Consumer, about: str) -> Iterator[Step]:
+    releases = not model.deviates(one.old, "stop releases nothing")
+    if not one.stopping:
+        if model.may(state, STOP.name):
+            after = with_consumer(state, index, one._replace(stopping=True))
+            row = row_of(state, one.database, one.number) if one.token else ()
+            if releases and row and row.state == PROCESSING and row.token == one.token and one.phase != CLAIMED:
+                after = with_row(after, one.database, one.number, row._replace(interrupted=True))
+            yield Step(STOP, model.spent(after, STOP.name), about)
+        return
+    back = _gone(state, index, one)
+    if one.phase == GOT and not one.acked:
+        yield Step(HAND_BACK, back, about)
+    left = _forgiven(model, back, one, claimed=True)
+    if not releases or not one.token:
+        yield Step(KILLED, left, about)
+        return
+    yield Step(RELEASE, _released(model, left, one), about)
+    yield Step(KILLED, back if one.phase not in (RUNNING, RAN, FAILING) else back, about)
+
+
+def _released(model: Model, state: State, one: Consumer) -> State:
+    """Its claim ends without an attempt."""
+    row = row_of(state, one.database, one.number)
+    if not row or row.state != PROCESSING or row.token != one.token:
+        return state
+    if model.comes_again(row, one.old):
+        free = row._replace(token=0, lapsed=0, interrupted=True, started=False, at_broker=None)
+        return with_row(state, one.database, one.number, free)
+    return again(model, state, one.database, one.number, row, one.old)
+
+
+__all__ = ["PROCESSED", "Copy"]
