@@ -85,8 +85,8 @@ class Configuration:
         copies: of one round in a queue at most, before relays send no more.
         locks: whether the record is written before the handler runs, and locked meanwhile; not so on SQLite.
         unroutable: whether the broker may return what is sent.
-        often: trouble that may happen again and again.
-        rarely: trouble, and what operators do, with how often at most.
+        trouble: what may go wrong, `troubles` times in all; again and again where that is None.
+        rarely: what operators do, and other rare events, with how often at most.
         rounds: no more trouble from this round on, so that the world stays finite.
         relaxed: invariants that do not hold here, with the reason.
     """
@@ -105,7 +105,8 @@ class Configuration:
     copies: int = 1
     locks: bool = True
     unroutable: bool = False
-    often: frozenset[str] = frozenset()
+    trouble: frozenset[str] = frozenset()
+    troubles: int | None = 2
     rarely: Mapping[str, int] = field(default_factory=dict)
     rounds: int = 3
     relaxed: Mapping[str, str] = field(default_factory=dict)
@@ -118,7 +119,7 @@ class Model:
     def __init__(self, configuration: Configuration) -> None:
         self.of = configuration
         self.mutants = frozenset({configuration.mutant}) - {""}
-        self.places = {name: index for index, name in enumerate(configuration.rarely)}
+        self.places = {name: index for index, name in enumerate(configuration.rarely, 1)}
 
     def deviates(self, old: bool, rule: str) -> bool:
         """Whether somebody breaks a rule: everybody in a mutant, and the release before some of them."""
@@ -134,7 +135,7 @@ class Model:
             relays=tuple(Relay(old=release == "old") for release in of.relays),
             consumers=tuple(Consumer(old=release == "old") for release in of.consumers),
             reports=(),
-            left=tuple(of.rarely.values()),
+            left=(of.troubles or 0, *of.rarely.values()),
             unpublished=of.messages,
             owed=(0,) * ((of.messages if of.identified else 1) * of.queues),
             lost=(False,) * pairs,
@@ -143,15 +144,15 @@ class Model:
 
     def may(self, state: State, name: str) -> bool:
         """Whether trouble or an operator's act may still happen."""
-        if name in self.of.often:
-            return self.is_calm(state)
+        if name in self.of.trouble:
+            return self.is_calm(state) if self.of.troubles is None else state.left[0] > 0
         place = self.places.get(name)
         return place is not None and state.left[place] > 0
 
     def spent(self, state: State, name: str) -> State:
         """The state in which it may happen once less."""
-        place = self.places.get(name)
-        if place is None or name in self.of.often:
+        place = 0 if name in self.of.trouble else self.places[name]
+        if place == 0 and self.of.troubles is None:
             return state
         left = state.left
         return state._replace(left=(*left[:place], left[place] - 1, *left[place + 1 :]))
@@ -168,7 +169,7 @@ class Model:
     def has_lost(self, state: State) -> bool:
         """Whether the broker ever lost what it had."""
         place = self.places.get("the broker loses what is ready")
-        return place is not None and state.left[place] < list(self.of.rarely.values())[place]
+        return place is not None and state.left[place] < self.of.rarely["the broker loses what is ready"]
 
     def pair(self, message: int, queue: int) -> int:
         """The place of a message in a queue among the ghosts."""

@@ -8,7 +8,7 @@ from tests.model.protocol import (
     Model, Step, action, changed, outgoing_of, row_of, waits_for, with_outgoing, with_row,
 )  # fmt: skip
 from tests.model.states import (
-    AWAITING, CONFIRMED, DISCARDED, FAILED, FRESH, IDLE, LEASED, PENDING, PUBLISHED, RETURNED, SENT,
+    AWAITING, DISCARDED, FAILED, FRESH, IDLE, LEASED, PENDING, PUBLISHED, RETURNED, SENT,
     Copy, Outgoing, Relay, State, held_back,
 )  # fmt: skip
 
@@ -19,18 +19,16 @@ PUBLISH = action(
 )
 LEASE = action("lease", "progress", f"{ROWS}.lease", f"{ROWS}._lease_in_steps", at=("relay.leased",))
 SEND = action(
-    "send", "progress", "relay.Relay._send", "backends.database.sender.DatabaseSender._store", at=("relay.sent",)
-)
+    "send", "progress", "relay.Relay._send", "backends.database.sender.DatabaseSender._store",
+    at=("relay.sent", "relay.confirmed"),
+)  # fmt: skip
 RETURN = action("return as unroutable", "trouble", "backends.database.sender.DatabaseSender._address")
-CONFIRM = action("confirm", "progress", "leases.Leases.confirmed", at=("relay.confirmed",))
 LOSE_CONFIRM = action("lose the confirm", "trouble", f"{ROWS}.release", "leases.Leases.returned")
 MARK = action("mark published", "progress", f"{ROWS}.mark_published", "marking.Marker._mark", at=("relay.marked",))
 BACK_OFF = action("back off", "progress", f"{ROWS}.back_off")
 FAIL = action("fail the outgoing row", "progress", f"{ROWS}.fail", "models.published.PublishedMessage.fail_round")
 DIE = action("a relay dies", "trouble")
-LAPSE = action("a lease lapses", "progress")
-LAPSE_HELD = action("a lease lapses though held", "trouble")
-RENEW = action("renew a lease", "trouble", f"{ROWS}.renew")
+LAPSE = action("a lease lapses", "trouble", f"{ROWS}.renew")
 
 
 def publish(model: Model, state: State) -> Iterator[Step]:
@@ -49,24 +47,22 @@ def relaying(model: Model, state: State) -> Iterator[Step]:
         for step in PHASES[relay.phase](model, state, index, relay):
             yield step if step.about else step._replace(about=about)
         if relay.phase != IDLE and model.may(state, "a relay dies"):
-            yield Step(DIE, model.spent(_with(state, index, Relay(old=relay.old)), "a relay dies"), about)
+            after = _with(state, index, Relay(old=relay.old))
+            if row := _held(state, relay):  # nobody tells when it lapses from when it is looked for
+                after = with_outgoing(after, relay.database, relay.number, row._replace(token=0, lapsed=False))
+            yield Step(DIE, model.spent(after, DIE.name), about)
 
 
 def leases(model: Model, state: State) -> Iterator[Step]:
-    """A lease lapses at any time; its holder may have died, or be slow."""
+    """A lease lapses at any time though its holder lives, and is renewed by it where nobody was faster."""
     held = {(relay.database, relay.number, relay.row.token) for relay in state.relays if relay.row}
     for database, number, row in _rows(state):
-        if row.state != PENDING or not row.token:
-            continue
-        about, is_held = f"message {row.message}, round {row.round}", (database, number, row.token) in held
-        after = with_outgoing(state, database, number, row._replace(lapsed=not row.lapsed))
-        if row.lapsed:
-            if is_held and model.may(state, LAPSE_HELD.name):
-                yield Step(RENEW, after, about)
-        elif not is_held:
-            yield Step(LAPSE, after, about)
-        elif model.may(state, LAPSE_HELD.name):
-            yield Step(LAPSE_HELD, model.spent(after, LAPSE_HELD.name), about)
+        if row.state == PENDING and row.token and not row.lapsed:
+            about, after = f"message {row.message}", with_outgoing(state, database, number, row._replace(lapsed=True))
+            if (database, number, row.token) not in held:  # left behind by a failover
+                yield Step(LAPSE, after, about)
+            elif model.may(state, LAPSE.name):
+                yield Step(LAPSE, model.spent(after, LAPSE.name), about)
 
 
 def _idle(model: Model, state: State, index: int, relay: Relay) -> Iterator[Step]:
@@ -89,27 +85,25 @@ def _leased(model: Model, state: State, index: int, relay: Relay) -> Iterator[St
 
 
 def _sent(model: Model, state: State, index: int, relay: Relay) -> Iterator[Step]:
-    yield Step(CONFIRM, _with(state, index, relay._replace(phase=CONFIRMED)))
-    if model.may(state, LOSE_CONFIRM.name):
-        after = _with(state, index, Relay(old=relay.old))
-        if row := _held(state, relay):
-            after = with_outgoing(after, relay.database, relay.number, row._replace(token=0, lapsed=False))
-        yield Step(LOSE_CONFIRM, model.spent(after, LOSE_CONFIRM.name))
-
-
-def _confirmed(model: Model, state: State, index: int, relay: Relay) -> Iterator[Step]:
+    """Confirmed, and marked by number, id and sending epoch, whoever holds the lease by now; or never heard of."""
     after, leased = _with(state, index, Relay(old=relay.old)), relay.row
     row = outgoing_of(state, relay.database, relay.number)
     assert leased
+    marked = after
     if row and row.state != PUBLISHED:
         by_number = model.deviates(relay.old, "mark by number alone")
         same_id = by_number or row.message == leased.message or not model.of.identified
         same_sending = by_number or row.epoch == leased.epoch or model.deviates(relay.old, "no epoch")
         ours = not model.deviates(relay.old, "only the lease's holder marks") or row.token == leased.token
         if same_id and same_sending and ours:
-            marked = row._replace(state=PUBLISHED, token=0, lapsed=False)
-            after = with_outgoing(after, relay.database, relay.number, marked)
-    yield Step(MARK, after)
+            published = row._replace(state=PUBLISHED, token=0, lapsed=False)
+            marked = with_outgoing(after, relay.database, relay.number, published)
+    yield Step(MARK, marked)
+    if model.may(state, LOSE_CONFIRM.name):
+        held = _held(state, relay)
+        if held:
+            after = with_outgoing(after, relay.database, relay.number, held._replace(token=0, lapsed=False))
+        yield Step(LOSE_CONFIRM, model.spent(after, LOSE_CONFIRM.name))
 
 
 def _returned(model: Model, state: State, index: int, relay: Relay) -> Iterator[Step]:
@@ -133,7 +127,7 @@ def _returned(model: Model, state: State, index: int, relay: Relay) -> Iterator[
     yield Step(FAIL, with_outgoing(after, relay.database, relay.number, failed))
 
 
-PHASES = {IDLE: _idle, LEASED: _leased, SENT: _sent, CONFIRMED: _confirmed, RETURNED: _returned}
+PHASES = {IDLE: _idle, LEASED: _leased, SENT: _sent, RETURNED: _returned}
 
 
 def _has_enough(model: Model, state: State, row: Outgoing) -> bool:

@@ -14,7 +14,7 @@ AWAITING = (RETRYING, REQUEUED)
 
 # Phases of a relay with its row, and of a consumer with its delivery.
 IDLE = "idle"
-LEASED, SENT, CONFIRMED, RETURNED = "leased", "sent", "confirmed", "returned"
+LEASED, SENT, RETURNED = "leased", "sent", "returned"
 GOT, CLAIMED, RUNNING, RAN, FAILING, OWING, MOVING, RECORDED = (
     "got", "claimed", "running", "ran", "failing", "owing", "moving", "recorded",
 )  # fmt: skip
