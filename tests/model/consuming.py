@@ -5,14 +5,52 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.model.protocol import (
-    Model, Step, action, next_round, number_of, row_of, with_consumer, with_row,
+    Model,
+    Step,
+    action,
+    next_round,
+    number_of,
+    row_of,
+    with_consumer,
+    with_row,
 )  # fmt: skip
 from tests.model.recording import (
-    COUNTED, CRASHED, DONE, abandoned, consequence, effect, gate, look, stands, succeed, unclaimed,
+    COUNTED,
+    CRASHED,
+    DONE,
+    abandoned,
+    again,
+    consequence,
+    effect,
+    gate,
+    look,
+    stands,
+    succeed,
+    unclaimed,
 )  # fmt: skip
 from tests.model.states import (
-    ANONYMOUS, AWAITING, BATCH, CLAIMED, FAILED, FAILING, FRESH, GOT, IDLE, MOVING, OWING, PROCESSED, PROCESSING, RAN,
-    RECORDED, RUNNING, SUPERSEDED, Consumer, Copy, Row, State,
+    ANONYMOUS,
+    AWAITING,
+    BATCH,
+    CLAIMED,
+    FAILED,
+    FAILING,
+    FRESH,
+    GOT,
+    IDLE,
+    MOVING,
+    OWING,
+    PROCESSED,
+    PROCESSING,
+    RAN,
+    RECORDED,
+    RUNNING,
+    SUPERSEDED,
+    UNCLAIMED_RUN,
+    Consumer,
+    Copy,
+    Row,
+    State,
 )  # fmt: skip
 
 DELIVER = action(
@@ -38,15 +76,23 @@ FAIL = action("the handler fails", "progress", "attempting.Attempts._try", at=("
 DOOMED = action("the handler rolls back and returns", "trouble", "execution.refuse_doomed", "inbox.stands")
 FAIL_BATCH = action("a batch fails", "progress", "processor.Processor.process_batch")
 AWAY = action("the database goes away", "trouble", "outages.Outages.raise_if_away", "claims.Claims.held")
-RECORD_FAILURE = action("record the failure", "progress", "failures.record", "failures._record", at=("processor.recorded",))
+RECORD_FAILURE = action(
+    "record the failure", "progress", "failures.record", "failures._record", at=("processor.recorded",)
+)
 WRITE_RETRY = action("write the retry", "progress")  # a mutant's
 HANDLE = action("the handler ends", "progress", "attempting.Attempts._call")
 RECORD_RUN = action(
     "record a run without a transaction", "progress", "attempting.Attempts._finish_claimed", at=("processor.handled",)
 )
 LOOK_AGAIN = action("look again", "progress", "processor.Processor._settle")
-SUPERSEDE = action("retire its row elsewhere", "progress")
-ACK = action("acknowledge", "progress", "models.embedded.EmbeddedMessageQuerySet.remove", at=("consumer.acked", "embedded.removed"))
+SUPERSEDE = action("retire its row elsewhere", "progress", "elsewhere.Elsewhere.retire", at=("processor.moved",))
+ABSORB = action("take over a crash that was counted", "progress", "unrun.absorb_crash")
+ACK = action(
+    "acknowledge",
+    "progress",
+    "models.embedded.EmbeddedMessageQuerySet.remove",
+    at=("consumer.acked", "embedded.removed"),
+)
 
 
 def consuming(model: Model, state: State) -> Iterator[Step]:
@@ -130,8 +176,7 @@ def _known(model: Model, state: State, index: int, one: Consumer, found) -> Iter
     elif locked:
         return
     elif verdict == COUNTED:
-        counted = row._replace(content=True, message=copy.message)
-        after = consequence(model, state, database, found.number, counted, one.old)
+        after = _gone_on(model, state, database, found.number, row._replace(message=copy.message), one.old)
         yield Step(COUNT_ON, with_consumer(after, index, one._replace(phase=RECORDED)))
     elif verdict == CRASHED:
         after = abandoned(model, state, database, found.number, one.old, copy)
@@ -141,8 +186,16 @@ def _known(model: Model, state: State, index: int, one: Consumer, found) -> Iter
         yield from _enter(model, state, index, mine)
     else:
         new = Row(row.message, row.key, row.queue, round=row.round, attempts=row.attempts)
-        elsewhere = () if "old row is not retired" in model.mutants else (database, found.number, row)
+        elsewhere = (database, found.number, row)
         yield from _enter(model, state, index, one._replace(database=one.home, number=0, row=new, elsewhere=elsewhere))
+
+
+def _gone_on(model: Model, state: State, database: int, number: int, row: Row, old: bool) -> State:
+    """From a crash that is counted, or a run that we cut short: another round, or rest."""
+    row = row._replace(content=True)
+    if row.interrupted:
+        return again(model, state, database, number, row, old)
+    return consequence(model, state, database, number, row, old)
 
 
 def _adopted(state: State, found, copy: Copy) -> State:  # type: ignore[no-untyped-def]
@@ -194,8 +247,8 @@ def _enter(model: Model, state: State, index: int, one: Consumer) -> Iterator[St
     assert row
     if model.is_locked(state, one.database, row.queue, row.key):
         return
-    if not one.again and of.atomic:
-        yield Step(RUN, _running(model, state, index, one._replace(run=FRESH)))
+    if not one.again and of.atomic and not one.elsewhere:
+        yield Step(RUN, _running(model, state, index, one._replace(run=UNCLAIMED_RUN + row.round)))
         return
     claimed = row._replace(state=PROCESSING, token=FRESH + 1, lapsed=0)
     if not model.deviates(one.old, "claims do not say who has the message"):
@@ -216,9 +269,7 @@ def _running(model: Model, state: State, index: int, one: Consumer) -> State:
     assert row
     before = ()
     if copy.key == 0 and not one.token:
-        before = tuple(
-            sorted(other.key for other in state.databases[one.database].inbox if other and other.state == PROCESSING)
-        )
+        before = tuple(sorted(other.key for other in state.databases[one.database].inbox if other))
     if copy.round < row.round:
         state = state._replace(early=True)
     state = model.owe(state, row.message, row.queue, 1)
@@ -233,18 +284,19 @@ def _claimed(model: Model, state: State, index: int, one: Consumer) -> Iterator[
     """Retire what is elsewhere, acknowledge where the handler has no transaction, and begin under the claim."""
     row = one.row
     assert row
-    if one.elsewhere and not model.of.atomic:
-        yield Step(SUPERSEDE, with_consumer(_superseded(state, one), index, one._replace(elsewhere=())))
+    if one.elsewhere:
+        yield from _taken_over(model, state, index, one)
         return
     if not model.of.atomic and not one.acked and one.live:
         yield Step(ACK, with_consumer(state, index, one._replace(acked=True)))
         return
     if model.is_locked(state, one.database, row.queue, row.key):
         return
-    if one.copies[0].key == 0 and row.round == 1 and not model.deviates(one.old, "phantoms stay"):
-        state, one = _phantom_taken(model, state, one)
-        row = one.row
-        assert row
+    if one.copies[0].key == 0 and not model.deviates(one.old, "phantoms stay"):
+        absorbed = _absorbed(model, state, index, one)
+        if absorbed is not None:
+            yield Step(ABSORB, absorbed)
+            return
     if not stands(model, state, one):
         yield Step(LOOK_AGAIN, _look_again(state, index, one))
         return
@@ -256,16 +308,36 @@ def _claimed(model: Model, state: State, index: int, one: Consumer) -> Iterator[
     yield Step(BEGIN, _running(model, state, index, one))
 
 
-def _phantom_taken(model: Model, state: State, one: Consumer) -> tuple[State, Consumer]:
-    """A crash that was recorded without its content, after this delivery looked for one: its count is taken over."""
+def _taken_over(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:
+    """The claim is durable here: the row elsewhere ends, and then it runs; unless that row has changed since."""
+    assert one.elsewhere
+    database, number, seen = one.elsewhere
+    row = row_of(state, database, number)
+    if row and model.is_locked(state, database, row.queue, row.key):
+        return
+    after = one._replace(elsewhere=())
+    if "old row is not retired" in model.mutants:
+        yield Step(SUPERSEDE, with_consumer(state, index, after))
+    elif row and (row.key, row.state, row.round) == (seen.key, seen.state, seen.round):
+        yield Step(SUPERSEDE, with_consumer(_superseded(state, one), index, after))
+    else:
+        yield Step(LOOK_AGAIN, _look_again(state, index, one, waiting=one.token))
+
+
+def _absorbed(model: Model, state: State, index: int, one: Consumer) -> State | None:
+    """A crash of it that was counted before it was claimed is taken over into the claim, and it goes round."""
+    mine = row_of(state, one.database, one.number)
+    if not mine or not stands(model, state, one):
+        return None
     for number, row in enumerate(state.databases[one.database].inbox, 1):
-        if row and not row.content and row.state == PROCESSING and not row.token and row.key >= ANONYMOUS:
-            mine = row_of(state, one.database, one.number)
-            if mine and one.row and stands(model, state, one):
-                counted = mine._replace(attempts=mine.attempts + row.attempts, runs=mine.runs + row.runs)
-                state = with_row(with_row(state, one.database, number, ()), one.database, one.number, counted)
-                one = one._replace(row=counted)
-    return state, one
+        bare = row and not row.content and row.state == PROCESSING and not row.token and row.key >= ANONYMOUS
+        if row and bare and not mine.attempts:
+            mine = mine._replace(attempts=row.attempts, runs=(*mine.runs, *row.runs))
+            state = with_row(with_row(state, one.database, number, ()), one.database, one.number, mine)
+    if not mine.attempts:
+        return None
+    after = _gone_on(model, state, one.database, one.number, mine, one.old)
+    return with_consumer(after, index, one._replace(phase=RECORDED))
 
 
 def _look_again(state: State, index: int, one: Consumer, *, waiting: int = 0) -> State:
@@ -303,7 +375,7 @@ def _commit(model: Model, state: State, index: int, one: Consumer) -> Iterator[S
         yield Step(LOOK_AGAIN, _look_again(state, index, one))
         return
     after = effect(model, succeed(model, state, one), one.database, row.message, row.queue)
-    yield Step(COMMIT, with_consumer(after, index, one._replace(phase=MOVING if one.elsewhere else RECORDED)))
+    yield Step(COMMIT, with_consumer(after, index, one._replace(phase=RECORDED)))
     if model.may(state, COMMIT_UNTOLD.name):
         yield Step(COMMIT_UNTOLD, model.spent(_look_again(after, index, one), COMMIT_UNTOLD.name))
 
@@ -323,7 +395,7 @@ def _failing(model: Model, state: State, index: int, one: Consumer) -> Iterator[
     after = model.owe(state, seen.message, seen.queue, -1)
     after = consequence(model, after, one.database, one.number, counted, one.old)
     number = one.number or len(after.databases[one.database].inbox)
-    phase = MOVING if one.elsewhere else RECORDED
+    phase = RECORDED
     if "failure without its retry" in model.mutants and counted.attempts < model.of.attempts:
         phase = OWING
     yield Step(RECORD_FAILURE, with_consumer(after, index, one._replace(phase=phase, number=number)))

@@ -5,10 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.model.protocol import Model, Step, action, number_of, row_of, with_consumer, with_row
-from tests.model.recording import abandoned, again, consequence
+from tests.model.recording import abandoned, again, consequence, unclaimed
 from tests.model.states import (
-    ANONYMOUS, AWAITING, BATCH, CLAIMED, FAILING, GOT, IDLE, OUTAGE, PROCESSED, PROCESSING, RAN, RECORDED, REQUEUED,
-    RUNNING, Consumer, Copy, Report, Row, State, held_back,
+    ANONYMOUS,
+    AWAITING,
+    BATCH,
+    CLAIMED,
+    DISCARDED,
+    FAILED,
+    FAILING,
+    GOT,
+    IDLE,
+    OUTAGE,
+    PROCESSED,
+    PROCESSING,
+    RAN,
+    RECORDED,
+    REQUEUED,
+    RETRYING,
+    RUNNING,
+    Consumer,
+    Report,
+    Row,
+    State,
+    held_back,
 )  # fmt: skip
 
 DIES = action("a process dies", "trouble", "child_process.Child._note_end")
@@ -19,11 +39,9 @@ CLAIM_LAPSES_HELD = action("a claim lapses though held", "trouble")
 CLAIM_LAPSES_AWAY = action("a claim lapses in an outage", "trouble", "outages.Outages.leases_tell")
 RENEW = action("renew a claim", "trouble", "claims.Claims.renew")
 SWEEP = action("sweep", "progress", "sweeping.sweep", "unrun.record_abandoned", "failures.send_round")
-REPORT = action(
-    "report a crash", "progress", "failures.record_crash", "failures._count_crash", "failures._insert_crash"
-)
-REPORT_UNTOLD = action("report a crash and die before telling", "trouble", "failures.record_crash")
-LAY_PHANTOM = action("look for whom a crash was", "progress", "failures.record_crash")
+REPORT = action("report a crash", "progress", "crashes.record_crash", "crashes._count", "crashes._insert")
+REPORT_UNTOLD = action("report a crash and die before telling", "trouble", "crashes.record_crash")
+LAY_PHANTOM = action("look for whose a crash was", "progress", "crashes._settle_elsewhere", "crashes._merge")
 STOP = action("a stop signal", "trouble")
 HAND_BACK = action("hand back what has not begun", "progress", "models.embedded.EmbeddedMessageQuerySet.free")
 RELEASE = action("release its claim and leave", "trouble", "failures.send_round")
@@ -87,11 +105,15 @@ def _reported(model: Model, state: State, one: Consumer) -> State | None:
     if len(state.reports) >= REPORTS:
         return None
     place = (one.database, row.queue, row.message, row.key, row.round)
-    report = Report(*place, one.token, one.run, one.before)
+    report = Report(*place, one.token, one.run, one.before, one.void)
     return state._replace(reports=tuple(sorted((*state.reports, report))))
 
 
 # Reports
+
+
+class Locked(Exception):
+    """Another run of the message holds its row: the report stays pending."""
 
 
 def reporting(model: Model, state: State) -> Iterator[Step]:
@@ -100,75 +122,92 @@ def reporting(model: Model, state: State) -> Iterator[Step]:
     for place, report in enumerate(state.reports):
         about = f"message {report.message}, round {report.round}"
         rest = state._replace(reports=(*state.reports[:place], *state.reports[place + 1 :]))
-        if report.row:
-            yield Step(LAY_PHANTOM, _laid(model, rest, report), about)
-            continue
-        number = number_of(state, report.database, report.queue, report.key)
         if model.is_locked(state, report.database, report.queue, report.key):
             if model.deviates(old, "reports end at a lock"):
                 yield Step(REPORT, rest, about)
             continue
-        after = _recorded(model, rest, report, number, old)
-        yield Step(REPORT, after, about)
-        if model.may(state, REPORT_UNTOLD.name) and len(after.reports) == len(rest.reports):
-            untold = after._replace(reports=tuple(sorted((*after.reports, report))))
+        try:
+            after = _recorded(model, rest, report, old) if not report.row else _laid(model, rest, report)
+        except Locked:
+            continue
+        yield Step(LAY_PHANTOM if report.row else REPORT, after, about)
+        if not report.row and model.may(state, REPORT_UNTOLD.name):
+            untold = after._replace(reports=tuple(sorted((*rest.reports, report))))
             yield Step(REPORT_UNTOLD, model.spent(untold, REPORT_UNTOLD.name), about)
 
 
-def _recorded(model: Model, state: State, report: Report, number: int, old: bool) -> State:
-    row = row_of(state, report.database, number)
+def _recorded(model: Model, state: State, report: Report, old: bool) -> State:
+    database, number = report.database, number_of(state, report.database, report.queue, report.key)
+    row = row_of(state, database, number)
     if not row:
-        return _recorded_first(model, state, report)
-    identified = not model.deviates(old, "reports without identity")
-    if identified and report.run in row.runs:
-        return state
-    if row.state not in (PROCESSING, *AWAITING):
-        return state
-    if not identified and row.state == PROCESSING and not row.token:
-        return state
+        return _recorded_unknown(model, state, report)
+    has_identity = not model.deviates(old, "reports without identity")
+    if has_identity and report.run in row.runs:
+        bare = row.state == PROCESSING and not row.token and not row.content and row.key >= ANONYMOUS
+        return _asking(state, report, number) if bare else state
     counted = row._replace(attempts=row.attempts + 1, runs=(*row.runs, report.run))
     fewer = model.owe(state, row.message, row.queue, -1)
-    if row.round != report.round:
-        if not identified or row.state == REQUEUED:
+    if row.state not in (PROCESSING, *AWAITING) or (row.state == PROCESSING and not row.token):
+        return state
+    if row.round < report.round:
+        return state
+    if row.round > report.round:
+        if not has_identity or row.state == REQUEUED or report.void:
             return state
-        return with_row(fewer, report.database, number, counted)
+        if row.state == RETRYING and counted.attempts >= model.of.attempts:
+            return with_row(fewer, database, number, counted._replace(state=FAILED))
+        return with_row(fewer, database, number, counted)
     if row.state == PROCESSING and row.token != report.token:
-        return with_row(fewer, report.database, number, counted)
+        return with_row(fewer, database, number, counted)
     if row.state == PROCESSING and model.comes_again(row, old):
-        counted = counted._replace(token=0, lapsed=0, at_broker=None, started=False, interrupted=False)
-        return with_row(fewer, report.database, number, counted)
-    return consequence(model, fewer, report.database, number, counted, old)
+        return with_row(fewer, database, number, unclaimed(model, counted, False))
+    return consequence(model, fewer, database, number, counted, old)
 
 
-def _recorded_first(model: Model, state: State, report: Report) -> State:
-    """The crash of a run that left no row: counted where the message was claimed since, else in a row without content."""
-    if report.key >= ANONYMOUS and (number := _claimed_since(model, state, report)):
-        return _counted_there(model, state, report, number)
-    crash = Row(
-        report.message, report.key, report.queue, round=report.round, attempts=1, content=False, runs=(report.run,)
-    )
+def _recorded_unknown(model: Model, state: State, report: Report) -> State:
+    """The crash of a run that left no row: counted where the message came again, else in a row without content."""
+    if report.key >= ANONYMOUS and "phantoms stay" not in model.mutants:
+        known = _settled(model, state, report, 0)
+        if known is not None:
+            return known
+    own = (report.message, report.key, report.queue)
+    crash = Row(*own, round=report.round, attempts=1, content=False, runs=(report.run,))
     state = with_row(model.owe(state, report.message, report.queue, -1), report.database, 0, crash)
     if report.key < ANONYMOUS or "phantoms stay" in model.mutants:
         return state
-    made = report._replace(row=len(state.databases[report.database].inbox))
-    return state._replace(reports=tuple(sorted((*state.reports, made))))
+    return _asking(state, report, len(state.databases[report.database].inbox))
 
 
-def _claimed_since(model: Model, state: State, report: Report) -> int:
-    """The number of a claim of the same content that the broker still has, received since the run began."""
-    for number, row in enumerate(state.databases[report.database].inbox, 1):
-        if row and row.key >= ANONYMOUS and row.state == PROCESSING and row.token and row.queue == report.queue:
-            if row.at_broker and row.key not in report.before and row.key != report.key:
-                if not model.is_locked(state, report.database, row.queue, row.key):
-                    return number
-    return 0
+def _asking(state: State, report: Report, number: int) -> State:
+    """Its own row is committed: now it is looked for whose it is."""
+    return state._replace(reports=tuple(sorted((*state.reports, report._replace(row=number)))))
 
 
-def _counted_there(model: Model, state: State, report: Report, number: int) -> State:
-    row = row_of(state, report.database, number)
-    assert row
-    counted = row._replace(attempts=row.attempts + 1, runs=(*row.runs, report.run))
-    return with_row(model.owe(state, row.message, row.queue, -1), report.database, number, counted)
+def _settled(model: Model, state: State, report: Report, number: int) -> State | None:
+    """Counted in the row that the message came again under since; its own row, if it made one, goes."""
+    own = row_of(state, report.database, number)
+    ended = False
+    for there, row in enumerate(state.databases[report.database].inbox, 1):
+        if not row or row.key < ANONYMOUS or row.key == report.key or row.key in report.before:
+            continue
+        if row.queue != report.queue:
+            continue
+        if report.run in row.runs:
+            return state
+        if row.state == RETRYING or (row.state == PROCESSING and row.content and row.at_broker is not False):
+            if model.is_locked(state, report.database, row.queue, row.key):
+                raise Locked
+            counted = row._replace(attempts=row.attempts + 1, runs=(*row.runs, report.run))
+            state = with_row(state, report.database, there, counted)
+            if own:
+                return with_row(state, report.database, number, ())
+            return model.owe(state, row.message, row.queue, -1)
+        ended = (
+            ended or row.state in (FAILED, REQUEUED, DISCARDED) or (row.state == PROCESSED and row.at_broker is True)
+        )
+    if not ended:
+        return None
+    return with_row(state, report.database, number, ()) if own else state
 
 
 def _laid(model: Model, state: State, report: Report) -> State:
@@ -176,12 +215,7 @@ def _laid(model: Model, state: State, report: Report) -> State:
     own = row_of(state, report.database, report.row)
     if not own or own.key != report.key or own.content or own.state != PROCESSING or own.token:
         return state
-    if number := _claimed_since(model, state, report):
-        row = row_of(state, report.database, number)
-        assert row
-        counted = row._replace(attempts=row.attempts + own.attempts, runs=(*row.runs, *own.runs))
-        return with_row(with_row(state, report.database, report.row, ()), report.database, number, counted)
-    return state
+    return _settled(model, state, report, report.row) or state
 
 
 # Claims
@@ -190,7 +224,6 @@ def _laid(model: Model, state: State, report: Report) -> State:
 def claims(model: Model, state: State) -> Iterator[Step]:
     """A claim lapses at any time; its holder may have died, or be slow, or have lost the database."""
     held = {token for one in state.consumers if one.phase != IDLE for token in (one.token, one.waiting) if token}
-    old = bool(state.consumers) and all(one.old for one in state.consumers)
     for database, one in enumerate(state.databases):
         for number, row in enumerate(one.inbox, 1):
             if row and row.state == PROCESSING and row.token:
@@ -201,7 +234,6 @@ def claims(model: Model, state: State) -> Iterator[Step]:
                     if row.lapsed and row.content and not model.comes_again(row, by):
                         if not model.is_locked(state, database, row.queue, row.key):
                             yield Step(SWEEP, abandoned(model, state, database, number, by), about)
-    assert old or True
 
 
 def _lapsing(model: Model, state: State, database: int, number: int, row: Row, held: set[int]) -> Iterator[Step]:
@@ -240,7 +272,7 @@ def _stopping(model: Model, state: State, index: int, one: Consumer, about: str)
         yield Step(KILLED, left, about)
         return
     yield Step(RELEASE, _released(model, left, one), about)
-    yield Step(KILLED, back if one.phase not in (RUNNING, RAN, FAILING) else back, about)
+    yield Step(KILLED, back, about)
 
 
 def _released(model: Model, state: State, one: Consumer) -> State:
@@ -249,9 +281,6 @@ def _released(model: Model, state: State, one: Consumer) -> State:
     if not row or row.state != PROCESSING or row.token != one.token:
         return state
     if model.comes_again(row, one.old):
-        free = row._replace(token=0, lapsed=0, interrupted=True, started=False, at_broker=None)
+        free = unclaimed(model, row, False)._replace(interrupted=True)
         return with_row(state, one.database, one.number, free)
     return again(model, state, one.database, one.number, row, one.old)
-
-
-__all__ = ["PROCESSED", "Copy"]

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.model.crashing import claims, dying, reporting
 from tests.model.consuming import consuming
+from tests.model.crashing import claims, dying, reporting
 from tests.model.invariants import REST, broken
 from tests.model.operating import operating
 from tests.model.outside import happening
@@ -157,7 +157,9 @@ def _shown(state: State) -> str:
     parts = []
     for number, database in enumerate(state.databases):
         rows = [
-            f"{row.state} r{row.round} a{row.attempts}{' claimed' if row.token else ''}" for row in database.inbox if row
+            f"{row.state} r{row.round} a{row.attempts}{' claimed' if row.token else ''}"
+            for row in database.inbox
+            if row
         ]
         sent = [f"{one.state} r{one.round}" for one in database.outbox if one]
         parts.append(f"database {number}: outbox [{', '.join(sent)}] inbox [{', '.join(rows)}] {database.effects}")

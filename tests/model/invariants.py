@@ -6,7 +6,18 @@ from collections.abc import Callable, Iterator
 
 from tests.model.protocol import Model
 from tests.model.states import (
-    ANONYMOUS, AWAITING, DISCARDED, FAILED, IDLE, PENDING, PROCESSED, PROCESSING, PUBLISHED, SUPERSEDED, Row, State,
+    ANONYMOUS,
+    AWAITING,
+    DISCARDED,
+    FAILED,
+    IDLE,
+    PENDING,
+    PROCESSED,
+    PROCESSING,
+    PUBLISHED,
+    SUPERSEDED,
+    Row,
+    State,
 )  # fmt: skip
 
 SOMEWHERE = "always somewhere"
@@ -33,9 +44,7 @@ def broken(model: Model, state: State, *, at_rest: bool) -> Iterator[str]:
     if state.early:
         yield ROUNDS
     if at_rest:
-        if any(not state.lost[model.pair(*pair)] and not _has_ended(model, state, *pair) for pair in pairs):
-            yield FINISHED
-        elif any(_is_unfinished(model, state, row) for _, row in _rows(state)) or _is_pending(state):
+        if any(not state.lost[model.pair(*pair)] and not _has_ended(model, state, *pair) for pair in pairs) or any(_is_unfinished(model, state, row) for _, row in _rows(state)) or _is_pending(state):
             yield FINISHED
         if any(not _has_way_out(model, state, place, row) for place, row in _rows(state)):
             yield WAY_OUT

@@ -5,12 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.model.protocol import (
-    Model, Step, action, changed, next_round, outgoing_of, row_of, unsent, waits_for, with_outgoing, with_row,
+    Model,
+    Step,
+    action,
+    changed,
+    next_round,
+    outgoing_of,
+    row_of,
+    unsent,
+    waits_for,
+    with_outgoing,
+    with_row,
 )  # fmt: skip
 from tests.model.recording import unclaimed
 from tests.model.states import (
-    AWAITING, DISCARDED, FAILED, IDLE, PENDING, PROCESSED, PROCESSING, PUBLISHED, REQUEUED, RETRYING, SUPERSEDED,
-    Outgoing, Row, State,
+    AWAITING,
+    DISCARDED,
+    FAILED,
+    IDLE,
+    PENDING,
+    PROCESSED,
+    PROCESSING,
+    PUBLISHED,
+    REQUEUED,
+    RETRYING,
+    SUPERSEDED,
+    Consumer,
+    Outgoing,
+    Report,
+    Row,
+    State,
 )  # fmt: skip
 
 REQUEUE = action("requeue", "operator", "operations.requeue", "operations.cancel_rounds", at=("operations.requeued",))
@@ -39,7 +63,8 @@ def _on_incoming(model: Model, state: State, database: int, number: int, row: Ro
     if open_ and row.content and model.may(state, REQUEUE.name):
         fresh = row._replace(state=REQUEUED, round=row.round + 1, attempts=0, runs=())
         after = with_row(cancelled(model, state, database, number), database, number, unclaimed(model, fresh, False))
-        yield Step(REQUEUE, model.spent(next_round(after, database, number), REQUEUE.name), about)
+        after = _voided(next_round(after, database, number), database, row)
+        yield Step(REQUEUE, model.spent(after, REQUEUE.name), about)
     if open_ and model.may(state, DISCARD.name):
         laid = row._replace(state=DISCARDED, round=row.round + 1)
         after = with_row(cancelled(model, state, database, number), database, number, unclaimed(model, laid, False))
@@ -52,6 +77,17 @@ def _on_incoming(model: Model, state: State, database: int, number: int, row: Ro
         place = model.pair(row.message, row.queue)
         gone = (*state.gone[:place], row.state != SUPERSEDED or state.gone[place], *state.gone[place + 1 :])
         yield Step(PRUNE, model.spent(with_row(state, database, number, ())._replace(gone=gone), PRUNE.name), about)
+
+
+def _voided(state: State, database: int, row: Row) -> State:
+    """Fresh attempts are granted: runs that began before count no more."""
+
+    def same(one: Report | Consumer, key: int) -> bool:
+        return one.database == database and key == row.key
+
+    reports = [one._replace(void=True) if same(one, one.key) else one for one in state.reports]
+    consumers = [one._replace(void=True) if one.row and same(one, one.row.key) else one for one in state.consumers]
+    return state._replace(reports=tuple(sorted(reports)), consumers=tuple(consumers))
 
 
 def takes_verbs(model: Model, state: State, database: int, number: int) -> bool:
@@ -95,9 +131,7 @@ def _on_outgoing(model: Model, state: State, database: int, number: int, sent: O
         yield Step(PRUNE, model.spent(with_outgoing(state, database, number, ()), PRUNE.name), about)
 
 
-def _replayed(
-    model: Model, state: State, database: int, number: int, sent: Outgoing, anew: Outgoing
-) -> State | None:
+def _replayed(model: Model, state: State, database: int, number: int, sent: Outgoing, anew: Outgoing) -> State | None:
     """Send it again, and with it the rounds that are under way."""
     ghosts = list(state.lost)
     if sent.inbox:

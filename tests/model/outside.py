@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from tests.model.invariants import is_somewhere
 from tests.model.protocol import Model, Step, action
 from tests.model.states import (
-    BATCH, FAILING, GOT, IDLE, RAN, RUNNING, Consumer, State, held_back,
+    BATCH,
+    FAILING,
+    GOT,
+    IDLE,
+    RAN,
+    RUNNING,
+    Consumer,
+    State,
+    held_back,
 )  # fmt: skip
 
 PURGE = action("the broker loses what is ready", "operator")

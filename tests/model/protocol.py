@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tests.model.states import (
-    ANONYMOUS, AWAITING, BATCH, PENDING, RUNNING, Consumer, Database, Outgoing, Relay, Row, State,
+    ANONYMOUS,
+    AWAITING,
+    BATCH,
+    PENDING,
+    RUNNING,
+    Consumer,
+    Database,
+    Outgoing,
+    Relay,
+    Row,
+    State,
 )  # fmt: skip
 
 # What the release before does otherwise. The same words name mutants, which everybody follows.
@@ -203,7 +213,6 @@ class Model:
         if old or row.at_broker is None:
             return self.of.atomic
         return row.at_broker
-
 
 
 # Rows

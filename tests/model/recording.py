@@ -6,7 +6,17 @@ from typing import NamedTuple
 
 from tests.model.protocol import Model, next_round, number_of, row_of, with_row
 from tests.model.states import (
-    ANONYMOUS, AWAITING, FAILED, OUTAGE, PROCESSED, PROCESSING, RETRYING, Consumer, Copy, Row, State,
+    ANONYMOUS,
+    AWAITING,
+    FAILED,
+    OUTAGE,
+    PROCESSED,
+    PROCESSING,
+    RETRYING,
+    Consumer,
+    Copy,
+    Row,
+    State,
 )  # fmt: skip
 
 RUN, DONE, CRASHED, COUNTED = "run", "done", "crashed", "counted"
@@ -43,25 +53,22 @@ def _find(model: Model, state: State, database: int, consumer: Consumer) -> Foun
         for number, row in enumerate(state.databases[database].inbox, 1)
         if row and row.key >= ANONYMOUS and row.queue == copy.queue and row.state == PROCESSING
     ]
-    alike = [one for one in alike if _may_adopt(model, one.row, consumer)]
-    unfinished = next((one for one in alike if one.row and (not one.row.token or one.row.lapsed)), None)
-    if unfinished:
-        return unfinished
-    if model.of.atomic and not copy.dead:
-        claimed = [one for one in alike if one.row and one.row.round == 1]
-        ours = next((one for one in claimed if one.row and one.row.token == consumer.waiting), None)
-        if claimed:
-            return ours or Found(blocked=True)
+    ours = next((one for one in alike if one.row and one.row.token and one.row.token == consumer.waiting), None)
+    found = ours or next((one for one in alike if one.row and _may_adopt(model, one.row, consumer)), None)
+    if found:
+        return found
+    if not copy.dead and any(one.row and model.comes_again(one.row, consumer.old) for one in alike):
+        return Found(blocked=True)  # perhaps its own last run, whose crash is about to be recorded
     return Found(database)
 
 
-def _may_adopt(model: Model, row: Row | tuple[()], consumer: Consumer) -> bool:
-    """Whether the broker still has the message of a row, so that this delivery may be it."""
-    assert row
+def _may_adopt(model: Model, row: Row, consumer: Consumer) -> bool:
+    """Whether nobody runs a row and the broker still has its message, so that this delivery may be it."""
+    if row.token and not row.lapsed:
+        return False
     if model.deviates(consumer.old, "adopt anything"):
         return True
-    at_broker = model.of.atomic if row.at_broker is None else row.at_broker
-    return row.round == 1 and (not row.token or at_broker)
+    return row.round == 1 and (not row.token or model.comes_again(row, consumer.old))
 
 
 def gate(model: Model, row: Row, copy: Copy) -> str:
@@ -135,7 +142,8 @@ def succeed(model: Model, state: State, consumer: Consumer) -> State:
     assert seen
     row = row_of(state, consumer.database, consumer.number) or seen
     before = seen.attempts if model.deviates(old, "success overwrites the count") else row.attempts
-    done = unclaimed(model, row._replace(state=PROCESSED, attempts=before + 1), False)
+    # Who has the message is left standing: it tells later that it came again.
+    done = row._replace(state=PROCESSED, attempts=before + 1, token=0, lapsed=0, started=False, interrupted=False)
     state = model.owe(state, seen.message, seen.queue, -1)
     return with_row(state, consumer.database, consumer.number, done)
 

@@ -5,11 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.model.protocol import (
-    Model, Step, action, changed, outgoing_of, row_of, waits_for, with_outgoing, with_row,
+    Model,
+    Step,
+    action,
+    changed,
+    outgoing_of,
+    row_of,
+    waits_for,
+    with_outgoing,
+    with_row,
 )  # fmt: skip
 from tests.model.states import (
-    AWAITING, DISCARDED, FAILED, FRESH, IDLE, LEASED, PENDING, PUBLISHED, RETURNED, SENT,
-    Copy, Outgoing, Relay, State, held_back,
+    DISCARDED,
+    FAILED,
+    FRESH,
+    IDLE,
+    LEASED,
+    PENDING,
+    PUBLISHED,
+    RETURNED,
+    SENT,
+    Copy,
+    Outgoing,
+    Relay,
+    State,
+    held_back,
 )  # fmt: skip
 
 ROWS = "models.outbox.PublishedMessageQuerySet"
@@ -155,6 +175,3 @@ def _rows(state: State) -> Iterator[tuple[int, int, Outgoing]]:
 
 def _with(state: State, index: int, relay: Relay) -> State:
     return state._replace(relays=(*state.relays[:index], relay, *state.relays[index + 1 :]))
-
-
-__all__ = ["AWAITING", "leases", "publish", "relaying"]

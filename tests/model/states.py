@@ -22,6 +22,7 @@ BATCH = "batch"
 
 ANONYMOUS = 10  # keys from here on were drawn, for messages without an id
 FRESH = 900  # a new token or key in this step; `canonical()` gives it a small number
+UNCLAIMED_RUN = 500  # and its round: the run of a round without a claim
 OUTAGE = 2  # how a claim lapsed: in an outage of the database that the sweeper knows of
 
 
@@ -98,7 +99,8 @@ class Consumer(NamedTuple):
     run: int = 0
     waiting: int = 0  # a claim of ours that runs nothing
     elsewhere: tuple[int, int, Row] | tuple[()] = ()
-    before: tuple[int, ...] = ()  # claims of the same content that were there when it began
+    before: tuple[int, ...] = ()  # rows of the same content that were there when it began
+    void: bool = False  # an operator has requeued the message since
     stopping: bool = False
     home: int = 0  # the handler's database
     old: bool = False
@@ -115,6 +117,7 @@ class Report(NamedTuple):
     token: int
     run: int
     before: tuple[int, ...]
+    void: bool = False
     row: int = 0
 
 
@@ -194,9 +197,9 @@ def _is_in_order(state: State) -> bool:
             if one.token > last + 1 or one.before or one.elsewhere or (one.row and one.row.key > key + 1):
                 return False
             last = max(last, one.token)
-            if one.run > last + 1 or one.waiting > max(last, one.run) + 1 or (one.row and one.row.token != one.token):
+            if one.waiting > last + 1 or (one.row and one.row.token != one.token):
                 return False
-            last = max(last, one.run, one.waiting)
+            last = max(last, one.waiting)
     return True
 
 
@@ -222,6 +225,8 @@ class _Names:
         self._known = set(tokens)
 
     def token(self, token: int) -> int:
+        if UNCLAIMED_RUN < token < FRESH:
+            return token
         return self._tokens.setdefault(token, len(self._tokens))
 
     def key(self, key: int) -> int:
