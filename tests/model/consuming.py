@@ -168,7 +168,8 @@ def _known(model: Model, state: State, index: int, one: Consumer, found) -> Iter
             renewed = row._replace(lapsed=0)
             after = with_row(state, database, found.number, renewed)
             mine = one._replace(phase=CLAIMED, database=database, number=found.number, row=renewed, token=row.token)
-            yield Step(GO_ON, with_consumer(after, index, mine._replace(run=row.token, waiting=0)))
+            mine = mine._replace(run=row.token, waiting=0, elsewhere=_left_over(state, database, row))
+            yield Step(GO_ON, with_consumer(after, index, mine))
         return
     verdict = gate(model, row, copy)
     if verdict == DONE:
@@ -177,12 +178,13 @@ def _known(model: Model, state: State, index: int, one: Consumer, found) -> Iter
         return
     elif verdict == COUNTED:
         after = _gone_on(model, state, database, found.number, row._replace(message=copy.message), one.old)
-        yield Step(COUNT_ON, with_consumer(after, index, one._replace(phase=RECORDED)))
+        yield Step(COUNT_ON, with_consumer(after, index, _ended(state, one, database, row)))
     elif verdict == CRASHED:
         after = abandoned(model, state, database, found.number, one.old, copy)
-        yield Step(COUNT_ABANDONED, with_consumer(after, index, one._replace(phase=RECORDED)))
+        yield Step(COUNT_ABANDONED, with_consumer(after, index, _ended(state, one, database, row)))
     elif database == one.home:
-        mine = one._replace(database=database, number=found.number, row=row)
+        left = _left_over(state, database, row)
+        mine = one._replace(database=database, number=found.number, row=row, elsewhere=left)
         yield from _enter(model, state, index, mine)
     else:
         new = Row(row.message, row.key, row.queue, round=row.round, attempts=row.attempts)
@@ -204,18 +206,27 @@ def _adopted(state: State, found, copy: Copy) -> State:  # type: ignore[no-untyp
 
 
 def _done(model: Model, state: State, index: int, one: Consumer, found) -> Iterator[Step]:  # type: ignore[no-untyped-def]
-    row, copy = found.row, one.copies[0]
+    row = found.row
     if not row.content and not model.deviates(one.old, "content is not brought"):
         if model.is_locked(state, found.database, row.queue, row.key):
             return
         state = with_row(state, found.database, found.number, row._replace(content=True))
-    after = one._replace(phase=RECORDED)
-    if copy.round > 1 and not model.deviates(one.old, "handler's database alone"):
-        for database in range(len(state.databases)):
-            number = number_of(state, database, row.queue, row.key) if database != found.database else 0
-            if number and (old := row_of(state, database, number)) and old.state in AWAITING:
-                after = one._replace(phase=MOVING, elsewhere=(database, number, old))
-    yield Step(ACK_UNRUN, with_consumer(state, index, after))
+    yield Step(ACK_UNRUN, with_consumer(state, index, _ended(state, one, found.database, row)))
+
+
+def _ended(state: State, one: Consumer, database: int, row: Row) -> Consumer:
+    """A consumer whose delivery was answered for by a row; others that wait for it are retired first."""
+    left = _left_over(state, database, row)
+    return one._replace(phase=MOVING, elsewhere=left) if left else one._replace(phase=RECORDED)
+
+
+def _left_over(state: State, but: int, row: Row) -> tuple[int, int, Row] | tuple[()]:
+    """A row of the same message that still waits in another database."""
+    for database in range(len(state.databases)):
+        number = number_of(state, database, row.queue, row.key) if database != but else 0
+        if number and (other := row_of(state, database, number)) and other.state in AWAITING:
+            return (database, number, other)
+    return ()
 
 
 def _dead(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:
@@ -337,7 +348,7 @@ def _absorbed(model: Model, state: State, index: int, one: Consumer) -> State | 
     if not mine.attempts:
         return None
     after = _gone_on(model, state, one.database, one.number, mine, one.old)
-    return with_consumer(after, index, one._replace(phase=RECORDED))
+    return with_consumer(after, index, one._replace(phase=RECORDED, run=0))
 
 
 def _look_again(state: State, index: int, one: Consumer, *, waiting: int = 0) -> State:
@@ -362,7 +373,9 @@ def _running_phase(model: Model, state: State, index: int, one: Consumer) -> Ite
         yield Step(HANDLE, with_consumer(after, index, one._replace(phase=RAN)))
     if model.may(state, AWAY.name):
         # What is rolled back because the database went away is held, and goes on under its claim.
-        away = _look_again(model.owe(state, row.message, row.queue, -1), index, one, waiting=one.token)
+        away = _look_again(
+            state if one.token else model.owe(state, row.message, row.queue, -1), index, one, waiting=one.token
+        )
         yield Step(AWAY, model.spent(away, AWAY.name))
 
 

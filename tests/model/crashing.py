@@ -92,8 +92,11 @@ def _forgiven(model: Model, state: State, one: Consumer, *, claimed: bool) -> St
     if one.phase == BATCH:
         for copy in one.copies:
             state = model.owe(state, copy.message, copy.queue, -1)
-    elif one.phase in (RUNNING, RAN, FAILING) and one.row and (claimed or not one.token):
-        state = model.owe(state, one.row.message, one.row.queue, -1)
+    elif one.phase in (RUNNING, RAN, FAILING) and one.row:
+        row = row_of(state, one.database, one.number)
+        stands = bool(row) and row.state == PROCESSING and row.token == one.token
+        if (claimed and stands) or not one.token:
+            state = model.owe(state, one.row.message, one.row.queue, -1)
     return state
 
 
@@ -140,7 +143,8 @@ def _recorded(model: Model, state: State, report: Report, old: bool) -> State:
     database, number = report.database, number_of(state, report.database, report.queue, report.key)
     row = row_of(state, database, number)
     if not row:
-        return _recorded_unknown(model, state, report)
+        elsewhere = _known_elsewhere(model, state, report, old)
+        return _recorded_unknown(model, state, report) if elsewhere is None else elsewhere
     has_identity = not model.deviates(old, "reports without identity")
     if has_identity and report.run in row.runs:
         bare = row.state == PROCESSING and not row.token and not row.content and row.key >= ANONYMOUS
@@ -162,6 +166,21 @@ def _recorded(model: Model, state: State, report: Report, old: bool) -> State:
     if row.state == PROCESSING and model.comes_again(row, old):
         return with_row(fewer, database, number, unclaimed(model, counted, False))
     return consequence(model, fewer, database, number, counted, old)
+
+
+def _known_elsewhere(model: Model, state: State, report: Report, old: bool) -> State | None:
+    """The handler has another database since, where its message is recorded: the crash is counted there."""
+    for database in range(len(state.databases)):
+        if (
+            database != report.database
+            and report.key < ANONYMOUS
+            and not model.deviates(old, "handler's database alone")
+        ):
+            if row := row_of(state, database, number_of(state, database, report.queue, report.key)):
+                if model.is_locked(state, database, row.queue, row.key):
+                    raise Locked
+                return _recorded(model, state, report._replace(database=database), old)
+    return None
 
 
 def _recorded_unknown(model: Model, state: State, report: Report) -> State:
@@ -202,9 +221,9 @@ def _settled(model: Model, state: State, report: Report, number: int) -> State |
             if own:
                 return with_row(state, report.database, number, ())
             return model.owe(state, row.message, row.queue, -1)
-        ended = (
-            ended or row.state in (FAILED, REQUEUED, DISCARDED) or (row.state == PROCESSED and row.at_broker is True)
-        )
+        # An ordinary first delivery of another message with the same content claims nothing, and has one round.
+        came = row.state == PROCESSED and (row.at_broker is True or row.round > 1)
+        ended = ended or row.state in (FAILED, REQUEUED, DISCARDED) or came
     if not ended:
         return None
     return with_row(state, report.database, number, ()) if own else state

@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterator
 from tests.model.protocol import Model
 from tests.model.states import (
     ANONYMOUS,
+    CLAIMED,
+    MOVING,
+    RECORDED,
+    SENT,
     AWAITING,
     DISCARDED,
     FAILED,
@@ -19,6 +23,8 @@ from tests.model.states import (
     Row,
     State,
 )  # fmt: skip
+
+ENDING = (CLAIMED, MOVING, RECORDED)
 
 SOMEWHERE = "always somewhere"
 ONE_EFFECT = "one effect"
@@ -44,7 +50,11 @@ def broken(model: Model, state: State, *, at_rest: bool) -> Iterator[str]:
     if state.early:
         yield ROUNDS
     if at_rest:
-        if any(not state.lost[model.pair(*pair)] and not _has_ended(model, state, *pair) for pair in pairs) or any(_is_unfinished(model, state, row) for _, row in _rows(state)) or _is_pending(state):
+        if (
+            any(not state.lost[model.pair(*pair)] and not _has_ended(model, state, *pair) for pair in pairs)
+            or any(_is_unfinished(model, state, row) for _, row in _rows(state))
+            or _is_pending(state)
+        ):
             yield FINISHED
         if any(not _has_way_out(model, state, place, row) for place, row in _rows(state)):
             yield WAY_OUT
@@ -62,8 +72,11 @@ def _effects(model: Model, state: State, pairs: list[tuple[int, int]]) -> Iterat
                 yield RECORD
 
 
-def is_somewhere(model: Model, state: State, message: int, queue: int) -> bool:
-    """Whether a message is in the outbox, at the broker, or recorded as ended, for this queue."""
+def is_somewhere(model: Model, state: State, message: int, queue: int, *, surely: bool = False) -> bool:
+    """Whether a message is in the outbox, at the broker, or recorded as ended, for this queue.
+
+    `surely`: a delivery that is about to be acknowledged is nowhere.
+    """
     if state.gone[model.pair(message, queue)]:
         return True
     fence = 0
@@ -75,18 +88,25 @@ def is_somewhere(model: Model, state: State, message: int, queue: int) -> bool:
         if row.state == PROCESSING and row.token and row.content and not _comes_again(model, row):
             return True
         fence = max(fence, row.round)
-    return _is_on_its_way(model, state, message, queue, fence)
+    return _is_on_its_way(state, message, queue, fence, surely=surely)
 
 
-def _is_on_its_way(model: Model, state: State, message: int, queue: int, fence: int) -> bool:
+def _is_on_its_way(state: State, message: int, queue: int, fence: int, *, surely: bool) -> bool:
+    but = ENDING if surely else ()
+    sent_already = [relay.row.message for relay in state.relays if relay.row and relay.phase == SENT] if surely else []
     for database in state.databases:
         for sent in database.outbox:
             if sent and sent.message == message and sent.queue in (0, queue):
                 if sent.state in (FAILED, DISCARDED) and not sent.inbox:
                     return True
-                if sent.state == PENDING and (sent.round >= fence or not sent.key):
+                if sent.state == PENDING and (sent.round >= fence or not sent.key) and message not in sent_already:
                     return True
-    held = [copy for one in state.consumers if one.live for copy in (one.copies[1:] if one.acked else one.copies)]
+    held = [
+        copy
+        for one in state.consumers
+        if one.live and one.phase not in but
+        for copy in (one.copies[1:] if one.acked else one.copies)
+    ]
     return any(
         copy.message == message and copy.queue == queue and (copy.round >= fence or not copy.key)
         for copy in (*state.broker, *held)

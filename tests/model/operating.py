@@ -115,7 +115,7 @@ def cancelled(model: Model, state: State, database: int, number: int) -> State:
 def _on_outgoing(model: Model, state: State, database: int, number: int, sent: Outgoing) -> Iterator[Step]:
     about = f"message {sent.message}, round {sent.round}"
     anew = sent._replace(state=PENDING, token=0, lapsed=False, epoch=sent.epoch + 1)
-    if sent.state == PUBLISHED and model.may(state, REPLAY.name):
+    if sent.state == PUBLISHED and model.may(state, REPLAY.name) and not any(state.gone):  # dedupe has a memory
         after = _replayed(model, state, database, number, sent, anew)
         if after is not None:
             yield Step(REPLAY, model.spent(after, REPLAY.name), about)
@@ -145,9 +145,23 @@ def _replayed(model: Model, state: State, database: int, number: int, sent: Outg
     if "replay of round 1 only" not in model.mutants:
         for other, one in enumerate(state.databases):
             for place, row in enumerate(one.inbox, 1):
-                if row and row.key == sent.key and sent.key and _is_under_way(row) and not unsent(state, other, place):
-                    after = next_round(after, other, place)
+                if row and row.key == sent.key and sent.key and _is_under_way(row):
+                    after = _round_sent_again(model, after, other, place)
     return after._replace(lost=tuple(ghosts))
+
+
+def _round_sent_again(model: Model, state: State, database: int, number: int) -> State:
+    """The round that a message is in, once more. One that a relay may be sending just now is not marked by that."""
+    pending = unsent(state, database, number)
+    if not pending:
+        return next_round(state, database, number)
+    if "a round under way is not replayed" not in model.mutants:
+        for place in pending:
+            sent = outgoing_of(state, database, place)
+            assert sent
+            anew = sent._replace(token=0, lapsed=False, epoch=sent.epoch + 1)
+            state = with_outgoing(state, database, place, anew)
+    return state
 
 
 def _is_under_way(row: Row) -> bool:

@@ -63,7 +63,7 @@ def _failed_over(model: Model, state: State) -> State:
     lost = list(state.lost)
     for message in published:
         for queue in range(1, model.of.queues + 1):
-            if not is_somewhere(model, after, message, queue):
+            if not is_somewhere(model, after, message, queue, surely=True):
                 lost[model.pair(message, queue)] = True
     return after._replace(lost=tuple(lost))
 

@@ -49,6 +49,7 @@ BACK_OFF = action("back off", "progress", f"{ROWS}.back_off")
 FAIL = action("fail the outgoing row", "progress", f"{ROWS}.fail", "models.published.PublishedMessage.fail_round")
 DIE = action("a relay dies", "trouble")
 LAPSE = action("a lease lapses", "trouble", f"{ROWS}.renew")
+LAPSE_LEFT = action("a lease of nobody lapses", "progress")
 
 
 def publish(model: Model, state: State) -> Iterator[Step]:
@@ -80,7 +81,7 @@ def leases(model: Model, state: State) -> Iterator[Step]:
         if row.state == PENDING and row.token and not row.lapsed:
             about, after = f"message {row.message}", with_outgoing(state, database, number, row._replace(lapsed=True))
             if (database, number, row.token) not in held:  # left behind by a failover
-                yield Step(LAPSE, after, about)
+                yield Step(LAPSE_LEFT, after, about)
             elif model.may(state, LAPSE.name):
                 yield Step(LAPSE, model.spent(after, LAPSE.name), about)
 
