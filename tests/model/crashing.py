@@ -291,7 +291,7 @@ def _stopping(model: Model, state: State, index: int, one: Consumer, about: str)
         yield Step(KILLED, left, about)
         return
     yield Step(RELEASE, _released(model, left, one), about)
-    yield Step(KILLED, back, about)
+    yield Step(KILLED, left, about)
 
 
 def _released(model: Model, state: State, one: Consumer) -> State:

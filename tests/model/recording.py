@@ -131,8 +131,6 @@ def abandoned(model: Model, state: State, database: int, number: int, old: bool,
         state = model.owe(state, row.message, row.queue, -1)
         counted = row._replace(attempts=row.attempts + 1, runs=(*row.runs, row.token))
         return consequence(model, state, database, number, counted, old)
-    if row.started:
-        state = model.owe(state, row.message, row.queue, -1)
     return again(model, state, database, number, row, old)
 
 

@@ -113,7 +113,11 @@ def _sent(model: Model, state: State, index: int, relay: Relay) -> Iterator[Step
     marked = after
     if row and row.state != PUBLISHED:
         by_number = model.deviates(relay.old, "mark by number alone")
-        same_id = by_number or row.message == leased.message or not model.of.identified
+        same_round = (row.round, row.queue) == (
+            leased.round,
+            leased.queue,
+        ) or "rounds are marked alike" in model.mutants
+        same_id = by_number or (same_round and (row.message == leased.message or not model.of.identified))
         same_sending = by_number or row.epoch == leased.epoch or model.deviates(relay.old, "no epoch")
         ours = not model.deviates(relay.old, "only the lease's holder marks") or row.token == leased.token
         if same_id and same_sending and ours:
