@@ -250,7 +250,11 @@ def claims(model: Model, state: State) -> Iterator[Step]:
                 for step in _lapsing(model, state, database, number, row, held):
                     yield step._replace(about=about)
                 for by in {other.old for other in state.consumers}:
-                    if row.lapsed and row.content and not model.comes_again(row, by):
+                    if (
+                        row.lapsed
+                        and row.content
+                        and (not model.comes_again(row, by) or "sweep what comes again" in model.mutants)
+                    ):
                         if not model.is_locked(state, database, row.queue, row.key):
                             yield Step(SWEEP, abandoned(model, state, database, number, by), about)
 

@@ -54,9 +54,10 @@ def _failed_over(model: Model, state: State) -> State:
     after = state._replace(databases=(*state.replica, *state.databases[1:]), replica=())
     consumers = []
     for one in state.consumers:
-        if one.phase in (RUNNING, FAILING, BATCH) and model.of.atomic:
-            back = Consumer(GOT, one.copies, one.live, one.acked, again=True, alone=True, waiting=one.token)
-            one = back._replace(home=one.home, old=one.old, stopping=one.stopping)  # noqa: PLW2901
+        if one.phase == BATCH:
+            one = Consumer(GOT, one.copies, one.live, alone=True, home=one.home, old=one.old)  # noqa: PLW2901
+        elif one.phase == RUNNING and model.of.atomic:  # its error is recorded where it began, if that still stands
+            one = one._replace(phase=FAILING)  # noqa: PLW2901
         consumers.append(one)
     after = after._replace(consumers=tuple(consumers))
     published = range(model.of.messages - state.unpublished)

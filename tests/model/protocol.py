@@ -208,8 +208,6 @@ class Model:
         """Whether the broker still has a claimed message, and only its content tells which row it belongs to."""
         if row.key < ANONYMOUS or row.round != 1:
             return False
-        if self.deviates(old, "sweep what comes again") and not old:
-            return False
         if old or row.at_broker is None:
             return self.of.atomic
         return row.at_broker
