@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 from django.db import InterfaceError, InternalError, OperationalError, connections, transaction
+from django.db.models import F
 
-from messaging import conf, failures, signals
+from messaging import conf, failures, signals, unrun
 from messaging.clock import Now
-from messaging.database import close_old, is_conflict, is_database_error, is_lost, reconnect
+from messaging.database import Local, close_old, is_conflict, is_database_error, is_lost, reconnect, was_idle
 from messaging.envelope import Envelope
 from messaging.exceptions import DatabaseUnavailable
-from messaging.execution import proven_commit, refuse_doomed
+from messaging.execution import proven_commit
 from messaging.failures import Failure
+from messaging.handlers import Handler
 from messaging.inbox import AlreadyRecorded, Place, SetAside
 from messaging.killpoints import kill_point
 from messaging.logs import one_line
@@ -28,6 +32,8 @@ logger = logging.getLogger("messaging.processor")
 State = ProcessedMessage.State
 RERUNS = 3  # immediate ones, after a deadlock or a serialization failure
 DEFAULT_DELIVERY_LIMIT = 20  # RabbitMQ 4's, on queues whose limit we did not set
+WAITS_TO_BEGIN = "is claimed and waits to begin", "begins now"
+WAITS_TO_BE_RECORDED = "has run and waits to be recorded", "is recorded now"
 DELIVERY_COUNT = "x-delivery-count"
 
 
@@ -48,21 +54,88 @@ class Attempts:
         """
         station = self._station
         if _near_limit(work.envelope, station.settings.queue(work.queue)):
-            failures.send_round(place, station.worker, work.database)
+            with station.claims.held(place.token, work.database):
+                failures.send_round(place, station.worker, work.database)
             return
-        if (work.redelivered or not work.handler.atomic) and place.token is None:
-            place.claim(work.database, station.worker, station.settings.lease)
+        is_claimed = place.token is not None and not work.left_over
+        # A failed one runs where the inbox was set back: as a claim, since its round has had its attempt.
+        needs_claim = work.redelivered or not work.handler.atomic or work.left_over or State.FAILED in place.sources
+        if needs_claim and not is_claimed:
+            was_new = place.is_new
+            with station.claims.held(place.token, work.database):
+                self._claim(work, place)
             kill_point("processor.claimed")
-        started = time.time()
-        # In the ledger until the attempt is recorded: a process that dies before has an attempt to be counted.
-        with (
-            station.claims.held(place.token, work.database),
-            station.running(work.entry(station, place, started)) as work.lift,
-        ):
+            if was_new and work.envelope.key is None and self._absorb(work, place):
+                return
+        if work.left_over:
+            self._retire_others(work, place)
+        name = work.name if place.token else ""
+        with station.claims.held(place.token, work.database, name=name, at_broker=work.handler.atomic):
             if not work.handler.atomic:
                 work.ack()
                 work.acked = True
-            self._try(work, place, started)
+                work.envelope.belongs_to(place.row.key)
+                station.claims.bind(place.token)
+            if place.token is not None:
+                self._begin(work, place)
+            started = time.time()
+            # In the ledger until the attempt is recorded: a process that dies before has an attempt to be counted.
+            with station.running(work.entry(station, place, started)) as work.lift:
+                self._try(work, place, started)
+
+    def _begin(self, work: Work, place: Place) -> None:
+        """Commit that the handler of a claim begins: what dies before has cost no attempt.
+
+        Raises AlreadyRecorded when the claim was lost meanwhile, and DatabaseUnavailable where the broker keeps it.
+        """
+
+        def write() -> None:
+            changes: dict[str, Any] = {"interrupted": True} if self._station.claims.are_interrupted else {}
+            changes["started_at"] = Now()
+            if not place.row.move(State.PROCESSING, round=place.row.round, token=place.token, **changes):
+                raise AlreadyRecorded
+
+        if work.acked:
+            self._insist(work, write, WAITS_TO_BEGIN)
+        else:
+            self._station.outages.steadily(work.database, write)
+
+    def _retire_others(self, work: Work, place: Place) -> None:
+        """Take a message over from other databases before it runs: whoever changes a row of it first has it.
+
+        The claim is new, made after their rows were read: two processes cannot take it over from each other.
+        """
+        with self._station.claims.held(place.token, work.database):
+            try:
+                self._station.elsewhere.retire(work.left_over, work.database)
+            except AlreadyRecorded as error:
+                raise SetAside from error  # which keeps the claim: it may go on
+        kill_point("processor.moved")
+
+    def _claim(self, work: Work, place: Place) -> None:
+        """Claim it under a token that is known before: where the commit's answer is lost, the claim is ours still."""
+        station, token = self._station, uuid.uuid4()
+        try:
+            with station.claims.held(token, work.database):
+                place.claim(
+                    work.database,
+                    station.worker,
+                    station.settings.lease,
+                    at_broker=work.handler.atomic,
+                    token=token,
+                )
+        except SetAside:  # surely not made
+            station.claims.take(token)
+            raise
+
+    def _absorb(self, work: Work, place: Place) -> bool:
+        """Whether a crash of this message, which has no id, was counted before it was claimed: it goes round then.
+
+        Whoever counts it looks for this claim in turn; see `crashes`.
+        """
+        station = self._station
+        with station.claims.held(place.token, work.database):
+            return unrun.absorb_crash(place, work.envelope, work.handler, station.worker, station.settings)
 
     def _try(self, work: Work, place: Place, started: float) -> None:
         for rerun in range(RERUNS + 1):
@@ -72,6 +145,7 @@ class Attempts:
             except (AlreadyRecorded, SetAside, DatabaseUnavailable):
                 raise
             except BaseException as error:  # noqa: BLE001  SystemExit is a failed attempt as well
+                self._station.claims.end_here()
                 kill_point("processor.rolled_back")
                 self._station.outages.raise_if_away(error, work.database)
                 if rerun == RERUNS or not _worth_rerunning(error, place, work.database):
@@ -87,7 +161,7 @@ class Attempts:
         if work.handler.atomic:
             self._run_atomic(work, place, message, last_resort=last_resort)
         else:
-            self._call(work, message, uuid.uuid5(place.row.key, work.handler.name))
+            self._call(work, message, _cause(place.row, work.handler), place.row.derivation)
             kill_point("processor.handled")
             self._finish_claimed(work, place)
         kill_point("processor.committed")
@@ -98,32 +172,35 @@ class Attempts:
         # locks everybody out: so the first run begins as a reader, and a rerun as a writer.
         mode = "IMMEDIATE" if last_resort else "DEFERRED"
         first = inserts_first(work.database)
-        with place.tentative(), proven_commit(work.database, message, mode=mode):
+        with place.tentative(), proven_commit(work.database, message, mode=mode) as proof:
             if first:
-                self._write_processed(place, work)
-            self._call(work, message, None)
+                self._write_processed(place, work, proof.local(work.handler.timeout))
+                proof.recorded(place.row)
+            self._call(work, message)
             kill_point("processor.handled")
-            refuse_doomed(work.database, place.row if first else None)
+            proof.refuse_other()
             if not first:
                 self._write_processed(place, work)
 
-    def _call(self, work: Work, message: ReceivedMessage, cause: uuid.UUID | None) -> None:
+    def _call(
+        self, work: Work, message: ReceivedMessage, cause: uuid.UUID | None = None, derivation: int | None = None
+    ) -> None:
         handler = work.handler
-        context = Running(message, handler.database, handler.atomic, cause)
+        context = Running(message, handler.database, handler.atomic, cause, derivation)
         self._station.call(handler, [message] if handler.batch is not None else message, context)
 
     def _finish_claimed(self, work: Work, place: Place) -> None:
         """Record the end of a handler without a transaction: its work is done and must not run again, so this waits."""
 
         def write() -> None:
-            with transaction.atomic(using=work.database):
+            with place.tentative(), transaction.atomic(using=work.database):
                 self._write_processed(place, work)
 
-        self._insist(work, write)
-
-    def _insist(self, work: Work, write: Callable[[], object]) -> None:
-        """Commit what nothing but this thread knows, however long the database or a lock is in the way."""
         work.lift()
+        self._insist(work, write, WAITS_TO_BE_RECORDED)
+
+    def _insist(self, work: Work, write: Callable[[], object], words: tuple[str, str]) -> None:
+        """Commit what nothing but this thread knows, however long the database or a lock is in the way."""
         waits = False
         while True:
             close_old()  # the connection may have been idle for hours, or left behind unfit by the handler
@@ -135,18 +212,20 @@ class Attempts:
                 if is_lost(error, work.database):
                     reconnect(work.database)
                 if not waits:
-                    logger.warning("%s has run and waits to be recorded: %s", work.name, one_line(error))
+                    logger.warning("%s %s: %s", work.name, words[0], one_line(error))
                 waits = True
             time.sleep(1)
         if waits:
-            logger.warning("%s is recorded now.", work.name)
+            logger.warning("%s %s.", work.name, words[1])
 
-    def _write_processed(self, place: Place, work: Work) -> None:
+    def _write_processed(self, place: Place, work: Work, local: Local = ()) -> None:
+        was_new = place.is_new
         place.write(
             work.database,
+            local=local,
             state=State.PROCESSED.value,  # plain text, which drivers take as it is
             processed_at=Now(),
-            attempts=place.row.attempts + 1,
+            attempts=1 if was_new else F("attempts") + 1,  # a crash may have been counted meanwhile
             handler=work.handler.name[:255],
             worker=self._station.worker,
             error="",
@@ -154,23 +233,46 @@ class Attempts:
             lease_token=None,
             leased_until=None,
         )
+        if not was_new:
+            place.row.attempts += 1
 
     def _record(self, place: Place, failure: Failure, work: Work) -> None:
         """Record a failure. What was acknowledged already cannot be held, so it waits for the database here."""
         work.lift()
 
         def write() -> None:
-            failures.record(place, failure, work.database, self._station.settings)
+            try:
+                failures.record(place, failure, work.database, self._station.settings)
+            except AlreadyRecorded:
+                with transaction.atomic(using=work.database):
+                    if not place.take_back(work.database, self._station.worker):
+                        raise
+                    failures.record(place, failure, work.database, self._station.settings)
 
         if work.acked:
-            self._insist(work, write)
+            self._insist(work, write, WAITS_TO_BE_RECORDED)
         else:
             self._station.outages.steadily(work.database, write)
         kill_point("processor.recorded")
 
 
+def _cause(row: ProcessedMessage, handler: Handler) -> uuid.UUID:
+    """What the ids derive from that it publishes outside a transaction: this message in this queue, and this handler.
+
+    Those of a message that the release before recorded stay what they were: it may have published some of them.
+    """
+    if row.derivation is None:
+        return uuid.uuid5(row.key, handler.name)
+    return uuid.uuid5(row.key, json.dumps([row.alias, row.queue, handler.name]))
+
+
 def _worth_rerunning(error: BaseException, place: Place, database: str) -> bool:
-    """After a conflict, a connection that was lost while the database is up, or a value that can be written escaped."""
+    """After a conflict, a connection that was lost while the database is up, or a value that can be written escaped.
+
+    Not after a handler that slept for longer than the server lets it: that used its time up.
+    """
+    if was_idle(error):
+        return False
     if is_lost(error, database):
         reconnect(database)
         return True

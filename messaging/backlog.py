@@ -53,7 +53,7 @@ class Backlog:
         self._waiting: dict[str, Line] = {}  # in the order of their turns
         self._aside: list[_Aside] = []
         self._order = itertools.count()
-        self._running = self._atomic_running = 0
+        self._running = self._atomic_running = self._held_running = 0
         self._is_alone = self._is_held = self._is_closed = False
         self._suspect_since: float | None = None
         self._unstarted: set[tuple[str, str, str | None, int]] = set()  # their identities
@@ -88,16 +88,18 @@ class Backlog:
         with self._changed:
             self._running -= 1
             self._atomic_running -= job.head.is_atomic
+            self._held_running -= job.held
             if job.is_alone:
                 self._is_alone = False
             if job.is_alone or self._suspect_since is not None:  # nothing else waits for the end of what runs
                 self._changed.notify_all()
 
-    def put_back(self, items: Iterable[Item], after: float = 0.0) -> None:
-        """Nothing was spent on these: offer them again after `after` seconds."""
+    def put_back(self, items: Iterable[Item], after: float = 0.0, *, held: bool = False) -> None:
+        """Nothing was spent on these: offer them again after `after` seconds; `held` where a transaction has them."""
         due = time.monotonic() + after
         with self._changed:
             for item in items:
+                item.is_held = held
                 heapq.heappush(self._aside, _Aside(due, next(self._order), item))
             self._changed.notify_all()
 
@@ -139,6 +141,13 @@ class Backlog:
         """How many deliveries have not started."""
         with self._changed:
             return sum(map(len, self._waiting.values())) + len(self._aside)
+
+    @property
+    def held(self) -> int:
+        """How many deliveries wait for another process's transaction, being tried again now and then."""
+        with self._changed:
+            aside = sum(one.item.is_held for one in self._aside)
+            return aside + sum(line.held for line in self._waiting.values()) + self._held_running
 
     def _find_handler(self, delivery: Delivery) -> Handler | None:
         try:
@@ -216,7 +225,8 @@ class Backlog:
 
     def _start(self, queue: str, line: Line) -> Job:
         items = line.take()
-        job = Job(items, is_alone=items[0].is_suspect)
+        job = Job(items, items[0].is_suspect, sum(item.is_held for item in items))
+        self._held_running += job.held
         self._waiting[queue] = self._waiting.pop(queue)  # its next turn comes after the others'
         self._running += 1
         self._atomic_running += job.head.is_atomic

@@ -12,8 +12,8 @@ from django.db import DatabaseError, connections
 
 from messaging import inbox, signals
 from messaging.clock import Now
-from messaging.database import brief_locks
-from messaging.execution import proven_commit, refuse_doomed
+from messaging.database import Local, brief_locks
+from messaging.execution import proven_commit
 from messaging.handlers import Handler
 from messaging.inbox import TWIN_WAIT
 from messaging.inserting import insert_values
@@ -33,6 +33,8 @@ def run_batch(station: Station, handler: Handler, works: Sequence[Work]) -> bool
     """
     keys = [work.envelope.key or uuid.uuid4() for work in works]
     if any(work.redelivered or work.envelope.row_key is not None for work in works) or len(set(keys)) < len(keys):
+        return False
+    if station.elsewhere.knows_any(handler.database, handler.queue, keys):
         return False
     started = time.time()
     with station.outages.watch(handler.database):
@@ -63,20 +65,23 @@ def _run(station: Station, handler: Handler, works: Sequence[Work], keys: Sequen
     messages = [ReceivedMessage(work.envelope, queue=work.queue) for work in works]
     with (
         station.running(works[0].entry(station, inbox.Place(witness), started, batch=len(works))),
-        proven_commit(database, f"a batch of {len(works)}", mode="DEFERRED"),
+        proven_commit(database, f"a batch of {len(works)}", mode="DEFERRED") as proof,
     ):
         if first:
-            _insert_all(works, keys, shared, database)
+            _insert_all(works, keys, shared, database, proof.local(handler.timeout))
+            proof.recorded(witness)
         station.call(handler, messages, Running(None, database, True, None))
         kill_point("processor.handled")
-        refuse_doomed(database, witness if first else None)
+        proof.refuse_other()
         if not first:
             _insert_all(works, keys, shared, database)
 
 
-def _insert_all(works: Sequence[Work], keys: Sequence[uuid.UUID], shared: Mapping[str, Any], database: str) -> None:
+def _insert_all(
+    works: Sequence[Work], keys: Sequence[uuid.UUID], shared: Mapping[str, Any], database: str, local: Local = ()
+) -> None:
     each = [{"key": key, **work.envelope.columns} for key, work in zip(keys, works, strict=True)]
-    with brief_locks(connections[database], TWIN_WAIT):
+    with brief_locks(connections[database], TWIN_WAIT, local):
         insert_values(ProcessedMessage, shared, each, database, lambda own: len(own["body"]))
 
 

@@ -17,12 +17,12 @@ from typing import Any, cast
 from django.db import connections
 from django.utils.autoreload import iter_all_python_module_files
 
-from messaging import exceptions
 from messaging.child_process import EXIT_CONFIGURATION, STOP_SIGNALS, VARIABLE
 from messaging.consumer import Consumer, Plan
-from messaging.exceptions import ConfigurationError, DatabaseUnavailable, MessagingError, TopologyError
+from messaging.deaths import Deaths
+from messaging.exceptions import ConfigurationError, TopologyError
 from messaging.garbage import set_loaded_aside
-from messaging.ledger import Entry, Ledger
+from messaging.ledger import Ledger
 from messaging.processor import Processor
 from messaging.relay import Relay
 
@@ -42,27 +42,32 @@ class Control(threading.Thread):
     Args:
         fd: the inherited socket.
         on_stop: called when the supervisor asks to stop.
+        on_release: called when it is about to kill this process.
     """
 
-    def __init__(self, fd: int, on_stop: Callable[[], None]) -> None:
+    def __init__(self, fd: int, on_stop: Callable[[], None], on_release: Callable[[], None]) -> None:
         super().__init__(name="messaging-control", daemon=True)
         os.set_inheritable(fd, False)
         # Never closed by this process: the supervisor sees its end in the process's end.
         self._reader = open(fd, "rb", closefd=False)  # noqa: SIM115
         self._writer = open(fd, "wb", closefd=False)  # noqa: SIM115
         self._on_stop = on_stop
+        self._on_release = on_release
         self._sending = threading.Lock()
 
-    def crashed(self) -> list[dict[str, str]]:
+    def crashed(self) -> list[dict[str, Any]]:
         """What the predecessors died of, as the supervisor says first. Call it before `start()`."""
-        crashed: list[dict[str, str]] = self._order()["crashed"]
+        crashed: list[dict[str, Any]] = self._order()["crashed"]
         return crashed
 
     def run(self) -> None:
         """Obey until the supervisor is gone."""
         while True:
-            if self._order().get("stop"):
+            order = self._order()
+            if order.get("stop"):
                 self._on_stop()
+            if order.get("release"):
+                self._on_release()
 
     def report(self, **facts: Any) -> None:
         """Tell the supervisor."""
@@ -100,7 +105,8 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
     role = json.loads(os.environ.pop(VARIABLE))
     _ignore_signals()
     stopping = threading.Event()
-    control = Control(role["control"], stopping.set)
+    release = _Release()
+    control = Control(role["control"], stopping.set, release.start)
     crashed = control.crashed()
     control.start()
     if reload and role["index"] == 0:
@@ -109,13 +115,17 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
     name = f"{socket.gethostname()[:150]}:{os.getpid()}:{secrets.token_hex(2)}"
     try:
         consumer = Consumer(plan, name, Ledger.attach(role["ledger"], role["slots"]))
-        _record_crashes(crashed, consumer.processor, control, stopping)
+        release.processor = consumer.processor
+        deaths = Deaths(crashed, consumer.processor, lambda: control.report(recorded=1), stopping)
+        deaths.record()
         sender = _RelayThread(plan.alias, name, stopping) if relay and (plan.burst or role["index"] == 0) else None
         threading.Thread(target=_stop, args=(stopping, consumer, sender), name="messaging-stop", daemon=True).start()
         set_loaded_aside()
         if sender is not None:
             sender.start()
         consumer.run()
+        if plan.burst:
+            deaths.finish()
         stopping.set()
         if sender is not None:
             sender.join()
@@ -152,33 +162,6 @@ def _keep_connections() -> None:
             settings["CONN_MAX_AGE"] = KEEP_CONNECTIONS
 
 
-def _record_crashes(
-    crashed: list[dict[str, str]], processor: Processor, control: Control, stopping: threading.Event
-) -> None:
-    """Record what died with the predecessors, before anything can be consumed again."""
-    for crash in crashed:
-        entry = Entry.from_json(crash["entry"])
-        error: MessagingError | None = getattr(exceptions, crash["error"])(crash["text"]) if crash["error"] else None
-        is_known = False
-        while not stopping.is_set():
-            try:
-                processor.record_crash(entry, error)
-                if is_known:
-                    logger.warning("The crash of %s is recorded now.", entry.handler)
-                break
-            except DatabaseUnavailable as trouble:
-                if not is_known:
-                    logger.warning("A crash of %s waits to be recorded: %s", entry.handler, trouble)
-                is_known = True
-                stopping.wait(1)
-            except Exception:
-                logger.exception("The crash of %s could not be recorded.", entry.handler)
-                break
-        else:
-            return
-        control.report(recorded=1)
-
-
 class _RelayThread(threading.Thread):
     """Sends the outbox from within this process until `stopping`."""
 
@@ -201,11 +184,27 @@ class _RelayThread(threading.Thread):
         self._relay.wake()
 
 
+class _Release(threading.Thread):
+    """Hands over what runs here, then ends this process. The supervisor kills it when that takes too long."""
+
+    def __init__(self) -> None:
+        super().__init__(name="messaging-release", daemon=True)
+        self.processor: Processor | None = None
+
+    def run(self) -> None:
+        try:
+            if self.processor is not None:
+                self.processor.give_up()
+        finally:
+            os._exit(1)
+
+
 def _stop(stopping: threading.Event, consumer: Consumer, sender: _RelayThread | None) -> None:
     stopping.wait()
     consumer.stop()
     if sender is not None:
         sender.finish()
+    consumer.processor.interrupt()
 
 
 def _report_files(control: Control) -> None:

@@ -24,6 +24,7 @@ VARIABLE = "MESSAGING_CHILD"  # tells a child who it is: JSON with index, contro
 EXIT_CONFIGURATION = 78  # EX_CONFIG: a restart would not help; the child has said why
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds between a death and the next start
+RELEASE_TIME = 2.0  # seconds that a process gets to hand over what it runs before it is killed
 RAN_WELL = 20.0  # seconds after which a death is no longer a series
 
 
@@ -52,13 +53,13 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._received = b""
-        self._crashed: list[dict[str, str]] = []  # not yet recorded by a successor
+        self._crashed: list[dict[str, Any]] = []  # not yet recorded by a successor
         self._overdue: list[Running] = []
         self._files: list[str] = []
         self._failures = 0
         self._started_at = self._start_at = 0.0
         self._leave_by: float | None = None  # set once it was asked to stop
-        self._killed = False
+        self._kill_at: float | None = None  # set once it was told that it is killed
         self._has_finished = False
         self.is_finished = False
 
@@ -84,7 +85,7 @@ class Child:
         """Start a process. It first records what its predecessors died of."""
         ours, theirs = socket.socketpair()
         self._ledger.clear()
-        self._overdue, self._leave_by, self._killed, self._has_finished = [], None, False, False
+        self._overdue, self._leave_by, self._kill_at, self._has_finished = [], None, None, False
         self._received, self._socket, self._started_at = b"", ours, time.monotonic()
         ours.setblocking(False)
         role = {
@@ -115,7 +116,7 @@ class Child:
         """Have it finish what runs, hand back the rest and leave.
 
         Args:
-            within: seconds after which `enforce_stop()` kills it.
+            within: seconds after which `enforce_stop()` ends it.
 
         Returns False when it was asked before or is not there.
         """
@@ -125,17 +126,21 @@ class Child:
         self._tell({"stop": True})
         return True
 
-    def kill(self) -> None:
-        """Kill it at once, blaming nobody; the broker gives its messages to others."""
-        if self._process is not None and self.is_running:
-            self._killed = True
-            self._process.kill()
+    def release(self) -> None:
+        """Have it hand over what it runs and end, blaming nobody; `enforce_stop()` kills it if it does not, soon."""
+        if self._kill_at is None and self.is_running:
+            self._kill_at = time.monotonic() + RELEASE_TIME
+            self._tell({"release": True})
 
     def enforce_stop(self) -> None:
-        """Kill it when it was asked to stop and had its time."""
-        if self._leave_by is not None and time.monotonic() > self._leave_by and not self._killed:
+        """Let it end when it was asked to stop and had its time."""
+        now = time.monotonic()
+        if self._kill_at is not None:
+            if now > self._kill_at and self._process is not None:
+                self._process.kill()
+        elif self._leave_by is not None and now > self._leave_by:
             logger.warning("Process %s still runs handlers: it is replaced now.", self.pid)
-            self.kill()
+            self.release()
 
     def enforce_time_limits(self) -> None:
         """Kill it when a handler has run longer than its timeout."""
@@ -211,7 +216,7 @@ class Child:
 
     def _note_end(self, status: int, running: list[Running]) -> None:
         """What the successor has to count, and whose claims ended through no fault of theirs."""
-        if self._killed or self._overdue:
+        if self._kill_at is not None or self._overdue:
             late = [found for found in running if found in self._overdue]
             spared = [found for found in running if found not in late and found.entry.token]
             self._crashed += [
@@ -244,9 +249,9 @@ class Child:
         return pause
 
 
-def _crash(found: Running, error: str = "", text: str = "") -> dict[str, str]:
+def _crash(found: Running, error: str = "", text: str = "") -> dict[str, Any]:
     """An attempt that a process did not survive, as its successor is told; without an error it is not to be counted."""
-    return {"entry": found.entry.to_json(), "error": error, "text": text}
+    return {"entry": found.entry.to_json(), "error": error, "text": text, "since": found.since}
 
 
 def describe(status: int) -> str:

@@ -14,7 +14,7 @@ from django.db.models.signals import post_save, pre_save
 from django.db.models.sql import InsertQuery
 
 from messaging.clock import Now
-from messaging.database import brief_locks
+from messaging.database import Local, brief_locks, setting
 from messaging.prepared import can_prepare, execute
 
 # Fields whose plain values every driver takes as they are.
@@ -44,25 +44,28 @@ class _Values:
     defaults: list[str] = field(default_factory=list)
 
 
-def insert(row: models.Model, database: str, *, lock_wait: float | None = None) -> None:
+def insert(row: models.Model, database: str, *, lock_wait: float | None = None, local: Local = ()) -> None:
     """Insert an unsaved row and set its key; what the database filled in is read when it is first asked for.
 
     Args:
         row: where its values are expressions, or someone listens to its model's signals, it takes the ORM's way.
         database: alias of `DATABASES`.
         lock_wait: seconds to wait for another transaction that inserts a row with the same key; None for the session's.
+        local: what the same statement sets for the rest of the transaction, on PostgreSQL; only with `lock_wait`.
     """
     connection = connections[database]
     values = None if _is_watched(type(row)) else _values(row, connection)
     if values is not None and connection.vendor == "postgresql":
-        _insert(row, values, connection, lock_wait)
+        _insert(row, values, connection, lock_wait, local)
         return
-    limit: AbstractContextManager[None] = nullcontext() if lock_wait is None else brief_locks(connection, lock_wait)
+    limit: AbstractContextManager[None] = nullcontext()
+    if lock_wait is not None:
+        limit = brief_locks(connection, lock_wait, local)
     with limit:
         if values is None:
             row.save(using=database, force_insert=True)
         else:
-            _insert(row, values, connection, None)
+            _insert(row, values, connection)
 
 
 def exists(model: type[models.Model], database: str, **values: Any) -> bool:
@@ -138,12 +141,18 @@ def _literal(value: Any, column: models.Field[Any, Any], is_plain: bool) -> str 
     return _LITERALS.get((kind, value)) if kind in (int, bool) else None
 
 
-def _insert(row: models.Model, values: _Values, connection: BaseDatabaseWrapper, lock_wait: float | None) -> None:
+def _insert(
+    row: models.Model,
+    values: _Values,
+    connection: BaseDatabaseWrapper,
+    lock_wait: float | None = None,
+    local: Local = (),
+) -> None:
     literals = values.literal.items()
-    shape = (connection.alias, type(row), *values.given, "", *literals, None, *values.moments, lock_wait)
+    shape = (connection.alias, type(row), *values.given, "", *literals, None, *values.moments, lock_wait, local)
     sql = _statements.get(shape)
     if sql is None:
-        sql = _statements[shape] = _compile(type(row), values, connection, lock_wait)
+        sql = _statements[shape] = _compile(type(row), values, connection, lock_wait, local)
     # As with the ORM: a caller that swallows the error does not commit the rest.
     with transaction.mark_for_rollback_on_error(using=connection.alias):
         row.pk = _execute(connection, sql, list(values.given.values()))
@@ -162,7 +171,11 @@ def _execute(connection: BaseDatabaseWrapper, sql: str, params: list[Any]) -> An
 
 
 def _compile(
-    model: type[models.Model], values: _Values, connection: BaseDatabaseWrapper, lock_wait: float | None
+    model: type[models.Model],
+    values: _Values,
+    connection: BaseDatabaseWrapper,
+    lock_wait: float | None,
+    local: Local,
 ) -> str:
     columns = {column.attname: column for column in model._meta.concrete_fields}
     quote = connection.ops.quote_name
@@ -176,7 +189,7 @@ def _compile(
     if lock_wait is not None:
         # The limit is set before the row is inserted and taken back behind it: no statements of their own.
         limit = f"set_config('lock_timeout', '{int(lock_wait * 1000)}', true)"
-        back = f"RETURNING {key}, set_config('lock_timeout', NULL, true)"
+        back = f"RETURNING {key}, {setting((('lock_timeout', 'NULL'), *local))}"
         return f"{head} SELECT {selected} FROM {limit} {back}"  # noqa: S608  quoted names and places for values
     returning = f" RETURNING {key}" if connection.features.can_return_columns_from_insert else ""
     return f"{head} VALUES ({selected}){returning}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -14,9 +15,9 @@ from django.utils import timezone
 from messaging import conf
 from messaging.bodies import encode_body, pack_body
 from messaging.clock import Now
-from messaging.envelope import OUR_PREFIX, Envelope
+from messaging.envelope import OUR_PREFIX, Envelope, hashed
 from messaging.exceptions import PayloadError, PublishError, WireError
-from messaging.ids import new_id
+from messaging.ids import new_epoch, new_id
 from messaging.message import Message, Running
 from messaging.models import PublishedMessage
 from messaging.sealing import properties_of
@@ -26,6 +27,8 @@ from messaging.wire import Properties, encode_table, to_json
 MAX_SECONDS = 10 * 366 * 86400
 MAX_HEADERS = 120 * 1024  # bytes: they have to fit one frame of 128 KiB, beside the other properties
 WHOLE_FLOATS = 1e16  # from here on JSON writes a float without its point, as an integer with an exponent
+ADDRESS = ("exchange", "queue", "routing_key")
+GIVEN = (*ADDRESS, "type", "content_type", "reply_to", "priority", "expiration", "mandatory", "body_encoding")
 REPLIES = "amq.rabbitmq.reply-to"  # stands for a consumer on the publisher's own channel; the relay's has none
 
 
@@ -35,15 +38,19 @@ class Composer:
     Args:
         settings: the alias's.
         current: the handler that publishes them, if one does.
+        database: whose outbox the caller named, if it did.
     """
 
-    def __init__(self, settings: conf.AliasSettings, current: Running | None = None) -> None:
+    def __init__(
+        self, settings: conf.AliasSettings, current: Running | None = None, database: str | None = None
+    ) -> None:
         cause = current.message if current is not None else None
-        self._current = current
+        self._current, self._database = current, database
         self._exchange = settings.exchange
         self._common = _blank() | {
             "alias": settings.alias,
             "state": PublishedMessage.State.PENDING.value,  # plain text, which drivers take as it is
+            "epoch": 0,
             "correlation_id": short(cause.correlation_id or cause.id) if cause is not None else "",
             "causation_id": storable(cause.id, 255) if cause is not None else "",
         }
@@ -64,6 +71,10 @@ class Composer:
         values["expiration"] = _expiration(message.expiration)
         values["mandatory"] = message.mandatory
         values["headers"] = {}
+        if message.message_id:
+            values["message_id"], values["epoch"] = _short("message_id", message.message_id), new_epoch()
+        else:
+            values["message_id"] = str(self._new_id(message, values))
         row = PublishedMessage.of(values)
         if message.headers:
             _set_headers(row, dict(message.headers))
@@ -71,14 +82,7 @@ class Composer:
 
     def _address(self, message: Message) -> dict[str, str]:
         exchange, queue = self._destination(message)
-        routing_key = _short("routing_key", message.routing_key)
-        message_id = message.message_id or self._new_id(exchange, queue, routing_key)
-        return {
-            "message_id": _short("message_id", message_id),
-            "exchange": exchange,
-            "queue": queue,
-            "routing_key": routing_key,
-        }
+        return {"exchange": exchange, "queue": queue, "routing_key": _short("routing_key", message.routing_key)}
 
     def _destination(self, message: Message) -> tuple[str, str]:
         if message.queue:
@@ -87,10 +91,27 @@ class Composer:
             return "", _short("queue", message.queue)
         return _short("exchange", self._exchange if message.exchange is None else message.exchange), ""
 
-    def _new_id(self, exchange: str, queue: str, routing_key: str) -> uuid.UUID:
-        if self._current is not None and not self._current.atomic:
-            return self._current.next_id(f"{exchange}:{queue}:{routing_key}")
-        return new_id()
+    def _new_id(self, message: Message, values: dict[str, Any]) -> uuid.UUID:
+        current = self._current
+        if current is None or current.atomic:
+            return new_id()
+        if current.derivation is None:
+            return current.next_id(":".join(values[name] for name in ADDRESS))
+        return current.next_id(self._digest(message, values).hex)
+
+    def _digest(self, message: Message, values: dict[str, Any]) -> uuid.UUID:
+        """Tells messages apart by all that the caller gave, in whatever order headers were."""
+        given = [
+            *(values["alias"], self._database, *(values[name] for name in GIVEN)),
+            str(message.correlation_id or ""),
+            None if message.delay is None else _seconds("delay", message.delay),
+            None if message.at is None else values["publish_at"].isoformat(),
+        ]
+        try:
+            headers = encode_table(_in_order(message.headers or {}))
+        except WireError as error:
+            raise PublishError(f"The headers cannot be sent: {error}") from error
+        return hashed(json.dumps(given).encode(), headers, values["body"].encode())
 
 
 @cache
@@ -124,6 +145,12 @@ def _set_headers(row: PublishedMessage, headers: dict[str, Any]) -> None:
             row.wire = Envelope(row.exchange, row.routing_key, properties, b"").to_wire()
     except WireError as error:
         raise PublishError(f"The headers cannot be sent: {error}") from error
+
+
+def _in_order(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _in_order(value[name]) for name in sorted(value, key=str)}
+    return [_in_order(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _has_odd_float(value: Any) -> bool:

@@ -27,6 +27,7 @@ from messaging.ledger import Ledger
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.processor import Processor
 from messaging.subscription import Subscription
+from messaging.unrun import STOPPING
 from messaging.worker import Worker, running
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,8 @@ class Consumer:
         self._housekeeper = Housekeeper(
             name, plan.queues, self.processor, self._status, self._wake_up, self._outage.begin
         )
+        self._keepers = self._housekeeper.keepers()
+        self._late: set[str] = set()  # databases in which claims are about to lapse
         self._backend = get_backend(plan.alias)
         self._subscription = Subscription(
             self._backend,
@@ -115,7 +118,7 @@ class Consumer:
 
         Raises TopologyError when the broker holds something unusable at the start.
         """
-        for thread in (self._housekeeper, *self._workers):
+        for thread in (*self._keepers, *self._workers):
             thread.start()
         self._housekeeper.has_looked.wait(KEEP_CONSUMING)  # a paused queue is not to be touched at the start either
         try:
@@ -132,6 +135,7 @@ class Consumer:
         self._wake.set()
 
     def _step(self) -> None:
+        self._look_after_claims()
         self._backlog.drop_stale()
         self._subscription.follow(self._wanted())
         self._backlog.give_back(self._is_to_go_back)
@@ -144,10 +148,32 @@ class Consumer:
         self._subscription.cancel_all()
         self._backlog.give_back(lambda _: True)
         for worker in self._workers:
-            worker.join()
+            while worker.is_alive():
+                self._look_after_claims()
+                worker.join(TICK)
         self._backlog.give_back(lambda _: True)  # what was set aside meanwhile
         self._subscription.close()
-        self._housekeeper.stop()
+        self.processor.leave()
+        for keeper in reversed(self._keepers):
+            keeper.stop()
+
+    def _look_after_claims(self) -> None:
+        """Say once when claims cannot be renewed, before they lapse: their messages may run elsewhere then."""
+        for keeper in self._keepers:
+            keeper.hurry()
+        late = self.processor.late_claims()
+        for database in {claim.database for claim in late} - self._late:
+            names = [claim.name for claim in late if claim.database == database]
+            which = " and ".join([names[0], *([f"{len(names) - 1} more"] if len(names) > 1 else [])])
+            logger.warning(
+                '%s: the claim in the database "%s" cannot be renewed, and is about to lapse; it may be run elsewhere '
+                "as well.",
+                which,
+                database,
+            )
+        for database in self._late - {claim.database for claim in late}:
+            logger.warning('No claim in the database "%s" is about to lapse any more.', database)
+        self._late = {claim.database for claim in late}
 
     def _wanted(self) -> frozenset[str]:
         if self._outage.lasted > KEEP_CONSUMING:
@@ -170,12 +196,18 @@ class Consumer:
 
     def _status(self) -> str:
         if self._stopping.is_set():
-            return "stopping"
+            return STOPPING
+        if self._late:
+            return f"cannot renew its claims in {', '.join(sorted(self._late))}"
         if self._outage.lasted:
             return "waiting for the database"
         if not self._subscription.is_well:
             return "waiting for the broker"
-        return f"running {self._backlog.running}, waiting {self._backlog.waiting}"
+        status = f"running {self._backlog.running}, waiting {self._backlog.waiting}"
+        held = self._backlog.held
+        if not held:
+            return status
+        return f"{status}; waits for another process's transaction: {held} message{'' if held == 1 else 's'}"
 
     # Burst
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import select
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from django.db import DataError, InterfaceError, InternalError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+
+from messaging.patience import bound
 
 CONFLICTS = {"40001", "40P01"}  # PostgreSQL: serialization failure, deadlock
 MYSQL_CONFLICTS = {1020, 1213}  # record changed since it was read (MariaDB's snapshot isolation), deadlock
@@ -26,11 +28,12 @@ MYSQL_LOST = {0, 1927, 2006, 2013, 2055, 4031}
 UNABLE = {"53100", "53200", "58030"}
 MYSQL_UNABLE = {1021, 1114, 1290, 1836}  # disk full, table full, read-only (twice)
 SQLITE_UNABLE = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")
-CONNECT_TIMEOUT = 5  # seconds
+IDLE = {"25P03", "25P04"}  # PostgreSQL: a transaction that was idle, or open, for longer than is allowed
 BATCH = 1000  # rows of one INSERT
 BATCH_BYTES = 4 * 1024 * 1024  # a quarter of MariaDB's own limit: quoted, a byte may take two
 
 Row = TypeVar("Row")
+Local: TypeAlias = "tuple[tuple[str, str], ...]"  # parameters of PostgreSQL's, and what they are to be in SQL
 
 
 def is_up(database: str) -> bool:
@@ -55,9 +58,9 @@ def is_up(database: str) -> bool:
 def separate(database: str) -> BaseDatabaseWrapper:
     """A connection beside this thread's own and outside of any pool, not yet open. Close it yourself."""
     connection = connections[database].copy()
-    if connection.vendor in ("postgresql", "mysql"):
-        options = {"connect_timeout": CONNECT_TIMEOUT, **connection.settings_dict.get("OPTIONS", {})}
-        options.pop("pool", None)
+    bound(connection)
+    if "pool" in connection.settings_dict.get("OPTIONS", {}):
+        options = {name: value for name, value in connection.settings_dict["OPTIONS"].items() if name != "pool"}
         connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
     return connection
 
@@ -111,6 +114,11 @@ def is_lost(error: BaseException, database: str) -> bool:
     return connection.vendor == "mysql" and (code is None or code in MYSQL_LOST)
 
 
+def was_idle(error: BaseException) -> bool:
+    """Whether PostgreSQL ended the session because its transaction did nothing, or was open, for too long."""
+    return is_database_error(error) and _codes(error)[0] in IDLE
+
+
 def is_doomed(connection: BaseDatabaseWrapper) -> bool:
     """Whether the open transaction can only be rolled back.
 
@@ -152,10 +160,17 @@ def batches(rows: Sequence[Row], size_of: Callable[[Row], int], most: int = BATC
 
 
 @contextmanager
-def brief_locks(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
-    """Inside a transaction, wait at most `seconds` for locks; an error ends the transaction, and with it the limit."""
+def brief_locks(connection: BaseDatabaseWrapper, seconds: float, local: Local = ()) -> Iterator[None]:
+    """Inside a transaction, wait at most `seconds` for locks; an error ends the transaction, and with it the limit.
+
+    Args:
+        connection: which one.
+        seconds: to wait.
+        local: what the same statement sets for the rest of the transaction, on PostgreSQL.
+    """
     if connection.vendor == "postgresql":
-        _execute(connection, f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
+        wait = ("lock_timeout", f"'{int(seconds * 1000)}'")
+        _execute(connection, f"SELECT {setting((wait, *local))}")
         yield
         _execute(connection, "SET LOCAL lock_timeout TO DEFAULT")
     elif connection.vendor == "mysql":
@@ -170,6 +185,11 @@ def brief_locks(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[Non
                 cursor.execute("SET SESSION innodb_lock_wait_timeout = @messaging_lock_wait")
     else:
         yield
+
+
+def setting(local: Local) -> str:
+    """The expressions that set parameters of PostgreSQL's until the transaction ends."""
+    return ", ".join(f"set_config('{name}', {value}, true)" for name, value in local)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class Drain:
         self._databases = usable(settings.databases)
         for database in self._databases:
             refuse_nested(database)
-        self._processor = Processor(alias, "drain()", call=_call)
+        self._processor = Processor(alias, "drain()", call=_call, databases=self._databases)
         self._queues = {spec.name: spec for spec in topology.build(alias).queues}
         self._handled = frozenset(registry.queues(alias))
         self._dead = {f"{queue}.dead" for queue in self._handled if settings.queue(queue).dead_letter} - self._handled

@@ -185,13 +185,22 @@ class Envelope:
             return self.row_key
         if not self.message_id:
             return None
-        return hashed(self.message_id.encode("utf-8", "surrogateescape"))
+        return key_of(self.message_id)
+
+    def belongs_to(self, key: uuid.UUID) -> None:
+        """Note that a row was made for this delivery: without an id nothing else leads back to it."""
+        self.__dict__["key"] = key
 
     @cached_property
     def reused_key(self) -> uuid.UUID:
         """Identity of a message whose id another message took: a hash of id and digest, the same at each delivery."""
         raw = self.message_id.encode("utf-8", "surrogateescape")
         return hashed(raw, self.digest.bytes, person=b"reused-id")
+
+
+def key_of(message_id: str) -> uuid.UUID:
+    """The key of a message with this id, in whichever queue."""
+    return hashed(message_id.encode("utf-8", "surrogateescape"))
 
 
 def hashed(*pieces: bytes, person: bytes = b"") -> uuid.UUID:

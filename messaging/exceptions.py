@@ -47,7 +47,7 @@ class DatabaseUnavailable(MessagingError):
 class CommitNotProven(MessagingError):
     """A handler returned normally, but its transaction was rolled back.
 
-    It called `set_rollback(True)`, closed the connection, or swallowed a database error.
+    It called `set_rollback(True)`, closed the connection, swallowed a database error, or executed ROLLBACK itself.
     """
 
 

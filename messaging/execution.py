@@ -14,21 +14,15 @@ from django.db import connections, transaction
 from messaging.database import is_doomed, transaction_mode
 from messaging.exceptions import CommitNotProven
 from messaging.handlers import Handler
-from messaging.inbox import stands
 from messaging.message import ReceivedMessage, Running, running
-from messaging.models import ProcessedMessage
+from messaging.proof import UNPROVEN, Proof
 from messaging.savepoints import run_commit_hooks
 
 logger = logging.getLogger("messaging.processor")
 
-UNPROVEN = (
-    "The handler returned, but its transaction was rolled back: it called set_rollback(True), closed the database "
-    "connection, or caught a database error without a savepoint of its own."
-)
-
 
 @dataclass
-class _Proof:
+class _Hook:
     """A commit hook; only that it ran proves the commit."""
 
     given: bool = False
@@ -38,11 +32,11 @@ class _Proof:
 
 
 @contextmanager
-def proven_commit(database: str, what: object, *, mode: str) -> Iterator[None]:
+def proven_commit(database: str, what: object, *, mode: str) -> Iterator[Proof]:
     """A transaction that ends either proven to be committed, or with an error.
 
-    A handler can leave its transaction normally and yet rolled back. And a commit hook that raises does so after the
-    commit: that is logged, since the work is done.
+    A handler can leave its transaction normally and yet rolled back: so the `Proof` that is yielded is to be asked
+    behind it. And a commit hook that raises does so after the commit: that is logged, since the work is done.
 
     Inside the transaction of Django's `TestCase`, which alone lets a durable block begin in it, this is a savepoint,
     and releasing it does what a commit would.
@@ -52,33 +46,23 @@ def proven_commit(database: str, what: object, *, mode: str) -> Iterator[None]:
         what: named in the log.
         mode: how SQLite begins the transaction.
     """
-    connection, proof = connections[database], _Proof()
+    connection, hook = connections[database], _Hook()
     in_test, hooks = connection.in_atomic_block, len(connection.run_on_commit)
     try:
         with transaction_mode(connection, mode), transaction.atomic(using=database, durable=True):
-            connection.on_commit(proof)
-            yield
-            refuse_doomed(database)
+            connection.on_commit(hook)
+            yield Proof(database, in_test=in_test)
+            if is_doomed(connection):
+                raise CommitNotProven(UNPROVEN)
             if in_test and connection.features.can_defer_constraint_checks:
                 connection.check_constraints()
         if in_test:
             run_commit_hooks(connection, hooks)
     except BaseException:
-        if not proof.given:
+        if not hook.given:
             raise
         logger.exception("%r is processed, but a commit hook failed.", what)
-    if not proof.given:
-        raise CommitNotProven(UNPROVEN)
-
-
-def refuse_doomed(database: str, record: ProcessedMessage | None = None) -> None:
-    """Raise CommitNotProven where the transaction will be, or was, rolled back, whatever its commit says.
-
-    Args:
-        database: where.
-        record: an inbox row that the transaction wrote before the handler ran.
-    """
-    if is_doomed(connections[database]) or (record is not None and not stands(record, database)):
+    if not hook.given:
         raise CommitNotProven(UNPROVEN)
 
 

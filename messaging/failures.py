@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
-from django.db.models import F
+from django.db import DatabaseError, transaction
 
 from messaging import conf, inbox, signals
 from messaging.clock import Now
-from messaging.database import brief_locks, is_lock_wait
-from messaging.exceptions import MessagingError, Reject, WireError
-from messaging.handlers import Handler, registry
-from messaging.inbox import AlreadyRecorded, Place, SetAside
-from messaging.ledger import Entry
+from messaging.exceptions import Reject, WireError
+from messaging.handlers import Handler
+from messaging.inbox import AlreadyRecorded, Place
 from messaging.models import Attempt, ProcessedMessage
+from messaging.models.states import in_state
 from messaging.retry import Decision, decide
 from messaging.sealing import compose_round
 from messaging.texts import storable
@@ -67,19 +64,38 @@ def record(place: Place, failure: Failure, database: str, settings: conf.AliasSe
 
 
 def _record(place: Place, failure: Failure, database: str, settings: conf.AliasSettings) -> ProcessedMessage:
+    while True:
+        try:
+            return _record_once(place, failure, database, settings)
+        except AlreadyRecorded:
+            if not _has_risen(place, database):
+                raise
+
+
+def _has_risen(place: Place, database: str) -> bool:
+    """Whether nothing but the count of attempts is another one, such as of a crash that was reported meanwhile."""
     row = place.row
-    if place.token is not None:  # its supervisor may have counted an earlier crash while it ran
-        attempts = ProcessedMessage.objects.using(database).filter(pk=row.pk).values_list("attempts", flat=True)
-        row.attempts = attempts.first() or row.attempts
+    if place.is_new:
+        return False
+    rows = ProcessedMessage.objects.using(database).filter(
+        in_state(*place.sources), pk=row.pk, key=row.key, round=row.round, lease_token=place.token
+    )
+    attempts, before = rows.values_list("attempts", flat=True).first(), row.attempts
+    row.attempts = before if attempts is None else attempts
+    return row.attempts != before
+
+
+def _record_once(place: Place, failure: Failure, database: str, settings: conf.AliasSettings) -> ProcessedMessage:
+    row, run = place.row, place.run
     number = row.attempts + (failure.started is not None and not failure.counted)
-    decision = _decide(number, failure, settings)
-    values = _values(failure, decision, number)
+    decision = decision_on(number, failure, settings)
+    values = outcome(failure, decision, number)
     retrying = decision.retry_after is not None
     with place.tentative(), transaction.atomic(using=database):
         before = row.round
-        place.write(database, next_round=before + 1 if retrying else None, **values)
+        place.write(database, next_round=before + 1 if retrying else None, counted=row.attempts, **values)
         if failure.started is not None and not failure.counted:
-            _attempt(row, failure, number, before).save(using=database, force_insert=True)
+            attempt_of(row, failure, number, before, run).save(using=database, force_insert=True)
         if retrying:
             compose_round(row, _due(decision)).save(using=database, force_insert=True)
     signal = signals.message_retrying if retrying else signals.message_failed
@@ -87,101 +103,25 @@ def _record(place: Place, failure: Failure, database: str, settings: conf.AliasS
     return row
 
 
-def send_round(place: Place, worker: str, database: str) -> None:
-    """Commit that a message goes round again now, without an attempt. Raises AlreadyRecorded, SetAside."""
-    values = {"state": State.RETRYING, "worker": worker, "retry_at": Now(), "lease_token": None, "leased_until": None}
+def send_round(place: Place, worker: str, database: str, *, why: str = "") -> None:
+    """Commit that a message goes round again now, without an attempt. Raises AlreadyRecorded, SetAside.
+
+    Args:
+        place: its row.
+        worker: who says so.
+        database: where its row is.
+        why: what the operator reads; "" to leave what stands there.
+    """
+    values: dict[str, Any] = {"state": State.RETRYING, "worker": worker, "retry_at": Now(), **inbox.UNCLAIMED}
+    if why:
+        values |= {"error": why, "exception_type": "", "fingerprint": ""}
     with place.tentative(), transaction.atomic(using=database):
         place.write(database, next_round=place.row.round + 1, **values)
         compose_round(place.row, Now()).save(using=database, force_insert=True)
 
 
-def record_crash(entry: Entry, error: MessagingError, worker: str) -> None:
-    """Record that a process died while it ran `entry`. Its message comes again, from the broker or by a retry."""
-    settings = conf.get(entry.alias)
-    key, _digest = entry.identity
-    for _ in range(10):
-        row = (
-            ProcessedMessage.objects.using(entry.database).filter(alias=entry.alias, queue=entry.queue, key=key).first()
-        )
-        try:
-            if row is None:
-                if not _came_again(entry):
-                    _insert_crash(entry, error, worker)
-            elif row.state == State.PROCESSING and row.lease_token is None:
-                return  # counted already: its twin died with it, or it is reported twice
-            elif row.round != entry.round or row.state not in (State.PROCESSING, *ProcessedMessage.AWAITING):
-                return  # it ended some other way: nothing is left to count
-            elif row.state == State.PROCESSING and str(row.lease_token or "") != entry.token:
-                _count_crash(row, entry, error, worker)
-            elif inbox.comes_again(row, handler := registry.find(entry.alias, entry.queue, row.routing_key)):
-                _count_crash(row, entry, error, worker, lease_token=None, leased_until=None, error=describe(error))
-            else:
-                failure = Failure(error, worker, handler, entry.started, crashed=True)
-                record(inbox.existing(row), failure, entry.database, settings)
-            return
-        except (AlreadyRecorded, IntegrityError):
-            continue
-        except SetAside:
-            return  # it runs again elsewhere, under a claim that would be counted in its turn
-
-
-def _came_again(entry: Entry) -> bool:
-    """Whether a message without an id was redelivered meanwhile: under a new key, so that nothing would claim this."""
-    if entry.message_id:
-        return False
-    started = datetime.fromtimestamp(entry.started, UTC)
-    rows = ProcessedMessage.objects.using(entry.database).filter(
-        alias=entry.alias, queue=entry.queue, digest=entry.identity[1], message_id="", received_at__gte=started
-    )
-    return rows.exists()
-
-
-def _insert_crash(entry: Entry, error: MessagingError, worker: str) -> None:
-    """A row without content: the crash is counted, and the redelivery will bring the content."""
-    key, digest = entry.identity
-    failure = Failure(error, worker, started=entry.started, crashed=True)
-    row = ProcessedMessage(
-        alias=entry.alias,
-        queue=entry.queue,
-        key=key,
-        digest=digest,
-        message_id=entry.message_id,
-        round=entry.round,
-        state=State.PROCESSING,
-        attempts=1,
-        handler=entry.handler,
-        worker=worker,
-        error=describe(error),
-        exception_type=type_name(error),
-    )
-    with _brief(entry.database):
-        row.save(using=entry.database, force_insert=True)
-        _attempt(row, failure, 1, entry.round).save(using=entry.database, force_insert=True)
-
-
-def _count_crash(row: ProcessedMessage, entry: Entry, problem: MessagingError, worker: str, **changes: Any) -> None:
-    """The message is running again elsewhere, or will be delivered again: only the count is added."""
-    failure = Failure(problem, worker, started=entry.started, crashed=True)
-    with _brief(entry.database):
-        if not row.move(row.state, round=row.round, token=row.lease_token, attempts=F("attempts") + 1, **changes):
-            raise AlreadyRecorded
-        _attempt(row, failure, row.attempts + 1, row.round).save(using=entry.database, force_insert=True)
-
-
-@contextmanager
-def _brief(database: str) -> Iterator[None]:
-    """A transaction that does not wait for a handler to end. Raises SetAside when one locks the row."""
-    connection = connections[database]
-    try:
-        with transaction.atomic(using=database), brief_locks(connection, inbox.TWIN_WAIT):
-            yield
-    except OperationalError as error:
-        if is_lock_wait(error) and connection.vendor != "sqlite":
-            raise SetAside from error
-        raise
-
-
-def _decide(number: int, failure: Failure, settings: conf.AliasSettings) -> Decision:
+def decision_on(number: int, failure: Failure, settings: conf.AliasSettings) -> Decision:
+    """What follows from the failure, as the `number`-th attempt."""
     handler = failure.handler
     if handler is None and failure.started is None:
         return Decision(None, "no attempt was made")
@@ -194,7 +134,8 @@ def _decide(number: int, failure: Failure, settings: conf.AliasSettings) -> Deci
     )
 
 
-def _values(failure: Failure, decision: Decision, number: int) -> dict[str, Any]:
+def outcome(failure: Failure, decision: Decision, number: int) -> dict[str, Any]:
+    """What the inbox row says afterwards."""
     handler = failure.handler.name if failure.handler else ""
     retrying = decision.retry_after is not None
     return {
@@ -207,8 +148,7 @@ def _values(failure: Failure, decision: Decision, number: int) -> dict[str, Any]
         "fingerprint": fingerprint(failure.error, handler),
         "retry_at": _due(decision) if retrying else None,
         "failed_at": None if retrying else Now(),
-        "lease_token": None,
-        "leased_until": None,
+        **inbox.UNCLAIMED,
     }
 
 
@@ -216,7 +156,8 @@ def _due(decision: Decision) -> Any:
     return Now() + timedelta(seconds=decision.retry_after or 0.0)
 
 
-def _attempt(row: ProcessedMessage, failure: Failure, number: int, round_: int) -> Attempt:
+def attempt_of(row: ProcessedMessage, failure: Failure, number: int, round_: int, run: uuid.UUID) -> Attempt:
+    """The failure as a row beside it."""
     return Attempt(
         message=row,
         number=number,
@@ -227,4 +168,5 @@ def _attempt(row: ProcessedMessage, failure: Failure, number: int, round_: int) 
         exception_type=type_name(failure.error),
         exception_message=storable(text_of(failure.error), 10_000),
         traceback=traceback_of(failure.error),
+        run=run,
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass
 
 from messaging.backends.base import Fate, Outcome
-from messaging.leases import Leases, Verdict
+from messaging.doubts import OFTEN, Doubts
+from messaging.leases import Held, Verdict
 from messaging.models import PublishedMessage
 from messaging.suspects import Suspects
 
@@ -21,30 +21,22 @@ JITTER = (
     0.95,
     1.0,
 )  # shares of a pause: few, so that many rows have the same and are written together
+LOST = f"Each connection is lost over it: {OFTEN} times it was sent alone, where others had been sent before."
 MANY = 100_000  # rows whose refusals are counted at once
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Held:
-    """A leased row, and where its lease is kept."""
-
-    leases: Leases
-    row: PublishedMessage
-
-    def fail(self, reason: str) -> None:
-        """It can never be sent."""
-        self.leases.judged(self.row, Verdict(reason))
-
-
 class Judge:
-    """Decides, and notes the decision with the row's leases. `suspects` are to be sent again by the relay."""
+    """Decides, and notes the decision with the row's leases. `suspects` and `doubts` are for the relay to resend."""
 
     def __init__(self) -> None:
         self.suspects: Suspects[Held] = Suspects()
+        self.doubts = Doubts()
         self._nacks: Counter[tuple[str, int]] = Counter()
 
     def decide(self, outcome: Outcome, held: Held) -> None:
         """Decide about one message."""
+        if outcome.fate not in (Fate.UNKNOWN, Fate.UNANSWERED):
+            self.doubts.answered(held)
         match outcome.fate:
             case Fate.CONFIRMED:
                 if self._nacks:
@@ -59,7 +51,16 @@ class Judge:
             case Fate.REFUSED | Fate.SUSPECT:
                 held.fail(outcome.reason or "The broker refuses it.")
             case Fate.UNKNOWN:
-                held.leases.returned(held.row)
+                self._unknown(held, outcome.reason)
+            case Fate.UNANSWERED:
+                held.hand_back()
+
+    def _unknown(self, held: Held, reason: str) -> None:
+        if self.doubts.lost(held):
+            self.doubts.answered(held)
+            held.fail(f"{LOST} {reason}".rstrip())
+        elif not self.doubts.keep(held):
+            held.hand_back()
 
     def _unroutable(self, held: Held, reason: str) -> None:
         row = held.row

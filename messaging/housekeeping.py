@@ -9,14 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 
-from django.db import connections, router, transaction
+from django.db import router, transaction
 
+from messaging.chores import Keeper, claims_chores
 from messaging.clock import Now
-from messaging.database import close_old, is_lost, is_up, reconnect
+from messaging.database import is_up
 from messaging.exceptions import DatabaseUnavailable
-from messaging.logs import one_line
 from messaging.models import QueueControl
 from messaging.models import Worker as WorkerRow
 from messaging.processor import Processor
@@ -95,8 +94,8 @@ class Outage:
             return True
 
 
-class Housekeeper(threading.Thread):
-    """The periodic chores of one process, on one thread with its own database connections.
+class Housekeeper(Keeper):
+    """The chores of one process where its `Worker` row is, and the claims there if it may have any.
 
     Args:
         name: of this worker process, unique.
@@ -115,69 +114,37 @@ class Housekeeper(threading.Thread):
         on_pause: Callable[[], None],
         on_outage: Callable[[DatabaseUnavailable], None],
     ) -> None:
-        super().__init__(name="messaging-housekeeper", daemon=True)
+        database = router.db_for_write(WorkerRow)
+        chores = {
+            "the pause flags": (min(POLL, processor.settings.lease / 3), self._read_flags),
+            "this worker's row": (HEARTBEAT, self._show_life),
+            **(claims_chores(processor, database) if database in processor.databases else {}),
+        }
+        super().__init__(database, processor, chores, on_outage)
+        self.name = "messaging-housekeeper"
         self.paused: frozenset[str] = frozenset()
         self.has_looked = threading.Event()
         self._worker = name
         self._queues = queues
-        self._processor = processor
         self._status = status
         self._on_pause = on_pause
-        self._on_outage = on_outage
-        self._over = threading.Event()
-        self._failing: set[str] = set()
-        third = processor.settings.lease / 3
-        self._chores: dict[str, tuple[float, Callable[[], None]]] = {
-            "the pause flags": (min(POLL, third), self._read_flags),
-            "this worker's row": (HEARTBEAT, self._show_life),
-            "the leases of running messages": (third, processor.renew_claims),
-            "the claims of dead workers": (third, partial(_call, processor.sweep)),
-        }
-        self._due = dict.fromkeys(self._chores, 0.0)
 
-    def run(self) -> None:
-        """Do each chore when it is due, until `stop()`."""
-        while not self._over.wait(max(0.0, min(self._due.values()) - time.monotonic())):
-            now = time.monotonic()
-            for chore, (interval, act) in self._chores.items():
-                if self._due[chore] <= now:
-                    self._try(chore, act)
-                    self._due[chore] = time.monotonic() + interval
-            self.has_looked.set()
+    def keepers(self) -> list[Keeper]:
+        """Itself, and one for each further database that may hold claims."""
+        further = [database for database in self._processor.databases if database != self._database]
+        return [
+            self,
+            *(
+                Keeper(database, self._processor, claims_chores(self._processor, database), self._on_outage)
+                for database in further
+            ),
+        ]
+
+    def _after_round(self) -> None:
+        self.has_looked.set()
+
+    def _before_end(self) -> None:
         self._try("this worker's row", self._leave)
-        connections.close_all()
-
-    def stop(self, timeout: float = 5.0) -> None:
-        """Remove the sign of life and end; waits up to `timeout` seconds."""
-        self._over.set()
-        self.join(timeout)
-
-    def _try(self, chore: str, act: Callable[[], None]) -> None:
-        close_old()
-        try:
-            self._act(act)
-        except DatabaseUnavailable as trouble:
-            self._on_outage(trouble)
-        except Exception as error:  # noqa: BLE001 (no chore may end the others)
-            if chore not in self._failing:
-                self._failing.add(chore)
-                logger.warning("Cannot see to %s; trying again until it works: %s", chore, one_line(error))
-        else:
-            if chore in self._failing:
-                self._failing.discard(chore)
-                logger.warning("Could see to %s again.", chore)
-
-    def _act(self, act: Callable[[], None]) -> None:
-        """Once more where only the connection in use was lost."""
-        database = router.db_for_write(WorkerRow)
-        with self._processor.outages.watch(database):
-            try:
-                act()
-            except Exception as error:
-                if not is_lost(error, database):
-                    raise
-                reconnect(database)
-                act()
 
     def _read_flags(self) -> None:
         flags = QueueControl.objects.using(router.db_for_write(QueueControl))
@@ -208,7 +175,3 @@ class Housekeeper(threading.Thread):
 
     def _leave(self) -> None:
         WorkerRow.objects.using(router.db_for_write(WorkerRow)).filter(name=self._worker).delete()
-
-
-def _call(function: Callable[[], object]) -> None:
-    function()

@@ -22,14 +22,25 @@ from django.db.models import BooleanField, Case, QuerySet, Value, When
 
 from messaging.clock import Now
 from messaging.compiled import exists, insert
-from messaging.database import brief_locks, is_lock_wait, is_refusal
+from messaging.database import Local, brief_locks, is_lock_wait, is_refusal
 from messaging.envelope import MAX_ROUND, Envelope
 from messaging.handlers import Handler
+from messaging.ledger import run_of
 from messaging.models import ProcessedMessage
 
 TWIN_WAIT = 2.0  # seconds that a record waits for another transaction with the same message
 
 State = ProcessedMessage.State
+
+# What a row says of its claim, once nobody holds one.
+UNCLAIMED: dict[str, Any] = {
+    "lease_token": None,
+    "leased_until": None,
+    "at_broker": None,
+    "started_at": None,
+    "interrupted": None,
+}
+DERIVATION = 1  # how ids are derived for what this release recorded first
 
 
 class AlreadyRecorded(Exception):
@@ -37,7 +48,11 @@ class AlreadyRecorded(Exception):
 
 
 class SetAside(Exception):
-    """A twin holds the record in an open transaction: try again later, without spending an attempt."""
+    """Nobody can tell yet, or a twin holds the record: try again later, without spending an attempt."""
+
+
+class Held(SetAside):
+    """A twin holds the record in an open transaction."""
 
 
 class Verdict(enum.Enum):
@@ -59,52 +74,78 @@ class Place:
         sources: the states that it may be in when it is changed.
         token: the claim that must still hold; None without a claim.
         escaped: whether the row was rewritten because the database refused a value.
+        derivation: of a new row that may run again.
+        inserted: the number of the row that the last run inserted and, as far as we know, rolled back.
     """
 
     row: ProcessedMessage
     sources: tuple[str, ...] = ()
     token: uuid.UUID | None = None
     escaped: bool = False
+    derivation: int | None = DERIVATION
+    inserted: int | None = None
 
     @property
     def is_new(self) -> bool:
         """Whether there is no row yet."""
         return self.row.pk is None
 
-    def write(self, database: str, *, next_round: int | None = None, **changes: Any) -> None:
-        """Record it, within the caller's transaction.
+    def write(
+        self,
+        database: str,
+        *,
+        next_round: int | None = None,
+        counted: int | None = None,
+        local: Local = (),
+        **changes: Any,
+    ) -> None:
+        """Record it, within the caller's transaction, for which `local` is set as well.
+
+        Where `counted` is given, only if so many attempts are.
 
         Raises AlreadyRecorded when someone else did, SetAside when someone else is about to.
         """
         connection = connections[database]
         try:
             if self.is_new:
-                self._insert(database, next_round=next_round, **changes)
+                self._insert(database, next_round=next_round, local=local, **changes)
             else:
-                self._move(connection, next_round=next_round, **changes)
+                self._move(connection, next_round=next_round, counted=counted, local=local, **changes)
         except OperationalError as error:
             # A busy SQLite says nothing about twins.
             if is_lock_wait(error) and connection.vendor != "sqlite":
-                raise SetAside from error
+                raise Held from error
             raise
 
-    def _insert(self, database: str, *, next_round: int | None, **changes: Any) -> None:
+    def _insert(self, database: str, *, next_round: int | None, local: Local, **changes: Any) -> None:
         row = self.row
         for name, value in changes.items():
             setattr(row, name, value)
+        if changes.get("state") != State.PROCESSED:  # it may run again
+            row.derivation = self.derivation
         if next_round is not None:
             row.round = next_round
         try:
-            insert(row, database, lock_wait=TWIN_WAIT)
+            insert(row, database, lock_wait=TWIN_WAIT, local=local)
         except IntegrityError as error:
             if is_refusal(error):
                 raise
             raise AlreadyRecorded from error
 
-    def _move(self, connection: BaseDatabaseWrapper, *, next_round: int | None, **changes: Any) -> None:
+    def _move(
+        self,
+        connection: BaseDatabaseWrapper,
+        *,
+        next_round: int | None,
+        counted: int | None,
+        local: Local,
+        **changes: Any,
+    ) -> None:
         row = self.row
-        with brief_locks(connection, TWIN_WAIT):
-            if not row.move(*self.sources, round=row.round, token=self.token, next_round=next_round, **changes):
+        with brief_locks(connection, TWIN_WAIT, local):
+            if not row.move(
+                *self.sources, round=row.round, token=self.token, next_round=next_round, counted=counted, **changes
+            ):
                 raise AlreadyRecorded
 
     @contextmanager
@@ -114,10 +155,24 @@ class Place:
         try:
             yield
         except BaseException:
+            if before["id"] is None:
+                self.inserted = self.row.pk or self.inserted
             self.row.__dict__.clear()
             self.row.__dict__.update(before)
             self.row._state.adding = adding
             raise
+
+    def take_back(self, database: str, worker: str) -> bool:
+        """Delete the record of a run that failed after its handler had committed it. Whether there was one.
+
+        Args:
+            database: where it is.
+            worker: who ran it: SQLite may give another copy's record the number of one that was rolled back.
+        """
+        if self.inserted is None:
+            return False
+        rows = ProcessedMessage.objects.using(database).filter(key=self.row.key, state=State.PROCESSED)
+        return rows.filter(pk=self.inserted, worker=worker).delete()[0] > 0
 
     def escape(self, error: BaseException) -> bool:
         """If the database refused a value, rewrite the row so that any database takes it; once.
@@ -131,17 +186,38 @@ class Place:
         _escape(self.row)
         return True
 
-    def claim(self, database: str, worker: str, seconds: float) -> None:
-        """Commit that a worker runs it, under a lease. Raises AlreadyRecorded when someone else did."""
+    @property
+    def run(self) -> uuid.UUID:
+        """Identifies the attempt that is made at it."""
+        return run_of(self.row.key, self.row.round, self.token)
+
+    def claim(
+        self,
+        database: str,
+        worker: str,
+        seconds: float,
+        *,
+        at_broker: bool | None = None,
+        token: uuid.UUID | None = None,
+    ) -> None:
+        """Commit that a worker runs it, under a lease. Raises AlreadyRecorded when someone else did.
+
+        Args:
+            database: where its row is.
+            worker: who runs it.
+            seconds: for which the claim holds without being renewed.
+            at_broker: whether the delivery stays unacknowledged until the outcome is recorded.
+            token: of the claim; a new one unless given.
+        """
+        token = token or uuid.uuid4()
         try:
-            self._claim(database, worker, seconds)
+            self._claim(database, worker, seconds, at_broker, token)
         except DatabaseError as error:
             if not self.escape(error):
                 raise
-            self._claim(database, worker, seconds)
+            self._claim(database, worker, seconds, at_broker, token)
 
-    def _claim(self, database: str, worker: str, seconds: float) -> None:
-        token = uuid.uuid4()
+    def _claim(self, database: str, worker: str, seconds: float, at_broker: bool | None, token: uuid.UUID) -> None:
         with self.tentative(), transaction.atomic(using=database):
             self.write(
                 database,
@@ -149,14 +225,19 @@ class Place:
                 worker=worker,
                 lease_token=token,
                 leased_until=Now() + timedelta(seconds=seconds),
+                at_broker=at_broker,
+                started_at=None,
+                interrupted=None,
             )
         self.sources, self.token = (State.PROCESSING,), token
 
 
-def find(database: str, alias: str, queue: str, envelope: Envelope, *, redelivered: bool) -> ProcessedMessage | None:
+def find(
+    database: str, alias: str, queue: str, envelope: Envelope, *, redelivered: bool, handler: Handler | None = None
+) -> ProcessedMessage | None:
     """The row of a delivery, annotated with `lease_lives`; None when it was never recorded.
 
-    A redelivered message without an id adopts an unfinished row of the same content.
+    A redelivered message without an id adopts an unfinished row of the same content, if the broker still has that.
     """
     key = envelope.key
     if key is not None:
@@ -165,18 +246,26 @@ def find(database: str, alias: str, queue: str, envelope: Envelope, *, redeliver
         return _with_lease(database).filter(alias=alias, queue=queue, key=key).first()
     if not redelivered:
         return None
-    return next((row for row in alike(database, alias, queue, envelope) if is_unfinished(row)), None)
+    return next((row for row in alike(database, alias, queue, envelope) if can_adopt(row, handler)), None)
 
 
 def alike(database: str, alias: str, queue: str, envelope: Envelope) -> list[ProcessedMessage]:
-    """What is being processed without an id and with the same content, as of one moment."""
-    rows = _with_lease(database).filter(message_id="", state=State.PROCESSING)
+    """What is being processed without an id and with the same content, as of one moment.
+
+    Of the first round only: a later one has its row's key with it.
+    """
+    rows = _with_lease(database).filter(message_id="", state=State.PROCESSING, round=1)
     return list(rows.filter(alias=alias, queue=queue, digest=envelope.digest).order_by("id"))
 
 
 def is_unfinished(row: ProcessedMessage) -> bool:
     """Whether nobody runs a row that is being processed: its crash was counted, or its lease has run out."""
     return row.lease_token is None or not getattr(row, "lease_lives", False)
+
+
+def can_adopt(row: ProcessedMessage, handler: Handler | None) -> bool:
+    """Whether a redelivered message without an id may be the one of a row that is `alike()`: it would end with it."""
+    return row.lease_token is None or (is_unfinished(row) and comes_again(row, handler))
 
 
 def _with_lease(database: str) -> QuerySet[ProcessedMessage]:
@@ -189,18 +278,16 @@ def comes_again(row: ProcessedMessage, handler: Handler | None) -> bool:
 
     Such a row has to wait for it: sent round by itself, it would leave the original to run as another message.
     """
-    return handler is not None and handler.atomic and row.message_id == "" and row.round == 1
+    if row.message_id or row.round != 1:
+        return False
+    if row.at_broker is None:  # the release before claimed it
+        return handler is not None and handler.atomic
+    return row.at_broker
 
 
 def stands(row: ProcessedMessage, database: str) -> bool:
-    """Whether a record that this transaction wrote before its handler ran is still in it.
-
-    After a deadlock MySQL and MariaDB roll the whole transaction back, and go on with the next statement in a new one:
-    a handler that swallowed the error would commit that.
-    """
-    if connections[database].vendor != "mysql":
-        return True
-    own = {"id": row.pk} if row.pk else {"alias": row.alias, "queue": row.queue, "key": row.key}
+    """Whether a record that this transaction wrote before its handler ran is still there; `proof` knows when to ask."""
+    own = {"id": row.pk, "key": row.key} if row.pk else {"alias": row.alias, "queue": row.queue, "key": row.key}
     return exists(ProcessedMessage, database, **own, state=row.state, worker=row.worker)
 
 
@@ -216,8 +303,9 @@ def gate(row: ProcessedMessage, envelope: Envelope) -> Verdict:
         if row.lease_token is None:
             return Verdict.COUNTED
         return Verdict.DONE if getattr(row, "lease_lives", False) else Verdict.CRASHED
-    # A higher round than recorded: the inbox was set back to an older state, and the retry is newer than the failure.
-    if row.state == State.FAILED and envelope.round > row.round:
+    # A higher round than recorded: the inbox was set back to an older state, and the retry is newer than the failure;
+    # or the message went on in another database, and has come back from there.
+    if row.state in (State.FAILED, State.SUPERSEDED) and envelope.round > row.round:
         return Verdict.RUN
     return Verdict.DONE
 

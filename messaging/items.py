@@ -26,6 +26,7 @@ class Item:
         is_atomic: whether a handler runs it and blocks nobody for hours: such messages make room for a suspect.
         is_suspect: whether it may have killed a process before, so that nothing innocent should run beside it.
         batch: how many of its kind may run together; None for one at a time.
+        is_held: whether it last found its record in an open transaction of someone else's.
     """
 
     delivery: Delivery
@@ -36,6 +37,7 @@ class Item:
     is_atomic: bool = field(init=False)
     is_suspect: bool = field(init=False)
     batch: int | None = field(init=False)
+    is_held: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         delivery, handler = self.delivery, self.handler
@@ -62,10 +64,11 @@ class Item:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """What one worker does next: one item, or a batch of one handler."""
+    """What one worker does next: one item, or a batch of one handler. `held` of them were when it began."""
 
     items: list[Item]
     is_alone: bool = False
+    held: int = 0
 
     @property
     def head(self) -> Item:
@@ -87,6 +90,11 @@ class Line:
 
     def __len__(self) -> int:
         return len(self._items)
+
+    @property
+    def held(self) -> int:
+        """How many last found their record in an open transaction of someone else's."""
+        return sum(item.is_held for item in self._items)
 
     @property
     def head(self) -> Item:

@@ -34,6 +34,27 @@ class Verdict:
     spend: bool = True
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """A leased row, and where its lease is kept."""
+
+    leases: Leases
+    row: PublishedMessage
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """Tells it from all other rows, whoever holds it next."""
+        return self.leases.database, self.row.id, self.row.message_id
+
+    def fail(self, reason: str) -> None:
+        """It can never be sent."""
+        self.leases.judged(self.row, Verdict(reason))
+
+    def hand_back(self) -> None:
+        """Any relay may take it."""
+        self.leases.returned(self.row)
+
+
 class Leases:
     """One outbox as a relay works on it.
 
@@ -204,10 +225,7 @@ class Leases:
         logger.error("Outgoing message %s (%s) failed: %s", row.pk, one_line(str(row)), one_line(row.error))
         message_unpublishable.send_robust(sender=PublishedMessage, row=row)
         if row.inbox_id is not None:
-            incoming = ProcessedMessage.objects.using(self.database).filter(
-                pk=row.inbox_id, round=row.round, state=ProcessedMessage.State.FAILED
-            )
-            for message in incoming:
+            for message in row.incoming().filter(state=ProcessedMessage.State.FAILED):
                 message_failed.send_robust(sender=ProcessedMessage, row=message)
 
     @contextmanager

@@ -59,13 +59,28 @@ class Entry:
 
     @classmethod
     def from_json(cls, text: str) -> Entry:
-        """Inverse of `to_json()`."""
-        return cls(**json.loads(text))
+        """Inverse of `to_json()`; of another release's too, which may know fewer fields, or more."""
+        values = json.loads(text)
+        return cls(**{name: values[name] for name in cls.__slots__ if name in values})
 
     @property
     def identity(self) -> tuple[uuid.UUID, uuid.UUID]:
         """Key and digest."""
         return uuid.UUID(self.key), uuid.UUID(self.digest)
+
+    @property
+    def run(self) -> uuid.UUID:
+        """Identifies the attempt; see `run_of()`."""
+        return run_of(uuid.UUID(self.key), self.round, uuid.UUID(self.token) if self.token else None)
+
+
+def run_of(key: uuid.UUID, round_: int, token: uuid.UUID | None) -> uuid.UUID:
+    """Identifies an attempt, so that a crash that is reported twice counts once: its claim where there is one.
+
+    Without a claim only one of several copies can be in its handler, and whoever comes after it claims: so the first
+    death of a round counts.
+    """
+    return token or uuid.uuid5(key, str(round_))
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,18 +111,24 @@ class Running:
         message: what it handles; None for a batch.
         database: where its transaction runs, if it is `atomic`.
         cause: what the ids of its messages derive from; None where a transaction takes them back with the rest.
+        derivation: what else they derive from: 1 for all that a message is; None, as the release before did it, for its
+            address alone.
     """
 
     message: ReceivedMessage | None
     database: str
     atomic: bool
     cause: uuid.UUID | None
+    derivation: int | None = 1
     published: dict[str, int] = field(default_factory=dict)
 
-    def next_id(self, destination: str) -> uuid.UUID:
-        """An id derived from the cause, so that a rerun of a handler without a transaction does not double."""
-        count = self.published[destination] = self.published.get(destination, 0) + 1
-        return uuid.uuid5(self.cause, f"{count}:{destination}") if self.cause is not None else new_id()
+    def next_id(self, what: str) -> uuid.UUID:
+        """An id for the next message of its kind, so that a rerun of a handler without a transaction does not double.
+
+        It derives from the cause, `what` tells that kind from others, and how many of it were published before.
+        """
+        count = self.published[what] = self.published.get(what, 0) + 1
+        return uuid.uuid5(self.cause, f"{count}:{what}") if self.cause is not None else new_id()
 
 
 running: ContextVar[Running | None] = ContextVar("messaging_running", default=None)

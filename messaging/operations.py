@@ -13,17 +13,19 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
-from django.db import router, transaction
-from django.db.models import QuerySet
+from django.db import InterfaceError, OperationalError, router, transaction
+from django.db.models import F, QuerySet
 from django.utils.translation import gettext as _
 
 from messaging import conf
 from messaging.clock import Now
 from messaging.envelope import Envelope
 from messaging.exceptions import ConfigurationError
+from messaging.inbox import UNCLAIMED
 from messaging.killpoints import kill_point
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.models.states import in_state
+from messaging.rounds import cancel_rounds, databases_of, incoming_of, is_awaited, send_round_again, unsent_rounds
 from messaging.sealing import compose_round
 from messaging.wake import wake_relays
 
@@ -78,20 +80,21 @@ class Outcome:
 
 
 def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
-    """Send failed (or retrying) messages round again at once, with fresh attempts."""
+    """Send failed (or retrying) messages round again at once, with fresh attempts.
+
+    What is being processed is left alone unless no claim holds: its worker died, and the message may be gone.
+    """
 
     def act(row: ProcessedMessage, outcome: Outcome) -> bool:
-        if row.state not in (In.FAILED, In.RETRYING) and not _has_left(row):
+        if row.state not in (In.FAILED, In.RETRYING, In.PROCESSING) and not _has_left(row):
             return _wrong_state(row, outcome)
         if row.wire is None:
             outcome.skip(row.pk, _("its content was never received"))
             return False
         if not _is_readable(row, outcome):
             return False
-        if not row.move(
-            row.state, round=row.round, next_round=row.round + 1, state=In.REQUEUED, attempts=0, retry_at=None
-        ):
-            return _changed_meanwhile(row, outcome)
+        if not _leave(row, state=In.REQUEUED, attempts=0):
+            return _still_there(row, outcome)
         cancel_rounds(row)
         compose_round(row, Now()).save(using=rows.db, force_insert=True)
         return True
@@ -100,15 +103,16 @@ def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
 
 
 def discard(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
-    """Lay failed or retrying messages aside; a copy still under way will not run."""
+    """Lay failed or retrying messages aside, and those in processing that no claim holds.
+
+    A copy still under way will not run.
+    """
 
     def act(row: ProcessedMessage, outcome: Outcome) -> bool:
-        if row.state not in (In.FAILED, In.RETRYING) and not _has_left(row):
+        if row.state not in (In.FAILED, In.RETRYING, In.PROCESSING) and not _has_left(row):
             return _wrong_state(row, outcome)
-        if not row.move(
-            row.state, round=row.round, next_round=row.round + 1, state=In.DISCARDED, discarded_at=Now(), retry_at=None
-        ):
-            return _changed_meanwhile(row, outcome)
+        if not _leave(row, state=In.DISCARDED, discarded_at=Now()):
+            return _still_there(row, outcome)
         cancel_rounds(row)
         return True
 
@@ -132,8 +136,22 @@ def release(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
 
 
 def replay(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
-    """Send published messages again under their own ids, to repair a loss at the broker; consumers dedupe."""
-    return _each(rows, "replay", _to_pending(Out.PUBLISHED), by, wake=True)
+    """Send published messages again under their own ids, to repair a loss at the broker; consumers dedupe.
+
+    Where one waits for a later round, that is what the broker may have lost: it is sent again as well. The round itself
+    may be replayed too.
+    """
+    away: set[str] = set()
+    send = _to_pending(Out.PUBLISHED)
+
+    def act(row: PublishedMessage, outcome: Outcome) -> bool:
+        if row.state != Out.PUBLISHED:
+            return _wrong_state(row, outcome)
+        if row.inbox_id is not None:
+            return _replay_round(row, outcome)
+        return _replay_later_rounds(row, outcome, away) and send(row, outcome)
+
+    return _each(rows, "replay", act, by, wake=True)
 
 
 def publish_copy(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
@@ -153,10 +171,10 @@ def publish_copy(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
 
 
 def discard_published(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
-    """Lay drafts, pending and failed messages aside."""
+    """Lay drafts, pending and failed messages aside; of rounds those that failed and that nobody waits for any more."""
 
     def act(row: PublishedMessage, outcome: Outcome) -> bool:
-        if row.inbox_id is not None:
+        if row.inbox_id is not None and (row.state != Out.FAILED or any(map(is_awaited, row.incoming()))):
             return _belongs_to_inbox(row, outcome)
         if row.state not in (Out.DRAFT, Out.PENDING, Out.FAILED):
             return _wrong_state(row, outcome)
@@ -204,20 +222,59 @@ def set_paused(
     return control
 
 
-def cancel_rounds(row: ProcessedMessage) -> int:
-    """Discard the outbox rows of earlier rounds that were not sent yet. Returns how many."""
-    return _unsent_rounds(row).update(
-        state=Out.DISCARDED, discarded_at=Now(), due_at=None, lease_owner="", lease_token=None
-    )
+def _leave(row: ProcessedMessage, **changes: Any) -> bool:
+    """Begin a round in which no earlier copy runs, unless a claim holds. Returns whether that was done."""
+    values = {"retry_at": None, **UNCLAIMED, **changes}
+    return row.move(row.state, round=row.round, next_round=row.round + 1, unclaimed=True, **values)
+
+
+def _still_there(row: ProcessedMessage, outcome: Outcome) -> bool:
+    return _wrong_state(row, outcome) if row.state == In.PROCESSING else _changed_meanwhile(row, outcome)
 
 
 def _has_left(row: ProcessedMessage) -> bool:
     """Whether a requeued message was sent: lost at the broker it would wait for ever. Its round fences a late copy."""
-    return row.state == In.REQUEUED and not _unsent_rounds(row).exists()
+    return row.state == In.REQUEUED and not unsent_rounds(row).exists()
 
 
-def _unsent_rounds(row: ProcessedMessage) -> QuerySet[PublishedMessage]:
-    return PublishedMessage.objects.using(row._state.db).filter(in_state(Out.PENDING), inbox=row)
+def _replay_round(row: PublishedMessage, outcome: Outcome) -> bool:
+    """Send a round again, as a row of its own, if its incoming message still waits for it."""
+    waiting = next(filter(is_awaited, row.incoming()), None)
+    if waiting is None:
+        outcome.skip(row.pk, _("its incoming message does not wait for this round any more"))
+        return False
+    if waiting.wire is None:
+        outcome.skip(row.pk, _("its content was never received"))
+        return False
+    if not _is_readable(waiting, outcome, row.pk):
+        return False
+    again = send_round_again(waiting)
+    if again is None:
+        outcome.skip(row.pk, _("its incoming message has a round that is still to be sent"))
+        return False
+    outcome.created.append(again.pk)
+    return True
+
+
+def _replay_later_rounds(row: PublishedMessage, outcome: Outcome, away: set[str]) -> bool:
+    """Send the present round of each queue where a message waits for one. False where a database cannot be asked."""
+    own = row._state.db
+    for database in databases_of(row):
+        if database not in away:
+            try:
+                for incoming in incoming_of(row, database):
+                    again = send_round_again(incoming) if _is_readable(incoming, outcome, row.pk) else None
+                    if again is not None and database == own:
+                        outcome.created.append(again.pk)
+            except (OperationalError, InterfaceError):
+                if database == own:
+                    raise
+                away.add(database)
+        if database in away:
+            problem = _("the database “%(name)s”, which may have received it, cannot be used") % {"name": database}
+            outcome.skip(row.pk, problem)
+            return False
+    return True
 
 
 def _to_pending(*sources: str) -> Callable[[PublishedMessage, Outcome], bool]:
@@ -227,7 +284,9 @@ def _to_pending(*sources: str) -> Callable[[PublishedMessage, Outcome], bool]:
         if row.state not in sources:
             return _wrong_state(row, outcome)
         # A draft keeps a moment that lies ahead.
-        return _change(row, outcome, state=Out.PENDING, attempts=0, error="", due_at=row.next_due())
+        return _change(
+            row, outcome, state=Out.PENDING, attempts=0, error="", due_at=row.next_due(), epoch=F("epoch") + 1
+        )
 
     return act
 
@@ -245,13 +304,17 @@ def _belongs_to_inbox(row: PublishedMessage, outcome: Outcome) -> bool:
     return False
 
 
-def _is_readable(row: ProcessedMessage | PublishedMessage, outcome: Outcome) -> bool:
-    """Whether the stored envelope and body can be read; a damaged row is skipped, and does not stop the others."""
+def _is_readable(row: ProcessedMessage | PublishedMessage, outcome: Outcome, for_row: int | None = None) -> bool:
+    """Whether the stored envelope and body can be read; a damaged row is skipped, and does not stop the others.
+
+    It is skipped itself, unless it is read `for_row`.
+    """
     try:
         if row.wire is not None:
             Envelope.from_wire(bytes(row.wire), row.raw_body)
     except ValueError as error:
-        outcome.skip(row.pk, _("its stored content is damaged: %(error)s") % {"error": error})
+        problem = _("its stored content is damaged: %(error)s") % {"error": error}
+        outcome.skip(row.pk if for_row is None else for_row, problem)
         return False
     return True
 

@@ -1,8 +1,9 @@
-"""Which databases are up, and since when."""
+"""Which databases are up, since when, and when they were away."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -15,12 +16,18 @@ from messaging.logs import one_line
 
 T = TypeVar("T")
 
+REMEMBERED = 16  # outages of one database; what lapsed in an older one was swept long ago
+
 
 class Outages:
     """What one process knows about its databases; safe to share between threads."""
 
     def __init__(self) -> None:
         self.up_since: dict[str, float] = {}
+        self._began = time.monotonic()
+        self._seen: dict[str, float] = {}
+        self._away_since: dict[str, float] = {}
+        self._past: dict[str, deque[tuple[float, float]]] = {}
 
     @contextmanager
     def watch(self, database: str) -> Iterator[None]:
@@ -30,7 +37,10 @@ class Outages:
         except Exception as error:
             self.raise_if_away(error, database)
             raise
-        self.up_since.setdefault(database, time.monotonic())
+        now = self._seen[database] = time.monotonic()
+        self.up_since.setdefault(database, now)
+        if database in self._away_since:
+            self._end(database, now)
 
     def steadily(self, database: str, record: Callable[[], T]) -> T:
         """Do what may be done twice, once more on a new connection where the first one broke.
@@ -56,6 +66,7 @@ class Outages:
         """Raise DatabaseUnavailable if that is what an error comes from."""
         if is_database_error(error) and (is_unable(error) or not is_up(database)):
             self.up_since.pop(database, None)
+            self._away_since.setdefault(database, self._seen.get(database, self._began))
             reconnect(database)  # an open connection may lead to a server that has become read-only
             words = f'The database "{database}" cannot be used ({one_line(error)})'
             raise DatabaseUnavailable(words, database) from error
@@ -64,3 +75,12 @@ class Outages:
         """Whether an expired lease means a dead worker: after an outage every lease looks expired for a while."""
         since = self.up_since.get(database)
         return since is not None and time.monotonic() - since >= lease
+
+    def seen(self, database: str) -> list[tuple[float, float]]:
+        """The outages of a database that are over: seconds since each began, at the earliest, and since it ended."""
+        now = time.monotonic()
+        return [(now - begin, now - end) for begin, end in tuple(self._past.get(database, ()))]
+
+    def _end(self, database: str, now: float) -> None:
+        begin = self._away_since.pop(database, now)
+        self._past.setdefault(database, deque(maxlen=REMEMBERED)).append((begin, now))

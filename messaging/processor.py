@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from django.db import InterfaceError, OperationalError
 
-from messaging import conf, failures, inbox, unrun
+from messaging import conf, inbox, stopping, unrun
 from messaging.attempting import Attempts
 from messaging.batching import run_batch
-from messaging.claims import Claims
+from messaging.claims import Claim, Claims
+from messaging.crashes import Crash, record_crash
 from messaging.database import close_old, is_conflict, is_lock_wait, is_lost
+from messaging.elsewhere import Elsewhere, Standing, database_of, weigh
 from messaging.envelope import Envelope
 from messaging.exceptions import DeadLettered, HandlerNotFound, MessagingError, PayloadError
 from messaging.execution import call
 from messaging.handlers import Handler, Registry, registry
-from messaging.inbox import TWIN_WAIT, AlreadyRecorded, Place, SetAside, Verdict
-from messaging.ledger import Entry
+from messaging.inbox import TWIN_WAIT, AlreadyRecorded, Held, Place, SetAside, Verdict
+from messaging.ledger import Entry, run_of
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
 from messaging.station import Call, Incoming, RunningNow, Station, Work, inserts_first
@@ -34,17 +39,21 @@ class Settlement:
     Attributes:
         action: "ack" it now; "done": it was acknowledged on the way; "set_aside": nothing was spent, process it again.
         after: seconds until then.
+        held: whether it was set aside because an open transaction has its record.
     """
 
     action: Literal["ack", "done", "set_aside"]
     after: float = 0.0
+    held: bool = False
 
 
+REPORT_WAIT = 30.0  # seconds: a process starts, and reports how the one before it died
 READ_AHEAD = 64 * 1024  # bytes of a body; a larger one is not held twice before its turn comes
 
 ACK = Settlement("ack")
 DONE = Settlement("done")
 ASIDE = Settlement("set_aside", after=TWIN_WAIT)
+HELD = Settlement("set_aside", after=TWIN_WAIT, held=True)
 
 
 class Processor:
@@ -56,6 +65,7 @@ class Processor:
         running: enters an attempt into the process's ledger while it runs; yields what lifts its time limit.
         handlers: the registry to find handlers in.
         call: calls a handler.
+        databases: those that may know a message; None for the settings' and the handlers'.
     """
 
     def __init__(
@@ -66,14 +76,17 @@ class Processor:
         running: RunningNow | None = None,
         handlers: Registry = registry,
         call: Call = call,
+        databases: Sequence[str] | None = None,
     ) -> None:
         self.alias = alias
         self.settings = conf.get(alias)
         self.outages = Outages()
         claims = Claims(self.settings.lease, self.outages)
         running = running or (lambda _entry: nullcontext(_nothing))
-        self._station = Station(alias, worker, self.settings, self.outages, claims, handlers, running, call)
+        elsewhere = Elsewhere(alias, handlers, self.outages, databases)
+        self._station = Station(alias, worker, self.settings, self.outages, claims, handlers, elsewhere, running, call)
         self._attempts = Attempts(self._station)
+        self._expected: dict[uuid.UUID, float] = {}  # runs whose death may yet be reported, and since when
 
     def route(self, delivery: Incoming) -> Handler | None:
         """The handler that would take a delivery; None where there is none or its headers cannot be read.
@@ -125,11 +138,15 @@ class Processor:
                     self._attempts.make(work, place)
                 return DONE if work.acked else ACK
             except AlreadyRecorded:
+                if work.acked:  # whoever took its claim answers for it
+                    return DONE
                 work.redelivered = True
-            except SetAside:
-                break
+            except SetAside as aside:
+                return _aside(aside)
             except (OperationalError, InterfaceError) as error:
-                if is_lock_wait(error) or is_conflict(error):
+                if is_lock_wait(error):
+                    return HELD
+                if is_conflict(error):
                     break
                 self.outages.raise_if_away(error, work.database)
                 if not is_lost(error, work.database):
@@ -140,50 +157,115 @@ class Processor:
 
     def _admit(self, work: Work) -> Place | None:
         """The place to record it in, if it is to run; None when the inbox answers for it already."""
+        envelope = work.envelope
+        others = self._station.elsewhere.find(work.database, work.queue, envelope, redelivered=work.redelivered)
+        is_first = not work.redelivered and envelope.row_key is None
         # Where inserting first decides who runs, a first delivery needs no look.
-        if not work.redelivered and work.envelope.row_key is None and inserts_first(work.database):
-            return inbox.fresh(self.alias, work.queue, work.envelope)
-        if work.redelivered and work.envelope.key is None:
-            row = self._find_alike(work)
-        else:
-            row = inbox.find(work.database, self.alias, work.queue, work.envelope, redelivered=work.redelivered)
-        if row is None:
-            return inbox.fresh(self.alias, work.queue, work.envelope)
-        if self._station.claims.is_waiting(row.lease_token):
-            if not row.renewed(self.settings.lease):
-                raise AlreadyRecorded
-            return inbox.existing(row)
-        return self._admit_recorded(work, row)
+        if is_first and not others and inserts_first(work.database):
+            return inbox.fresh(self.alias, work.queue, envelope)
+        standing = weigh(self._find(work), others, envelope)
+        if standing.decides is None:
+            return inbox.fresh(self.alias, work.queue, envelope)
+        return self._admit_known(work, standing, standing.decides)
 
-    def _find_alike(self, work: Work) -> ProcessedMessage | None:
+    def _admit_known(self, work: Work, standing: Standing, row: ProcessedMessage) -> Place | None:
+        claims, work.left_over = self._station.claims, standing.left_over
+        is_ours, will_run = claims.is_waiting(row.lease_token), inbox.gate(row, work.envelope) is Verdict.RUN
+        if (is_ours or will_run) and any(not claims.is_waiting(one.lease_token) for one in standing.claimed):
+            raise SetAside  # it is being run in another database
+        if is_ours and claims.take(row.lease_token):
+            with claims.held(row.lease_token, work.database):
+                if not row.renewed(self.settings.lease):
+                    raise AlreadyRecorded
+            return inbox.existing(row)
+        if not will_run:
+            self._admit_recorded(work, standing, row)
+            return None
+        if work.is_redelivery:
+            self._wait_for_report(row, work)
+        if row is standing.home:
+            unrun.bring_content(row, work.envelope, work.database)
+            return inbox.existing(row)
+        return self._move(work, standing, row)
+
+    def _move(self, work: Work, standing: Standing, row: ProcessedMessage) -> Place:
+        """Where a message is recorded that waits in another database, and is to run in its handler's."""
+        home, elsewhere = standing.home, self._station.elsewhere
+        work.left_over = [*(one for one in standing.left_over if one is not home), row]
+        with self._held(home):
+            return elsewhere.move(home, row, work.queue, work.envelope)
+
+    def _let_go(self, standing: Standing, row: ProcessedMessage) -> None:
+        """Have no other row wait for a message that this one answers for."""
+        home, rows = standing.home, standing.replaceable
+        if home is not None and home is not row and self._station.claims.is_waiting(home.lease_token):
+            # It was claimed to run here, and went on there meanwhile.
+            rows = [*(one for one in rows if one is not home), home]
+        with self._held(home):
+            self._station.elsewhere.retire(rows, database_of(row))
+
+    def _held(self, row: ProcessedMessage | None) -> AbstractContextManager[None]:
+        """Forget a claim of ours that runs nothing, if this is one, unless the change that ends it fails."""
+        claims = self._station.claims
+        if row is None or not claims.is_waiting(row.lease_token):
+            return nullcontext()
+        return claims.held(row.lease_token, database_of(row))
+
+    def _find(self, work: Work) -> ProcessedMessage | None:
+        if not work.redelivered or work.envelope.key is not None:
+            return inbox.find(work.database, self.alias, work.queue, work.envelope, redelivered=work.redelivered)
+        databases = (work.database, *self._station.elsewhere.others(work.database))
+        found = (self._find_alike(work, database) for database in databases)
+        return next((row for row in found if row is not None), None)
+
+    def _find_alike(self, work: Work, database: str) -> ProcessedMessage | None:
         """The row that a redelivered message without an id belongs to; None where nothing like it is recorded.
 
         It looks once: between two looks a claim can become a counted crash, which neither of them would see.
         """
-        alike = inbox.alike(work.database, self.alias, work.queue, work.envelope)
-        unfinished = next((row for row in alike if inbox.is_unfinished(row)), None)
-        if unfinished is not None or not work.handler.atomic:
-            return unfinished
-        claimed = [row for row in alike if row.round == 1]
-        ours = next((row for row in claimed if self._station.claims.is_waiting(row.lease_token)), None)
-        if claimed and ours is None:
+        with self.outages.watch(database):
+            alike = inbox.alike(database, self.alias, work.queue, work.envelope)
+        ours = next((row for row in alike if self._station.claims.is_waiting(row.lease_token)), None)
+        found = ours or next((row for row in alike if inbox.can_adopt(row, work.handler)), None)
+        if found is None and any(inbox.comes_again(row, work.handler) for row in alike):
             raise SetAside  # perhaps its own last run, whose crash is about to be recorded
-        return ours
+        return found
 
-    def _admit_recorded(self, work: Work, row: ProcessedMessage) -> Place | None:
-        database, worker, settings = work.database, self._station.worker, self.settings
+    def _admit_recorded(self, work: Work, standing: Standing, row: ProcessedMessage) -> None:
+        """Record what a row says about a delivery that is not to run, where that row is."""
+        database, worker, settings = database_of(row), self._station.worker, self.settings
         verdict = inbox.gate(row, work.envelope)
-        if verdict is Verdict.RUN:
-            return inbox.existing(row)
-        if verdict is Verdict.REUSED:
-            unrun.record_reused(database, row, work.envelope, worker=worker, settings=settings)
-        elif verdict is Verdict.COUNTED:
-            unrun.record_counted(database, row, work.envelope, work.handler, worker=worker, settings=settings)
-        elif verdict is Verdict.CRASHED:
-            if not self.outages.leases_tell(database, settings.lease):
-                raise SetAside
-            unrun.record_abandoned(database, row, work.handler, settings)
-        return None
+        with self.outages.watch(database):
+            if verdict is not Verdict.REUSED:
+                unrun.bring_content(row, work.envelope, database)
+            if verdict is Verdict.REUSED:
+                unrun.record_reused(database, row, work.envelope, worker=worker, settings=settings)
+            elif verdict is Verdict.COUNTED:
+                unrun.record_counted(database, row, work.envelope, work.handler, worker=worker, settings=settings)
+            elif verdict is Verdict.CRASHED:
+                if not self.outages.leases_tell(database, settings.lease):
+                    raise SetAside
+                if not unrun.end_abandoned(database, row, work.handler, settings, self.outages):
+                    raise AlreadyRecorded
+            elif work.envelope.key is None:
+                raise AlreadyRecorded  # another copy of its content took that row since
+        if verdict in (Verdict.DONE, Verdict.REUSED):  # the others make another round, which comes here again
+            self._let_go(standing, row)
+
+    def _wait_for_report(self, row: ProcessedMessage, work: Work) -> None:
+        """Let a death that may be behind a redelivery be reported first, where it would have been the last attempt.
+
+        Raises SetAside until it is, or nobody has reported one for a while.
+        """
+        limit = work.handler.max_attempts or self.settings.retry.max_attempts
+        if row.attempts + 1 < limit:
+            return
+        run, now = run_of(row.key, row.round, None), time.monotonic()
+        since = self._expected.setdefault(run, now)
+        for expected in [one for one, began in list(self._expected.items()) if now - began >= 2 * REPORT_WAIT]:
+            self._expected.pop(expected, None)
+        if now - since < REPORT_WAIT:
+            raise SetAside
 
     # What is recorded without running anything
 
@@ -193,28 +275,71 @@ class Processor:
         envelope, reason = unrun.revive(delivery, queue)
         handler = self._station.handlers.find(self.alias, queue, envelope.routing_key)
         database = handler.database if handler else self._station.database
-        return self._record_unrun(database, queue, envelope, DeadLettered(reason), redelivered=True)
+        return self._record_unrun(database, queue, envelope, DeadLettered(reason), redelivered=True, handler=handler)
 
-    def record_crash(self, entry: Entry, error: MessagingError | None) -> None:
+    def record_crash(self, entry: Entry, error: MessagingError | None, since: float | None = None) -> bool:
         """Record that a process died while it ran `entry`, of `error`; of something else's if None.
 
+        Args:
+            entry: what it ran.
+            error: why it died.
+            since: CLOCK_MONOTONIC of when that began; None where nobody knows.
+
+        Returns whether that is done: not while another run of the message keeps its row locked; ask again then.
         Raises DatabaseUnavailable.
         """
         worker = self._station.worker
         if entry.batch > 1:
-            return  # nobody knows whose fault it was: redelivered, each runs alone
+            return True  # nobody knows whose fault it was: redelivered, each runs alone
         if error is None:
             self.outages.steadily(entry.database, lambda: unrun.record_spared(entry, worker))
-        else:
-            self.outages.steadily(entry.database, lambda: failures.record_crash(entry, error, worker))
+            return True
+        crash = Crash.of(entry, error, worker, since)
+        try:
+            self.outages.steadily(entry.database, lambda: record_crash(crash))
+        except SetAside:
+            return False
+        except OperationalError as trouble:
+            if is_lock_wait(trouble) or is_conflict(trouble):
+                return False
+            raise
+        return True
 
-    def renew_claims(self) -> None:
-        """Extend the leases of what this process runs. Call it every third of the lease. Raises DatabaseUnavailable."""
-        self._station.claims.renew()
+    @property
+    def databases(self) -> list[str]:
+        """Where rows of the alias may be."""
+        return self._station.databases
 
-    def sweep(self) -> int:
-        """Count the crashes of workers whose claims ran out; see `sweeping.sweep()`."""
-        return sweep(self._station)
+    def renew_claims(self, database: str | None = None) -> None:
+        """Extend the leases of what this process runs. Call it every third of the lease. Raises DatabaseUnavailable.
+
+        Args:
+            database: where; None for all of them, one after the other.
+        """
+        for one in [database] if database else self.databases:
+            self._station.claims.renew(one)
+
+    def late_claims(self) -> list[Claim]:
+        """Of what this process runs, the claims that could not be renewed and are about to lapse."""
+        return self._station.claims.late()
+
+    def sweep(self, database: str | None = None) -> int:
+        """End the claims that ran out; see `sweeping.sweep()`."""
+        return sum(sweep(self._station, one) for one in ([database] if database else self.databases))
+
+    # A stop, in this order; see `stopping`
+
+    def interrupt(self) -> None:
+        """Mark what runs as cut short by a stop, in case it does not end in time."""
+        stopping.interrupt(self._station)
+
+    def give_up(self) -> None:
+        """Hand over what runs: this process is about to end."""
+        stopping.give_up(self._station)
+
+    def leave(self) -> None:
+        """Hand over what this process has claimed, when nothing runs any more."""
+        stopping.leave(self._station)
 
     def _refuse(self, delivery: Incoming) -> Settlement:
         """Record what no handler can take as failed."""
@@ -232,23 +357,63 @@ class Processor:
         return self._record_unrun(station.database, queue, envelope, error, redelivered=delivery.redelivered)
 
     def _record_unrun(
-        self, database: str, queue: str, envelope: Envelope, error: MessagingError, *, redelivered: bool
+        self,
+        database: str,
+        queue: str,
+        envelope: Envelope,
+        error: MessagingError,
+        *,
+        redelivered: bool,
+        handler: Handler | None = None,
     ) -> Settlement:
-        def record() -> bool:
-            return unrun.record_unrun(
-                database,
-                queue,
-                envelope,
-                error,
-                worker=self._station.worker,
-                settings=self.settings,
-                redelivered=redelivered,
-            )
-
+        """Record it where it is recorded already; else in `database`."""
         try:
-            return ACK if self.outages.steadily(database, record) else ASIDE
-        except SetAside:
+            standing = self._stands(database, queue, envelope, redelivered=redelivered, handler=handler)
+            row = standing.decides
+            where = database_of(row) if row is not None else database
+
+            def record() -> bool:
+                return unrun.record_unrun(
+                    where,
+                    queue,
+                    envelope,
+                    error,
+                    worker=self._station.worker,
+                    settings=self.settings,
+                    redelivered=redelivered,
+                    handler=handler,
+                )
+
+            if not self.outages.steadily(where, record):
+                return ASIDE
+            if row is not None:
+                self._let_go(standing, row)
+            return ACK
+        except AlreadyRecorded:
             return ASIDE
+        except SetAside as aside:
+            return _aside(aside)
+
+    def _stands(
+        self, database: str, queue: str, envelope: Envelope, *, redelivered: bool, handler: Handler | None
+    ) -> Standing:
+        """What is recorded of a message that is not to run; nothing where its own database alone may know it."""
+        elsewhere = self._station.elsewhere
+
+        def look(name: str) -> ProcessedMessage | None:
+            find = partial(inbox.find, name, self.alias, queue, envelope, redelivered=redelivered, handler=handler)
+            return self.outages.steadily(name, find)
+
+        if envelope.key is None:
+            others = elsewhere.others(database)
+            found = (look(name) for name in ((database, *others) if others else ()))
+            return Standing(None, next((row for row in found if row is not None), None))
+        rows = elsewhere.find(database, queue, envelope, redelivered=True)
+        return weigh(look(database), rows, envelope) if rows else Standing(None, None)
+
+
+def _aside(reason: SetAside) -> Settlement:
+    return HELD if isinstance(reason, Held) else ASIDE
 
 
 def _nothing() -> None:

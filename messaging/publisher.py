@@ -95,13 +95,14 @@ def publish_many(
     """Publish messages with few statements; all or none. Arguments and errors as for `publish()`."""
     settings = conf.get(using)
     current = running.get()
+    composer = Composer(settings, current, database)
     database = database or (current.database if current else router.db_for_write(PublishedMessage))
     if database not in settings.databases:
         raise ConfigurationError(
             f'No relay serves the outbox of the database "{database}": add it to '
             f'MESSAGING["{using}"]["DATABASES"], or the message would never be sent.'
         )
-    rows = list(map(Composer(settings, current).compose, messages))
+    rows = list(map(composer.compose, messages))
     if current is not None and not current.atomic:
         return _save_once(rows, database, settings)
     _save(rows, database, settings)
@@ -141,13 +142,20 @@ def _save(rows: Sequence[PublishedMessage], database: str, settings: conf.AliasS
 
 
 def _save_once(rows: list[PublishedMessage], database: str, settings: conf.AliasSettings) -> list[PublishedMessage]:
-    """Save what an earlier run of the same handler has not saved; ids are derived from the cause."""
+    """Save what an earlier run of the same handler has not saved; ids are derived from the cause, or the caller's own.
+
+    What goes elsewhere is another message, whatever its id.
+    """
     ids = [row.message_id for row in rows]
     known = {
-        row.message_id: row
+        _identity(row): row
         for row in PublishedMessage.objects.using(database).filter(
             alias=settings.alias, message_id__in=ids, causation_id=rows[0].causation_id if rows else ""
         )
     }
-    _save([row for row in rows if row.message_id not in known], database, settings)
-    return [known.get(row.message_id, row) for row in rows]
+    _save([row for row in rows if _identity(row) not in known], database, settings)
+    return [known.get(_identity(row), row) for row in rows]
+
+
+def _identity(row: PublishedMessage) -> tuple[str, str, str, str]:
+    return row.message_id, row.exchange, row.queue, row.routing_key

@@ -14,15 +14,17 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from django.db import connections, reset_queries
 
 from messaging import conf
 from messaging.backends.base import Fate, Outgoing
+from messaging.doubts import Proof, probe
 from messaging.exceptions import BrokerUnavailable
-from messaging.fates import Held, Judge
+from messaging.fates import Judge
 from messaging.killpoints import kill_point
-from messaging.leases import MARK_DELAY, Leases
+from messaging.leases import MARK_DELAY, Held, Leases
 from messaging.sealing import seal
 from messaging.texts import storable
 from messaging.uplink import Uplink
@@ -39,6 +41,7 @@ BUSY = 0.25  # share of `POLL_INTERVAL` between looks where they are not, soon a
 BUSY_SECONDS = 1.0  # how soon
 PACE = 0.005  # seconds between two looks, however often it is woken
 BLOCKED_POLL = 0.5  # seconds to wait for news while nothing may be sent
+PATIENCE = 30.0  # seconds to keep what is in doubt while the broker cannot be reached; another relay may reach it
 GOODBYE = 10.0  # seconds that what is under way gets when the relay stops
 
 
@@ -62,8 +65,9 @@ class Relay:
         ]
         self._home = self._leases[0]
         self._listeners: dict[str, Listener] = {}
-        self._under_way: dict[str, Held] = {}
+        self._under_way: dict[str, Held | None] = {}  # None for a probe
         self._judge = Judge()
+        self._proof = Proof()
         self._tokens = itertools.count(1)
         self._body_size = WINDOW_BYTES / 16  # bytes of a typical body; unknown at first, so begin with few
         self._woken = threading.Event()
@@ -92,11 +96,15 @@ class Relay:
         self._report()
         if not self._uplink.connect():
             for held in self._judge.suspects.drain():  # another relay may reach the broker
-                held.leases.returned(held.row)
+                held.hand_back()
+            if self._uplink.down_for > PATIENCE:
+                for held in self._judge.doubts.drain():
+                    held.hand_back()
             self._record(0.0)
             pause = min(self._uplink.pause, 1.0)
             (stop or self._woken).wait(pause if timeout is None else min(pause, timeout))
             return 0
+        self._proof.begin(self._uplink.openings, self._under_way)
         sent = self._feed()
         self._record(self._pause() if timeout is None else timeout)
         return sent
@@ -123,6 +131,8 @@ class Relay:
             return 0
         if self._judge.suspects:
             return 0 if self._under_way else self._send(self._judge.suspects.next_group())
+        if self._judge.doubts.has_turn(is_quiet=not self._under_way):
+            return 0 if self._under_way else self._try_doubts()
         if self._woken.is_set():
             self._woken.clear()
             for one in self._leases:
@@ -132,6 +142,16 @@ class Relay:
             return 0
         return self._look()
 
+    def _try_doubts(self) -> int:
+        """Send some of what is in doubt, if the connection has carried something; else a probe first."""
+        if self._proof.holds:
+            return self._send(self._judge.doubts.next_group())
+        message = probe(next(self._tokens))
+        with suppress(BrokerUnavailable):
+            self._uplink.send([message])
+            self._under_way[message.token] = None
+        return 0
+
     def _look(self) -> int:
         """Lease from each database in turn what there is room for, and send it."""
         self._last_look = time.monotonic()
@@ -139,7 +159,7 @@ class Relay:
         for one in [lease for lease in self._leases if lease.is_available]:
             limit = self._room()
             if one.expects_more and limit:
-                sent += self._send([Held(one, row) for row in one.take(limit)])
+                sent += self._send(self._judge.doubts.screen([Held(one, row) for row in one.take(limit)]))
             due = 0.0 if one.expects_more else one.wait()
             one.expects_more = due == 0
             soonest = soonest if due is None else min(soonest, due)
@@ -153,7 +173,8 @@ class Relay:
     def _room(self) -> int:
         """How many rows may be leased: none until a batch fits, so that leases stay few and large."""
         by_size = int(WINDOW_BYTES / max(self._body_size, 1.0))
-        free = min(WINDOW, max(by_size, 1)) - sum(map(len, self._leases))
+        window = min(WINDOW, max(by_size, 1))
+        free = window - sum(map(len, self._leases)) + min(window, len(self._judge.doubts))
         batch = min(BATCH, max(by_size // 4, 1))
         return batch if free >= batch else 0
 
@@ -177,7 +198,8 @@ class Relay:
         except BrokerUnavailable:
             for message in outgoing:
                 held_back = self._under_way.pop(message.token)
-                held_back.leases.returned(held_back.row)
+                if held_back is not None:
+                    held_back.hand_back()
             return 0
         kill_point("relay.sent")
         return len(outgoing)
@@ -187,6 +209,8 @@ class Relay:
         outcomes = self._uplink.outcomes(timeout)
         for outcome in outcomes:
             held = self._under_way.pop(outcome.token, None)
+            if not self._proof.holds:
+                self._proof.note(outcome)
             if held is not None:
                 self._judge.decide(outcome, held)
         if any(outcome.fate is Fate.UNROUTABLE for outcome in outcomes):
@@ -201,7 +225,7 @@ class Relay:
         """Seconds to wait for news at most."""
         if self._uplink.is_blocked:
             return BLOCKED_POLL
-        if self._judge.suspects:
+        if self._judge.suspects or self._judge.doubts:
             return 0.0 if not self._under_way else BLOCKED_POLL
         wait = self._next_look - time.monotonic() if self._room() else BLOCKED_POLL
         if any(one.has_unmarked for one in self._leases):

@@ -7,16 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from django.db import transaction
+from django.db import Error, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from messaging.database import is_doomed
+from messaging.exceptions import DatabaseUnavailable
 
 logger = logging.getLogger("messaging.processor")
 
 SWALLOWED = (
     "A database error was caught inside the test's transaction, which cannot go on after it. Put the statement into "
     "transaction.atomic(), or use TransactionTestCase (pytest: transactional_db), where this code has no transaction."
+)
+TEST_ENDED = (
+    "A handler ended the test's transaction: it executed ROLLBACK or COMMIT itself. Do not do that there, or use "
+    "TransactionTestCase (pytest: transactional_db)."
 )
 
 
@@ -44,7 +49,8 @@ def run_commit_hooks(connection: BaseDatabaseWrapper, start: int) -> None:
 def as_in_autocommit(connection: BaseDatabaseWrapper) -> Iterator[None]:
     """Inside a test's transaction: a database error in this block does not end the transaction as well.
 
-    Raises TransactionManagementError for one that was caught inside the block, which a transaction does not survive.
+    Raises TransactionManagementError for one that was caught inside the block, which a transaction does not survive,
+    and DatabaseUnavailable where the block ended the transaction.
     """
     savepoint = transaction.savepoint(using=connection.alias)
     try:
@@ -56,4 +62,12 @@ def as_in_autocommit(connection: BaseDatabaseWrapper) -> Iterator[None]:
             connection.needs_rollback = False  # or going back would be refused
             transaction.savepoint_rollback(savepoint, using=connection.alias)
         raise
-    transaction.savepoint_commit(savepoint, using=connection.alias)
+    release(connection, savepoint)
+
+
+def release(connection: BaseDatabaseWrapper, savepoint: str) -> None:
+    """Release a savepoint inside a test's transaction. Raises DatabaseUnavailable where that has ended."""
+    try:
+        transaction.savepoint_commit(savepoint, using=connection.alias)
+    except Error as error:
+        raise DatabaseUnavailable(TEST_ENDED, connection.alias) from error

@@ -9,6 +9,7 @@ from django.db import models
 
 from messaging.envelope import CAUSATION, ROUTING_KEY, Envelope
 from messaging.exceptions import ProcessDied
+from messaging.ids import new_epoch
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.wire import encode_properties, encode_table
 
@@ -73,6 +74,7 @@ def compose_round(row: ProcessedMessage, due: models.expressions.Combinable) -> 
         body_encoding=row.body_encoding,
         wire=envelope.to_wire(),
         round=row.round,
+        epoch=new_epoch(),
         inbox=row,
         publish_at=due,
         due_at=due,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +11,7 @@ from django.db import connections
 
 from messaging import conf
 from messaging.claims import Claims
+from messaging.elsewhere import Elsewhere
 from messaging.envelope import Envelope
 from messaging.execution import call
 from messaging.handlers import Handler, Registry
@@ -18,6 +19,7 @@ from messaging.inbox import Place
 from messaging.ledger import Entry
 from messaging.logs import one_line
 from messaging.message import ReceivedMessage, Running
+from messaging.models import ProcessedMessage
 from messaging.outages import Outages
 from messaging.texts import storable
 from messaging.wire import Properties
@@ -52,6 +54,7 @@ class Station:
         worker: the name under which claims and attempts are recorded.
         outages, claims: what is known of the databases, and of what runs here under a lease.
         handlers: the registry to find handlers in.
+        elsewhere: what the other databases know.
         running: enters an attempt into the process's ledger.
         call: calls a handler.
     """
@@ -62,8 +65,15 @@ class Station:
     outages: Outages
     claims: Claims
     handlers: Registry
+    elsewhere: Elsewhere
     running: RunningNow
     call: Call = call
+
+    @property
+    def databases(self) -> list[str]:
+        """Where rows of this alias may be: its `DATABASES`, and those of its handlers."""
+        own = {handler.database for handler in self.handlers.all(self.alias)}
+        return list(dict.fromkeys([*(self.settings.databases or (self.database,)), *sorted(own)]))
 
     @property
     def database(self) -> str:
@@ -73,7 +83,10 @@ class Station:
 
 @dataclass
 class Work:
-    """One delivery on its way through the processor; `lift` ends its handler's time limit."""
+    """One delivery on its way through the processor; `lift` ends its handler's time limit.
+
+    `left_over` are the rows in other databases that wait for it, and no longer do once its own is durable.
+    """
 
     envelope: Envelope
     queue: str
@@ -82,6 +95,10 @@ class Work:
     ack: Callable[[], object]
     acked: bool = False
     lift: Callable[[], None] = lambda: None
+    left_over: Sequence[ProcessedMessage] = ()
+
+    def __post_init__(self) -> None:
+        self.is_redelivery = self.redelivered  # by the broker, while `redelivered` may be set on the way
 
     @property
     def database(self) -> str:

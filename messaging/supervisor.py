@@ -50,7 +50,7 @@ class Supervisor:
         self._signals: list[tuple[int, float]] = []
         self._deadline: float | None = None
         self._memory_read_at = 0.0
-        self._has_killed = False
+        self._has_released = False
         self._status = 0
 
     def run(self) -> int:
@@ -90,9 +90,10 @@ class Supervisor:
             child.read_reports()
             if not child.is_running:
                 self._after_end(child)
-            elif not self._stopping:
+                continue
+            if not self._stopping:
                 child.enforce_time_limits()
-                child.enforce_stop()
+            child.enforce_stop()
         self._limit_memory()
         self._reload_if_changed()
 
@@ -101,9 +102,9 @@ class Supervisor:
             logger.info("Stopping: what runs may finish within %g s. Signal again to stop now.", self._stop_timeout)
             self._stop(0)
         if len(self._signals) > 1:
-            self._kill_all("Stopping now: what was running goes back to the broker.")
+            self._release_all("Stopping now: what was running goes back to the broker.")
         elif self._deadline is not None and time.monotonic() > self._deadline:
-            self._kill_all(f"Handlers still run after {self._stop_timeout:g} s: stopping now.")
+            self._release_all(f"Handlers still run after {self._stop_timeout:g} s: stopping now.")
 
     def _stop(self, status: int) -> None:
         self._status = self._status or status
@@ -111,13 +112,13 @@ class Supervisor:
         for child in self._children:
             child.ask_to_stop()
 
-    def _kill_all(self, why: str) -> None:
-        if self._has_killed:
+    def _release_all(self, why: str) -> None:
+        if self._has_released:
             return
-        self._has_killed, self._status = True, 1
+        self._has_released, self._status = True, 1
         logger.warning(why)
         for child in self._children:
-            child.kill()
+            child.release()
 
     def _after_end(self, child: Child) -> None:
         is_refused = child.bury(blame=not self._stopping)

@@ -18,8 +18,8 @@ class Suspects(Generic[T]):
         self._again: deque[T] = deque()
         self._group: list[T] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._first or self._again)
+    def __len__(self) -> int:
+        return len(self._first) + len(self._again)
 
     def add(self, item: T) -> None:
         """Take in a suspect; one that was in the last group will be sent alone."""

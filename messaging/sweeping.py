@@ -1,7 +1,8 @@
-"""Claims whose worker died: their crashes are counted, and their messages go round again."""
+"""Claims whose worker died or was stopped: crashes are counted, and the messages go round again."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -16,18 +17,16 @@ from messaging.station import Station
 from messaging.texts import storable
 
 
-def sweep(station: Station) -> int:
-    """Count the crashes of workers whose claims ran out, and send their messages round again.
+def sweep(station: Station, database: str) -> int:
+    """End the claims in a database that ran out: count the crashes of their workers, and send the messages round again.
 
     Returns how many were recorded. Raises DatabaseUnavailable.
     """
-    count = 0
-    for database in {handler.database for handler in station.handlers.all(station.alias)}:
-        with station.outages.watch(database):
-            abandoned = _abandoned(station, database)
-            if station.outages.leases_tell(database, station.settings.lease):
-                count += _end_claims(station, database, abandoned)
-    return count
+    with station.outages.watch(database):
+        abandoned = _abandoned(station, database)
+        if not station.outages.leases_tell(database, station.settings.lease):
+            return 0
+        return _end_claims(station, database, abandoned)
 
 
 def _abandoned(station: Station, database: str) -> list[ProcessedMessage]:
@@ -48,10 +47,13 @@ def _handler_of(station: Station, row: ProcessedMessage) -> Handler | None:
 def _end_claims(station: Station, database: str, abandoned: Sequence[ProcessedMessage]) -> int:
     """Record each; one that cannot be recorded, such as a damaged row, does not stop the others."""
     count, trouble = 0, None
+    enough = time.monotonic() + station.settings.lease / 6  # the claims of this process wait to be renewed
     for row in abandoned:
+        if time.monotonic() > enough:
+            break
         try:
             handler = station.handlers.find(station.alias, row.queue, row.envelope().routing_key)
-            count += unrun.record_abandoned(database, row, handler, station.settings)
+            count += unrun.end_abandoned(database, row, handler, station.settings, station.outages)
         except SetAside:
             continue
         except Exception as error:

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, Protocol
 
-from messaging import conf, failures, inbox
+from django.db import DatabaseError, transaction
+from django.db.models import Q
+
+from messaging import conf, crashes, failures, inbox
+from messaging.clock import Now
 from messaging.envelope import Envelope, address
-from messaging.exceptions import HandlerTimeout, IdReused, MessagingError, ProcessDied
+from messaging.exceptions import HandlerTimeout, IdReused, MessagingError, ProcessDied, WireError
 from messaging.failures import Failure
 from messaging.handlers import Handler, registry
-from messaging.inbox import AlreadyRecorded, SetAside, Verdict
+from messaging.inbox import AlreadyRecorded, Place, SetAside, Verdict
 from messaging.ledger import Entry
-from messaging.models import ProcessedMessage
+from messaging.models import ProcessedMessage, Worker
 from messaging.models.states import in_state
+from messaging.outages import Outages
 from messaging.texts import storable
 from messaging.wire import Properties
 
+STOPPING = "stopping"  # a worker's status once it is asked to stop
+STOPPED = "Interrupted by a stop of its worker."
+UNBEGUN = "Its worker was lost before its handler began."
+AWAY = "Its claim ran out while the database could not be used."
 LOOKS = 10  # at a row that others keep changing
 
 
@@ -47,13 +57,15 @@ def record_unrun(
     worker: str,
     settings: conf.AliasSettings,
     redelivered: bool,
+    handler: Handler | None = None,
 ) -> bool:
     """Record a message that no handler can take, or that the broker gave up, as failed.
 
-    Returns whether the inbox answers for it now. Raises SetAside when a twin is about to record it.
+    `handler` is the one that would take it. Returns whether the inbox answers for it now. Raises SetAside when a twin
+    is about to record it.
     """
     for _ in range(LOOKS):
-        row = inbox.find(database, settings.alias, queue, envelope, redelivered=redelivered)
+        row = inbox.find(database, settings.alias, queue, envelope, redelivered=redelivered, handler=handler)
         if row is None:
             place = inbox.fresh(settings.alias, queue, envelope)
         else:
@@ -61,9 +73,9 @@ def record_unrun(
             if verdict is Verdict.REUSED:
                 record_reused(database, row, envelope, worker=worker, settings=settings)
                 return True
+            bring_content(row, envelope, database)
             if verdict is Verdict.DONE:
                 return True
-            bring_content(row, envelope, database)
             place = inbox.existing(row)
         try:
             failures.record(place, Failure(error, worker), database, settings)
@@ -95,14 +107,40 @@ def record_counted(
     worker: str,
     settings: conf.AliasSettings,
 ) -> None:
-    """Send a message round again whose crash was counted before its content was known."""
+    """Send a message round again whose crash was counted before its content was known, or whose run we cut short.
+
+    Raises AlreadyRecorded when someone else was faster, SetAside when someone else is about to be.
+    """
     bring_content(row, envelope, database)
+    if row.interrupted:
+        failures.send_round(inbox.existing(row), worker, database)
+        return
     last = row.attempt_set.order_by("-id").first()
     is_late = last is not None and last.exception_type.endswith(".HandlerTimeout")
     error = (HandlerTimeout if is_late else ProcessDied)(last.exception_message if last else "Its process died.")
     failure = Failure(error, worker, handler, time.time(), crashed=True, counted=True)
-    with suppress(AlreadyRecorded):
-        failures.record(inbox.existing(row), failure, database, settings)
+    failures.record(inbox.existing(row), failure, database, settings)
+
+
+def absorb_crash(place: Place, envelope: Envelope, handler: Handler, worker: str, settings: conf.AliasSettings) -> bool:
+    """Take a crash of a message without an id over into the claim that it has made since, and send it round.
+
+    Returns whether there was one. Raises AlreadyRecorded, SetAside.
+    """
+    row, database = place.row, handler.database
+    for _ in range(LOOKS):
+        alike = inbox.alike(database, row.alias, row.queue, envelope)
+        row.attempts = next((one.attempts for one in alike if one.lease_token == place.token), 0)
+        bare = next((one for one in alike if crashes.is_bare(one)), None)
+        if bare is not None and not row.attempts:
+            with suppress(AlreadyRecorded):
+                crashes.absorb(place, bare, database)
+        if row.attempts:
+            record_counted(database, row, envelope, handler, worker=worker, settings=settings)
+            return True
+        if bare is None:
+            break
+    return False
 
 
 def record_spared(entry: Entry, worker: str) -> None:
@@ -110,10 +148,68 @@ def record_spared(entry: Entry, worker: str) -> None:
     rows = ProcessedMessage.objects.using(entry.database).filter(alias=entry.alias, queue=entry.queue)
     claim = in_state(ProcessedMessage.State.PROCESSING)
     row = rows.filter(claim, key=entry.identity[0], lease_token=entry.token).first()
-    if row is None or inbox.comes_again(row, registry.find(entry.alias, entry.queue, row.routing_key)):
-        return
-    with suppress(AlreadyRecorded, SetAside):
-        failures.send_round(inbox.existing(row), worker, entry.database)
+    if row is not None:
+        with suppress(SetAside):
+            give_up(entry.database, row, registry.find(entry.alias, entry.queue, storable(row.routing_key)), worker)
+
+
+def give_up(database: str, row: ProcessedMessage, handler: Handler | None, worker: str) -> bool:
+    """End a claim whose run was cut short by ourselves: the message comes again, and no attempt is counted.
+
+    Returns False when the claim was no longer held. Raises SetAside when the row is locked.
+    """
+    place = inbox.existing(row)
+    try:
+        if inbox.comes_again(row, handler):  # the mark tells its redelivery that nothing is to be counted
+            values: dict[str, Any] = {**inbox.UNCLAIMED, "interrupted": True, "error": STOPPED}
+            with place.tentative(), transaction.atomic(using=database):
+                place.write(database, **values)
+        else:
+            failures.send_round(place, worker, database, why=STOPPED)
+    except AlreadyRecorded:
+        return False
+    return True
+
+
+def end_abandoned(
+    database: str, row: ProcessedMessage, handler: Handler | None, settings: conf.AliasSettings, outages: Outages
+) -> bool:
+    """End a claim that its worker stopped renewing, as a crash or without an attempt. False when it ended meanwhile."""
+    why = _excuse(database, row, settings.lease, outages)
+    if not why:
+        return record_abandoned(database, row, handler, settings)
+    try:
+        failures.send_round(inbox.existing(row), row.worker, database, why=why)
+        return True
+    except AlreadyRecorded:
+        return False
+    except WireError:  # it was damaged since, so that it can only be failed
+        return record_abandoned(database, row, handler, settings)
+
+
+def _excuse(database: str, row: ProcessedMessage, lease: float, outages: Outages) -> str:
+    """Why an abandoned claim is not an attempt; "" where it is one, or nobody knows: see `ProcessedMessage`."""
+    if row.at_broker is None:
+        return ""
+    if row.interrupted or (row.at_broker and row.started_at is not None and _was_stopping(database, row.worker)):
+        return STOPPED
+    if row.started_at is None:
+        return UNBEGUN
+    return AWAY if _lapsed_in_an_outage(database, row, lease, outages) else ""
+
+
+def _was_stopping(database: str, worker: str) -> bool:
+    """Whether a worker said of itself that it was asked to stop: of a run that locks its row nobody else can say so."""
+    return Worker.objects.using(database).filter(name=worker, kind="consume", status=STOPPING).exists()
+
+
+def _lapsed_in_an_outage(database: str, row: ProcessedMessage, lease: float, outages: Outages) -> bool:
+    """Whether a claim ran out after an outage began that its last renewal did not outlive."""
+    lapsed = Q()
+    for begin, end in outages.seen(database):
+        earliest, latest = Now() - timedelta(seconds=begin), Now() + timedelta(seconds=lease - end)
+        lapsed |= Q(leased_until__gte=earliest, leased_until__lte=latest)
+    return bool(lapsed) and ProcessedMessage.objects.using(database).filter(lapsed, pk=row.pk).exists()
 
 
 def record_abandoned(
@@ -130,10 +226,19 @@ def record_abandoned(
 
 
 def bring_content(row: ProcessedMessage, envelope: Envelope, database: str) -> None:
-    """Fill in a row that was made for a crash alone."""
-    if row.wire is None:
-        inbox.fill(row, envelope)
-        row.save(using=database)
+    """Fill in a row that was made for a crash alone, whatever has become of it: it is all that will be left."""
+    if row.wire is not None:
+        return
+    inbox.fill(row, envelope)
+    place, same = inbox.existing(row), ProcessedMessage.objects.using(database).filter(pk=row.pk, key=row.key)
+    while True:
+        content = {name: getattr(row, name) for name in envelope.columns}
+        try:
+            same.filter(wire__isnull=True).update(**content)
+            return
+        except DatabaseError as error:
+            if not place.escape(error):
+                raise
 
 
 def revive(letter: DeadLetter, queue: str) -> tuple[Envelope, str]:

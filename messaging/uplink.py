@@ -30,6 +30,8 @@ class Uplink:
         self._sender = self._backend.sender()
         self._is_declared = False
         self._failures = 0
+        self._down_since: float | None = None
+        self.openings = 0  # how often a connection was made
         self._next_open = self._next_declare = 0.0
         self._broker, self._alarm = Trouble(), Trouble()
 
@@ -58,6 +60,11 @@ class Uplink:
         """Seconds until the next try to connect."""
         return max(0.0, self._next_open - time.monotonic())
 
+    @property
+    def down_for(self) -> float:
+        """Seconds since the broker was last to be reached; 0 unless a try has failed."""
+        return 0.0 if self._down_since is None else time.monotonic() - self._down_since
+
     def connect(self) -> bool:
         """Make sure of a connection, as often as that may be tried. After each loss the topology is declared again."""
         if self._sender.is_open and self._is_declared:
@@ -70,15 +77,17 @@ class Uplink:
             return False
         try:
             self._sender.open()
+            self.openings += 1
             self._declare()
             self._is_declared = True
         except BrokerUnavailable as error:
             self._failures += 1
+            self._down_since = self._down_since or time.monotonic()
             pause = min(RECONNECT_PAUSE, 0.25 * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
             self._next_open = time.monotonic() + pause
             self._broker.begin(f"Cannot reach {url}; messages wait in the outbox", error)
             return False
-        self._failures = 0
+        self._failures, self._down_since = 0, None
         self._broker.end(f"Connected to {url} again; messages are sent.")
         return True
 

@@ -104,4 +104,4 @@ class Worker(threading.Thread):
         if settlement.action == "ack":
             item.ack()
         elif settlement.action == "set_aside":
-            self._backlog.put_back([item], settlement.after)
+            self._backlog.put_back([item], settlement.after, held=settlement.held)

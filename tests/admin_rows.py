@@ -31,7 +31,7 @@ def incoming(state: str = "failed", *, body: bytes = b'{"order": 17}', queue: st
     values.setdefault("headers", {"tenant": "acme"})
     return ProcessedMessage.objects.create(
         state=state,
-        key=uuid.uuid4(),
+        key=values.pop("key", None) or uuid.uuid4(),
         digest=uuid.uuid4(),
         message_id=message_id,
         queue=queue,

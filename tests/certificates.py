@@ -36,7 +36,7 @@ class Authority:
 
     def _openssl(self, *arguments: object) -> None:
         command = ["openssl", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stderr
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from pytest_django import Settings
 
 from tests.mariadb import MariaDatabase
@@ -22,6 +24,10 @@ from tools.services import ServiceMissing
 
 if TYPE_CHECKING:
     from tests.relaying import Desk
+
+# Hypothesis measures by the clock how long examples take, which says more about the machine than about them.
+hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("any machine")
 
 services = Services()
 

@@ -24,6 +24,7 @@ class _Pipe:
     target: socket.socket
     downstream: bool  # from the server to the client
     queue: deque[tuple[float, bytes]] = field(default_factory=deque)
+    seen: bytes = b""  # the last that passed, as what is looked for may come in two pieces
 
 
 class Proxy:
@@ -34,6 +35,7 @@ class Proxy:
         delay: seconds by which each piece of data is late, in both directions.
         silent_downstream, silent_upstream: swallow what the server, or the client, sends; connections stay open.
         refuses: hang up on new connections at once.
+        poison: bytes from a client over which its connection is reset.
         accepted: how many connections were made so far.
     """
 
@@ -45,6 +47,7 @@ class Proxy:
         self.silent_downstream = False
         self.silent_upstream = False
         self.refuses = False
+        self.poison = b""
         self.accepted = 0
         self._pipes: list[_Pipe] = []
         self._lock = threading.Lock()
@@ -70,6 +73,7 @@ class Proxy:
     def heal(self) -> None:
         """Forward again, at full speed. What was swallowed is gone, so cut connections that lost something."""
         self.silent_downstream = self.silent_upstream = self.refuses = False
+        self.poison = b""
         self.delay = 0.0
 
     def cut(self) -> None:
@@ -112,13 +116,13 @@ class Proxy:
         try:
             if self.refuses:
                 raise ConnectionRefusedError
-            server = socket.create_connection(self._target, timeout=5)
+            server = socket.create_connection(self._target, timeout=60)
         except OSError:
             client.close()
             return
         for sock in (client, server):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.settimeout(5)
+            sock.settimeout(60)
         with self._lock:
             self._pipes += [_Pipe(client, server, downstream=False), _Pipe(server, client, downstream=True)]
 
@@ -129,8 +133,19 @@ class Proxy:
             data = b""
         if not data:
             self._drop(pipe)
+        elif self._is_poisoned(pipe, data):
+            for sock in (pipe.source, pipe.target):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._drop(pipe)
         elif not (self.silent_downstream if pipe.downstream else self.silent_upstream):
             pipe.queue.append((time.monotonic() + self.delay, data))
+
+    def _is_poisoned(self, pipe: _Pipe, data: bytes) -> bool:
+        if not self.poison or pipe.downstream:
+            return False
+        seen = pipe.seen + data
+        pipe.seen = seen[1 - len(self.poison) :]
+        return self.poison in seen
 
     def _forward(self) -> None:
         now = time.monotonic()

@@ -54,7 +54,7 @@ class Broker:
         """Run `rabbitmqctl` and return its output; skips the test where the broker was given without it."""
         if not self.ctl_prefix:
             pytest.skip("needs rabbitmqctl: set MESSAGING_TEST_CTL for the broker of MESSAGING_TEST_URL")
-        done = subprocess.run([*self.ctl_prefix, *arguments], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run([*self.ctl_prefix, *arguments], capture_output=True, text=True, timeout=240, check=False)
         if done.returncode:
             raise ServiceFailed(f"rabbitmqctl {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done.stdout

@@ -59,7 +59,7 @@ class Running:
         """Its exit status; negative for a signal, None while it runs."""
         return self._process.poll()
 
-    def wait_for_output(self, pattern: str, deadline: float = 30.0) -> re.Match[str]:
+    def wait_for_output(self, pattern: str, deadline: float = 60.0) -> re.Match[str]:
         """Wait up to `deadline` seconds until its output matches a regular expression."""
 
         def look() -> re.Match[str] | None:
@@ -75,7 +75,7 @@ class Running:
         assert found is not None
         return found
 
-    def wait(self, deadline: float = 30.0) -> int:
+    def wait(self, deadline: float = 60.0) -> int:
         """Wait up to `deadline` seconds for its end and return its exit status."""
         try:
             return self._process.wait(deadline)
@@ -86,7 +86,7 @@ class Running:
         """Send a signal to the process itself, not to its children."""
         self._process.send_signal(number)
 
-    def stop(self, deadline: float = 30.0) -> int:
+    def stop(self, deadline: float = 60.0) -> int:
         """Send SIGTERM, wait up to `deadline` seconds for its end, and return its exit status."""
         self.signal(signal.SIGTERM)
         return self.wait(deadline)
@@ -135,7 +135,7 @@ class Site:
         self,
         *arguments: str,
         check: bool = True,
-        timeout: float = 120.0,
+        timeout: float = 240.0,
         env: Mapping[str, str] | None = None,
         stdin: str = "",
     ) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from django.utils import timezone
 from messaging.admin import actions, paginator
 from messaging.admin.verbs import INCOMING as INCOMING_VERBS
 from messaging.admin.verbs import OUTGOING as OUTGOING_VERBS
+from messaging.clock import Now
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage
 from tests.admin_rows import INCOMING, OUTGOING, incoming, outgoing, staff
 
@@ -43,12 +46,33 @@ FITTING = {"copy": "published", "replay": "published", "restore": "discarded"}
 
 
 def make(side: str, state: str) -> tuple[Any, str]:
-    row = incoming(state) if side == "in" else outgoing(state)
+    if side == "in" and state == "processing":  # by a worker that lives
+        row = incoming(state, lease_token=uuid.uuid4(), leased_until=Now() + timedelta(seconds=60))
+    else:
+        row = incoming(state) if side == "in" else outgoing(state)
     return row, INCOMING if side == "in" else OUTGOING
 
 
 def viewer(side: str) -> str:
     return "view_processedmessage" if side == "in" else "view_publishedmessage"
+
+
+@pytest.mark.parametrize("verb", INCOMING_VERBS[:2], ids=lambda verb: verb.name)
+def test_what_is_in_processing_can_be_taken_once_its_worker_is_gone(admin_client: Client, verb: Any) -> None:
+    rows = [
+        incoming("processing"),
+        incoming("processing", lease_token=uuid.uuid4(), leased_until=Now() - timedelta(seconds=1)),
+        make("in", "processing")[0],
+    ]
+    found = [f"/{verb.name}/" in admin_client.get(f"{INCOMING}{row.pk}/change/").content.decode() for row in rows]
+    data = {"action": verb.name, "_selected_action": [row.pk for row in rows], "post": "yes"}
+    page = admin_client.post(INCOMING, data, follow=True).content.decode()
+    for row in rows:
+        row.refresh_from_db()
+    after = AFTER["in"][verb.name]
+    assert [row.state for row in rows] == [after, after, "processing"]
+    assert "1 message was skipped: it is" in page
+    assert found == [True, True, False]
 
 
 @pytest.mark.parametrize(("side", "verb", "state"), EVERY, ids=lambda value: getattr(value, "name", value))

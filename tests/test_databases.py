@@ -179,11 +179,11 @@ def collide(ours: Effect, theirs: Effect) -> None:
     with connection.cursor() as cursor:
         cursor.execute("UPDATE app_effect SET value = 'locked' WHERE id = %s", [ours.pk])
         threading.Thread(target=other).start()
-        assert has_locked.wait(10)
+        assert has_locked.wait(60)
         try:
             cursor.execute("UPDATE app_effect SET value = 'waits' WHERE id = %s", [theirs.pk])
         finally:
-            assert is_over.wait(10)
+            assert is_over.wait(60)
 
 
 def test_many_messages_are_published_together_whatever_they_weigh() -> None:

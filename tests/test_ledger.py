@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import subprocess
@@ -66,7 +67,7 @@ def test_a_killed_process_leaves_its_entries(ledger: Ledger) -> None:
         "with ledger.slot(2).running(Entry.from_json(sys.argv[2])): os.kill(os.getpid(), 9)"
     )
     command = [sys.executable, "-c", code, str(ledger.fd), ENTRY.to_json()]
-    done = subprocess.run(command, pass_fds=[ledger.fd], check=False, timeout=60)
+    done = subprocess.run(command, pass_fds=[ledger.fd], check=False, timeout=240)
     assert done.returncode == -9
     assert [(running.slot, running.entry) for running in ledger.running_entries()] == [(2, ENTRY)]
     ledger.clear()
@@ -96,3 +97,15 @@ def test_the_longest_names_stay_within_their_slot(ledger: Ledger) -> None:
         assert first.entry.queue == long.queue
         assert second.entry == ENTRY
     assert SLOT == 4096
+
+
+def test_an_attempt_is_identified_by_its_claim_or_by_the_round_of_its_message() -> None:
+    claimed = replace(ENTRY, token=str(uuid4()))
+    assert str(claimed.run) == claimed.token
+    assert ENTRY.run == replace(ENTRY, started=2000.0).run != replace(ENTRY, round=2).run
+
+
+def test_the_entry_of_another_release_is_read_as_far_as_it_is_known() -> None:
+    values = json.loads(ENTRY.to_json())
+    del values["batch"]
+    assert Entry.from_json(json.dumps({**values, "since": 1})) == ENTRY

@@ -9,11 +9,15 @@ from datetime import timedelta
 import pytest
 from django.core.management import call_command
 from django.db import connections
+from django.db.models import F
 
 from messaging.clock import Now
+from messaging.envelope import Envelope
 from messaging.message import Message
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.publisher import publish, publish_many
+from messaging.sealing import compose_round
+from messaging.wire import Properties
 
 Out = PublishedMessage.State
 In = ProcessedMessage.State
@@ -86,28 +90,71 @@ def test_renewing_releasing_and_backing_off() -> None:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(
-    ("state", "round_", "ends"),
+    ("state", "round_", "message_id", "ends"),
     [
-        (In.RETRYING, 2, In.FAILED),
-        (In.REQUEUED, 2, In.FAILED),
-        (In.RETRYING, 3, In.RETRYING),
-        (In.DISCARDED, 2, In.DISCARDED),
-        (In.PROCESSED, 2, In.PROCESSED),
+        (In.RETRYING, 2, "a", In.FAILED),
+        (In.REQUEUED, 2, "a", In.FAILED),
+        (In.RETRYING, 3, "a", In.RETRYING),
+        (In.DISCARDED, 2, "a", In.DISCARDED),
+        (In.PROCESSED, 2, "a", In.PROCESSED),
+        (In.RETRYING, 2, "another that got its number", In.RETRYING),
     ],
 )
 def test_a_failed_round_fails_its_incoming_message_if_that_still_waits_for_it(
-    state: str, round_: int, ends: str
+    state: str, round_: int, message_id: str, ends: str
 ) -> None:
-    received = ProcessedMessage.objects.create(
-        state=state, queue="q", round=round_, key=uuid.uuid4(), digest=uuid.uuid4(), retry_at=Now()
-    )
-    publish("q", 1, queue="q")
+    identity = {"message_id": message_id, "key": uuid.uuid4(), "digest": uuid.uuid4()}
+    received = ProcessedMessage.objects.create(state=state, queue="q", round=round_, retry_at=Now(), **identity)
+    publish("q", 1, queue="q", message_id="a")
     rows.update(inbox=received, round=2)
     (row,) = rows.lease("default", "one", 15, 1)
-    assert row.mark_failed("the queue is gone")
+    assert row.mark_failed("the queue is gone") is (ends != state)
     received.refresh_from_db()
+    row.refresh_from_db()
     assert received.state == ends
     assert ("the queue is gone" in received.error) is (ends != state)
+    assert row.state == (Out.FAILED if ends != state else Out.DISCARDED)
+    assert (row.error, row.due_at, row.discarded_at is None) == ("the queue is gone", None, ends != state)
+
+
+@pytest.mark.django_db
+def test_a_late_mark_is_of_one_sending_of_one_message() -> None:
+    publish_many([Message("a", n) for n in range(4)])
+    late = rows.lease("default", "one", -1, 10)
+    rows.filter(pk=late[1].pk).update(epoch=F("epoch") + 1)  # as an operator's replay does
+    rows.filter(pk=late[2].pk).update(message_id="another that got its number")
+    rows.filter(pk=late[3].pk).update(state=Out.DISCARDED)  # whatever was said since
+    assert rows.mark_published(late) == 2
+    assert [row.state for row in rows.order_by("pk")] == [Out.PUBLISHED, Out.PENDING, Out.PENDING, Out.PUBLISHED]
+
+
+@pytest.mark.django_db
+def test_any_message_id_can_be_marked() -> None:
+    ids = ['a","b', "back\\slash\\", "{}", "NULL", "", " ", "żółw 🐢", "'quoted' %s", "line\nfeed\x01"]
+    for number, message_id in enumerate(ids):
+        publish("a", number, message_id=message_id or None)
+    rows.filter(body=str(ids.index(""))).update(message_id="")  # as a round of a message without one
+    assert rows.mark_published(rows.lease("default", "one", 15, 100)) == len(ids)
+
+
+@pytest.mark.django_db
+def test_a_late_mark_of_a_round_is_of_no_other_queue_with_the_same_message() -> None:
+    content = {"message_id": "a", "wire": Envelope("", "k", Properties.build(message_id="a"), b"").to_wire()}
+    received = [
+        ProcessedMessage.objects.create(
+            state=In.RETRYING, queue=queue, round=2, key=uuid.uuid4(), digest=uuid.uuid4(), **content
+        )
+        for queue in ("one", "two")
+    ]
+    lost = compose_round(received[0], Now())
+    lost.save()
+    (late,) = rows.lease("default", "one", 15, 10)
+    lost.delete()  # a failover that forgot it, and gives its number to another
+    again = compose_round(received[1], Now())
+    again.pk = late.pk
+    again.save(force_insert=True)
+    assert rows.mark_published([late]) == 0
+    assert rows.get().state == Out.PENDING
 
 
 @pytest.mark.django_db
@@ -164,7 +211,7 @@ def test_two_that_lease_at_once_share_and_never_overlap() -> None:
 
     def work(owner: str) -> None:
         try:
-            ready.wait(10)
+            ready.wait(60)
             while found := PublishedMessage.objects.lease("default", owner, 60, 10):
                 taken[owner] += [row.pk for row in found]
         finally:

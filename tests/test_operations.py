@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import threading
+import uuid
+from collections.abc import Iterator
 from datetime import timedelta
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
+from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.utils import timezone
 
-from messaging import operations
+from messaging import operations, retention
+from messaging.clock import Now
+from messaging.envelope import key_of
+from messaging.ids import new_epoch
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.operations import Operator
 from tests.admin_rows import incoming, outgoing
@@ -24,6 +31,13 @@ BY = Operator(name="script", reason="test")
 
 def one(row: Any) -> Any:
     return type(row).objects.filter(pk=row.pk)
+
+
+def round_of(row: Any, state: str) -> Any:
+    """The outbox row of an incoming message's present round."""
+    return outgoing(
+        state, inbox=row, round=row.round, message_id=row.message_id, queue=row.queue, exchange="", epoch=new_epoch()
+    )
 
 
 def test_a_requeue_begins_a_round_with_fresh_attempts() -> None:
@@ -42,10 +56,14 @@ def test_a_requeue_begins_a_round_with_fresh_attempts() -> None:
 @pytest.mark.parametrize("act", [operations.requeue, operations.discard])
 def test_acting_on_a_retrying_message_cancels_its_pending_round(act: Any) -> None:
     row = incoming("retrying", round=2)
-    pending = outgoing("pending", inbox=row, queue="billing", exchange="")
+    rounds = [round_of(row, state) for state in ("pending", "failed")]
+    stranger = outgoing("pending", inbox=row, queue="billing", exchange="")  # its inbox row's number was given away
     act(one(row), BY)
-    pending.refresh_from_db()
-    assert (pending.state, pending.due_at) == ("discarded", None)
+    for sent in rounds:
+        sent.refresh_from_db()
+        assert (sent.state, sent.due_at) == ("discarded", None)
+    stranger.refresh_from_db()
+    assert stranger.state == "pending"
 
 
 def test_discarding_fences_copies_and_restoring_makes_failed() -> None:
@@ -60,8 +78,9 @@ def test_discarding_fences_copies_and_restoring_makes_failed() -> None:
 
 
 def test_every_verb_skips_what_is_in_another_state_and_says_why() -> None:
-    rows = [incoming(state) for state in ProcessedMessage.State.values]
-    outgoing("pending", inbox=next(row for row in rows if row.state == "requeued"), queue="billing")
+    held = {"processing": {"lease_token": uuid.uuid4(), "leased_until": Now() + timedelta(seconds=60)}}
+    rows = [incoming(state, **held.get(state, {})) for state in ProcessedMessage.State.values]
+    round_of(next(row for row in rows if row.state == "requeued"), "pending")
     outcome = operations.requeue(ProcessedMessage.objects.all(), BY)
     assert len(outcome.done) == 2
     assert outcome.skipped_count == len(rows) - 2
@@ -71,7 +90,7 @@ def test_every_verb_skips_what_is_in_another_state_and_says_why() -> None:
 @pytest.mark.parametrize("act", [operations.requeue, operations.discard])
 def test_a_requeued_message_that_was_sent_and_never_came_can_be_acted_upon(act: Any) -> None:
     row = incoming("requeued", round=2)
-    outgoing("published", inbox=row, queue="billing")
+    round_of(row, "published")
     assert act(one(row), BY).done == [row.pk]
     row.refresh_from_db()
     assert row.round == 3
@@ -89,13 +108,13 @@ def test_a_row_that_a_running_handler_locks_is_left_out_and_does_not_make_operat
             with transaction.atomic():
                 list(one(rows[0]).select_for_update())
                 locked.set()
-                leave.wait(20)
+                leave.wait(60)
         finally:
             connection.close()
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert locked.wait(10)
+    assert locked.wait(60)
     outcome = operations.requeue(ProcessedMessage.objects.all(), BY)
     assert thread.is_alive()
     leave.set()
@@ -130,7 +149,7 @@ def test_a_row_of_an_alias_that_left_the_settings_is_acted_upon_all_the_same() -
 
 def test_rounds_are_refused_by_every_verb_of_the_outbox() -> None:
     row = incoming("retrying")
-    pending = outgoing("failed", inbox=row)
+    pending = round_of(row, "failed")
     verbs = (
         operations.release, operations.replay, operations.publish_copy, operations.discard_published,
         operations.restore_published,
@@ -140,6 +159,115 @@ def test_rounds_are_refused_by_every_verb_of_the_outbox() -> None:
         assert (outcome.done, outcome.skipped_count) == ([], 1)
     pending.refresh_from_db()
     assert pending.state == "failed"
+
+
+@pytest.mark.parametrize("state", ["processed", "failed", "discarded", "retrying"])
+def test_a_round_that_failed_is_discarded_once_nobody_waits_for_it(state: str) -> None:
+    row = incoming(state, round=2)
+    failed = round_of(row, "failed")
+    ProcessedMessage.objects.filter(pk=row.pk).update(round=3 if state == "retrying" else 2)
+    assert operations.discard_published(one(failed), BY).done == [failed.pk]
+    assert list(retention.deletable(one(row))) == [row]
+
+
+@pytest.mark.parametrize(("act", "source"), [(operations.release, "draft"), (operations.release, "failed"),
+                                             (operations.replay, "published")])  # fmt: skip
+def test_what_is_sent_anew_has_an_epoch_of_its_own(act: Any, source: str) -> None:
+    row = outgoing(source)
+    assert act(one(row), BY).done == [row.pk]
+    row.refresh_from_db()
+    assert (row.state, row.epoch) == ("pending", 1)
+
+
+@pytest.mark.parametrize(
+    ("state", "values", "is_sent"),
+    [
+        ("retrying", {"round": 2}, True),
+        ("requeued", {"round": 5}, True),
+        ("processing", {"round": 2}, True),
+        ("processing", {"round": 1}, False),  # what is replayed is this round
+        ("processing", {"round": 2, "lease_token": uuid.uuid4()}, False),
+        ("failed", {"round": 2}, False),
+        ("processed", {"round": 2}, False),
+    ],
+)
+def test_a_replay_sends_the_present_round_of_each_queue(state: str, values: dict[str, Any], is_sent: bool) -> None:
+    row = outgoing("published", message_id="a")
+    waiting = [incoming(state, message_id="a", key=key_of("a"), queue=queue, **values) for queue in ("one", "two")]
+    incoming("retrying", message_id="A", key=key_of("A"), round=2)
+    outcome = operations.replay(one(row), BY)
+    assert outcome.done == [row.pk]
+    rounds = PublishedMessage.objects.filter(inbox__isnull=False).order_by("pk")
+    assert [(sent.inbox_id, sent.round, sent.state) for sent in rounds] == (
+        [(found.pk, values["round"], "pending") for found in waiting] if is_sent else []
+    )
+    assert outcome.created == [sent.pk for sent in rounds]
+    assert operations.replay(PublishedMessage.objects.filter(pk=row.pk, state="published"), BY).created == []
+
+
+def test_a_replay_leaves_a_round_alone_that_is_still_to_be_sent() -> None:
+    row = outgoing("published", message_id="a")
+    pending = round_of(incoming("retrying", message_id="a", key=key_of("a"), round=2), "pending")
+    outcome = operations.replay(one(row), BY)
+    assert (outcome.done, outcome.created) == ([row.pk], [])
+    assert PublishedMessage.objects.filter(inbox__isnull=False).get() == pending
+
+
+def test_a_round_can_be_replayed_while_its_incoming_message_waits_for_it() -> None:
+    row = incoming("retrying", round=2)
+    sent = round_of(row, "published")
+    outcome = operations.replay(one(sent), BY)
+    assert outcome.done == [sent.pk]
+    again = PublishedMessage.objects.get(pk__in=outcome.created)
+    assert (again.state, again.inbox_id, again.round, again.queue) == ("pending", row.pk, 2, row.queue)
+    assert operations.replay(one(sent), BY).skipped == {
+        "its incoming message has a round that is still to be sent": [sent.pk]
+    }
+    row.move("retrying", round=2, next_round=3)
+    assert operations.replay(one(sent), BY).skipped == {
+        "its incoming message does not wait for this round any more": [sent.pk]
+    }
+
+
+@pytest.fixture
+def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DatabaseWrapper]:
+    """A second database of the alias, where nothing is yet; Django's tests let none be used that the settings name."""
+    monkeypatch.setattr("messaging.operations.databases_of", lambda row: ["default", "other"])
+    values = {**connection.settings_dict, "NAME": str(tmp_path / "other"), "OPTIONS": {}}
+    connections["other"] = opened = DatabaseWrapper(values, "other")
+    yield opened
+    opened.close()
+    del connections["other"]
+
+
+def test_a_replay_sends_the_round_that_waits_in_another_database(other: DatabaseWrapper) -> None:
+    with other.schema_editor() as editor:
+        for model in (ProcessedMessage, PublishedMessage):
+            editor.create_model(model)
+    row = outgoing("published", message_id="a")
+    waiting = incoming("retrying", message_id="a", key=key_of("a"), round=3)
+    waiting.delete()
+    waiting.save(using="other", force_insert=True)
+    assert operations.replay(one(row), BY).done == [row.pk]
+    sent = PublishedMessage.objects.using("other").get()
+    assert (sent.state, sent.round, sent.queue, sent.inbox_id) == ("pending", 3, "billing", waiting.pk)
+
+
+def test_a_replay_leaves_alone_what_may_wait_in_a_database_that_is_away(other: DatabaseWrapper) -> None:
+    rows = [outgoing("published") for _ in range(2)]
+    outcome = operations.replay(PublishedMessage.objects.all(), BY)
+    assert outcome.done == []
+    assert outcome.skipped == {
+        "the database “other”, which may have received it, cannot be used": [row.pk for row in rows]
+    }
+
+
+def test_a_replay_says_which_round_could_not_be_read() -> None:
+    row = outgoing("published", message_id="a")
+    incoming("retrying", message_id="a", key=key_of("a"), round=2, wire=b"damaged")
+    outcome = operations.replay(one(row), BY)
+    assert outcome.done == [row.pk]
+    assert [reason[:29] for reason in outcome.skipped] == ["its stored content is damaged"]
 
 
 def test_restoring_brings_back_what_it_was() -> None:
@@ -201,6 +329,7 @@ def states() -> dict[str, str]:
         (["--exception", "Boom"], {"a", "c"}),
         (["--exception", "shop.Boom"], {"a"}),
         (["--state", "retrying"], {"d"}),
+        (["--state", "processing"], {"g", "h"}),
         (["--id", "a", "--id", "b", "--id", "nothing"], {"a", "b"}),
         (["--limit", "2"], {"a", "b"}),
         (["--alias", "other"], set()),
@@ -218,6 +347,10 @@ def test_the_command_requeues_what_its_filters_name(args: list[str], requeued: s
     )
     incoming("retrying", message_id="d")
     incoming("processed", message_id="e")
+    for name, seconds in (("f", 60), ("g", -1)):
+        until = Now() + timedelta(seconds=seconds)
+        incoming("processing", message_id=name, lease_token=uuid.uuid4(), leased_until=until)
+    incoming("processing", message_id="h")
     before = states()
     assert f"{len(requeued)} " in run(*args, "--dry-run")
     assert states() == before

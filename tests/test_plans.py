@@ -17,8 +17,8 @@ from django.db import connection
 from messaging import operations, retention
 from messaging.claims import Claims
 from messaging.clock import Now
+from messaging.crashes import Crash, record_crash
 from messaging.exceptions import MessagingError
-from messaging.failures import record_crash
 from messaging.handlers import Registry
 from messaging.ledger import Entry
 from messaging.message import ReceivedMessage
@@ -227,6 +227,8 @@ def test_no_step_reads_a_backlog_that_is_newer_than_the_statistics(processor: Pr
     assert_apart(last_round.fail_round)
     for act in (operations.discard_published, operations.restore_published, operations.release):
         assert_apart(partial(act, rows.filter(pk=held[0].pk), Operator(name="ann")))
+    assert_apart(partial(operations.replay, rows.filter(pk=held[6].pk), Operator(name="ann")))
+    assert_apart(partial(operations.discard_published, rows.filter(pk=last_round.pk), Operator(name="ann")))
 
 
 @pytest.mark.usefixtures("full")
@@ -253,12 +255,14 @@ def test_a_retry_is_scheduled_and_finds_its_message_by_an_index(processor: Proce
 def test_claims_are_kept_and_swept_and_crashes_counted_by_an_index(processor: Processor) -> None:
     claims = Claims(15.0, Outages())
     with claims.held(uuid.uuid4(), "default"):
-        assert_indexed(claims.renew)
+        assert_indexed(partial(claims.renew, "default"))
     assert_indexed(processor.sweep)
     for message_id in ("crashed", ""):
         key, digest = str(uuid.uuid4()), str(uuid.uuid4())
         entry = Entry("default", "work", key, digest, 1, message_id, "default", "a handler", time.time())
-        assert_indexed(partial(record_crash, entry, MessagingError("killed"), "worker-1"))
+        assert_indexed(
+            partial(record_crash, Crash.of(entry, MessagingError("killed"), "worker-1", time.monotonic() - 1))
+        )
 
 
 @pytest.mark.usefixtures("full")

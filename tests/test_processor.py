@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -502,17 +502,106 @@ def test_a_long_handler_is_acknowledged_once_its_claim_is_durable(handle: Handle
 
 def test_a_long_handler_that_runs_again_does_not_publish_twice(handle: Handle) -> None:
     def long(message: ReceivedMessage) -> None:
-        publish("effects.first", {"attempt": message.attempt})
-        publish("effects.second", "same")
+        publish("effects.first", {"attempt": message.attempt}, message_id=f"{message.id}-first")
+        publish("effects.second", "same", headers={"a": 1, "b": b"2"})
+        publish("effects.second", "same", headers={"b": b"2", "a": 1})
         publish("effects.second", "another")
         if message.attempt == 1:
             raise ValueError
 
     processor = handle(long, atomic=False)
-    processor.process(arrived(), Acks())
-    processor.process(sent(PublishedMessage.objects.get(inbox__isnull=False)), Acks())
+    run_twice(processor)
     assert PublishedMessage.objects.filter(routing_key="effects.first").count() == 1
-    assert PublishedMessage.objects.filter(routing_key="effects.second").count() == 2
+    assert PublishedMessage.objects.filter(routing_key="effects.second").count() == 3
+    assert len(ids_of("effects.second")) == 3
+
+
+def run_twice(processor: Processor, delivery: Arrived | None = None) -> None:
+    """The second time as a retry of what failed the first time."""
+    processor.process(delivery or arrived(), Acks())
+    processor.process(sent(PublishedMessage.objects.get(inbox__isnull=False)), Acks())
+
+
+def ids_of(routing_key: str) -> set[str]:
+    return set(PublishedMessage.objects.filter(routing_key=routing_key).values_list("message_id", flat=True))
+
+
+def test_a_long_handler_that_leaves_out_what_is_done_loses_no_message(handle: Handle) -> None:
+    def long(message: ReceivedMessage) -> None:
+        for item in "abc":
+            if not Effect.objects.filter(key=item).exists():
+                publish("item.done", item)
+                Effect.objects.create(key=item)
+                if item == "a":
+                    raise ValueError
+
+    run_twice(handle(long, atomic=False))
+    assert sorted(PublishedMessage.objects.filter(routing_key="item.done").values_list("body", flat=True)) == [*"abc"]
+    assert len(ids_of("item.done")) == 3
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"routing_key": "item.other"}, {"queue": "other"}, {"exchange": "other"}, {"payload": "other"},
+        {"headers": {"a": b"1"}}, {"type": "other"}, {"content_type": "text/other"}, {"reply_to": "other"},
+        {"priority": 1}, {"expiration": 1}, {"mandatory": False}, {"delay": 0},
+        {"at": datetime(2031, 5, 6, tzinfo=UTC)},
+        {"correlation_id": "other"}, {"database": "default"},
+    ],
+    ids=lambda other: next(iter(other)),
+)  # fmt: skip
+def test_each_difference_makes_another_message(handle: Handle, other: dict[str, Any]) -> None:
+    common: dict[str, Any] = {"routing_key": "item.done", "payload": "a", "headers": {"a": "1"}}
+
+    def long(message: ReceivedMessage) -> None:
+        if message.attempt == 1:  # a second one must get an id that this one does not have
+            publish(**common)
+            raise ValueError
+        publish(**{**common, **other})
+
+    run_twice(handle(long, atomic=False))
+    assert len(set(PublishedMessage.objects.filter(inbox=None).values_list("message_id", flat=True))) == 2
+
+
+def test_one_function_of_two_queues_publishes_for_each(handle: Handle) -> None:
+    def long(message: ReceivedMessage) -> None:
+        publish("item.done", "a")
+
+    registry = Registry()
+    for queue in ("work", "other"):
+        registered(registry, long, queue=queue, atomic=False)
+    processor = Processor("default", "worker-1", handlers=registry)
+    for queue in ("work", "other"):
+        processor.process(arrived(queue=queue, message_id="the same"), Acks())
+    assert len(ids_of("item.done")) == 2
+
+
+def test_one_id_to_two_queues_from_a_long_handler_is_two_messages(handle: Handle) -> None:
+    def long(message: ReceivedMessage) -> None:
+        for queue in ("one", "two"):
+            publish("item.done", "a", queue=queue, message_id="the same")
+        if message.attempt == 1:
+            raise ValueError
+
+    run_twice(handle(long, atomic=False))
+    sent_to = PublishedMessage.objects.filter(routing_key="item.done").order_by("pk")
+    assert list(sent_to.values_list("queue", flat=True)) == ["one", "two"]
+
+
+def test_what_the_release_before_recorded_first_keeps_its_ids(handle: Handle) -> None:
+    def long(message: ReceivedMessage) -> None:
+        publish("item.done", "a")
+        publish("item.done", "b", queue="other")
+        if message.attempt == 1:
+            ProcessedMessage.objects.update(derivation=None)
+            PublishedMessage.objects.filter(inbox=None).delete()
+            raise ValueError
+
+    run_twice(handle(long, atomic=False))
+    row = only_row()
+    cause = uuid.uuid5(row.key, row.handler)
+    assert ids_of("item.done") == {str(uuid.uuid5(cause, f"1:{to}:item.done")) for to in ("messaging:", ":other")}
 
 
 def test_a_batch_is_one_transaction(handle: Handle) -> None:
@@ -690,7 +779,7 @@ def test_twins_in_two_transactions_have_one_effect_and_spend_no_attempt(handle: 
     def slow(message: ReceivedMessage) -> None:
         effect(message)
         entered.set()
-        leave.wait(10)
+        leave.wait(60)
 
     processor, delivery = handle(slow), arrived()
 
@@ -702,7 +791,7 @@ def test_twins_in_two_transactions_have_one_effect_and_spend_no_attempt(handle: 
 
     thread = threading.Thread(target=first)
     thread.start()
-    assert entered.wait(10)
+    assert entered.wait(60)
     if connection.vendor == "sqlite":
         leave.set()
         thread.join()
@@ -722,7 +811,7 @@ def test_a_slow_handler_does_not_lock_other_writers_out(handle: Handle) -> None:
     def slow(message: ReceivedMessage) -> None:
         list(Effect.objects.all())
         entered.set()
-        leave.wait(10)
+        leave.wait(60)
         effect(message)
 
     def run() -> None:
@@ -733,7 +822,7 @@ def test_a_slow_handler_does_not_lock_other_writers_out(handle: Handle) -> None:
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert entered.wait(10)
+    assert entered.wait(60)
     Effect.objects.create(key="another writer")  # raises if the handler's transaction holds the only lock
     leave.set()
     thread.join()
@@ -873,12 +962,12 @@ def test_a_long_handler_whose_row_is_locked_at_its_end_does_not_run_again(handle
         with transaction.atomic():
             list(ProcessedMessage.objects.select_for_update())
             locked.set()
-            waited.wait(20)
+            waited.wait(60)
 
     def run(message: ReceivedMessage) -> None:
         runs.append(1)
         threads.append(in_a_thread(hold))
-        locked.wait(10)
+        locked.wait(60)
 
     class Watch(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -901,13 +990,13 @@ def test_renewing_claims_does_not_wait_for_a_handler_that_locks_its_row(handle: 
 
     def slow(message: ReceivedMessage) -> None:
         entered.set()
-        leave.wait(20)
+        leave.wait(60)
 
     processor = handle(slow)
     runner = in_a_thread(lambda: processor.process(arrived(redelivered=True), nothing))
-    assert entered.wait(10)
+    assert entered.wait(60)
     renewer = in_a_thread(processor.renew_claims)
-    renewer.join(5)
+    renewer.join(20)
     held_up = renewer.is_alive()
     processor.outages.up_since["default"] = -1e9
     swept = processor.sweep()
@@ -984,13 +1073,13 @@ def test_recording_a_crash_does_not_wait_for_the_handler_that_runs_the_message_a
 
     def slow(message: ReceivedMessage) -> None:
         entered.set()
-        leave.wait(20)
+        leave.wait(60)
 
     processor, delivery = handle(slow), arrived(redelivered=True)
     runner = in_a_thread(lambda: processor.process(delivery, nothing))
-    assert entered.wait(10)
+    assert entered.wait(60)
     recorder = in_a_thread(lambda: processor.record_crash(entry_of(delivery), ProcessDied("killed")))
-    recorder.join(10)
+    recorder.join(20)
     held_up = recorder.is_alive()
     leave.set()
     runner.join()
@@ -1003,7 +1092,7 @@ def test_a_message_without_id_that_kills_again_and_again_stays_one_message(
 ) -> None:
     registry = Registry()
     registered(registry, effect)
-    monkeypatch.setattr("messaging.failures.registry", registry)
+    monkeypatch.setattr("messaging.crashes.registry", registry)
     processor, delivery = handle(), arrived(message_id=None, redelivered=True)
     claim = {**claim_of(arrived()), "message_id": ""}  # the same content
     ProcessedMessage.objects.create(**claim, leased_until=Now() + timedelta(seconds=60))
@@ -1026,7 +1115,7 @@ def test_a_crash_that_is_counted_while_its_message_is_looked_for_makes_no_second
 ) -> None:
     registry = Registry()
     registered(registry, effect)
-    monkeypatch.setattr("messaging.failures.registry", registry)
+    monkeypatch.setattr("messaging.crashes.registry", registry)
     processor, delivery = handle(), arrived(message_id=None, redelivered=True)
     claim = {**claim_of(arrived()), "message_id": ""}
     ProcessedMessage.objects.create(**claim, leased_until=Now() + timedelta(seconds=60))

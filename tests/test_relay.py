@@ -102,9 +102,9 @@ def test_a_round_that_cannot_be_sent_takes_its_incoming_message_along(
 ) -> None:
     monkeypatch.setattr("messaging.fates.UNROUTABLE_PAUSES", ())
     received = ProcessedMessage.objects.create(
-        state=In.RETRYING, queue="gone", round=2, key=uuid.uuid4(), digest=uuid.uuid4(), retry_at=Now()
+        state=In.RETRYING, queue="gone", round=2, message_id="a", key=uuid.uuid4(), digest=uuid.uuid4(), retry_at=Now()
     )
-    row = publish("gone", 1, queue="gone")
+    row = publish("gone", 1, queue="gone", message_id="a")
     PublishedMessage.objects.filter(pk=row.pk).update(inbox=received, round=2)
     failed: list[ProcessedMessage] = []
     receive = lambda row, **kwargs: failed.append(row)  # noqa: E731
@@ -248,4 +248,4 @@ def test_notify_wakes_a_relay_long_before_its_next_look(desk: Desk, settings: Se
         # It notifies itself, so that it knows whether notifications arrive before anybody has published.
         wait_until(lambda: relays[0]._listeners["default"].has_heard, what="a notification heard")
         row = publish("work", "1", queue="work")
-        wait_until(state_is(row, Out.PUBLISHED), deadline=5, what="the row published")
+        wait_until(state_is(row, Out.PUBLISHED), what="the row published")

@@ -42,7 +42,7 @@ UNUSED = {
 
 def run(code: str) -> Any:
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=240
     )
     return json.loads(done.stdout)
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(predicate: Callable[[], T], *, deadline: float = 30.0, interval: float = 0.05, what: str = "") -> T:
+def wait_until(predicate: Callable[[], T], *, deadline: float = 60.0, interval: float = 0.05, what: str = "") -> T:
     """Call `predicate` until it returns something true, and return that.
 
     Args:

@@ -49,6 +49,11 @@ def moment(value: datetime | None, *, seconds: bool = True) -> SafeString:
     return format_html('{} <span class="msg-when">{}</span>', stamp, distance(aware))
 
 
+def client_of(address: str) -> str:
+    """Where a session of the database comes from."""
+    return address or _("the database's own host")
+
+
 def distance(value: datetime) -> str:
     """How far a point in time is from now, such as "5 min ago" or "in 40 s"."""
     seconds = (value - timezone.now()).total_seconds()

@@ -12,10 +12,11 @@ from django.urls import reverse
 from django.utils import timezone
 
 from messaging import conf, topology
-from messaging.admin.display import moment, span
+from messaging.admin.display import client_of, moment, span
 from messaging.admin.paginator import LIMIT, Bounded
 from messaging.backends.base import QueueDepth, QueueSpec
 from messaging.exceptions import ConfigurationError
+from messaging.holders import long_ones
 from messaging.models import ProcessedMessage, QueueControl, Worker
 from messaging.readings import Reading, read
 
@@ -101,6 +102,19 @@ def workers() -> list[dict[str, Any]]:
             "queues": ", ".join(map(str, row.queues)) if isinstance(row.queues, list) else "",
         }
         for row in rows
+    ]
+
+
+def holders() -> list[dict[str, Any]]:
+    """The open transactions that keep messages, for `holders.html`."""
+    return [
+        {
+            "holder": holder,
+            "client": client_of(holder.client),
+            "since": moment(holder.since),
+            "idle_since": moment(holder.idle_since),
+        }
+        for holder in long_ones()
     ]
 
 

@@ -17,10 +17,10 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from messaging import conf
+from messaging import conf, holders
 from messaging.admin import filters
 from messaging.admin.base import MessageAdmin
-from messaging.admin.display import moment, shorten, span
+from messaging.admin.display import client_of, moment, shorten, span
 from messaging.admin.story import SHOWN, Event, Related, audit_events, in_order, related
 from messaging.admin.verbs import INCOMING
 from messaging.envelope import Envelope
@@ -77,7 +77,7 @@ class ProcessedMessageAdmin(MessageAdmin):
         rounds = [out for out in outgoing if out.inbox_id == row.pk]
         return {
             "headline": headline(row),
-            "facts": facts(row),
+            "facts": [*facts(row), *_held(row)],
             "error": row.error,
             "similar_url": f"{self.url('changelist')}?fingerprint={row.fingerprint}" if row.fingerprint else "",
             "timeline": timeline(row, rounds, self._round_url),
@@ -134,7 +134,7 @@ def headline(row: ProcessedMessage) -> str:
         State.FAILED: _("It rests until an operator requeues or discards it."),
         State.REQUEUED: _("An operator sent it round again; it waits for its delivery."),
         State.DISCARDED: _("An operator laid it aside; restore it to requeue it."),
-        State.SUPERSEDED: _("An edited copy took its place."),
+        State.SUPERSEDED: _("Another row took its place: an edited copy, or one in another database."),
     }
     return sentences.get(State(row.state), "") if row.state in State.values else ""
 
@@ -164,6 +164,16 @@ def facts(row: ProcessedMessage) -> list[tuple[str, Any]]:
         *((_name(row, name), moment(getattr(row, name))) for name in times if getattr(row, name)),
         *_envelope_facts(row),
     ]
+
+
+def _held(row: ProcessedMessage) -> list[tuple[str, Any]]:
+    """The transaction that works on it now, or keeps it from all others."""
+    holder = holders.of_row(row) if row.state in ProcessedMessage.OPEN else None
+    if holder is None:
+        return []
+    text = _("process {pid} at the database, from {client}, open since {since}")
+    values = {"pid": holder.pid, "client": client_of(holder.client), "since": moment(holder.since)}
+    return [(_("in an open transaction"), format_html(text, **values))]
 
 
 def timeline(row: ProcessedMessage, rounds: Iterable[PublishedMessage], url: Any) -> list[Event]:

@@ -48,6 +48,7 @@ class QueueControlAdmin(ReadOnlyAdmin):
             "media": self.media,
             "panels": panels.panels(self.admin_site.name),
             "workers": panels.workers(),
+            "holders": panels.holders(),
             "cards": outgoing_cards(request, self.admin_site.name),
             "may_pause": self.has_pause_permission(request),
             "show_alias": len(conf.aliases()) > 1,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
+from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -82,6 +83,15 @@ class WorkerAdmin(ReadOnlyAdmin):
     list_display = ("name", "kind", "host", "pid", "queues_column", "status", "started_column", "seen_column")
     list_display_links = None
     ordering = ("-seen_at", "-id")
+    change_list_template = "admin/messaging/worker_list.html"
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """The list, and below it what workers may be waiting for."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        from messaging.admin import panels  # and with them what reads a broker
+
+        return super().changelist_view(request, {"holders": panels.holders(), **(extra_context or {})})
 
     @admin.display(description=_("queues"))
     def queues_column(self, row: Worker) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db.models import Q, QuerySet
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from messaging import operations
+from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.operations import Operator, Outcome
 
@@ -32,8 +34,10 @@ class Verb(NamedTuple):
         button: on pages.
         explanation: what it will do, on the confirmation page.
         done: what it did, for a number of messages.
+        also: a condition under which it acts in another state.
         requires: what else a row must fulfil.
         lacking: why a row that does not is skipped.
+        rounds: the states in which it acts on a round of an incoming message as well.
         destructive: whether its button warns.
     """
 
@@ -45,14 +49,16 @@ class Verb(NamedTuple):
     button: str | _StrPromise
     explanation: str | _StrPromise
     done: Callable[[int], str]
+    also: Q | None = None
     requires: Q = Q()
     lacking: str | _StrPromise = ""
+    rounds: tuple[str, ...] = ()
     destructive: bool = False
 
     @property
     def right_state(self) -> Q:
         """The condition that a row is in one of its states."""
-        return Q() if self.states is None else Q(state__in=self.states)
+        return Q() if self.states is None else Q(state__in=self.states) | (self.also or Q(state__in=()))
 
     @property
     def eligible(self) -> Q:
@@ -61,11 +67,18 @@ class Verb(NamedTuple):
 
     def fits(self, row: Any) -> bool:
         """Whether it acts on this row, as far as its columns say."""
-        return (self.states is None or row.state in self.states) and not (
-            isinstance(row, PublishedMessage) and row.inbox_id is not None
-        )
+        if isinstance(row, PublishedMessage) and row.inbox_id is not None and row.state not in self.rounds:
+            return False
+        return self.states is None or row.state in self.states or (self.also is not None and _is_abandoned(row))
 
 
+def _is_abandoned(row: Any) -> bool:
+    """Whether a message in processing seems to be held by no worker; the operation asks the database's clock."""
+    lapsed = row.state == In.PROCESSING and row.leased_until is not None and row.leased_until <= timezone.now()
+    return lapsed or (row.state == In.PROCESSING and row.lease_token is None)
+
+
+_ABANDONED = Q(state=In.PROCESSING) & (Q(lease_token=None) | Q(leased_until__lte=Now()))
 _OWN = Q(inbox__isnull=True)
 _ROUND = _("it is a round of an incoming message: act on that one")
 
@@ -80,11 +93,13 @@ INCOMING = (
         button=_("Requeue"),
         explanation=_(
             "Failed and retrying messages go back to their own queue at once, with fresh attempts. "
-            "Other services do not see them again."
+            "Other services do not see them again. "
+            "Of what is being processed only that is taken whose worker has died."
         ),
         done=lambda count: (
             ngettext("%(count)d message was requeued.", "%(count)d messages were requeued.", count) % {"count": count}
         ),
+        also=_ABANDONED,
         requires=Q(wire__isnull=False),
         lacking=_("its content was never received"),
     ),
@@ -97,11 +112,13 @@ INCOMING = (
         button=_("Discard"),
         explanation=_(
             "Failed and retrying messages are laid aside and will not run again. "
-            "They can be restored until retention removes them."
+            "They can be restored until retention removes them. "
+            "Of what is being processed only that is taken whose worker has died."
         ),
         done=lambda count: (
             ngettext("%(count)d message was discarded.", "%(count)d messages were discarded.", count) % {"count": count}
         ),
+        also=_ABANDONED,
         destructive=True,
     ),
     Verb(
@@ -142,14 +159,13 @@ OUTGOING = (
         button=_("Replay"),
         explanation=_(
             "Published messages are sent again under their own ids, to repair a loss at the broker. "
-            "Consumers that know an id already do not run it twice."
+            "What waits for a retry is sent again as well. Consumers that know an id already do not run it twice."
         ),
         done=lambda count: (
             ngettext("%(count)d message will be sent again.", "%(count)d messages will be sent again.", count)
             % {"count": count}
         ),
-        requires=_OWN,
-        lacking=_ROUND,
+        rounds=(Out.PUBLISHED,),
     ),
     Verb(
         name="copy",
@@ -181,8 +197,9 @@ OUTGOING = (
         done=lambda count: (
             ngettext("%(count)d message was discarded.", "%(count)d messages were discarded.", count) % {"count": count}
         ),
-        requires=_OWN,
+        requires=_OWN | Q(state=Out.FAILED),
         lacking=_ROUND,
+        rounds=(Out.FAILED,),
         destructive=True,
     ),
     Verb(

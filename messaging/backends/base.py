@@ -51,6 +51,7 @@ class Fate(enum.Enum):
     REFUSED = "refused"  # the broker or the protocol can never take it (too large, bad property, no permission)
     SUSPECT = "suspect"  # the channel or connection was closed over one of those under way: send it alone to find out
     UNKNOWN = "unknown"  # the connection was lost before the broker answered; it may have arrived
+    UNANSWERED = "unanswered"  # this side did not wait for the broker's answer any longer; it may have arrived
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,10 @@ class ProcessedMessageQuerySet(models.QuerySet["ProcessedMessage"]):
         """Rows that rest until an operator acts."""
         return self.filter(state=ProcessedMessage.State.FAILED)
 
+    def unclaimed(self) -> Self:
+        """Rows that no worker holds, by the database's clock."""
+        return self.filter(Q(lease_token=None) | Q(leased_until__lte=Now()))
+
     def abandoned(self, alias: str) -> Self:
         """Claims whose worker stopped renewing them, with all that another round needs."""
         return self.filter(
@@ -129,22 +133,34 @@ class ProcessedMessage(StoredMessage):
         round: int,  # noqa: A002  the column's name
         token: uuid.UUID | None = None,
         next_round: int | None = None,
+        counted: int | None = None,
+        unclaimed: bool = False,
         **changes: Any,
     ) -> bool:
         """Compare-and-set: change the row if it is still in one of the states, in that round, under that claim.
+
+        And if it is this message's own: after a failover its number may be another's.
 
         Args:
             sources: the states that it may be in.
             round: the round that it must be in.
             token: the claim that must still hold; None when no claim is involved.
             next_round: the round that begins with this change; None to stay.
+            counted: the attempts that it must have; None for any.
+            unclaimed: whether no claim may hold, by the database's clock.
             changes: the new values.
 
         Returns whether this caller won. The instance takes the plain values of a change that was made.
         """
-        rows = type(self).objects.using(self._state.db).filter(in_state(*sources), pk=self.pk, round=round)
+        rows = (
+            type(self).objects.using(self._state.db).filter(in_state(*sources), pk=self.pk, key=self.key, round=round)
+        )
         if token is not None:
             rows = rows.filter(lease_token=token)
+        if unclaimed:
+            rows = rows.unclaimed()
+        if counted is not None:
+            rows = rows.filter(attempts=counted)
         if next_round is not None:
             changes["round"] = next_round
         if rows.update(**changes) != 1:

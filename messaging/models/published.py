@@ -106,15 +106,22 @@ class PublishedMessage(StoredMessage):
         """Send it again in `seconds`; without `spend` the attempt does not count. False when another relay holds it."""
         return self._rows().back_off([self], seconds, error, spend=spend) == 1
 
-    def fail_round(self) -> None:
-        """The incoming message whose round this is, if it still waits for that, can never go to its queue again."""
+    def incoming(self) -> models.QuerySet[ProcessedMessage]:
+        """The incoming message whose round this is, if it is in that round: by its own identity beside the number."""
+        own = {"alias": self.alias, "queue": self.queue, "message_id": self.message_id}
+        rows = ProcessedMessage.objects.using(self._state.db)
+        return rows.filter(pk=self.inbox_id, round=self.round, **own) if self.inbox_id is not None else rows.none()
+
+    def fail_round(self) -> bool:
+        """The incoming message whose round this is, if it still waits for that, can never go to its queue again.
+
+        Returns False where this is a round that no incoming message waits for.
+        """
         if self.inbox_id is None:
-            return
-        waiting = ProcessedMessage.objects.using(self._state.db).filter(
-            in_state(*ProcessedMessage.AWAITING), id=self.inbox_id, round=self.round
-        )
+            return True
         failed = {"state": ProcessedMessage.State.FAILED, "failed_at": Now(), "retry_at": None}
-        waiting.update(**failed, error=f"It could not be sent to its queue again. {self.error}")
+        error = f"It could not be sent to its queue again. {self.error}"
+        return self.incoming().filter(in_state(*ProcessedMessage.AWAITING)).update(**failed, error=error) == 1
 
     def next_due(self) -> Any:
         """When a draft or a failed row may be sent: its `publish_at` if that lies ahead, by the database's clock."""

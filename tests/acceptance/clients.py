@@ -22,7 +22,7 @@ connection.close()
 
 def publish_hello(url: str, *, declare: str = "") -> None:
     """Run a script of its own that publishes "Hello World", persistent, to the queue `hello`."""
-    subprocess.run([sys.executable, "-c", SCRIPT.format(declare=declare), url], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", SCRIPT.format(declare=declare), url], check=True, timeout=240)
 
 
 def declare(url: str, queue: str, **options: Any) -> None:

@@ -54,7 +54,7 @@ def test_a_killed_consumers_messages_go_to_another_at_once(site: SiteFactory, ev
     (made.folder / "hold").unlink()
     consumer = made.start("consume")
     # Long before the lease of ten minutes ends: the process is known to be gone.
-    wait_until(lambda: made.states() == {"processed": 5}, deadline=30)
+    wait_until(lambda: made.states() == {"processed": 5}, deadline=60)
     assert effects(made) == (5, 5)
     assert consumer.stop() == 0
 
@@ -78,6 +78,31 @@ def test_a_frozen_consumers_messages_go_to_another_and_it_does_no_harm_when_it_w
     assert frozen.stop() == 0
     assert consumer.stop() == 0
     assert effects(made) == (5, 5)
+
+
+@pytest.mark.postgres
+def test_what_a_frozen_consumer_keeps_from_the_others_is_theirs_once_its_handlers_timeout_is_over(
+    site: SiteFactory,
+) -> None:
+    brief = "from messaging import proof\nproof.MARGIN = 1.0\n"
+    timed = brief + HANDLERS.replace("backoff=0.1", "backoff=0.1, timeout=5")
+    made = site("postgres", handlers=timed, broker="database://", options={"LEASE": 1})
+    frozen = start_held(made, 1)
+    os.killpg(frozen.pid, signal.SIGSTOP)
+    (made.folder / "hold").unlink()
+    consumer = made.start("consume")
+    waits = "%waits for another process''s transaction: 1 message"
+    status = f"SELECT COUNT(*) FROM messaging_worker WHERE status LIKE '{waits}'"
+    wait_until(lambda: made.value(status) == 1 or made.states(), what="the other to say what it waits for")
+    wait_until(lambda: made.states() == {"processed": 1}, deadline=60)
+    os.killpg(frozen.pid, signal.SIGCONT)
+    frozen.wait_for_output("gave this consumer up|longer than its timeout")
+    wait_until(lambda: made.value("SELECT COUNT(*) FROM messaging_embeddedmessage") == 0)
+    assert frozen.stop() == 0
+    assert consumer.stop() == 0
+    assert made.states() == {"processed": 1}
+    assert made.value("SELECT attempts FROM messaging_processedmessage") == 1
+    assert effects(made) == (1, 1)
 
 
 def test_a_stopping_consumer_gives_back_what_it_has_not_started(site: SiteFactory, every_db: str) -> None:
@@ -129,6 +154,6 @@ def test_a_consumer_does_not_starve_where_the_site_uses_djangos_connection_pool(
     consumer = made.start("consume", env={"DJANGO_SETTINGS_MODULE": "pooled"})
     consumer.wait_for_output("Connected")
     made.shell(PUBLISH.format(5))
-    wait_until(lambda: made.states() == {"processed": 5}, deadline=20)
+    wait_until(lambda: made.states() == {"processed": 5}, deadline=60)
     assert consumer.stop() == 0
     assert "couldn't get a connection" not in consumer.output

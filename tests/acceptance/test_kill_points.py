@@ -66,10 +66,11 @@ MODES = {
 }
 EMBEDDED = {"embedded.taken": "steps.plain", "embedded.removed": "steps.plain"}
 COMMANDS = {"publisher.saved", "publisher.committed", "operations.requeued"}
+TWO_DATABASES = {"processor.moved"}  # tests/test_elsewhere.py
 
 
 def test_every_kill_point_has_a_test() -> None:
-    assert set(POINTS) == set(CONSUMER) | set(EMBEDDED) | COMMANDS
+    assert set(POINTS) == set(CONSUMER) | set(EMBEDDED) | COMMANDS | TWO_DATABASES
 
 
 @pytest.fixture
@@ -136,6 +137,8 @@ def kill_the_consumer(steps: Site, point: str, routing_key: str) -> None:
     assert steps.value("SELECT COUNT(DISTINCT message_id) FROM messaging_publishedmessage") == 1 + followers
     if routing_key == "steps.flaky":  # whether its process died before or after recording it
         assert steps.sql("SELECT number FROM messaging_attempt") == [(1,)]
+    if point == "processor.claimed":
+        assert steps.sql("SELECT number FROM messaging_attempt") == [], "its handler never began"
 
 
 @pytest.mark.mode(1)

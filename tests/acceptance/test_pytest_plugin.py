@@ -116,7 +116,7 @@ def run(project: Path, *arguments: str) -> str:
         env=environment | {"PYTHONPATH": os.pathsep.join([str(project), str(project.parent / "installed"), str(ROOT)])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=480,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -123,7 +123,7 @@ def test_a_second_ctrl_c_does_not_wait_for_what_hangs(start: Callable[..., Termi
     terminal.process.send_signal(signal.SIGINT)
     terminal.wait_for(r"(once more to stop at once)")
     terminal.process.send_signal(signal.SIGINT)
-    terminal.process.wait(10)
+    terminal.process.wait(60)
     wait_until(lambda: not processes_of(terminal), what="the end of every process")
 
 

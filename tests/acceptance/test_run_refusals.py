@@ -29,7 +29,7 @@ def refusal(folder: Path, env: Mapping[str, str], *command: str) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 1, done.stdout + done.stderr

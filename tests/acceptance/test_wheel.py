@@ -80,7 +80,7 @@ def environment(wheel: Path, shared: Path) -> Environment:
     made = Environment(shared / "environment", wheel)
     with made_once(made.folder) as is_wanted:
         if is_wanted:
-            subprocess.run([PYTHON, "-m", "venv", "--without-pip", str(made.folder)], check=True, timeout=120)
+            subprocess.run([PYTHON, "-m", "venv", "--without-pip", str(made.folder)], check=True, timeout=240)
             made.install()
             made.first_packages.write_text(made.pip("list", "--format=freeze"))
     return made

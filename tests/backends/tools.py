@@ -27,7 +27,7 @@ def message(queue: str, body: bytes = b"body", **changes: Any) -> Outgoing:
     return Outgoing(uuid4().hex, exchange, key, properties, body, mandatory)
 
 
-def fates(sender: Sender, messages: list[Outgoing], deadline: float = 20.0) -> dict[str, Outcome]:
+def fates(sender: Sender, messages: list[Outgoing], deadline: float = 60.0) -> dict[str, Outcome]:
     """Wait for the outcome of each message, and that there is one only, by token."""
     found: dict[str, Outcome] = {}
     end = time.monotonic() + deadline
@@ -67,7 +67,7 @@ class Deliveries:
     def on_change(self) -> None:
         self.changes += 1
 
-    def wait(self, count: int, deadline: float = 20.0) -> list[Delivery]:
+    def wait(self, count: int, deadline: float = 60.0) -> list[Delivery]:
         """Wait until `count` deliveries have come."""
         wait_until(lambda: len(self.all) >= count, deadline=deadline, what=f"{count} deliveries")
         return list(self.all)

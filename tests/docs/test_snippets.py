@@ -148,7 +148,7 @@ def test_systemd_accepts_the_unit(block: Block, tmp_path: Path) -> None:
         text = unit.text.replace("/srv/shop", str(tmp_path)).replace("User=shop\n", "")
         (tmp_path / Path(unit.title).name).write_text(text)
     command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / Path(block.title).name)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     ours = [line for line in done.stderr.splitlines() if "shop-" in line]
     assert (done.returncode, ours) == (0, [])
 

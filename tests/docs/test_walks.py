@@ -83,7 +83,7 @@ class RabbitmqCtl:
             program, *arguments = re.findall(r"'[^']*'|\S+", line)
             assert program == "rabbitmqctl"
             command = [*self._broker.ctl_prefix, *(argument.strip("'") for argument in arguments)]
-            done = subprocess.run(command, input="password\n", capture_output=True, text=True, timeout=120, check=False)
+            done = subprocess.run(command, input="password\n", capture_output=True, text=True, timeout=240, check=False)
             assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
             self.commands += 1
 

@@ -16,6 +16,8 @@ from tests.site import SiteFactory
 from tests.waiting import wait_until
 from tools.rabbitmq import RabbitMQ, add_vhost, delete_vhost
 
+# Two heartbeats of a second with their grace, and what a busy machine takes; with heartbeats of a minute it were 130 s.
+NOTICED = 2 * (1 + 5) + 30
 PUBLISH = "from messaging import publish\nfor number in range({}): publish('work.a', {{}})"
 
 
@@ -88,8 +90,8 @@ def test_a_silent_network_is_noticed_within_two_heartbeats(site: SiteFactory, vh
         processed(made, 1)
         proxy.blackhole()
         made.shell(PUBLISH.format(20))
-        running.wait_for_output("messages wait in the outbox", deadline=2 * (1 + 5) + 3)
-        running.wait_for_output("Trying again until it works", deadline=2 * (1 + 5) + 3)
+        running.wait_for_output("messages wait in the outbox", deadline=NOTICED)
+        running.wait_for_output("Trying again until it works", deadline=NOTICED)
         proxy.heal()
         proxy.cut()
         processed(made, 21)
@@ -123,7 +125,7 @@ def test_a_deleted_queue_is_one_line_and_back_within_seconds(site: SiteFactory) 
     running = consume(made)
     with channel(made) as broker:
         broker.queue_delete("work")
-    running.wait_for_output(r"Connected to .* again; consuming .*work", deadline=15)
+    running.wait_for_output(r"Connected to .* again; consuming .*work")
     made.shell(PUBLISH.format(3))
     processed(made, 3)
     assert running.stop() == 0

@@ -67,7 +67,7 @@ def test_the_database_ends_before_in_and_after_handlers_and_while_a_failure_is_r
     running.wait_for_output("has run and waits to be recorded")
     relay.wait_for_output("messages wait in the outbox")
     own_postgres.start()
-    running.wait_for_output("can be used again", deadline=20)
+    running.wait_for_output("can be used again")
     processed(away, 5)
     assert effects(away) == (5, 5)
     assert away.sql("SELECT number, exception_message FROM messaging_attempt") == [(1, "on purpose")]
@@ -172,5 +172,5 @@ def test_notifications_are_heard_again_after_an_outage(site: SiteFactory, own_po
     own_postgres.start()
     wait_until(lambda: made.value(listening) == 1, what="a relay that listens again")
     made.shell("from messaging import publish; publish('work.a', {})")
-    processed(made, 1, deadline=20)
+    processed(made, 1)
     assert running.stop() == 0

@@ -33,6 +33,7 @@ class Loss:
     reason: str
     code: int | None = None
     ours: bool = False
+    unanswered: bool = False  # this side gave it up for want of an answer
 
     @classmethod
     def of(cls, error: BaseException | None) -> Loss:
@@ -41,7 +42,7 @@ class Loss:
             return cls("closed by this side", ours=True)
         if isinstance(error, (exceptions.ConnectionClosed, exceptions.ChannelClosed)):
             return cls(printable(text(error.reply_text)), code=int(error.reply_code))
-        return cls(_describe(error))
+        return cls(_describe(error), unanswered=isinstance(error, BrokerUnavailable))
 
 
 class QueueUnavailable(BrokerUnavailable):

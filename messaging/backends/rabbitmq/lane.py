@@ -97,15 +97,14 @@ class Lane:
         self.is_ready = False
         self._io.confirms.pop(self._channel.channel_number, None)
         self._channel.close()
-        return [self._known(message, Fate.UNKNOWN, "Its channel was given up.") for message in self._take()]
+        return [self._known(message, Fate.UNANSWERED, "Its channel was given up.") for message in self._take()]
 
     def end(self, loss: Loss) -> list[Outcome]:
         """The fates of what is under way when the connection is lost."""
         if loss.code in HARD_ERRORS:
             return self._give_up(f"The broker closed the connection: {loss.code} {loss.reason}")
-        return [
-            self._known(message, Fate.UNKNOWN, f"The connection was lost: {loss.reason}") for message in self._take()
-        ]
+        fate = Fate.UNANSWERED if loss.unanswered else Fate.UNKNOWN
+        return [self._known(message, fate, f"The connection was lost: {loss.reason}") for message in self._take()]
 
     def _opened(self, channel: Any) -> None:
         channel.add_on_return_callback(self._on_return)

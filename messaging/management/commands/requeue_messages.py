@@ -16,6 +16,7 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from messaging.models import ProcessedMessage
+from messaging.models.processed import ProcessedMessageQuerySet
 from messaging.operations import BATCH, Operator, requeue
 
 NAME = "manage.py requeue_messages"
@@ -32,7 +33,12 @@ class Command(BaseCommand):
         add("--queue", action="append", help="only of this queue; may be repeated")
         add("--handler", action="append", help="only of this handler (dotted name); may be repeated")
         add("--exception", action="append", help="only with this exception (class, with or without its module)")
-        add("--state", choices=["failed", "retrying"], default="failed", help="default: failed")
+        add(
+            "--state",
+            choices=["failed", "retrying", "processing"],
+            default="failed",
+            help="default: failed; of those in processing, only what no worker holds any more",
+        )
         add("--after", metavar="TIME", help="only received at or after this time (ISO 8601; the site's time zone)")
         add("--before", metavar="TIME", help="only received before this time")
         add("--id", action="append", dest="ids", help="only this message id; may be repeated")
@@ -70,9 +76,11 @@ class Command(BaseCommand):
             self.stdout.write(self.style.WARNING(f"Skipped {count}: {reason}."))
 
 
-def select(rows: QuerySet[ProcessedMessage], options: dict[str, Any]) -> QuerySet[ProcessedMessage, int]:
+def select(rows: ProcessedMessageQuerySet, options: dict[str, Any]) -> QuerySet[ProcessedMessage, int]:
     """The primary keys that the options name, the oldest first. Raises CommandError for an unreadable time."""
     rows = rows.filter(state=options["state"])
+    if options["state"] == ProcessedMessage.State.PROCESSING:
+        rows = rows.unclaimed()
     for option, column in (("queue", "queue"), ("handler", "handler"), ("ids", "message_id")):
         if options[option]:
             rows = rows.filter(**{f"{column}__in": options[option]})
