@@ -57,10 +57,7 @@ class Attempts:
             with station.claims.held(place.token, work.database):
                 failures.send_round(place, station.worker, work.database)
             return
-        is_claimed = place.token is not None and not work.left_over
-        # A failed one runs where the inbox was set back: as a claim, since its round has had its attempt.
-        needs_claim = work.redelivered or not work.handler.atomic or work.left_over or State.FAILED in place.sources
-        if needs_claim and not is_claimed:
+        if work.left_over or (place.token is None and self._needs_claim(work, place)):
             was_new = place.is_new
             with station.claims.held(place.token, work.database):
                 self._claim(work, place)
@@ -111,6 +108,17 @@ class Attempts:
             except AlreadyRecorded as error:
                 raise SetAside from error  # which keeps the claim: it may go on
         kill_point("processor.moved")
+
+    def _needs_claim(self, work: Work, place: Place) -> bool:
+        """Whether it is to be known of a message that it runs, before it runs."""
+        if work.redelivered or not work.handler.atomic:
+            return True
+        if place.is_new:
+            return False
+        # The last attempt: if it dies, no copy may run before that is reported. And a failed one runs where the inbox
+        # was set back: its round has had its attempt.
+        limit = work.handler.max_attempts or self._station.settings.retry.max_attempts
+        return place.row.attempts + 1 >= limit or State.FAILED in place.sources
 
     def _claim(self, work: Work, place: Place) -> None:
         """Claim it under a token that is known before: where the commit's answer is lost, the claim is ours still."""

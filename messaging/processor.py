@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from messaging.exceptions import DeadLettered, HandlerNotFound, MessagingError, 
 from messaging.execution import call
 from messaging.handlers import Handler, Registry, registry
 from messaging.inbox import TWIN_WAIT, AlreadyRecorded, Held, Place, SetAside, Verdict
-from messaging.ledger import Entry, run_of
+from messaging.ledger import Entry
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
 from messaging.station import Call, Incoming, RunningNow, Station, Work, inserts_first
@@ -47,7 +45,6 @@ class Settlement:
     held: bool = False
 
 
-REPORT_WAIT = 30.0  # seconds: a process starts, and reports how the one before it died
 READ_AHEAD = 64 * 1024  # bytes of a body; a larger one is not held twice before its turn comes
 
 ACK = Settlement("ack")
@@ -86,7 +83,6 @@ class Processor:
         elsewhere = Elsewhere(alias, handlers, self.outages, databases)
         self._station = Station(alias, worker, self.settings, self.outages, claims, handlers, elsewhere, running, call)
         self._attempts = Attempts(self._station)
-        self._expected: dict[uuid.UUID, float] = {}  # runs whose death may yet be reported, and since when
 
     def route(self, delivery: Incoming) -> Handler | None:
         """The handler that would take a delivery; None where there is none or its headers cannot be read.
@@ -181,8 +177,6 @@ class Processor:
         if not will_run:
             self._admit_recorded(work, standing, row)
             return None
-        if work.is_redelivery:
-            self._wait_for_report(row, work)
         if row is standing.home:
             unrun.bring_content(row, work.envelope, work.database)
             return inbox.existing(row)
@@ -251,21 +245,6 @@ class Processor:
                 raise AlreadyRecorded  # another copy of its content took that row since
         if verdict in (Verdict.DONE, Verdict.REUSED):  # the others make another round, which comes here again
             self._let_go(standing, row)
-
-    def _wait_for_report(self, row: ProcessedMessage, work: Work) -> None:
-        """Let a death that may be behind a redelivery be reported first, where it would have been the last attempt.
-
-        Raises SetAside until it is, or nobody has reported one for a while.
-        """
-        limit = work.handler.max_attempts or self.settings.retry.max_attempts
-        if row.attempts + 1 < limit:
-            return
-        run, now = run_of(row.key, row.round, None), time.monotonic()
-        since = self._expected.setdefault(run, now)
-        for expected in [one for one, began in list(self._expected.items()) if now - began >= 2 * REPORT_WAIT]:
-            self._expected.pop(expected, None)
-        if now - since < REPORT_WAIT:
-            raise SetAside
 
     # What is recorded without running anything
 

@@ -97,9 +97,6 @@ class Work:
     lift: Callable[[], None] = lambda: None
     left_over: Sequence[ProcessedMessage] = ()
 
-    def __post_init__(self) -> None:
-        self.is_redelivery = self.redelivered  # by the broker, while `redelivered` may be set on the way
-
     @property
     def database(self) -> str:
         """Where its handler's transaction runs."""
