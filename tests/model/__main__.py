@@ -40,7 +40,9 @@ def main() -> int:
         for mutant, result in zip(MUTANTS, pool.map(tried, MUTANTS), strict=True):
             broken = ", ".join(result.broken) or "nothing"
             print(f"| {mutant.rule} | {broken} | {result.states:,} | {mutant.because} |", flush=True)
-            if bool(mutant.breaks) != bool(set(result.broken) & set(mutant.breaks) or (result.broken and not mutant.breaks)):
+            if bool(mutant.breaks) != bool(
+                set(result.broken) & set(mutant.breaks) or (result.broken and not mutant.breaks)
+            ):
                 good = False
                 _print_ways(result)
     return int(not good)

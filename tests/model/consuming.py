@@ -56,15 +56,25 @@ from tests.model.states import (
 DELIVER = action(
     "deliver", "progress", "models.embedded.EmbeddedMessageQuerySet.take", at=("embedded.taken", "consumer.received")
 )
-CLAIM = action("claim", "progress", "inbox.Place.claim", "inbox.Place._claim", at=("processor.claimed",))
+CLAIM = action(
+    "claim",
+    "progress",
+    "inbox.Place.claim",
+    "inbox.Place._claim",
+    "elsewhere.Elsewhere.move",
+    "processor.Processor._move",
+    at=("processor.claimed",),
+)
 CLAIM_UNTOLD = action("claim, its answer lost", "trouble", "inbox.Place.claim")
 GO_ON = action("go on under its claim", "progress", "models.processed.ProcessedMessage.renewed")
 RUN = action("run", "progress", "attempting.Attempts._run_atomic")
-BEGIN = action("begin the claimed run", "progress", "attempting.Attempts.make")
+BEGIN = action("begin the claimed run", "progress", "attempting.Attempts._begin")
 RUN_BATCH = action("run a batch", "progress", "batching.run_batch", "batching._run")
 ACK_UNRUN = action("acknowledge it unrun", "progress", "processor.Processor._admit_recorded", "unrun.bring_content")
 COUNT_ON = action("go on from a counted crash", "progress", "unrun.record_counted")
-COUNT_ABANDONED = action("count its own abandoned claim", "progress", "unrun.record_abandoned", "failures.send_round")
+COUNT_ABANDONED = action(
+    "count its own abandoned claim", "progress", "unrun.end_abandoned", "unrun.record_abandoned", "failures.send_round"
+)
 RECORD_DEAD = action("record a dead letter", "progress", "unrun.record_unrun")
 COMMIT = action(
     "commit the handler", "progress", "execution.proven_commit", "attempting.Attempts._write_processed",
@@ -73,11 +83,18 @@ COMMIT = action(
 COMMIT_UNTOLD = action("commit the handler, the answer lost", "trouble", "execution.proven_commit")
 COMMIT_BATCH = action("commit a batch", "progress", "batching._insert_all", at=("processor.committed",))
 FAIL = action("the handler fails", "progress", "attempting.Attempts._try", at=("processor.rolled_back",))
-DOOMED = action("the handler rolls back and returns", "trouble", "execution.refuse_doomed", "inbox.stands")
+DOOMED = action(
+    "the handler rolls back and returns", "trouble", "execution.Proof", "inbox.stands", "inbox.Place.take_back"
+)
 FAIL_BATCH = action("a batch fails", "progress", "processor.Processor.process_batch")
 AWAY = action("the database goes away", "trouble", "outages.Outages.raise_if_away", "claims.Claims.held")
 RECORD_FAILURE = action(
-    "record the failure", "progress", "failures.record", "failures._record", at=("processor.recorded",)
+    "record the failure",
+    "progress",
+    "failures.record",
+    "failures._record_once",
+    "attempting.Attempts._record",
+    at=("processor.recorded",),
 )
 WRITE_RETRY = action("write the retry", "progress")  # a mutant's
 HANDLE = action("the handler ends", "progress", "attempting.Attempts._call")
@@ -258,7 +275,7 @@ def _enter(model: Model, state: State, index: int, one: Consumer) -> Iterator[St
     assert row
     if model.is_locked(state, one.database, row.queue, row.key):
         return
-    if not one.again and of.atomic and not one.elsewhere:
+    if not one.elsewhere and not _needs_claim(model, one, row):
         yield Step(RUN, _running(model, state, index, one._replace(run=UNCLAIMED_RUN + row.round)))
         return
     claimed = row._replace(state=PROCESSING, token=FRESH + 1, lapsed=0)
@@ -272,6 +289,15 @@ def _enter(model: Model, state: State, index: int, one: Consumer) -> Iterator[St
         waiting = 0 if model.deviates(one.old, "a claim's lost answer is forgotten") else FRESH + 1
         doubt = Consumer(GOT, one.copies, one.live, one.acked, again=True, waiting=waiting, home=one.home, old=one.old)
         yield Step(CLAIM_UNTOLD, model.spent(with_consumer(after, index, doubt), CLAIM_UNTOLD.name))
+
+
+def _needs_claim(model: Model, one: Consumer, row: Row) -> bool:
+    """Whether it is to be known of a message that it runs, before it runs: a last attempt, and one that was repeated."""
+    if one.again or not model.of.atomic:
+        return True
+    if one.number == 0 or model.deviates(one.old, "last attempts run unclaimed"):
+        return False
+    return row.attempts + 1 >= model.of.attempts or row.state == FAILED
 
 
 def _running(model: Model, state: State, index: int, one: Consumer) -> State:

@@ -38,13 +38,23 @@ CLAIM_LAPSES = action("a claim lapses", "progress")
 CLAIM_LAPSES_HELD = action("a claim lapses though held", "trouble")
 CLAIM_LAPSES_AWAY = action("a claim lapses in an outage", "trouble", "outages.Outages.leases_tell")
 RENEW = action("renew a claim", "trouble", "claims.Claims.renew")
-SWEEP = action("sweep", "progress", "sweeping.sweep", "unrun.record_abandoned", "failures.send_round")
+SWEEP = action(
+    "sweep",
+    "progress",
+    "sweeping.sweep",
+    "sweeping._abandoned",
+    "unrun.end_abandoned",
+    "unrun.record_abandoned",
+    "failures.send_round",
+)
 REPORT = action("report a crash", "progress", "crashes.record_crash", "crashes._count", "crashes._insert")
 REPORT_UNTOLD = action("report a crash and die before telling", "trouble", "crashes.record_crash")
-LAY_PHANTOM = action("look for whose a crash was", "progress", "crashes._settle_elsewhere", "crashes._merge")
-STOP = action("a stop signal", "trouble")
+LAY_PHANTOM = action(
+    "look for whose a crash was", "progress", "crashes._settle_elsewhere", "crashes._merge", "crashes._remove"
+)
+STOP = action("a stop signal", "trouble", "stopping._mark", "stopping._mark_free", "stopping._say_stopping")
 HAND_BACK = action("hand back what has not begun", "progress", "models.embedded.EmbeddedMessageQuerySet.free")
-RELEASE = action("release its claim and leave", "trouble", "failures.send_round")
+RELEASE = action("release its claim and leave", "trouble", "unrun.give_up", "failures.send_round", "stopping.leave")
 KILLED = action("the deadline of a stop", "trouble", "unrun.record_spared")
 RESTART = action("start again", "progress")
 

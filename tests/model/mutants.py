@@ -19,16 +19,18 @@ class Mutant:
         world: where it shows.
         breaks: invariants of which it breaks at least one; () where none is, because the rule only saves work.
         because: why it matters, or why not.
+        states: how many are visited before it shows, at most.
     """
 
     rule: str
     world: Configuration
     breaks: tuple[str, ...]
     because: str
+    states: int = 2500
 
-    def explore(self, limit: int) -> Result:
+    def explore(self, limit: int = 0) -> Result:
         """The world under this rule, up to the first invariant that breaks."""
-        return explore(replace(self.world, mutant=self.rule), limit, first_only=True)
+        return explore(replace(self.world, mutant=self.rule), limit or self.states, first_only=True)
 
 
 def _in(name: str, **options: object) -> Configuration:

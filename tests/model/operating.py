@@ -37,10 +37,17 @@ from tests.model.states import (
     State,
 )  # fmt: skip
 
-REQUEUE = action("requeue", "operator", "operations.requeue", "operations.cancel_rounds", at=("operations.requeued",))
-DISCARD = action("discard", "operator", "operations.discard", "operations.cancel_rounds")
+REQUEUE = action(
+    "requeue",
+    "operator",
+    "operations.requeue",
+    "operations._leave",
+    "rounds.cancel_rounds",
+    at=("operations.requeued",),
+)
+DISCARD = action("discard", "operator", "operations.discard", "operations._leave", "rounds.cancel_rounds")
 RESTORE = action("restore", "operator", "operations.restore")
-REPLAY = action("replay", "operator", "operations.replay")
+REPLAY = action("replay", "operator", "operations.replay", "rounds.send_round_again")
 PUBLISH_AGAIN = action("publish again", "operator", "operations.release")
 LAY_ASIDE = action("discard the outgoing row", "operator", "operations.discard_published")
 PRUNE = action("retention deletes it", "operator", "retention.prune", "retention._delete")

@@ -40,6 +40,7 @@ OLD = frozenset(
         "content is not brought",
         "claims do not say that they began",
         "claims do not say who has the message",
+        "last attempts run unclaimed",
     }
 )
 FIELDS = ("at_broker", "started", "interrupted")
