@@ -1,0 +1,276 @@
+"""What a state of the model is: rows, copies at the broker, and who is doing what. All of it is small tuples.
+
+States of rows have the names that `messaging.models` gives them. Where a field is a *ghost*, no program knows it: it
+is there for the invariants alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+PENDING, PUBLISHED, FAILED, DISCARDED = "pending", "published", "failed", "discarded"
+PROCESSING, PROCESSED, RETRYING, REQUEUED, SUPERSEDED = "processing", "processed", "retrying", "requeued", "superseded"
+AWAITING = (RETRYING, REQUEUED)
+
+# Phases of a relay with its row, and of a consumer with its delivery.
+IDLE = "idle"
+LEASED, SENT, RETURNED = "leased", "sent", "returned"
+GOT, CLAIMED, RUNNING, RAN, FAILING, OWING, MOVING, RECORDED = (
+    "got", "claimed", "running", "ran", "failing", "owing", "moving", "recorded",
+)  # fmt: skip
+BATCH = "batch"
+
+ANONYMOUS = 10  # keys from here on were drawn, for messages without an id
+FRESH = 900  # a new token or key in this step; `canonical()` gives it a small number
+UNCLAIMED_RUN = 500  # and its round: the run of a round without a claim
+OUTAGE = 2  # how a claim lapsed: in an outage of the database that the sweeper knows of
+
+
+class Outgoing(NamedTuple):
+    """A row of the outbox. `inbox` is the number of the inbox row whose round it is, `key` that row's key."""
+
+    message: int
+    key: int
+    queue: int = 0  # 0: all that are bound
+    round: int = 1
+    inbox: int = 0
+    state: str = PENDING
+    token: int = 0
+    lapsed: bool = False
+    epoch: int = 0
+
+
+class Row(NamedTuple):
+    """A row of the inbox. `runs` are those that are recorded as attempts and may be reported again."""
+
+    message: int  # ghost: which message it is about
+    key: int
+    queue: int
+    state: str = PROCESSING
+    round: int = 1
+    attempts: int = 0
+    token: int = 0
+    lapsed: int = 0
+    content: bool = True
+    at_broker: bool | None = None
+    started: bool = False
+    interrupted: bool = False
+    runs: tuple[int, ...] = ()
+
+
+class Copy(NamedTuple):
+    """A message in a queue. `key` is 0 where it has no id and is no later round."""
+
+    queue: int
+    message: int
+    key: int
+    round: int = 1
+    redelivered: bool = False
+    dead: bool = False
+
+
+class Relay(NamedTuple):
+    """A relay and the row it holds, as it was when it was leased."""
+
+    phase: str = IDLE
+    database: int = 0
+    number: int = 0
+    row: Outgoing | tuple[()] = ()
+    old: bool = False
+
+
+class Consumer(NamedTuple):
+    """A worker of a consumer and its deliveries: the first is being processed, others were delivered with it.
+
+    `row` is the place of its outcome as it was read, `number` its number, 0 where it is to be inserted. `elsewhere` is
+    an unfinished row of the message in another database, which ends once the outcome is recorded here.
+    """
+
+    phase: str = IDLE
+    copies: tuple[Copy, ...] = ()
+    live: bool = True  # the channel that it was delivered on
+    acked: bool = False
+    again: bool = False  # redelivered, or looked at once more
+    alone: bool = False  # its batch did not work out
+    database: int = 0
+    number: int = 0
+    row: Row | tuple[()] = ()
+    token: int = 0
+    run: int = 0
+    waiting: int = 0  # a claim of ours that runs nothing
+    elsewhere: tuple[int, int, Row] | tuple[()] = ()
+    before: tuple[int, ...] = ()  # rows of the same content that were there when it began
+    void: bool = False  # an operator has requeued the message since
+    stopping: bool = False
+    home: int = 0  # the handler's database
+    old: bool = False
+
+
+class Report(NamedTuple):
+    """A death that a successor has to record. `row` is its row's number once it made one that may be a phantom."""
+
+    database: int
+    queue: int
+    message: int  # ghost
+    key: int
+    round: int
+    token: int
+    run: int
+    before: tuple[int, ...]
+    void: bool = False
+    row: int = 0
+
+
+class Database(NamedTuple):
+    """One database. A row's number is its place; a deleted row leaves an empty one. `effects` are ghosts."""
+
+    outbox: tuple[Outgoing | tuple[()], ...] = ()
+    inbox: tuple[Row | tuple[()], ...] = ()
+    effects: tuple[int, ...] = ()
+
+
+class State(NamedTuple):
+    """Everything. `left` says how often each rare event may still happen."""
+
+    databases: tuple[Database, ...]
+    broker: tuple[Copy, ...]
+    relays: tuple[Relay, ...]
+    consumers: tuple[Consumer, ...]
+    reports: tuple[Report, ...]
+    left: tuple[int, ...]
+    unpublished: int
+    home: int = 0
+    replica: tuple[Database, ...] = ()  # a lagging copy of the first database
+    owed: tuple[int, ...] = ()  # ghost: attempts that began and are not counted, by content and queue
+    lost: tuple[bool, ...] = ()  # ghost: lost by the broker or a failover, by message and queue
+    gone: tuple[bool, ...] = ()  # ghost: ended, and deleted since
+    early: bool = False  # ghost: something ran on a delivery of an earlier round
+
+
+def held_back(copies: tuple[Copy, ...], *more: Copy) -> tuple[Copy, ...]:
+    """The broker's copies with others."""
+    return tuple(sorted((*copies, *more)))
+
+
+def canonical(state: State) -> State:
+    """The same state with its tokens and drawn keys numbered in the order in which they are met."""
+    relays = tuple(sorted(state.relays, key=_relay_order)) if len(state.relays) > 1 else state.relays
+    consumers = tuple(sorted(state.consumers, key=_consumer_order)) if len(state.consumers) > 1 else state.consumers
+    if relays != state.relays or consumers != state.consumers:
+        state = state._replace(relays=relays, consumers=consumers)
+    if _is_in_order(state):
+        return state
+    names = _Names(relays, consumers, state)
+    return state._replace(
+        databases=tuple(map(names.database, state.databases)),
+        relays=tuple(map(names.relay, relays)),
+        consumers=tuple(map(names.consumer, consumers)),
+        broker=tuple(sorted(map(names.copy, state.broker))),
+        reports=tuple(sorted(map(names.report, state.reports))),
+        replica=tuple(map(names.database, state.replica)),
+    )
+
+
+def _is_in_order(state: State) -> bool:
+    """Whether its tokens and drawn keys are met in the order of their numbers; a quick look, which may say no."""
+    last, key = 0, ANONYMOUS - 1
+    for database in state.databases:
+        for sent in database.outbox:
+            if sent:
+                if sent.token > last + 1 or sent.key > key + 1:
+                    return False
+                last, key = max(last, sent.token), max(key, sent.key)
+        for row in database.inbox:
+            if row:
+                if row.token > last + 1 or row.key > key + 1 or row.runs:
+                    return False
+                last, key = max(last, row.token), max(key, row.key)
+    if state.reports or state.replica:
+        return False
+    for relay in state.relays:
+        if relay.row:
+            if relay.row.token > last + 1:
+                return False
+            last = max(last, relay.row.token)
+    for one in state.consumers:
+        if one.phase != IDLE:
+            if one.token > last + 1 or one.before or one.elsewhere or (one.row and one.row.key > key + 1):
+                return False
+            last = max(last, one.token)
+            if one.waiting > last + 1 or (one.row and one.row.token != one.token):
+                return False
+            last = max(last, one.waiting)
+    return True
+
+
+def _relay_order(relay: Relay) -> tuple[object, ...]:
+    return (relay.old, relay.phase, relay.database, relay.number)
+
+
+def _consumer_order(one: Consumer) -> tuple[object, ...]:
+    return (one.old, one.phase, one.copies, one.database, one.number, one.acked, one.live, one.again, one.stopping)
+
+
+class _Names:
+    """New numbers for tokens and keys."""
+
+    def __init__(self, relays: tuple[Relay, ...], consumers: tuple[Consumer, ...], state: State) -> None:
+        self._tokens = {0: 0}
+        self._keys: dict[int, int] = {}
+        tokens = [one.row.token for one in relays if one.row]
+        for one in consumers:
+            tokens += (one.token, one.run, one.waiting)
+        tokens += [number for report in state.reports for number in (report.token, report.run)]
+        tokens += [row.token for database in state.databases for row in database.inbox if row]
+        self._known = set(tokens)
+
+    def token(self, token: int) -> int:
+        if UNCLAIMED_RUN < token < FRESH:
+            return token
+        return self._tokens.setdefault(token, len(self._tokens))
+
+    def key(self, key: int) -> int:
+        return key if key < ANONYMOUS else self._keys.setdefault(key, ANONYMOUS + len(self._keys))
+
+    def keys(self, keys: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of them that are still rows."""
+        return tuple(sorted(self._keys[key] for key in keys if key in self._keys)) if keys else ()
+
+    def database(self, one: Database) -> Database:
+        return Database(tuple(map(self.outgoing, one.outbox)), tuple(map(self.row, one.inbox)), one.effects)
+
+    def outgoing(self, one: Outgoing | tuple[()]) -> Outgoing | tuple[()]:
+        if not one or (not one.token and one.key < ANONYMOUS):
+            return one
+        return one._replace(token=self.token(one.token), key=self.key(one.key))
+
+    def row(self, one: Row | tuple[()]) -> Row | tuple[()]:
+        if not one or (not one.token and not one.runs and one.key < ANONYMOUS):
+            return one
+        runs = tuple(sorted(self.token(run) for run in one.runs if run in self._known)) if one.runs else ()
+        return one._replace(token=self.token(one.token), key=self.key(one.key), runs=runs)
+
+    def relay(self, one: Relay) -> Relay:
+        return one._replace(row=self.outgoing(one.row)) if one.row else one
+
+    def copy(self, one: Copy) -> Copy:
+        return one if one.key < ANONYMOUS else one._replace(key=self.key(one.key))
+
+    def consumer(self, one: Consumer) -> Consumer:
+        if one.phase == IDLE:
+            return one
+        elsewhere = one.elsewhere
+        return one._replace(
+            copies=tuple(map(self.copy, one.copies)),
+            row=self.row(one.row),
+            token=self.token(one.token),
+            run=self.token(one.run),
+            waiting=self.token(one.waiting),
+            before=self.keys(one.before),
+            elsewhere=(elsewhere[0], elsewhere[1], self.row(elsewhere[2])) if elsewhere else (),
+        )
+
+    def report(self, one: Report) -> Report:
+        return one._replace(
+            key=self.key(one.key), token=self.token(one.token), run=self.token(one.run), before=self.keys(one.before)
+        )

@@ -1,0 +1,78 @@
+"""The model has what the code has: its kill points, and every function that writes rows; and names nothing else."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from messaging.killpoints import POINTS
+from tests.model import explore
+from tests.model.code import writers
+from tests.model.protocol import ACTIONS, Action
+
+assert explore.NAMES  # every action is declared once all its modules are loaded
+
+# What writes, and is no step of the protocol.
+MEANS = "how the functions of actions write"
+BROKER = "the embedded broker's own upkeep, which its contract tests cover; to the model a broker is a bag of copies"
+WORKERS = "rows that show which workers live"
+OUTSIDE = {
+    "messaging.backends.database.DatabaseBroker.purge_and_delete": "for tests",
+    "messaging.backends.database.catalog._declare_queue": BROKER,
+    "messaging.backends.database.catalog.declare": BROKER,
+    "messaging.backends.database.errors.broker_errors": BROKER,
+    "messaging.backends.database.feed.Feed.open": BROKER,
+    "messaging.backends.database.sender.DatabaseSender._probe": BROKER,
+    "messaging.backends.database.sweeper.Sweeper._bury_expired": BROKER,
+    "messaging.models.embedded.EmbeddedConnectionQuerySet.renew": BROKER,
+    "messaging.compiled.insert": MEANS,
+    "messaging.crashes._brief": MEANS,
+    "messaging.elsewhere.Elsewhere._refuse_unseen": "writes nothing: it waits for a lock and rolls back",
+    "messaging.inbox.Place._insert": MEANS,
+    "messaging.inbox.Place._move": MEANS,
+    "messaging.inserting.insert_many": MEANS,
+    "messaging.inserting.insert_values": MEANS,
+    "messaging.models.outbox.PublishedMessageQuerySet._change_held": MEANS,
+    "messaging.models.processed.ProcessedMessage.move": MEANS,
+    "messaging.operations._change": MEANS,
+    "messaging.operations._each": MEANS,
+    "messaging.child_process.Child.__init__": "creates a ledger, no row",
+    "messaging.draining.Drain._let_pass": "for tests of those who use the package",
+    "messaging.draining.refuse_nested": "for tests of those who use the package",
+    "messaging.housekeeping.Housekeeper._leave": WORKERS,
+    "messaging.housekeeping.Housekeeper._show_life": WORKERS,
+    "messaging.leases.Leases.report": WORKERS,
+    "messaging.leases.Leases.sign_off": WORKERS,
+    "messaging.operations.publish_copy": "a new message, as any other",
+    "messaging.operations.set_paused": "a pause holds deliveries back, which the model's broker may do at any time",
+}
+
+
+def test_the_model_has_every_function_that_writes() -> None:
+    named = {name for action in ACTIONS.values() for name in action.by}
+    assert set(writers()) - named == set(OUTSIDE)
+
+
+@pytest.mark.parametrize("action", [one for one in ACTIONS.values() if one.by], ids=lambda action: action.name)
+def test_what_the_model_names_exists(action: Action) -> None:
+    for name in action.by:
+        assert callable(_found(name)), name
+
+
+def test_the_model_has_every_kill_point_and_no_other() -> None:
+    assert {point for action in ACTIONS.values() for point in action.at} == set(POINTS)
+
+
+def _found(name: str) -> Any:
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found: Any = import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            found = getattr(found, part)
+        return found
+    raise AssertionError(name)

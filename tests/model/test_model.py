@@ -1,0 +1,39 @@
+"""The protocol's model in small sizes, with each run of the tests; `make model` explores the full ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.model.configurations import SMALL
+from tests.model.explore import explore
+from tests.model.mutants import MUTANTS, Mutant
+from tests.model.protocol import ACTIONS, Configuration
+
+FEW = 2500  # states of each world
+
+
+@pytest.mark.parametrize("world", SMALL, ids=lambda world: world.name)
+def test_every_invariant_holds(world: Configuration) -> None:
+    result = explore(world, FEW)
+    assert result.broken == {}
+
+
+@pytest.mark.parametrize("mutant", [one for one in MUTANTS if one.breaks], ids=lambda mutant: mutant.rule)
+def test_a_broken_rule_is_noticed(mutant: Mutant) -> None:
+    assert set(mutant.explore().broken) & set(mutant.breaks)
+
+
+@pytest.mark.parametrize("mutant", [one for one in MUTANTS if not one.breaks], ids=lambda mutant: mutant.rule)
+def test_a_rule_that_only_saves_work_can_go(mutant: Mutant) -> None:
+    assert mutant.explore().broken == {}
+
+
+def test_every_deviation_of_the_release_before_is_a_known_rule() -> None:
+    from tests.model.protocol import OLD
+
+    told = {mutant.rule for mutant in MUTANTS}
+    assert {rule for rule in OLD if not rule.startswith(("claims do not", "failed round"))} <= told
+
+
+def test_every_action_is_one_of_three_kinds() -> None:
+    assert {action.kind for action in ACTIONS.values()} == {"progress", "trouble", "operator"}
