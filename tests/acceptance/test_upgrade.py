@@ -211,8 +211,8 @@ def test_nothing_is_lost_or_doubled_while_the_release_before_runs_beside_this_on
     programs += [(name, ("shell", "-c", publisher(15, *KINDS))) for name in releases]
     running = [releases[name].start(*command) for name, command in programs]
     kill_each(releases, programs, running)
-    for publisher in running[4:]:
-        assert publisher.wait(60) == 0, publisher.output
+    for one in running[4:]:
+        assert one.wait(60) == 0, one.output
     settle(site, "failed")
     (site.folder / "cure").touch()
     for name, other in OTHERS.items():
