@@ -341,6 +341,16 @@ def test_a_death_waits_to_be_counted_while_its_message_runs_elsewhere(handle: Ha
     assert (row.state, row.attempts, row.round) == (State.RETRYING, 2, 2)
 
 
+def test_a_crash_that_takes_long_to_record_still_knows_the_redelivery_that_came_at_once(handle: Handle) -> None:
+    handle()
+    delivery = arrived(message_id=None)
+    crash = crashes.Crash.of(entry_without_id(delivery), KILLED, "worker-1", time.monotonic())
+    row = claimed(delivery)  # such as before the connection of whoever records the crash is open
+    crashes.record_crash(crash)
+    assert ProcessedMessage.objects.get().pk == row.pk
+    assert ProcessedMessage.objects.get().attempts == 1
+
+
 def test_a_claim_that_is_spared_while_its_row_is_locked_is_spared_later(handle: Handle) -> None:
     if connection.vendor == "sqlite":
         pytest.skip("needs row locks")
