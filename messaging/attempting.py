@@ -73,7 +73,6 @@ class Attempts:
                 work.ack()
                 work.acked = True
                 work.envelope.belongs_to(place.row.key)
-                station.claims.bind(place.token)
             if place.token is not None:
                 self._begin(work, place)
             started = time.time()

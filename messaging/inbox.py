@@ -278,6 +278,11 @@ def can_adopt(row: ProcessedMessage, handler: Handler | None) -> bool:
     return row.lease_token is None or (is_unfinished(row) and comes_again(row, handler))
 
 
+def was_acknowledged(row: ProcessedMessage) -> bool:
+    """Whether the broker has forgotten the delivery of a claim, so that only what is left of it here may go on."""
+    return row.at_broker is False and row.started_at is not None
+
+
 def _with_lease(database: str) -> QuerySet[ProcessedMessage]:
     lives = Case(When(leased_until__gt=Now(), then=Value(True)), default=Value(False), output_field=BooleanField())
     return ProcessedMessage.objects.using(database).annotate(lease_lives=lives)
