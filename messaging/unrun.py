@@ -181,7 +181,7 @@ def end_abandoned(
     if not why:
         return record_abandoned(database, row, handler, settings)
     try:
-        failures.send_round(inbox.existing(row), row.worker, database, why=why)
+        failures.send_round(inbox.abandoned(row), row.worker, database, why=why)
         return True
     except AlreadyRecorded:
         return False
@@ -221,7 +221,7 @@ def record_abandoned(
     error = ProcessDied(f"The worker {row.worker} stopped renewing its claim: it died, or lost the database.")
     failure = Failure(error, row.worker, handler, time.time(), crashed=True)
     try:
-        failures.record(inbox.existing(row), failure, database, settings)
+        failures.record(inbox.abandoned(row), failure, database, settings)
         return True
     except AlreadyRecorded:
         return False

@@ -21,7 +21,7 @@ from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage, Worker
 from messaging.patience import bound, sever
 from messaging.processor import Processor
-from messaging.unrun import AWAY, STOPPED, UNBEGUN
+from messaging.unrun import AWAY, STOPPED, UNBEGUN, end_abandoned
 from tests.app.models import Effect
 from tests.processing import Arrived, arrived, envelope_of, registered
 from tests.waiting import wait_until
@@ -305,6 +305,16 @@ def test_claims_that_ran_out_in_an_outage_are_not_attempts_and_those_before_are(
     for row in (before, during):
         row.refresh_from_db()
     assert (before.attempts, during.attempts, during.error) == (1, 0, AWAY)
+
+
+@pytest.mark.parametrize("at_broker", [None, False])
+def test_a_claim_that_is_renewed_while_others_are_swept_goes_on(handle: Handle, at_broker: bool | None) -> None:
+    processor = handle(atomic=False)
+    row = claimed(arrived(), at_broker=at_broker, started_at=None)
+    (found,) = ProcessedMessage.objects.abandoned("default")
+    assert row.renewed(60)
+    assert not end_abandoned("default", found, None, processor.settings, processor.outages)
+    assert (only_row().lease_token, only_row().round, Attempt.objects.count()) == (row.lease_token, 1, 0)
 
 
 def test_a_claim_that_is_idle_when_its_process_leaves_is_handed_over(
