@@ -113,8 +113,9 @@ def record_counted(
     """
     bring_content(row, envelope, database)
     if row.interrupted:
-        failures.send_round(inbox.existing(row), worker, database)
-        return
+        with suppress(WireError):  # it was damaged since, so that it can only be failed
+            failures.send_round(inbox.existing(row), worker, database)
+            return
     last = row.attempt_set.order_by("-id").first()
     is_late = last is not None and last.exception_type.endswith(".HandlerTimeout")
     error = (HandlerTimeout if is_late else ProcessDied)(last.exception_message if last else "Its process died.")

@@ -402,6 +402,15 @@ def test_another_message_of_the_same_id_does_not_go_on_under_the_claim_of_the_fi
     assert sorted(ProcessedMessage.objects.values_list("state", flat=True)) == [State.FAILED, State.PROCESSED]
 
 
+def test_a_message_that_was_cut_short_and_damaged_since_is_failed(handle: Handle) -> None:
+    delivery = arrived(message_id=None, redelivered=True)
+    row = claimed(delivery)
+    ProcessedMessage.objects.update(wire=b"short", interrupted=True, lease_token=None, leased_until=None)
+    assert handle().process(delivery, nothing).action == "ack"
+    row.refresh_from_db()
+    assert (row.state, row.attempts) == (State.FAILED, 0)
+
+
 def test_a_claim_that_is_not_renewed_is_known_to_its_holder_before_it_lapses(handle: Handle, slow: Slow) -> None:
     processor = handle(slow.handle, atomic=False)
     slow.run(processor, arrived())
