@@ -143,7 +143,7 @@ class Place:
         local: Local,
         **changes: Any,
     ) -> None:
-        row = self.row
+        row, is_free = self.row, self.token is None and State.PROCESSING in self.sources
         with brief_locks(connection, TWIN_WAIT, local):
             if not row.move(
                 *self.sources,
@@ -151,7 +151,7 @@ class Place:
                 token=self.token,
                 next_round=next_round,
                 counted=counted,
-                unclaimed=self.is_abandoned,
+                unclaimed=is_free or self.is_abandoned,
                 **changes,
             ):
                 raise AlreadyRecorded
