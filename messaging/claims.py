@@ -128,6 +128,7 @@ class Claims:
     def end_here(self) -> None:
         """Never return, once this process gives up what it runs: it is about to end, and has cut the connection."""
         if self.are_over:
+            connections.close_all()
             threading.Event().wait()
 
     def late(self) -> list[Claim]:

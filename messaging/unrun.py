@@ -113,8 +113,9 @@ def record_counted(
     """
     bring_content(row, envelope, database)
     if row.interrupted:
-        failures.send_round(inbox.existing(row), worker, database)
-        return
+        with suppress(WireError):  # it was damaged since, so that it can only be failed
+            failures.send_round(inbox.existing(row), worker, database)
+            return
     last = row.attempt_set.order_by("-id").first()
     is_late = last is not None and last.exception_type.endswith(".HandlerTimeout")
     error = (HandlerTimeout if is_late else ProcessDied)(last.exception_message if last else "Its process died.")
@@ -181,7 +182,7 @@ def end_abandoned(
     if not why:
         return record_abandoned(database, row, handler, settings)
     try:
-        failures.send_round(inbox.existing(row), row.worker, database, why=why)
+        failures.send_round(inbox.abandoned(row), row.worker, database, why=why)
         return True
     except AlreadyRecorded:
         return False
@@ -221,7 +222,7 @@ def record_abandoned(
     error = ProcessDied(f"The worker {row.worker} stopped renewing its claim: it died, or lost the database.")
     failure = Failure(error, row.worker, handler, time.time(), crashed=True)
     try:
-        failures.record(inbox.existing(row), failure, database, settings)
+        failures.record(inbox.abandoned(row), failure, database, settings)
         return True
     except AlreadyRecorded:
         return False
