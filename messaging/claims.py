@@ -17,6 +17,7 @@ from messaging.clock import Now
 from messaging.inbox import AlreadyRecorded
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
+from messaging.patience import note_line
 
 LATE = 2 / 3  # of a lease without a renewal, which is due each third
 
@@ -69,6 +70,7 @@ class Claims:
             yield
             return
         claim = Claim(token, database, name, at_broker, connections[database])
+        note_line(connections[database])
         with self._lock:
             self._claims[token] = claim
         try:

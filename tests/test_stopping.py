@@ -19,7 +19,7 @@ from messaging.handlers import Registry
 from messaging.ledger import Entry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage, Worker
-from messaging.patience import bound, sever
+from messaging.patience import bound, note_line, sever
 from messaging.processor import Processor
 from messaging.unrun import AWAY, STOPPED, UNBEGUN, end_abandoned
 from tests.app.models import Effect
@@ -458,6 +458,7 @@ def test_a_connection_on_which_another_thread_waits_can_be_cut() -> None:
     waiting = connection.copy()
     with waiting.cursor() as cursor:
         cursor.execute("SELECT 1")
+    note_line(waiting)
     cutter = threading.Timer(0.2, sever, [waiting])
     cutter.start()
     with pytest.raises(OperationalError), waiting.cursor() as cursor:

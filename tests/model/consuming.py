@@ -84,8 +84,9 @@ COMMIT_UNTOLD = action("commit the handler, the answer lost", "trouble", "execut
 COMMIT_BATCH = action("commit a batch", "progress", "batching._insert_all", at=("processor.committed",))
 FAIL = action("the handler fails", "progress", "attempting.Attempts._try", at=("processor.rolled_back",))
 DOOMED = action(
-    "the handler rolls back and returns", "trouble", "proof.Proof.refuse_other", "inbox.stands", "inbox.Place.take_back"
-)
+    "the handler rolls back and returns", "trouble", "proof.Proof.refuse_other", "inbox.stands", "inbox.Place.take_back",
+    "batching._take_back",
+)  # fmt: skip
 FAIL_BATCH = action("a batch fails", "progress", "processor.Processor.process_batch")
 AWAY = action("the database goes away", "trouble", "outages.Outages.raise_if_away", "claims.Claims.held")
 RECORD_FAILURE = action(
