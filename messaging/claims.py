@@ -83,8 +83,13 @@ class Claims:
             raise
         self.drop(claim)
 
+    def is_idle(self, token: uuid.UUID | None) -> bool:
+        """Whether a claim is ours and runs nothing, so that its delivery may go on under it."""
+        claim = self._claims.get(token) if token is not None else None
+        return claim is not None and claim.is_idle
+
     def is_waiting(self, token: uuid.UUID | None) -> bool:
-        """Whether a claim is ours and runs nothing, so that a delivery of its content may go on under it."""
+        """Whether any delivery of its content may go on under an idle claim: the broker has what it was made for."""
         claim = self._claims.get(token) if token is not None else None
         return claim is not None and claim.is_idle and not claim.is_bound
 

@@ -166,8 +166,8 @@ class Processor:
 
     def _admit_known(self, work: Work, standing: Standing, row: ProcessedMessage) -> Place | None:
         claims, work.left_over = self._station.claims, standing.left_over
-        is_ours, will_run = claims.is_waiting(row.lease_token), inbox.gate(row, work.envelope) is Verdict.RUN
-        if (is_ours or will_run) and any(not claims.is_waiting(one.lease_token) for one in standing.claimed):
+        is_ours, will_run = claims.is_idle(row.lease_token), inbox.gate(row, work.envelope) is Verdict.RUN
+        if (is_ours or will_run) and any(not claims.is_idle(one.lease_token) for one in standing.claimed):
             raise SetAside  # it is being run in another database
         if is_ours and claims.take(row.lease_token):
             with claims.held(row.lease_token, work.database):
@@ -192,7 +192,7 @@ class Processor:
     def _let_go(self, standing: Standing, row: ProcessedMessage) -> None:
         """Have no other row wait for a message that this one answers for."""
         home, rows = standing.home, standing.replaceable
-        if home is not None and home is not row and self._station.claims.is_waiting(home.lease_token):
+        if home is not None and home is not row and self._station.claims.is_idle(home.lease_token):
             # It was claimed to run here, and went on there meanwhile.
             rows = [*(one for one in rows if one is not home), home]
         with self._held(home):
@@ -201,7 +201,7 @@ class Processor:
     def _held(self, row: ProcessedMessage | None) -> AbstractContextManager[None]:
         """Forget a claim of ours that runs nothing, if this is one, unless the change that ends it fails."""
         claims = self._station.claims
-        if row is None or not claims.is_waiting(row.lease_token):
+        if row is None or not claims.is_idle(row.lease_token):
             return nullcontext()
         return claims.held(row.lease_token, database_of(row))
 

@@ -66,6 +66,10 @@ class Proxy:
         self.cut()
         self._listener.close()
 
+    def aim(self, port: int) -> None:
+        """Forward new connections to another port of the host."""
+        self._target = (self._target[0], port)
+
     def blackhole(self) -> None:
         """Swallow everything in both directions without closing anything, as a dead network does."""
         self.silent_downstream = self.silent_upstream = True

@@ -30,14 +30,14 @@ ROOT = Path(__file__).resolve().parent.parent
 class Running:
     """A `manage.py` command that was started, in a process group of its own, its output in a file."""
 
-    def __init__(self, arguments: tuple[str, ...], env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, arguments: tuple[str, ...], env: Mapping[str, str], log: Path, root: Path = ROOT) -> None:
         self.arguments = arguments
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                _command(arguments),
+                _command(arguments, root),
                 env=dict(env),
-                cwd=ROOT,
+                cwd=root,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -112,14 +112,23 @@ class Site:
     Attributes:
         folder: its files.
         env: environment of every process; change it before starting one.
+        root: where `manage.py` and the package are.
         database_url, broker_url: what it is connected to.
     """
 
-    def __init__(self, folder: Path, env: dict[str, str], janitor: Janitor) -> None:
+    def __init__(self, folder: Path, env: dict[str, str], janitor: Janitor, root: Path = ROOT) -> None:
         self.folder = folder
         self.env = env
+        self.root = root
         self._janitor = janitor
         self._running: list[Running] = []
+
+    def beside(self, root: Path, **env: str) -> Site:
+        """The same site run by the code in another folder, which has a `manage.py` and the package."""
+        path = os.pathsep.join([str(root), self.env["PYTHONPATH"]])
+        other = Site(self.folder, self.env | {"PYTHONPATH": path} | env, self._janitor, root)
+        other._running = self._running  # they end together
+        return other
 
     @property
     def database_url(self) -> str:
@@ -148,9 +157,9 @@ class Site:
             stdin: text for its standard input.
         """
         done = subprocess.run(
-            _command(arguments),
+            _command(arguments, self.root),
             env=self.env | dict(env or {}),
-            cwd=ROOT,
+            cwd=self.root,
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -165,7 +174,7 @@ class Site:
     def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> Running:
         """Start a command and leave it running until it is stopped or the test ends."""
         log = self.folder / f"{len(self._running)}-{arguments[0]}.log"
-        running = Running(arguments, self.env | dict(env or {}), log)
+        running = Running(arguments, self.env | dict(env or {}), log, self.root)
         self._running.append(running)
         self._janitor.watch(running.pid)
         return running
@@ -328,8 +337,8 @@ class SiteFactory:
         }
 
 
-def _command(arguments: tuple[str, ...]) -> list[str]:
-    return [sys.executable, str(ROOT / "manage.py"), *arguments]
+def _command(arguments: tuple[str, ...], root: Path) -> list[str]:
+    return [sys.executable, str(root / "manage.py"), *arguments]
 
 
 def _write_app(folder: Path, handlers: str) -> None:

@@ -1,10 +1,11 @@
 """Settings of the sites that tests start as processes of their own: the demo site's, ruled by the environment.
 
-Beside those of `project.settings`: `EXTRA_APPS` (comma-separated), `MESSAGING_QUEUES` and `MESSAGING_OPTIONS` (JSON).
+Beside those of `project.settings`: `EXTRA_APPS` (comma-separated), `MESSAGING_QUEUES` and `MESSAGING_OPTIONS` (JSON),
+and `SECOND_DATABASE_URL` for a database "second".
 """
 
 from project.settings import *  # noqa: F403
-from project.settings import INSTALLED_APPS, MESSAGING, env
+from project.settings import DATABASES, INSTALLED_APPS, MESSAGING, database, env
 
 DEBUG = env.bool("DEBUG", default=False)
 SECRET_KEY = "tests"
@@ -13,6 +14,9 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 ROOT_URLCONF = "tests.urls"
 INSTALLED_APPS = [name for name in INSTALLED_APPS if not name.startswith("project")]
 INSTALLED_APPS += ["tests.app", *env.list("EXTRA_APPS", default=[])]
+
+if second := env.str("SECOND_DATABASE_URL", default=""):
+    DATABASES["second"] = database(second)
 
 MESSAGING["default"]["QUEUES"] = env.json("MESSAGING_QUEUES", default={})
 MESSAGING["default"] |= env.json("MESSAGING_OPTIONS", default={})

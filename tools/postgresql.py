@@ -24,17 +24,32 @@ class PostgreSQL:
         folder: where data and log live; created if missing. Every folder above it must be open to all for root's sake.
         janitor: ends the server should this process die.
         settings: more server settings, such as {"max_connections": "50"}.
+        port: where it listens; None chooses a free one. May be changed while it does not run.
+        source: a running server of which this one is a copy: a hot standby that follows it until `promote()`.
+        source_port: where it finds its source from then on, such as a proxy's; None for the source's own.
     """
 
-    def __init__(self, folder: Path, janitor: Janitor, *, settings: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        janitor: Janitor,
+        *,
+        settings: dict[str, str] | None = None,
+        port: int | None = None,
+        source: PostgreSQL | None = None,
+        source_port: int | None = None,
+    ) -> None:
         self.folder = folder
         self._janitor = janitor
         self._programs = find_programs()
-        self.port = free_ports(1)[0]
-        self._settings = settings or {}
+        self.port = port or free_ports(1)[0]
+        self._settings = dict(settings or {})
         self._server: Daemon | None = None
         self._user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
-        self._initialise()
+        if source is not None:
+            found_at = f"host=127.0.0.1 port={source_port or source.port} user=postgres"
+            self._settings["primary_conninfo"] = found_at
+        self._initialise(source)
 
     @property
     def dsn(self) -> str:
@@ -74,12 +89,16 @@ class PostgreSQL:
         if self._server is not None:
             self._server.end(signal.SIGKILL)
 
+    def promote(self) -> None:
+        """Have a standby become a server of its own, with all that it has received. Raises ServiceFailed."""
+        self._run("pg_ctl", "promote", "-D", str(self.folder / "data"), "--wait")
+
     def close(self) -> None:
         """End the server; its data is not needed any more."""
         if self._server is not None:
             self._server.end(signal.SIGQUIT)
 
-    def _initialise(self) -> None:
+    def _initialise(self, source: PostgreSQL | None) -> None:
         data = self.folder / "data"
         if data.exists():
             return
@@ -89,12 +108,20 @@ class PostgreSQL:
         if self._user:
             account = pwd.getpwnam(self._user)
             os.chown(data, account.pw_uid, account.pw_gid)
+        if source is not None:
+            address = ["-h", "127.0.0.1", "-p", str(source.port), "-U", "postgres"]
+            options = ["--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
+            self._run("pg_basebackup", "-D", str(data), *address, *options)
+            return
         options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
-        command = [str(self._programs / "initdb"), "-D", str(data), *options]
+        self._run("initdb", "-D", str(data), *options)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._programs / program), *arguments]
         switch = {"user": self._user, "group": self._user, "extra_groups": []} if self._user else {}
         done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False, **switch)  # type: ignore[call-overload]
         if done.returncode:
-            raise ServiceFailed(f"initdb failed:\n{done.stdout}{done.stderr}")
+            raise ServiceFailed(f"{program} failed:\n{done.stdout}{done.stderr}")
 
     def _spawn(self) -> Daemon:
         # Without fsync a power cut loses data; the death of a process does not, and that is what tests are about.
@@ -122,7 +149,7 @@ class PostgreSQL:
 
 
 def find_programs() -> Path:
-    """The folder with `initdb`, `postgres` and `pg_isready`, of the highest version there is. Raises ServiceMissing."""
+    """The folder with `initdb`, `postgres` and their like, of the highest version there is. Raises ServiceMissing."""
     versions = Path("/usr/lib/postgresql").glob("*/bin/initdb")
     found = max(versions, key=lambda path: float(re.sub(r"[^\d.]", "", path.parts[4]) or 0), default=None)
     if found is not None:

@@ -1,5 +1,6 @@
 """`make chaos`: MINUTES (10), SEED (random), BROKER (rabbitmq or embedded), MESSAGING_TEST_URL for a given broker.
 
+`FAULTS="relay killed,queue purged"` injects these kinds alone, `FAULTS="-database failed over"` all the others.
 `KEEP=1` keeps the logs of a run that passed, too.
 """
 
@@ -51,8 +52,8 @@ def main() -> int:
 
 def _run(folder: Path, janitor: Janitor, broker: str, seed: str, seconds: float) -> int:
     management_url = os.environ.get("MESSAGING_TEST_MANAGEMENT_URL")
-    with Stage(folder, janitor, broker=broker, management_url=management_url, seed=seed) as stage:
-        kinds = [kind for kind in KINDS if stage.rabbitmq is not None or KINDS[kind].lane != BROKER]
+    kinds = [kind for kind in _faults() if broker == "rabbitmq" or KINDS[kind].lane != BROKER]
+    with Stage(folder, janitor, broker=broker, management_url=management_url, seed=seed, kinds=kinds) as stage:
         evidence = ROOT / "var" / "chaos" / f"seed-{seed}"
         try:
             result = soak.run(stage, seconds, kinds, say)
@@ -85,6 +86,15 @@ def _minutes() -> float:
     if not 0 < minutes < 10_000:
         raise SystemExit(f"MINUTES={text} is no number of minutes: it should be like 10, or 0.5.")
     return minutes
+
+
+def _faults() -> list[str]:
+    named = os.environ.get("FAULTS") or ""
+    names = [name.strip() for name in named.removeprefix("-").split(",") if name.strip()]
+    unknown = [name for name in names if name not in KINDS]
+    if unknown:
+        raise SystemExit(f"FAULTS: {', '.join(unknown)} is unknown; there are {', '.join(KINDS)}.")
+    return [name for name in KINDS if not names or (name in names) != named.startswith("-")]
 
 
 def _broker() -> str:

@@ -12,14 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-import psycopg
+from tools.chaos.schedule import DATABASE, FAILOVER, PACE, Fault
+from tools.chaos.stage import MARATHON, QUEUES, Stage
 
-from tools.chaos.places import Place
-from tools.chaos.schedule import PACE, Fault
-from tools.chaos.stage import Stage
-
-END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+REPLAYED = 300  # messages at a time that need no replay
+LEAVING = 6.0  # seconds that consumers get where all of them are to go
 
 
 class Injector:
@@ -61,12 +58,16 @@ class Injector:
             if self._stop.wait(max(0.0, self._began + fault.at - time.monotonic())):
                 return
             try:
-                with _MEANS[fault.kind](self._stage, random.Random(fault.choice)) as victim:
+                with (
+                    self._stage.database_is_well if lane == DATABASE else contextlib.nullcontext(),
+                    _MEANS[fault.kind](self._stage, random.Random(fault.choice)) as victim,
+                ):
                     self.done[fault.kind] += 1
                     self.under_way[lane] = f"{fault.kind}{victim and f' ({victim})'}"
                     self._stop.wait(fault.seconds)
             except Exception as error:  # noqa: BLE001 - whatever it was, the run has to say so
                 self.trouble.append(f"{fault.kind}: {error!r}")
+                self._stop.set()
                 return
             finally:
                 self.under_way.pop(lane, None)
@@ -93,7 +94,7 @@ def _kill_relay(stage: Stage, _chance: random.Random) -> Iterator[str]:
 
 @_means("consumer's child killed")
 def _kill_child(stage: Stage, chance: random.Random) -> Iterator[str]:
-    place = chance.choice(_consumers(stage))
+    place = chance.choice(stage.consumers)
     for child in place.children()[:1] if chance.random() < 0.5 else place.children()[-1:]:
         _signal(child, signal.SIGKILL)
     yield place.name
@@ -101,7 +102,7 @@ def _kill_child(stage: Stage, chance: random.Random) -> Iterator[str]:
 
 @_means("consumer's supervisor killed")
 def _kill_supervisor(stage: Stage, chance: random.Random) -> Iterator[str]:
-    place = chance.choice(_consumers(stage))
+    place = chance.choice(stage.consumers)
     place.kill()
     yield place.name
 
@@ -113,9 +114,23 @@ def _kill_publisher(stage: Stage, chance: random.Random) -> Iterator[str]:
     yield place.name
 
 
+@_means("consumer stopped")
+def _stop_consumer(stage: Stage, chance: random.Random) -> Iterator[str]:
+    place = chance.choice([*stage.consumers, *2 * [stage.place(MARATHON)]])
+    # What a stop says of its claims must reach the database, so none is taken away meanwhile.
+    with stage.database_is_well if place.name == MARATHON else contextlib.nullcontext():
+        started = place.starts
+        place.ask_to_stop()
+        yield place.name
+        if chance.random() < 0.5 and place.starts == started:
+            place.ask_to_stop()
+        if place.name == MARATHON:
+            _wait(lambda: place.starts > started, 30.0)
+
+
 @_means("process frozen")
 def _freeze(stage: Stage, chance: random.Random) -> Iterator[str]:
-    place = chance.choice(stage.places)
+    place = chance.choice([place for place in stage.places if place.name != MARATHON])
     pid = chance.choice(place.children() or [place.pid])
     _signal(pid, signal.SIGSTOP)
     try:
@@ -154,9 +169,19 @@ def _slow(stage: Stage, chance: random.Random) -> Iterator[str]:
 
 @_means("database sessions ended")
 def _end_sessions(stage: Stage, _chance: random.Random) -> Iterator[str]:
-    with contextlib.suppress(psycopg.OperationalError):
-        stage.sql(END_SESSIONS)
+    stage.end_sessions()
     yield ""
+
+
+@_means(FAILOVER)
+def _fail_over(stage: Stage, _chance: random.Random) -> Iterator[str]:
+    stage.pair.cut()
+    yield "the copy lags"
+    forgotten = stage.pair.fail_over()
+    stage.proxies["database"].aim(stage.postgres.port)
+    stage.proxies["database"].reset()
+    stage.replay({key for *_, key in forgotten.received if key})
+    stage.pair.follow()
 
 
 @_means("PostgreSQL killed")
@@ -207,8 +232,43 @@ def _raise_alarm(stage: Stage, _chance: random.Random) -> Iterator[str]:
         stage.rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
 
 
-def _consumers(stage: Stage) -> list[Place]:
-    return [place for place in stage.places if place.name.startswith("consumer")]
+@_means("messages replayed")
+def _replay(stage: Stage, _chance: random.Random) -> Iterator[str]:
+    stage.operate("replay", f"--latest={REPLAYED}")
+    yield ""
+
+
+@_means("queue purged")
+def _purge(stage: Stage, chance: random.Random) -> Iterator[str]:
+    queue = chance.choice(QUEUES)
+    stage.operate("pause", f"--queue={queue}")
+    yield queue  # it fills
+    dropped = stage.purge(queue)
+    stage.operate("resume", f"--queue={queue}")
+    stage.replay(dropped)
+
+
+@_means("handlers moved")
+def _move(stage: Stage, chance: random.Random) -> Iterator[str]:
+    # Nothing tells two databases of each other, so nobody may be left who works in the one when the other's turn comes.
+    with stage.keeper.without(stage.consumers), stage.database_is_well:
+        if chance.random() < 0.5:
+            for place in stage.consumers:
+                place.ask_to_stop()
+            _wait(lambda: not any(place.is_running for place in stage.consumers), LEAVING)
+        for place in stage.consumers:
+            place.kill()
+            place.end()
+        stage.end_sessions()
+        moved_to = stage.move_handlers()
+    yield moved_to
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait for a condition, but not longer."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _signal(pid: int, number: int) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tools.environment import ROOT
@@ -42,7 +42,7 @@ class Place:
         self._janitor = janitor
         self._daemon: Daemon | None = None
         self._orphans: list[tuple[float, Daemon]] = []
-        self._is_killed = False
+        self._is_expected = False  # its end: somebody has seen to it
 
     @property
     def pid(self) -> int:
@@ -64,13 +64,18 @@ class Place:
         self.starts += 1
         arguments = [argument.format(starts=self.starts) for argument in self._arguments]
         command = [sys.executable, str(ROOT / "manage.py"), *arguments]
-        self._is_killed = False
+        self._is_expected = False
         self._daemon = Daemon(command, environment=self._environment, log=self.log, janitor=self._janitor, cwd=ROOT)
 
     def kill(self) -> None:
         """Kill the process alone; what it started finds itself orphaned."""
-        self._is_killed = True
+        self._is_expected = True
         self.signal(signal.SIGKILL)
+
+    def ask_to_stop(self) -> None:
+        """Tell it to stop, as a service manager would."""
+        self._is_expected = True
+        self.signal(signal.SIGTERM)
 
     def signal(self, number: int) -> None:
         """Send it a signal."""
@@ -85,9 +90,9 @@ class Place:
         return sorted(int(pid) for pid, parent in pairs if int(parent) == self.pid)
 
     def replace(self) -> str | None:
-        """After the end of its process: start another. Returns how it ended if nobody had killed it."""
+        """After the end of its process: start another. Returns how it ended if nobody has seen to that."""
         assert self._daemon is not None
-        ended = None if self._is_killed else f"{self.name} ended by itself with status {self.status}"
+        ended = None if self._is_expected else f"{self.name} ended by itself with status {self.status}"
         self._orphans.append((time.monotonic(), self._daemon))
         self.start()
         return ended
@@ -123,14 +128,28 @@ class Keeper(threading.Thread):
         self.own_ends: list[str] = []
         self._places = places
         self._ending = threading.Event()
+        self._absent: set[Place] = set()
+        self._lock = threading.Lock()
 
     def run(self) -> None:
         """Look, replace, wait."""
         while not self._ending.wait(RESTART_PAUSE):
-            for place in self._places:
-                place.bury()
-                if not place.is_running and (ended := place.replace()):
-                    self.own_ends.append(ended)
+            with self._lock:
+                for place in (one for one in self._places if one not in self._absent):
+                    place.bury()
+                    if not place.is_running and (ended := place.replace()):
+                        self.own_ends.append(ended)
+
+    @contextlib.contextmanager
+    def without(self, places: Iterable[Place]) -> Iterator[None]:
+        """Replace nobody in these places for a while."""
+        with self._lock:
+            self._absent = set(places)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._absent = set()
 
     def stop(self) -> None:
         """Replace nobody any more."""

@@ -3,70 +3,148 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 Query = Callable[[str], list[tuple[Any, ...]]]
 
 SHOWN = 20  # messages of which the evidence holds everything
+AFTERMATH = 60  # seconds after a failover in which a stop may be among what was forgotten
 
-_DUE = "SELECT FROM workload_expected AS due WHERE due.key = workload_effect.key"
-LOST = """SELECT key FROM workload_expected
-    WHERE NOT EXISTS (SELECT FROM workload_effect WHERE workload_effect.key = workload_expected.key)"""
-DOUBLED = f"""SELECT key FROM workload_effect
-    WHERE NOT EXISTS ({_DUE} AND due.may_repeat) GROUP BY key HAVING count(*) > 1"""
-RERUN = f"SELECT key FROM workload_effect WHERE EXISTS ({_DUE} AND due.may_repeat) GROUP BY key HAVING count(*) > 1"
-UNASKED = f"SELECT key FROM workload_effect WHERE NOT EXISTS ({_DUE})"
+_DUE = "SELECT FROM workload_expected AS due WHERE due.key = found.key"
+_EFFECTS = "(SELECT key FROM workload_effect UNION ALL SELECT key FROM workload_elsewhere)"
+_ALL = f"(SELECT key FROM {_EFFECTS} AS found UNION ALL SELECT key FROM workload_meeting)"
+_FORGOTTEN = "EXISTS (SELECT FROM workload_forgotten AS gone WHERE gone.kind = '{}' AND gone.key = {}key)"
+
+
+def _forgotten(kind: str, table: str = "found.") -> str:
+    return _FORGOTTEN.format(kind, table)
+
+
+LOST = """SELECT key FROM workload_expected AS due
+    WHERE NOT EXISTS (SELECT FROM workload_effect AS found WHERE found.key = due.key)
+    AND NOT EXISTS (SELECT FROM workload_elsewhere AS found WHERE found.key = due.key)"""
+_TWICE = f"""SELECT key FROM {_EFFECTS} AS found WHERE NOT EXISTS ({_DUE} AND due.may_repeat)
+    GROUP BY key HAVING count(*) > 1"""
+_UNDUE = f"SELECT key FROM {_EFFECTS} AS found WHERE NOT EXISTS ({_DUE})"
+RERUN = f"SELECT key FROM {_EFFECTS} AS found WHERE EXISTS ({_DUE} AND due.may_repeat) GROUP BY key HAVING count(*) > 1"
+DOUBLED = f"SELECT key FROM ({_TWICE}) AS found WHERE NOT {_forgotten('published')}"
+UNASKED = f"SELECT key FROM ({_UNDUE}) AS found WHERE NOT {_forgotten('expected')}"
+# Contents of which fewer messages had an effect than the broker took, and by how many.
+_MET = "(SELECT count(*) FROM workload_meeting AS found WHERE found.key = strange.key)"
+_MISSED = f"SELECT key, sum(confirmed) - {_MET} AS missing FROM workload_stranger AS strange GROUP BY key"
+_EXCUSED = "(SELECT count(*) FROM workload_forgotten AS gone WHERE gone.kind = 'received' AND gone.key = missed.key)"
+STRANGERS_LOST = f"SELECT key FROM ({_MISSED}) AS missed WHERE missing > {_EXCUSED}"
+SPENT = """SELECT attempt.message_id AS id, attempt.ended_at FROM messaging_attempt AS attempt
+    JOIN messaging_processedmessage AS received ON received.id = attempt.message_id
+    WHERE attempt.crashed AND received.queue = 'marathon'"""
+_SOON_AFTER = f"""EXISTS (SELECT FROM workload_forgotten AS gone WHERE gone.kind = 'at' AND spent.ended_at BETWEEN
+    to_timestamp(gone.key::float) AND to_timestamp(gone.key::float) + interval '{AFTERMATH} seconds')"""
 UNSENT = "SELECT id FROM messaging_publishedmessage WHERE state = 'pending'"
 FAILED_OUT = "SELECT id FROM messaging_publishedmessage WHERE state = 'failed'"
 FAILED_IN = "SELECT id FROM messaging_processedmessage WHERE state = 'failed'"
 UNENDED = "SELECT id FROM messaging_processedmessage WHERE state IN ('processing', 'retrying', 'requeued')"
 
-# What has to be nothing at the end.
+# What has to be nothing at the end; the last two in each database.
 FLAWS = {
     "lost": LOST,
+    "lost of those without an id": STRANGERS_LOST,
     "doubled": DOUBLED,
     "had an effect though its publishing was rolled back": UNASKED,
+    "attempts spent by a stop": f"SELECT id FROM ({SPENT}) AS spent WHERE NOT {_SOON_AFTER}",
+}
+LEFT = {
     "failed": f"{FAILED_IN} UNION ALL {FAILED_OUT}",
     "still on its way": f"{UNENDED} UNION ALL {UNSENT}",
+}
+LEDGER = {
+    "effects expected": "SELECT id FROM workload_expected",
+    "messages without an id": "SELECT 1 FROM workload_stranger, generate_series(1, confirmed)",
+    "handlers without a transaction that ran again": RERUN,
 }
 FACTS = {
     "published": "SELECT id FROM messaging_publishedmessage WHERE inbox_id IS NULL AND state = 'published'",
     "processed": "SELECT id FROM messaging_processedmessage WHERE state = 'processed'",
-    "effects expected": "SELECT id FROM workload_expected",
     "effects": "SELECT id FROM workload_effect",
     "sent round again": "SELECT id FROM messaging_publishedmessage WHERE inbox_id IS NOT NULL",
     "attempts that failed": "SELECT id FROM messaging_attempt WHERE NOT crashed",
     "attempts that crashed": "SELECT id FROM messaging_attempt WHERE crashed",
-    "handlers without a transaction that ran again": RERUN,
+}
+# What a copy that lags costs when it is promoted, whatever we do.
+COSTS = {
+    "messages that were published in what was forgotten": "SELECT id FROM workload_forgotten WHERE kind = 'published'",
+    "effects that were forgotten": "SELECT id FROM workload_forgotten WHERE kind = 'effect'",
+    "of them made again": "SELECT id FROM workload_forgotten AS gone WHERE kind = 'effect' AND EXISTS "
+    f"(SELECT FROM {_ALL} AS found WHERE found.key = gone.key)",
+    "effects of messages whose publishing was forgotten": f"SELECT key FROM ({_UNDUE}) AS found "
+    f"WHERE {_forgotten('expected')}",
+    "effects made twice, since a message was sent, forgotten and published again": f"SELECT key FROM ({_TWICE}) AS "
+    f"found WHERE {_forgotten('published')}",
+    "messages without an id whose end was forgotten": f"SELECT 1 FROM ({_MISSED}) AS missed, "
+    f"generate_series(1, missing::int) WHERE missing BETWEEN 1 AND {_EXCUSED}",
+    "attempts spent by a stop that was forgotten": f"SELECT id FROM ({SPENT}) AS spent WHERE {_SOON_AFTER}",
 }
 
 
-def count(query: Query, names: Mapping[str, str]) -> dict[str, int]:
-    """How many rows each statement has, in one look."""
-    columns = ", ".join(f"(SELECT count(*) FROM ({statement}) AS found)" for statement in names.values())
-    return dict(zip(names, query(f"SELECT {columns}")[0], strict=True))
+def count(query: Query, names: Mapping[str, str], *others: Query) -> dict[str, int]:
+    """How many rows each statement has, in one look; in `others` too."""
+    columns = ", ".join(f"(SELECT count(*) FROM ({statement}) AS counted)" for statement in names.values())
+    rows = [one(f"SELECT {columns}")[0] for one in (query, *others)]
+    return {name: sum(counts) for name, counts in zip(names, zip(*rows, strict=True), strict=True)}
 
 
-def progress(query: Query) -> tuple[int, int, int]:
+def insert(query: Query, table: str, rows: Iterable[tuple[object, ...]]) -> None:
+    """Fill one of the tables for the proof, anew."""
+    values = ", ".join(f"({', '.join(map(repr, row))})" for row in rows)
+    columns = {"elsewhere": "key", "stranger": "key, confirmed", "forgotten": "kind, key"}[table]
+    query(f"TRUNCATE workload_{table}")
+    if values:
+        query(f"INSERT INTO workload_{table} ({columns}) VALUES {values}")
+
+
+def gather(query: Query, elsewhere: Query) -> None:
+    """Bring the other database's effects to where the ledger is."""
+    insert(query, "elsewhere", elsewhere("SELECT key FROM workload_effect"))
+
+
+def strangers(ledger: str) -> list[tuple[str, int]]:
+    """What the strangers' file says: each content, and how many messages of it were confirmed."""
+    counts: Counter[str] = Counter()
+    for line in ledger.splitlines():
+        key, _, confirmed = line.partition(" ")
+        counts[key] += confirmed == "1"  # a line that was not finished tells of nothing confirmed
+    return list(counts.items())
+
+
+def progress(query: Query, *others: Query) -> tuple[int, int, int]:
     """Effects expected, effects missing yet, failed messages. Cheap enough to be asked while all runs."""
-    counts = count(query, {"expected": FACTS["effects expected"], "missing": LOST, "failed": FAILED_IN})
-    return counts["expected"], counts["missing"], counts["failed"]
+    for other in others:
+        gather(query, other)
+    counts = count(query, {"expected": LEDGER["effects expected"], "missing": LOST})
+    return counts["expected"], counts["missing"], count(query, {"failed": FAILED_IN}, *others)["failed"]
 
 
-def is_settled(query: Query) -> bool:
+def is_settled(query: Query, *others: Query) -> bool:
     """Whether nothing is missing and nothing is on its way."""
-    flaws = count(query, {name: FLAWS[name] for name in ("lost", "failed", "still on its way")})
-    return not any(flaws.values())
+    if any(count(query, LEFT, *others).values()):
+        return False
+    for other in others:
+        gather(query, other)
+    return not any(count(query, {name: FLAWS[name] for name in ("lost", "lost of those without an id")}).values())
 
 
-def keep_evidence(query: Query, folder: Path) -> Path:
-    """Write all that the database knows of flawed messages into `folder`, and return the file."""
+def keep_evidence(folder: Path, query: Query, *others: Query) -> Path:
+    """Write all that the databases know of flawed messages into `folder`, and return the file."""
     evidence: dict[str, Any] = {}
     for flaw, statement in FLAWS.items():
-        for (mark,) in query(f"{statement} LIMIT {SHOWN}"):
-            evidence[f"{flaw}: {mark}"] = _story(query, mark)
+        for mark, *_ in query(f"{statement} LIMIT {SHOWN}"):
+            evidence[f"{flaw}: {mark}"] = [_story(one, mark) for one in (query, *others)]
+    for flaw, statement in LEFT.items():
+        for one in (query, *others):
+            for (mark,) in one(f"{statement} LIMIT {SHOWN}"):
+                evidence[f"{flaw}: {mark}"] = _story(one, mark)
     path = folder / "evidence.json"
     path.write_text(json.dumps(evidence, indent=2, default=str))
     return path

@@ -6,10 +6,11 @@ import random
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-PROCESSES, NETWORK, DATABASE, BROKER = "processes", "network", "database", "broker"
+PROCESSES, NETWORK, DATABASE, BROKER, OPERATOR = "processes", "network", "database", "broker", "operator"
+FAILOVER = "database failed over"
 
 # Seconds from one fault to the next in each lane; lanes run side by side.
-PACE = {PROCESSES: 7.0, NETWORK: 20.0, DATABASE: 45.0, BROKER: 60.0}
+PACE = {PROCESSES: 7.0, NETWORK: 20.0, DATABASE: 45.0, BROKER: 60.0, OPERATOR: 30.0}
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ KINDS = {
     "consumer's child killed": Kind(PROCESSES, 2),
     "consumer's supervisor killed": Kind(PROCESSES),
     "publisher killed": Kind(PROCESSES),
+    "consumer stopped": Kind(PROCESSES, 3, 0.0, 4.0),
     "process frozen": Kind(PROCESSES, 2, 1.0, 9.0),
     "connections reset": Kind(NETWORK, 2),
     "network silent": Kind(NETWORK, 1, 3.0, 15.0),
@@ -40,9 +42,13 @@ KINDS = {
     "database sessions ended": Kind(DATABASE),
     "PostgreSQL killed": Kind(DATABASE, 1, 0.2, 4.0),
     "PostgreSQL stopped": Kind(DATABASE, 1, 0.2, 12.0),
+    FAILOVER: Kind(DATABASE, 1, 0.2, 3.0),
     "RabbitMQ killed": Kind(BROKER, 2, 0.0, 3.0),
     "RabbitMQ restarted": Kind(BROKER, 1, 0.0, 3.0),
     "memory alarm": Kind(BROKER, 1, 1.0, 6.0),
+    "messages replayed": Kind(OPERATOR, 2),
+    "queue purged": Kind(OPERATOR, 2, 0.5, 4.0),
+    "handlers moved": Kind(OPERATOR, 1),
 }
 
 

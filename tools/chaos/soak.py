@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -14,12 +17,13 @@ import psycopg
 from tools.chaos import proof
 from tools.chaos.faults import Injector
 from tools.chaos.schedule import plan
-from tools.chaos.stage import Stage
+from tools.chaos.stage import DATABASES, Stage
 from tools.services import ServiceFailed
 
 LINE_EVERY = 5.0  # seconds between two lines of progress
 REQUEUE_EVERY = 20.0  # seconds between an operator's looks at the failed messages, while faults go on
 REQUEUE_SOON = 4.0  # the same afterwards
+REPLAY_EVERY = 20.0  # seconds between two replays of what was lost on purpose, until all is done
 SETTLE = 300.0  # seconds within which everything has to come to rest
 STANDSTILL = 120.0  # seconds without any change after which nothing more is expected
 
@@ -32,6 +36,7 @@ class Result:
 
     Attributes:
         facts, flaws: counts by name; no flaw may be above 0.
+        costs: counts of what copies that lag cost when they were promoted; empty where none was.
         faults: injected, by kind.
         remarks: what else an engineer wants to know.
         spoiled: why the run proves nothing; "" if it does.
@@ -39,6 +44,7 @@ class Result:
 
     facts: dict[str, int] = field(default_factory=dict)
     flaws: dict[str, int] = field(default_factory=dict)
+    costs: dict[str, int] = field(default_factory=dict)
     faults: dict[str, int] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     spoiled: str = ""
@@ -60,6 +66,8 @@ def run(stage: Stage, seconds: float, kinds: Collection[str], say: Say) -> Resul
     finally:
         injector.stop()
     result = Result(faults=dict(injector.done), spoiled="; ".join(injector.trouble))
+    if result.spoiled:
+        return result
     say("No more faults and nothing new: waiting until all is done.")
     _quiet(stage, watch, injector, result)
     _count(stage, result)
@@ -77,6 +85,7 @@ class Watch:
         self.changed_at = 0.0  # when the counts last changed
         self._counts = (0, 0, 0)
         self.requeue_every = REQUEUE_EVERY
+        self._operator: threading.Thread | None = None
 
     @property
     def elapsed(self) -> float:
@@ -98,7 +107,7 @@ class Watch:
 
     def _look(self) -> str:
         try:
-            counts = proof.progress(self._stage.sql)
+            counts = proof.progress(*self._stage.queries)
         except psycopg.Error:
             return f"{'the database is away':43}"
         if counts != self._counts:
@@ -107,10 +116,16 @@ class Watch:
         return f"{expected:7} published {expected - missing:7} done {missing:6} to go {failed:3} failed"
 
     def _requeue(self) -> None:
+        if self._operator is not None and self._operator.is_alive():
+            return
+        self._operator = threading.Thread(target=self._requeue_all, daemon=True)
+        self._operator.start()
+
+    def _requeue_all(self) -> None:
         # An outage interrupts it; the failed ones are still there at the next look.
-        threading.Thread(
-            target=self._stage.site.manage, args=("requeue_messages",), kwargs={"check": False}, daemon=True
-        ).start()
+        for database in DATABASES:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._stage.site.manage("requeue_messages", f"--database={database}", check=False)
 
 
 def _now(injector: Injector) -> str:
@@ -127,12 +142,21 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
         place.replace()
     for place in stage.publishers:
         place.stop()
+    stage.sql("UPDATE messaging_queuecontrol SET paused = false")  # whoever purged it may have found no way back
+    _fill(stage)
     began = watch.elapsed
     watch.changed_at, watch.requeue_every = began, REQUEUE_SOON
+    replayed_at = -REPLAY_EVERY
 
     def is_over() -> bool:
+        nonlocal replayed_at
         now = watch.elapsed
-        return proof.is_settled(stage.sql) or now - began > SETTLE or now - watch.changed_at > STANDSTILL
+        if now - began > SETTLE or now - watch.changed_at > STANDSTILL or proof.is_settled(*stage.queries):
+            return True
+        if now - replayed_at >= REPLAY_EVERY:
+            stage.replay(stage.debts)
+            replayed_at = watch.elapsed
+        return False
 
     watch.until(is_over, injector)
     result.remarks.append(f"settled {watch.elapsed - began:.0f} s after the last fault")
@@ -142,9 +166,28 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
     stage.site.manage("consume", "--burst", timeout=120, check=False)
 
 
+def _fill(stage: Stage) -> None:
+    """Give the proof what it needs besides the ledger."""
+    if stage.ledger.exists():
+        proof.insert(stage.sql, "stranger", proof.strangers(stage.ledger.read_text()))
+    forgotten = stage.pair.forgotten
+    rows = [("expected", key) for key in forgotten.expected.elements()]
+    rows += [("published", key) for key in forgotten.published.elements()]
+    rows += [("effect", key) for key in forgotten.effects.elements()]
+    rows += [("received", key) for *_, key in forgotten.received.elements() if key]
+    rows += [("at", f"{at:.3f}") for at in stage.pair.promoted]
+    proof.insert(stage.sql, "forgotten", rows)
+
+
 def _count(stage: Stage, result: Result) -> None:
-    result.facts = proof.count(stage.sql, proof.FACTS)
-    result.flaws = proof.count(stage.sql, proof.FLAWS)
+    first, *others = stage.queries
+    for other in others:
+        proof.gather(first, other)
+    result.facts = proof.count(first, proof.LEDGER) | proof.count(first, proof.FACTS, *others)
+    result.facts["dropped by purges, and replayed"] = stage.dropped
+    result.flaws = proof.count(first, proof.FLAWS) | proof.count(first, proof.LEFT, *others)
+    if stage.pair.promoted:
+        result.costs = {"bytes of the log": stage.pair.forgotten.wal} | proof.count(first, proof.COSTS)
     tracebacks = {place.name: place.log.read_text(errors="replace").count("Traceback (") for place in stage.places}
     found = ", ".join(f"{count} in {name}.log" for name, count in tracebacks.items() if count)
     if found:
@@ -156,6 +199,9 @@ def report(result: Result) -> list[str]:
     lines = [f"{number:9,}  {name}" for name, number in result.facts.items()]
     lines += ["", f"{sum(result.faults.values()):9,}  faults injected"]
     lines += [f"{number:9,}    {kind}" for kind, number in sorted(result.faults.items())]
+    if result.costs:
+        lines += ["", "What the copies of the database had never received when they were promoted:"]
+        lines += [f"{number:9,}  {cost}" for cost, number in result.costs.items()]
     lines += ["", *(f"{number:9,}  {flaw}" for flaw, number in result.flaws.items())]
     lines += ["", *result.remarks]
     return lines
@@ -167,7 +213,11 @@ def keep(stage: Stage, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for log in [*stage.folder.glob("*.log"), *stage.folder.glob("*/*.log")]:
         (folder / log.name).write_bytes(log.read_bytes())
+    if stage.ledger.exists():
+        shutil.copy(stage.ledger, folder)
+    forgotten = [list(map(str, row)) for row in stage.pair.forgotten.received]
+    (folder / "forgotten.json").write_text(json.dumps(forgotten, indent=2))
     try:
-        proof.keep_evidence(stage.sql, folder)
+        proof.keep_evidence(folder, *stage.queries)
     except (psycopg.Error, ServiceFailed) as error:
         (folder / "evidence.json").write_text(f"The database could not be asked: {error}\n")

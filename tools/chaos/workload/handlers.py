@@ -1,16 +1,26 @@
-"""Handlers of every kind. Each leaves an `Effect` under its message's key."""
+"""Handlers of every kind. Each leaves an `Effect`, or a `Meeting`, under its message's key."""
 
 from __future__ import annotations
 
 import os
 import random
 import time
+from pathlib import Path
 
 from messaging import Message, ReceivedMessage, Reject, handler, publish, publish_many
-from tools.chaos.workload.models import Effect
+from tools.chaos.workload.models import Effect, Meeting
 
 ATTEMPTS = 1000  # kills count as attempts, and the faults decide how many there are
 AFTER = ".after"
+HOME = Path(os.environ["DATA_DIR"], "home")  # names the database of those that move between two starts
+
+
+def home() -> str:
+    """The database in which the moving handlers live at present."""
+    return HOME.read_text().strip() if HOME.exists() else "default"
+
+
+LIVES_IN = home()
 
 
 class HealsLater(Exception):
@@ -73,6 +83,47 @@ def deadly(message: ReceivedMessage) -> None:
             os._exit(7)
         while True:
             time.sleep(1)
+
+
+@handler("wanderer", "chaos.wanderer", database=LIVES_IN, max_attempts=ATTEMPTS, backoff=0.5)
+def wander(message: ReceivedMessage) -> None:
+    """Lives in another database after some of its restarts, while retries of its messages are under way."""
+    Effect.objects.using(LIVES_IN).create(key=message.payload["key"])
+    _fail_at_first(message)
+
+
+@handler("nomad", "chaos.nomad", atomic=False, database=LIVES_IN, max_attempts=ATTEMPTS, backoff=0.5)
+def roam(message: ReceivedMessage) -> None:
+    """The same without a transaction; what it publishes on is in the outbox of where it lives."""
+    key = message.payload["key"]
+    Effect.objects.using(LIVES_IN).create(key=key)
+    time.sleep(message.payload["seconds"])
+    publish("chaos.single", {"key": key + AFTER}, database=LIVES_IN)
+    _fail_at_first(message)
+
+
+@handler("marathon", "chaos.marathon", atomic=False, max_attempts=ATTEMPTS, backoff=0.5)
+def run_marathon(message: ReceivedMessage) -> None:
+    """Often takes longer than its consumer may at a stop; that consumer is only ever stopped."""
+    key = message.payload["key"]
+    time.sleep(message.payload["seconds"])
+    Effect.objects.create(key=key)
+    publish("chaos.single", {"key": key + AFTER})
+
+
+@handler("stranger", max_attempts=ATTEMPTS, backoff=0.5)
+def meet(message: ReceivedMessage) -> None:
+    """A message without an id, one of several that are the same."""
+    Meeting.objects.create(key=message.payload["key"])
+    _fail_at_first(message)
+
+
+@handler("stranger-job", atomic=False, max_attempts=ATTEMPTS, backoff=0.5)
+def work_for_a_stranger(message: ReceivedMessage) -> None:
+    """The same without a transaction."""
+    time.sleep(message.payload["seconds"])
+    _fail_at_first(message)
+    Meeting.objects.create(key=message.payload["key"])
 
 
 def _fail_at_first(message: ReceivedMessage) -> None:

@@ -23,9 +23,13 @@ WEIGHTS = {
     "flaky": 120,
     "chain": 400,
     "long": 20,
+    "wanderer": 150,
+    "nomad": 20,
+    "marathon": 2,
     "picky": 15,
     "deadly": 1,
 }
+JOBS = ("long", "nomad", "marathon")  # have no transaction, and publish on
 LARGEST = 80  # messages of one transaction, at most
 ROLLED_BACK = 0.05  # share of the transactions
 
@@ -46,12 +50,16 @@ class Parcel:
         """One message more, two for a twin."""
         key = uuid.UUID(int=chance.getrandbits(128)).hex
         payload: dict[str, object] = {"key": key, "filling": "x" * chance.choice((10, 200, 200, 4000))}
-        (self.repeatable_keys if kind == "long" else self.keys).append(key)
-        if kind in ("chain", "long"):
+        (self.repeatable_keys if kind in JOBS else self.keys).append(key)
+        if kind == "chain" or kind in JOBS:
             self.keys.append(key + AFTER)
         if kind in ("flaky", "bulk that fails"):
             payload["failures"] = chance.randint(1, 3)
-        elif kind == "long":
+        elif kind == "wanderer":
+            payload["failures"] = chance.choice((0, 0, 1, 3))
+        elif kind == "marathon":
+            payload["seconds"] = chance.uniform(4.0, 15.0)
+        elif kind in JOBS:
             payload["seconds"] = chance.choice((0.05, 0.2, 1.0, 7.0))
             payload["failures"] = chance.choice((0, 0, 0, 1))
         elif kind == "deadly":

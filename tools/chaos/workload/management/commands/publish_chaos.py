@@ -9,7 +9,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand
-from django.db import InterfaceError, OperationalError, connection
+from django.db import InterfaceError, OperationalError, connections
 
 from tools.chaos.workload.models import Effect, Expected
 from tools.chaos.workload.publishing import compose, send
@@ -36,14 +36,18 @@ class Command(BaseCommand):
             try:
                 if since_look >= rate:  # about once a second
                     since_look = 0.0
-                    if Expected.objects.count() - Effect.objects.count() > ahead:
+                    if Expected.objects.count() - sum(map(_effects, connections)) > ahead:
                         since_look = rate
                         stop.wait(0.5)
                         continue
                 count = send(compose(chance), chance)
             except (OperationalError, InterfaceError):
-                connection.close()
+                connections.close_all()
                 stop.wait(0.5)
                 continue
             since_look += count
             stop.wait(count / rate)
+
+
+def _effects(database: str) -> int:
+    return Effect.objects.using(database).count()

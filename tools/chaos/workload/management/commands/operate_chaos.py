@@ -1,0 +1,51 @@
+"""`manage.py operate_chaos`: what an operator does in the admin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from messaging import conf, operations
+from messaging.models import PublishedMessage
+
+BY = operations.Operator(name="chaos")
+BATCH = 500
+
+
+class Command(BaseCommand):
+    """One act of an operator's."""
+
+    help = "Pause or resume a queue, or replay what was published."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """What to do, and to what."""
+        parser.add_argument("act", choices=["pause", "resume", "replay"])
+        parser.add_argument("--queue", default="", help="which is paused or resumed")
+        parser.add_argument("--latest", type=int, help="replay so many; else those whose numbers come in, as JSON")
+
+    def handle(self, *args: Any, act: str, queue: str, latest: int | None, **options: Any) -> None:
+        """Act, in every database."""
+        if act != "replay":
+            operations.set_paused(queue, act == "pause", BY)
+            return
+        chosen = json.load(sys.stdin) if latest is None else {}
+        for database in conf.get("default").databases:
+            rows = PublishedMessage.objects.using(database)
+            ids = chosen.get(database, [])
+            if latest is not None:
+                ids = rows.filter(inbox=None).order_by("-pk").values_list("pk", flat=True)[:latest]
+            for batch in _batches(ids):
+                outcome = operations.replay(rows.filter(pk__in=batch), BY)
+                self.stdout.write(f"Replayed {len(outcome.done)} in {database}, skipped {outcome.skipped_count}.")
+
+
+def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch
