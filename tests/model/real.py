@@ -5,17 +5,22 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from django.db import connection
 from django.utils import timezone
 
-from messaging import operations, publish, retention
+from messaging import operations, publish
 from messaging.backends import get_backend
 from messaging.backends.base import QueueSpec, Topology
 from messaging.backends.database import letters
 from messaging.clock import Now
 from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
-from messaging.models import Attempt, EmbeddedConnection, EmbeddedMessage, EmbeddedQueue, ProcessedMessage, PublishedMessage
+from messaging.models import (
+    EmbeddedConnection,
+    EmbeddedMessage,
+    EmbeddedQueue,
+    ProcessedMessage,
+    PublishedMessage,
+)
 from messaging.models.embedded import key_of
 from messaging.operations import Operator
 from messaging.processor import Processor
@@ -24,7 +29,12 @@ from tests.app.models import Effect
 from tests.model.acting import Actor, current
 from tests.model.protocol import Step
 from tests.model.states import (
-    CLAIMED, FAILING, GOT, IDLE, PENDING, RAN, RECORDED, RUNNING, Consumer, Copy, State,
+    CLAIMED,
+    IDLE,
+    PENDING,
+    Consumer,
+    Copy,
+    State,
 )  # fmt: skip
 from tests.processing import Arrived, registered
 
@@ -34,11 +44,6 @@ STOPS = {
     True: frozenset({"processor.claimed", "handler", "processor.rolled_back"}),
     False: frozenset({"processor.claimed", "acked", "handler", "processor.handled", "processor.rolled_back"}),
 }
-# Where a consumer's thread stands in each phase.
-PLACES = {
-    CLAIMED: ("processor.claimed", "acked"), RUNNING: ("handler",), RAN: ("processor.handled",),
-    FAILING: ("processor.rolled_back",), RECORDED: ("end",), IDLE: ("", "end"), GOT: ("", "handler", "processor.rolled_back"),
-}  # fmt: skip
 
 
 class Failure(Exception):
@@ -57,7 +62,7 @@ class Site:
         self._registry = Registry()
         registered(self._registry, self._handle, atomic=atomic, max_attempts=attempts, backoff=0)
         self._broker = get_backend("default")
-        self._broker.declare(Topology((), (QueueSpec("work", {}),)))
+        self._broker.declare(Topology((), (QueueSpec("work"),)))
         self._queue = EmbeddedQueue.objects.get(key=key_of("work"))
         self._relay: Actor | None = None
         self._worker: Actor | None = None
@@ -275,8 +280,8 @@ class Site:
 def _changed(before: State, after: State) -> int:
     """The primary key of the inbox row that a step changes."""
     rows = list(ProcessedMessage.objects.order_by("pk").values_list("pk", flat=True))
-    both = zip((row for row in before.databases[0].inbox if row), (row for row in after.databases[0].inbox if row))
-    return next(pk for pk, (old, new) in zip(rows, both, strict=True) if old != new)
+    old, new = ([row for row in state.databases[0].inbox if row] for state in (before, after))
+    return next(pk for pk, was, now in zip(rows, old, new, strict=True) if was != now)
 
 
 class Unlike(AssertionError):
@@ -285,11 +290,11 @@ class Unlike(AssertionError):
 
 def rows_of(site: Site) -> dict[str, Any]:
     """What is durable, as the code has it."""
-    sent = PublishedMessage.objects.order_by("pk")
+    sent, now = PublishedMessage.objects.order_by("pk"), timezone.now()
     received = ProcessedMessage.objects.order_by("pk")
     ready = EmbeddedMessage.objects.filter(holder=None)
     return {
-        "outbox": [(row.round, row.state, row.lease_token is not None and row.due_at > timezone.now()) for row in sent],
+        "outbox": [(row.round, row.state, row.lease_token is not None and (row.due_at or now) > now) for row in sent],
         "inbox": [
             (row.round, row.state, row.attempts, row.lease_token is not None, row.wire is not None) for row in received
         ],
@@ -323,6 +328,3 @@ def _is_of(row: EmbeddedMessage, copy: Copy, *, unseen: bool) -> bool:
 def _round_of(row: EmbeddedMessage) -> int:
     letter = letters.delivered(bytes(row.wire), 1)
     return Arrived("work", *letter, bytes(row.body)).envelope.round
-
-
-__all__ = ["Attempt", "connection", "retention"]

@@ -9,19 +9,27 @@ import pytest
 
 from messaging import killpoints, relay
 from tests.model.acting import Watch
+from tests.model.canonical import canonical
 from tests.model.configurations import BY_NAME, PURGE, REPLAY
 from tests.model.explore import steps
 from tests.model.protocol import Configuration, Model, Step
 from tests.model.real import Site, rows_in, rows_of
-from tests.model.states import State, canonical
+from tests.model.states import State
 from tests.settings import TEST_DB
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 LENGTH = 60
-WALKS = 12
+WALKS = 6
 DOABLE = frozenset(
-    {"a relay dies", "a lease lapses", "a process dies", "a machine dies", "a channel is lost", "a claim lapses though held"}
+    {
+        "a relay dies",
+        "a lease lapses",
+        "a process dies",
+        "a machine dies",
+        "a channel is lost",
+        "a claim lapses though held",
+    }
 )
 UNDOABLE = frozenset({"renew a claim"})
 LOCKS = TEST_DB != "sqlite"
