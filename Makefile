@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help environment run run-rabbitmq test test-slow test-all contract reliability chaos bench scale leak docs lint format clean
+.PHONY: help environment run run-rabbitmq test test-slow test-all contract reliability chaos model bench scale leak docs lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ reliability: ## every failure mode, as a table with its result (ARGS=--write not
 
 chaos: ## a soak under random faults, which ends with a proof by query (MINUTES, SEED, BROKER=embedded, KEEP=1)
 	@$(PYTHON) -m tools.chaos
+
+model: environment ## the protocol's model in full sizes, and its rules broken one by one (STATES, PROCESSES)
+	@$(BIN)/python -m tests.model
 
 bench: ## how fast it is, beside raw floors and peers (QUICK=1; more in docs/benchmarks.md)
 	@$(PYTHON) -m benchmarks
