@@ -167,4 +167,10 @@ MUTANTS = (
         "a death counts too little: a killer dies oftener than it should",
     ),
     Mutant("content is not brought", _in("no id"), (), "a row shows no content"),
+    Mutant(
+        "last attempts run unclaimed",
+        _in("two of each"),
+        (),
+        "a copy runs once more before a death is reported: a killer dies oftener than it should",
+    ),
 )
