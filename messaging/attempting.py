@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from django.db import InterfaceError, InternalError, OperationalError, connections, transaction
@@ -72,7 +73,6 @@ class Attempts:
                 work.ack()
                 work.acked = True
                 work.envelope.belongs_to(place.row.key)
-                station.claims.bind(place.token)
             if place.token is not None:
                 self._begin(work, place)
             started = time.time()
@@ -146,18 +146,25 @@ class Attempts:
             return unrun.absorb_crash(place, work.envelope, work.handler, station.worker, station.settings)
 
     def _try(self, work: Work, place: Place, started: float) -> None:
+        failure: Failure | None = None
         for rerun in range(RERUNS + 1):
             try:
                 self._run(work, place, started, last_resort=rerun > 0)
                 return
-            except (AlreadyRecorded, SetAside, DatabaseUnavailable):
+            except (SetAside, DatabaseUnavailable):
                 raise
+            except AlreadyRecorded:
+                if failure is None or not place.is_unfinished:
+                    raise
+                self._record(place, failure, work)  # perhaps the last run's own record, which its handler committed
+                return
             except BaseException as error:  # noqa: BLE001  SystemExit is a failed attempt as well
                 self._station.claims.end_here()
                 kill_point("processor.rolled_back")
                 self._station.outages.raise_if_away(error, work.database)
+                failure = Failure(error, self._station.worker, work.handler, started)
                 if rerun == RERUNS or not _worth_rerunning(error, place, work.database):
-                    self._record(place, Failure(error, self._station.worker, work.handler, started), work)
+                    self._record(place, failure, work)
                     return
                 close_old()
 
@@ -182,11 +189,17 @@ class Attempts:
         first = inserts_first(work.database)
         with place.tentative(), proven_commit(work.database, message, mode=mode) as proof:
             if first:
-                self._write_processed(place, work, proof.local(work.handler.timeout))
+                began = None if place.is_new else datetime.now(UTC)
+                self._write_processed(place, work, proof.local(work.handler.timeout), began)
                 proof.recorded(place.row)
-            self._call(work, message)
-            kill_point("processor.handled")
-            proof.refuse_other()
+                place.began, place.is_unfinished = began, False
+            try:
+                self._call(work, message)
+                kill_point("processor.handled")
+                proof.refuse_other()
+            except BaseException:
+                place.is_unfinished = first
+                raise
             if not first:
                 self._write_processed(place, work)
 
@@ -226,8 +239,10 @@ class Attempts:
         if waits:
             logger.warning("%s %s.", work.name, words[1])
 
-    def _write_processed(self, place: Place, work: Work, local: Local = ()) -> None:
+    def _write_processed(self, place: Place, work: Work, local: Local = (), began: datetime | None = None) -> None:
+        """Write the success; `began` tells this run's record from that of a copy."""
         was_new = place.is_new
+        told: dict[str, Any] = {} if began is None else {"started_at": began}
         place.write(
             work.database,
             local=local,
@@ -240,6 +255,7 @@ class Attempts:
             retry_at=None,
             lease_token=None,
             leased_until=None,
+            **told,
         )
         if not was_new:
             place.row.attempts += 1

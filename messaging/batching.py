@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from django.db import DatabaseError, connections
@@ -36,22 +37,26 @@ def run_batch(station: Station, handler: Handler, works: Sequence[Work]) -> bool
         return False
     if station.elsewhere.knows_any(handler.database, handler.queue, keys):
         return False
-    started = time.time()
+    began = datetime.now(UTC)
+    shared = _shared(station, handler, began)
+    witness = inbox.Place(ProcessedMessage(key=keys[0], **shared))  # one stands for all: they are written together
     with station.outages.watch(handler.database):
         try:
-            _run(station, handler, works, keys, started)
+            _run(station, handler, works, keys, shared, witness)
         except BaseException as error:  # noqa: BLE001  SystemExit is a failed attempt as well
             station.outages.raise_if_away(error, handler.database)
+            if witness.is_unfinished:
+                station.outages.steadily(handler.database, lambda: _take_back(station, handler, keys, began))
             return False
     kill_point("processor.committed")
     if signals.message_processed.has_listeners(ProcessedMessage):
-        _tell(station, handler, keys, time.time() - started)
+        _tell(station, handler, keys, time.time() - began.timestamp())
     return True
 
 
-def _run(station: Station, handler: Handler, works: Sequence[Work], keys: Sequence[uuid.UUID], started: float) -> None:
-    database = handler.database
-    shared = {
+def _shared(station: Station, handler: Handler, began: datetime) -> dict[str, Any]:
+    """What the records of a batch have in common; `began` tells them from those of copies."""
+    return {
         "alias": station.alias,
         "queue": handler.queue,
         "state": ProcessedMessage.State.PROCESSED,
@@ -59,22 +64,42 @@ def _run(station: Station, handler: Handler, works: Sequence[Work], keys: Sequen
         "handler": handler.name[:255],
         "worker": station.worker,
         "processed_at": Now(),
+        "started_at": began,
     }
+
+
+def _run(
+    station: Station,
+    handler: Handler,
+    works: Sequence[Work],
+    keys: Sequence[uuid.UUID],
+    shared: Mapping[str, Any],
+    witness: inbox.Place,
+) -> None:
+    database = handler.database
     first = inserts_first(database)
-    witness = ProcessedMessage(key=keys[0], **shared)  # one record stands for all: they are written together
     messages = [ReceivedMessage(work.envelope, queue=work.queue) for work in works]
-    with (
-        station.running(works[0].entry(station, inbox.Place(witness), started, batch=len(works))),
-        proven_commit(database, f"a batch of {len(works)}", mode="DEFERRED") as proof,
-    ):
+    entry = works[0].entry(station, witness, shared["started_at"].timestamp(), batch=len(works))
+    with station.running(entry), proven_commit(database, f"a batch of {len(works)}", mode="DEFERRED") as proof:
         if first:
             _insert_all(works, keys, shared, database, proof.local(handler.timeout))
-            proof.recorded(witness)
-        station.call(handler, messages, Running(None, database, True, None))
-        kill_point("processor.handled")
-        proof.refuse_other()
+            proof.recorded(witness.row)
+        try:
+            station.call(handler, messages, Running(None, database, True, None))
+            kill_point("processor.handled")
+            proof.refuse_other()
+        except BaseException:
+            witness.is_unfinished = first
+            raise
         if not first:
             _insert_all(works, keys, shared, database)
+
+
+def _take_back(station: Station, handler: Handler, keys: Sequence[uuid.UUID], began: datetime) -> None:
+    """Delete the records of a batch that failed, should its handler have committed them itself."""
+    rows = ProcessedMessage.objects.using(handler.database).filter(alias=station.alias, queue=handler.queue)
+    own = {"state": ProcessedMessage.State.PROCESSED, "worker": station.worker, "started_at": began}
+    rows.filter(key__in=keys, **own).delete()
 
 
 def _insert_all(

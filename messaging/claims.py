@@ -32,7 +32,6 @@ class Claim:
         connection: of the thread that runs it.
         renewed_at: when it was last made or renewed, CLOCK_MONOTONIC.
         is_idle: whether it runs nothing, because its database went away or a twin was in the way.
-        is_bound: whether its delivery was acknowledged, which alone may go on under it.
     """
 
     token: uuid.UUID
@@ -42,7 +41,6 @@ class Claim:
     connection: BaseDatabaseWrapper | None = None
     renewed_at: float = field(default_factory=time.monotonic)
     is_idle: bool = False
-    is_bound: bool = False
 
 
 class Claims:
@@ -87,17 +85,6 @@ class Claims:
         """Whether a claim is ours and runs nothing, so that its delivery may go on under it."""
         claim = self._claims.get(token) if token is not None else None
         return claim is not None and claim.is_idle
-
-    def is_waiting(self, token: uuid.UUID | None) -> bool:
-        """Whether any delivery of its content may go on under an idle claim: the broker has what it was made for."""
-        claim = self._claims.get(token) if token is not None else None
-        return claim is not None and claim.is_idle and not claim.is_bound
-
-    def bind(self, token: uuid.UUID | None) -> None:
-        """Note that the broker has forgotten the delivery of a claim: only the one that is here may go on under it."""
-        with self._lock:
-            if token is not None and token in self._claims:
-                self._claims[token].is_bound = True
 
     def take(self, token: uuid.UUID | None) -> bool:
         """Go on under a claim that is ours and runs nothing. One delivery may, so that each of two twins has a row."""

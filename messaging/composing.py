@@ -45,7 +45,9 @@ class Composer:
         self, settings: conf.AliasSettings, current: Running | None = None, database: str | None = None
     ) -> None:
         cause = current.message if current is not None else None
-        self._current, self._database = current, database
+        # The handler's own may have been another one in an earlier run, before it moved: the ids stay the same.
+        is_own = current is not None and database == current.database
+        self._current, self._database = current, None if is_own else database
         self._exchange = settings.exchange
         self._common = _blank() | {
             "alias": settings.alias,

@@ -45,19 +45,25 @@ class Crash:
         entry: what it ran.
         error: what it died of.
         worker: who records it.
-        age: seconds since the run began, which no clock of a host tells wrong.
+        since: CLOCK_MONOTONIC of when the run began.
     """
 
     entry: Entry
     error: MessagingError
     worker: str
-    age: float
+    since: float
 
     @classmethod
     def of(cls, entry: Entry, error: MessagingError, worker: str, since: float | None = None) -> Crash:
-        """`since` is CLOCK_MONOTONIC of the run's beginning; None where the release before reports it."""
-        age = time.time() - entry.started if since is None else time.monotonic() - since
-        return cls(entry, error, worker, max(0.0, age))
+        """`since` is None where the release before reports it."""
+        if since is None:
+            since = time.monotonic() - max(0.0, time.time() - entry.started)
+        return cls(entry, error, worker, since)
+
+    @property
+    def began(self) -> Any:
+        """When the run began, by the database's clock; of the next statement alone, since age and clock go on."""
+        return Now() - timedelta(seconds=max(0.0, time.monotonic() - self.since))
 
     def rows(self) -> QuerySet[ProcessedMessage]:
         """The inbox of its queue."""
@@ -124,8 +130,7 @@ def _record_known(row: ProcessedMessage, crash: Crash) -> None:
 def _was_requeued(row: ProcessedMessage, crash: Crash) -> bool:
     """Whether an operator has granted fresh attempts since."""
     acts = AuditRecord.objects.using(crash.entry.database).filter(kind="processed", message_pk=row.pk)
-    since = Now() - timedelta(seconds=crash.age)
-    return row.state == State.REQUEUED or acts.filter(action="requeue", at__gte=since).exists()
+    return row.state == State.REQUEUED or acts.filter(action="requeue", at__gte=crash.began).exists()
 
 
 def _count(row: ProcessedMessage, crash: Crash, **changes: Any) -> None:
@@ -190,9 +195,9 @@ def _settle_elsewhere(crash: Crash, own: ProcessedMessage | None) -> bool:
         own: the row without content in which it is counted so far; it goes. None when there is none.
     """
     key, digest = crash.entry.identity
-    since = Now() - timedelta(seconds=crash.age)
-    rows = crash.rows().filter(digest=digest, message_id="", received_at__gte=since).exclude(key=key)
-    ids = list(rows.values_list("pk", flat=True)[:MANY])
+    alike = crash.rows().filter(digest=digest, message_id="", received_at__gte=crash.began).exclude(key=key)
+    ids = list(alike.values_list("pk", flat=True)[:MANY])
+    rows = crash.rows().filter(pk__in=ids)
     attempts = Attempt.objects.using(crash.entry.database).filter(message__in=ids, run=crash.entry.run)
     if not ids or attempts.exists():
         return bool(ids)

@@ -12,13 +12,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import BooleanField, Case, QuerySet, Value, When
+from django.db.models import BooleanField, Case, F, QuerySet, Value, When
 
 from messaging.clock import Now
 from messaging.compiled import exists, insert
@@ -76,6 +76,8 @@ class Place:
         escaped: whether the row was rewritten because the database refused a value.
         derivation: of a new row that may run again.
         inserted: the number of the row that the last run inserted and, as far as we know, rolled back.
+        began: when the last run began that changed a row which was there before, as it says itself; the same holds.
+        is_unfinished: whether the last run that wrote its record failed before its commit.
     """
 
     row: ProcessedMessage
@@ -84,6 +86,8 @@ class Place:
     escaped: bool = False
     derivation: int | None = DERIVATION
     inserted: int | None = None
+    began: datetime | None = None
+    is_unfinished: bool = False
 
     @property
     def is_new(self) -> bool:
@@ -163,16 +167,22 @@ class Place:
             raise
 
     def take_back(self, database: str, worker: str) -> bool:
-        """Delete the record of a run that failed after its handler had committed it. Whether there was one.
+        """Undo the record of a run that failed after its handler had committed it. Whether there was one.
 
         Args:
             database: where it is.
             worker: who ran it: SQLite may give another copy's record the number of one that was rolled back.
         """
-        if self.inserted is None:
+        if not self.is_unfinished:  # what failed later may be recorded rightly
             return False
-        rows = ProcessedMessage.objects.using(database).filter(key=self.row.key, state=State.PROCESSED)
-        return rows.filter(pk=self.inserted, worker=worker).delete()[0] > 0
+        row = self.row
+        rows = ProcessedMessage.objects.using(database).filter(key=row.key, state=State.PROCESSED, worker=worker)
+        if self.is_new:
+            return self.inserted is not None and rows.filter(pk=self.inserted).delete()[0] > 0
+        if self.began is None:
+            return False
+        before = {"state": row.state, "lease_token": self.token, "attempts": F("attempts") - 1, "processed_at": None}
+        return rows.filter(pk=row.pk, round=row.round, started_at=self.began).update(**before) > 0
 
     def escape(self, error: BaseException) -> bool:
         """If the database refused a value, rewrite the row so that any database takes it; once.
@@ -266,6 +276,11 @@ def is_unfinished(row: ProcessedMessage) -> bool:
 def can_adopt(row: ProcessedMessage, handler: Handler | None) -> bool:
     """Whether a redelivered message without an id may be the one of a row that is `alike()`: it would end with it."""
     return row.lease_token is None or (is_unfinished(row) and comes_again(row, handler))
+
+
+def was_acknowledged(row: ProcessedMessage) -> bool:
+    """Whether the broker has forgotten the delivery of a claim, so that only what is left of it here may go on."""
+    return row.at_broker is False and row.started_at is not None
 
 
 def _with_lease(database: str) -> QuerySet[ProcessedMessage]:

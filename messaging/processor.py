@@ -166,7 +166,8 @@ class Processor:
 
     def _admit_known(self, work: Work, standing: Standing, row: ProcessedMessage) -> Place | None:
         claims, work.left_over = self._station.claims, standing.left_over
-        is_ours, will_run = claims.is_idle(row.lease_token), inbox.gate(row, work.envelope) is Verdict.RUN
+        is_ours = claims.is_idle(row.lease_token) and row.digest == work.envelope.digest
+        will_run = inbox.gate(row, work.envelope) is Verdict.RUN
         if (is_ours or will_run) and any(not claims.is_idle(one.lease_token) for one in standing.claimed):
             raise SetAside  # it is being run in another database
         if is_ours and claims.take(row.lease_token):
@@ -192,8 +193,9 @@ class Processor:
     def _let_go(self, standing: Standing, row: ProcessedMessage) -> None:
         """Have no other row wait for a message that this one answers for."""
         home, rows = standing.home, standing.replaceable
-        if home is not None and home is not row and self._station.claims.is_idle(home.lease_token):
-            # It was claimed to run here, and went on there meanwhile.
+        if home is None or home is row or not self._station.claims.is_idle(home.lease_token):
+            home = None
+        else:  # it was claimed to run here, and went on there meanwhile
             rows = [*(one for one in rows if one is not home), home]
         with self._held(home):
             self._station.elsewhere.retire(rows, database_of(row))
@@ -219,7 +221,8 @@ class Processor:
         """
         with self.outages.watch(database):
             alike = inbox.alike(database, self.alias, work.queue, work.envelope)
-        ours = next((row for row in alike if self._station.claims.is_waiting(row.lease_token)), None)
+        idle = (row for row in alike if self._station.claims.is_idle(row.lease_token))
+        ours = next((row for row in idle if not inbox.was_acknowledged(row)), None)
         found = ours or next((row for row in alike if inbox.can_adopt(row, work.handler)), None)
         if found is None and any(inbox.comes_again(row, work.handler) for row in alike):
             raise SetAside  # perhaps its own last run, whose crash is about to be recorded
@@ -270,12 +273,11 @@ class Processor:
         worker = self._station.worker
         if entry.batch > 1:
             return True  # nobody knows whose fault it was: redelivered, each runs alone
-        if error is None:
-            self.outages.steadily(entry.database, lambda: unrun.record_spared(entry, worker))
-            return True
-        crash = Crash.of(entry, error, worker, since)
+        crash = Crash.of(entry, error, worker, since) if error is not None else None
         try:
-            self.outages.steadily(entry.database, lambda: record_crash(crash))
+            self.outages.steadily(
+                entry.database, lambda: record_crash(crash) if crash is not None else unrun.record_spared(entry, worker)
+            )
         except SetAside:
             return False
         except OperationalError as trouble:

@@ -16,7 +16,7 @@ from messaging.envelope import Envelope, address
 from messaging.exceptions import HandlerTimeout, IdReused, MessagingError, ProcessDied, WireError
 from messaging.failures import Failure
 from messaging.handlers import Handler, registry
-from messaging.inbox import AlreadyRecorded, Place, SetAside, Verdict
+from messaging.inbox import AlreadyRecorded, Place, Verdict
 from messaging.ledger import Entry
 from messaging.models import ProcessedMessage, Worker
 from messaging.models.states import in_state
@@ -144,13 +144,15 @@ def absorb_crash(place: Place, envelope: Envelope, handler: Handler, worker: str
 
 
 def record_spared(entry: Entry, worker: str) -> None:
-    """Send a claimed message round again whose process was killed on another one's account: no attempt is counted."""
+    """Send a claimed message round again whose process was killed on another one's account: no attempt is counted.
+
+    Raises SetAside while its row is locked, such as by the transaction of that process.
+    """
     rows = ProcessedMessage.objects.using(entry.database).filter(alias=entry.alias, queue=entry.queue)
     claim = in_state(ProcessedMessage.State.PROCESSING)
     row = rows.filter(claim, key=entry.identity[0], lease_token=entry.token).first()
     if row is not None:
-        with suppress(SetAside):
-            give_up(entry.database, row, registry.find(entry.alias, entry.queue, storable(row.routing_key)), worker)
+        give_up(entry.database, row, registry.find(entry.alias, entry.queue, storable(row.routing_key)), worker)
 
 
 def give_up(database: str, row: ProcessedMessage, handler: Handler | None, worker: str) -> bool:

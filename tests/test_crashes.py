@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -341,6 +341,32 @@ def test_a_death_waits_to_be_counted_while_its_message_runs_elsewhere(handle: Ha
     assert (row.state, row.attempts, row.round) == (State.RETRYING, 2, 2)
 
 
+def test_a_crash_that_takes_long_to_record_still_knows_the_redelivery_that_came_at_once(handle: Handle) -> None:
+    handle()
+    delivery = arrived(message_id=None)
+    crash = crashes.Crash.of(entry_without_id(delivery), KILLED, "worker-1", time.monotonic())
+    row = claimed(delivery)  # such as before the connection of whoever records the crash is open
+    crashes.record_crash(crash)
+    assert ProcessedMessage.objects.get().pk == row.pk
+    assert ProcessedMessage.objects.get().attempts == 1
+
+
+def test_a_claim_that_is_spared_while_its_row_is_locked_is_spared_later(handle: Handle) -> None:
+    if connection.vendor == "sqlite":
+        pytest.skip("needs row locks")
+    processor, row = handle(), claimed(arrived())
+    entry, other = entry_of(row, token=str(row.lease_token)), connection.copy()
+    with closing(other):
+        other.set_autocommit(False)
+        with other.cursor() as cursor:  # the transaction of the dead process, whose end the server has yet to notice
+            cursor.execute("SELECT 1 FROM messaging_processedmessage WHERE id = %s FOR UPDATE", [row.pk])
+        assert not processor.record_crash(entry, None)
+        other.rollback()
+    assert processor.record_crash(entry, None)
+    after = ProcessedMessage.objects.get()
+    assert (after.state, after.attempts, after.round) == (State.RETRYING, 0, 2)
+
+
 def test_no_copy_of_a_last_attempt_runs_before_its_death_is_reported(handle: Handle) -> None:
     def fail(message: ReceivedMessage) -> None:
         raise ValueError
@@ -420,8 +446,8 @@ def test_a_waiting_claim_is_gone_on_with_by_one_delivery() -> None:
     claims, token = Claims(15.0, Outages()), uuid.uuid4()
     with pytest.raises(ZeroDivisionError), claims.held(token, "default"):
         raise ZeroDivisionError
-    assert claims.is_waiting(token)
-    assert [claims.take(token), claims.take(token), claims.is_waiting(token)] == [True, False, False]
+    assert claims.is_idle(token)
+    assert [claims.take(token), claims.take(token), claims.is_idle(token)] == [True, False, False]
 
 
 # A way out

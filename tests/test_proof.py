@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import Error, connection, transaction
+from django.db import Error, OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from messaging import handler, proof, publish
+from messaging import failures, handler, proof, publish
 from messaging.exceptions import DatabaseUnavailable
 from messaging.handlers import Registry, registry
 from messaging.message import ReceivedMessage
@@ -172,17 +172,83 @@ def test_a_handler_that_committed_itself_and_returns_is_processed(make: Make, re
     assert effects() == ["after", "before"]
 
 
-@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="there the record is written last")
-def test_a_handler_that_committed_itself_and_raises_has_failed(make: Make) -> None:
-    def refuse() -> None:
-        raise ValueError("too late")
+def refuse() -> None:
+    raise ValueError("too late")
 
-    processor = make(leaving(commit, refuse))
-    assert processor.process(arrived(), lambda: None).action == "ack"
+
+def meet_a_deadlock() -> None:
+    """Once; a rerun would find what the first run committed."""
+    if not Effect.objects.filter(key="before").count() > 1:
+        raise OperationalError(1213) from Conflict()
+
+
+class Conflict(Exception):
+    sqlstate = "40P01"
+    args = (1213,)
+
+
+@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="there the record is written last")
+@pytest.mark.parametrize("redelivered", [False, True])
+@pytest.mark.parametrize("error", [refuse, lambda: transaction.set_rollback(True), meet_a_deadlock])
+def test_a_handler_that_committed_itself_and_fails_has_failed(make: Make, error: Any, redelivered: bool) -> None:
+    processor = make(leaving(commit, error))
+    assert processor.process(arrived(redelivered=redelivered), lambda: None).action == "ack"
     row = ProcessedMessage.objects.get()
     assert (row.state, row.attempts, row.round, row.processed_at) == (State.RETRYING, 1, 2, None)
+    assert row.lease_token is None
     assert Attempt.objects.count() == PublishedMessage.objects.count() == 1
     assert effects() == ["before"]
+
+
+@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="there the record is written last")
+def test_a_retry_that_committed_itself_and_raises_has_failed(make: Make) -> None:
+    def leave(message: ReceivedMessage) -> None:
+        if message.round == 1:
+            raise ValueError
+        leaving(commit, refuse)(message)
+
+    processor = make(leave)
+    processor.process(arrived(), lambda: None)
+    assert processor.process(sent(PublishedMessage.objects.get()), lambda: None).action == "ack"
+    row = ProcessedMessage.objects.get()
+    assert (row.state, row.attempts, row.round, row.processed_at) == (State.RETRYING, 2, 3, None)
+    assert effects() == ["before"]
+
+
+@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="there the record is written last")
+def test_of_a_batch_that_committed_itself_and_raises_each_message_has_failed(make: Make) -> None:
+    def leave(messages: list[ReceivedMessage]) -> None:
+        leaving(commit, refuse)(messages[0])
+
+    processor = make(leave, batch=2)
+    deliveries = [arrived("one"), arrived("two")]
+    settlements = processor.process_batch(processor.route(deliveries[0]), deliveries)  # type: ignore[arg-type]
+    assert {settlement.action for settlement in settlements} == {"ack"}
+    assert set(ProcessedMessage.objects.values_list("state", "attempts")) == {(State.RETRYING, 1)}
+
+
+@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="there the record is written last")
+def test_the_record_of_a_copy_that_ran_meanwhile_is_not_taken_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+
+    def leave(message: ReceivedMessage) -> None:
+        runs.append(message.round)
+        if message.round == 1 or len(runs) == 2:
+            raise ValueError
+
+    processor = make(leave)
+    processor.process(arrived(), lambda: None)
+    again = sent(PublishedMessage.objects.get())
+    record, is_first = failures.record, [True]
+
+    def after_a_copy(*args: Any) -> Any:
+        if is_first.pop() if is_first else False:
+            processor.process(again, lambda: None)
+        return record(*args)
+
+    monkeypatch.setattr(failures, "record", after_a_copy)
+    processor.process(again, lambda: None)
+    assert (runs, ProcessedMessage.objects.get().state) == ([1, 2, 2], State.PROCESSED)
 
 
 @pytest.mark.skipif("connection.vendor != 'sqlite'", reason="elsewhere the record is written first")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -19,9 +20,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pytest_django import Settings
 
-from messaging import Message, apublish, apublish_many, publish, publish_many
+from messaging import Message, apublish, apublish_many, conf, publish, publish_many
 from messaging.bodies import decode_body, encode_body, pack_body, unpack_body
 from messaging.clock import Now
+from messaging.composing import Composer
 from messaging.envelope import CAUSATION, Envelope
 from messaging.exceptions import ConfigurationError, PayloadError, PublishError
 from messaging.ids import new_id
@@ -265,6 +267,15 @@ def test_a_rerun_of_a_handler_without_a_transaction_does_not_double() -> None:
     assert len({row.message_id for row in first}) == 5
     assert [row.pk for row in first] == [row.pk for row in second]
     assert rows.count() == 5
+
+
+def test_a_handler_that_moved_to_another_database_and_names_it_gives_the_same_ids() -> None:
+    def made(lives_in: str, named: str | None) -> str:
+        current = replace(cause(atomic=False), database=lives_in, published={})
+        return Composer(conf.get("default"), current, named).compose(Message("k", 1)).message_id
+
+    assert made("default", "default") == made("other", "other") == made("default", None)
+    assert made("default", "other") != made("default", "default")
 
 
 @pytest.mark.django_db(transaction=True)

@@ -355,6 +355,43 @@ def test_a_twin_without_id_does_not_take_the_claim_of_what_was_acknowledged(
     assert (ProcessedMessage.objects.filter(state=State.PROCESSED).count(), len(runs)) == (2, 3)
 
 
+def test_nor_after_the_database_went_away_once_more(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[object] = []
+
+    def lose_the_database(*arguments: object) -> None:
+        runs.append(arguments)
+        if len(runs) <= 2:
+            raise OperationalError("gone fishing")
+
+    processor, made = handle(lose_the_database, atomic=False), arrived(message_id=None)
+    delivery = Arrival(made.queue, made.exchange, made.routing_key, made.properties, made.body)
+    in_an_outage(monkeypatch, lambda: processor.process(delivery, nothing))
+    with monkeypatch.context() as patch:
+        patch.setattr(ProcessedMessage, "renewed", lose_the_database)
+        in_an_outage(patch, lambda: processor.process(delivery, nothing))
+    assert processor.process(arrived(message_id=None, redelivered=True), nothing).action == "done"
+    assert processor.process(delivery, nothing).action == "done"
+    assert ProcessedMessage.objects.filter(state=State.PROCESSED).count() == 2
+
+
+def test_another_message_of_the_same_id_does_not_go_on_under_the_claim_of_the_first(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payloads: list[object] = []
+
+    def lose_the_database_once(message: ReceivedMessage) -> None:
+        payloads.append(message.payload)
+        if len(payloads) == 1:
+            raise OperationalError("gone fishing")
+
+    processor, first = handle(lose_the_database_once, atomic=False), arrived("first", message_id="m")
+    in_an_outage(monkeypatch, lambda: processor.process(first, nothing))
+    processor.process(arrived("other", message_id="m"), nothing)
+    processor.process(first, nothing)
+    assert payloads == ["first", "first"]
+    assert sorted(ProcessedMessage.objects.values_list("state", flat=True)) == [State.FAILED, State.PROCESSED]
+
+
 def test_a_claim_that_is_not_renewed_is_known_to_its_holder_before_it_lapses(handle: Handle, slow: Slow) -> None:
     processor = handle(slow.handle, atomic=False)
     slow.run(processor, arrived())

@@ -1,4 +1,4 @@
-"""Two relays and two consumers, one of them killed every second: every effect exactly once.
+"""Two relays and two consumers, one of them killed again and again: every effect exactly once.
 
 `MESSAGES=10000` runs the long form.
 """
@@ -14,6 +14,7 @@ import time
 import pytest
 
 from tests.site import Running, Site, SiteFactory
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.chaos
 
@@ -71,15 +72,29 @@ def test_every_effect_happens_exactly_once_while_processes_are_killed(
 
 
 def chaos(site: Site, running: list[Running], commands: list[tuple[str, ...]], count: int) -> int:
-    """Kill one process group each second until all is processed; returns how many were killed."""
+    """Kill one process group after the other, until all is processed; returns how many were killed.
+
+    Between two kills something has to be done: on a busy machine a process needs longer to start than the pace allows.
+    """
     chance = random.Random(17)
-    deadline = time.monotonic() + max(120.0, count / 20)
     for kills in itertools.count():
-        if site.states() == {"processed": count} and set(site.states("published")) == {"published"} and kills >= 3:
+        before = progress(site, count)
+        if before is None and kills >= 3:
             return kills
-        assert time.monotonic() < deadline, f"{site.states()} {site.states('published')} after {kills} kills"
         victim = chance.randrange(len(running))
         running[victim].kill()
         running[victim] = site.start(*commands[victim])
         time.sleep(1)  # the pace of the killing, not a wait for anything
+
+        def has_moved(before: dict[str, int] | None = before) -> bool:
+            return before is None or progress(site, count) != before
+
+        wait_until(has_moved, deadline=240, what=f"progress after {kills} kills")
     raise AssertionError
+
+
+def progress(site: Site, count: int) -> dict[str, int] | None:
+    """How many messages are in each state of outbox and inbox; None once all are processed."""
+    outgoing, incoming = site.states("published"), site.states()
+    is_over = incoming == {"processed": count} and set(outgoing) == {"published"}
+    return None if is_over else {**{f"outgoing {state}": n for state, n in outgoing.items()}, **incoming}

@@ -36,6 +36,7 @@ def count_of(site: Site) -> int:
     return int(site.value("SELECT attempts FROM messaging_processedmessage"))
 
 
+@pytest.mark.mode(46)
 @pytest.mark.parametrize("queue", ["long", "work"])
 def test_what_runs_at_the_deadline_is_handed_over_to_another_consumer_at_once(site: SiteFactory, queue: str) -> None:
     doing = site("postgres", handlers=HANDLERS, options={"LEASE": 600, "STOP_TIMEOUT": 1})
@@ -50,6 +51,7 @@ def test_what_runs_at_the_deadline_is_handed_over_to_another_consumer_at_once(si
     assert other.stop() == 0
 
 
+@pytest.mark.mode(46)
 @pytest.mark.parametrize("signals", [1, 2])
 def test_deploys_cost_a_long_handler_no_attempt(site: SiteFactory, any_db: str, signals: int) -> None:
     doing = site(any_db, handlers=HANDLERS, options={"LEASE": 3, "STOP_TIMEOUT": 1 if signals == 1 else 60})
@@ -68,6 +70,7 @@ def test_deploys_cost_a_long_handler_no_attempt(site: SiteFactory, any_db: str, 
     assert (attempts(doing), count_of(doing), effects(doing)) == ({}, 1, {"wait": 1})
 
 
+@pytest.mark.mode(46)
 @pytest.mark.parametrize("queue", ["long", pytest.param("work", marks=pytest.mark.slow)])
 def test_a_container_that_is_killed_after_its_stop_signal_costs_no_attempt(site: SiteFactory, queue: str) -> None:
     doing = site("postgres", handlers=HANDLERS, options={"LEASE": 3, "STOP_TIMEOUT": 60})
@@ -90,6 +93,7 @@ def is_marked(site: Site) -> bool:
     )
 
 
+@pytest.mark.mode(46)
 def test_a_stop_while_the_database_is_away_is_marked_when_it_is_back(
     site: SiteFactory, own_postgres: PostgreSQL
 ) -> None:
@@ -111,6 +115,7 @@ def test_a_stop_while_the_database_is_away_is_marked_when_it_is_back(
     assert again.stop() == 0
 
 
+@pytest.mark.mode(46)
 @pytest.mark.slow
 def test_a_worker_that_was_stopped_in_an_outage_costs_no_attempt_where_another_one_saw_it(
     site: SiteFactory, own_postgres: PostgreSQL
@@ -162,6 +167,7 @@ def act_only(message):
 """
 
 
+@pytest.mark.mode(47)
 @pytest.mark.slow
 def test_a_database_that_hangs_keeps_no_other_ones_claims_from_being_renewed(site: SiteFactory) -> None:
     far = site("postgres")
