@@ -35,7 +35,7 @@ reliability: ## every failure mode, as a table with its result (ARGS=--write not
 chaos: ## a soak under random faults, which ends with a proof by query (MINUTES, SEED, BROKER=embedded, KEEP=1)
 	@$(PYTHON) -m tools.chaos
 
-model: environment ## the protocol's model in full size, and its mutants, as tables (STATES, PROCESSES)
+model: environment ## the protocol's model in full sizes, and its rules broken one by one (STATES, PROCESSES)
 	@$(BIN)/python -m tests.model
 
 bench: ## how fast it is, beside raw floors and peers (QUICK=1; more in docs/benchmarks.md)

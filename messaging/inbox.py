@@ -32,14 +32,6 @@ TWIN_WAIT = 2.0  # seconds that a record waits for another transaction with the 
 
 State = ProcessedMessage.State
 
-# What a row says of its claim, once nobody holds one.
-UNCLAIMED: dict[str, Any] = {
-    "lease_token": None,
-    "leased_until": None,
-    "at_broker": None,
-    "started_at": None,
-    "interrupted": None,
-}
 DERIVATION = 1  # how ids are derived for what this release recorded first
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
 
 from messaging import conf
 from messaging.clock import Now
@@ -40,10 +40,16 @@ def is_awaited(row: ProcessedMessage) -> bool:
 def send_round_again(row: ProcessedMessage) -> PublishedMessage | None:
     """Send a message's present round once more, if it waits for that and the outbox has none of it to send.
 
-    Whatever becomes of the message meanwhile: it is at worst a copy of a round that is over. Raises WireError where its
-    content is damaged.
+    Whatever becomes of the message meanwhile: it is at worst a copy of a round that is over. What a relay holds may have
+    been sent already, and lost: it is sent anew, and that sending's confirm says nothing of it. Raises WireError where
+    its content is damaged.
     """
-    if not is_awaited(row) or row.wire is None or unsent_rounds(row).exists():
+    if not is_awaited(row) or row.wire is None:
+        return None
+    unsent = unsent_rounds(row)
+    if unsent.exists():
+        held = unsent.filter(lease_token__isnull=False)
+        held.update(epoch=F("epoch") + 1, due_at=Now(), lease_owner="", lease_token=None)
         return None
     again = compose_round(row, Now())
     again.save(using=row._state.db, force_insert=True)

@@ -19,6 +19,7 @@ from messaging.handlers import Handler, registry
 from messaging.inbox import AlreadyRecorded, Place, Verdict
 from messaging.ledger import Entry
 from messaging.models import ProcessedMessage, Worker
+from messaging.models.processed import UNCLAIMED
 from messaging.models.states import in_state
 from messaging.outages import Outages
 from messaging.texts import storable
@@ -164,7 +165,7 @@ def give_up(database: str, row: ProcessedMessage, handler: Handler | None, worke
     place = inbox.existing(row)
     try:
         if inbox.comes_again(row, handler):  # the mark tells its redelivery that nothing is to be counted
-            values: dict[str, Any] = {**inbox.UNCLAIMED, "interrupted": True, "error": STOPPED}
+            values: dict[str, Any] = {**UNCLAIMED, "interrupted": True, "error": STOPPED}
             with place.tentative(), transaction.atomic(using=database):
                 place.write(database, **values)
         else:

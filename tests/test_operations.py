@@ -213,6 +213,16 @@ def test_a_replay_leaves_a_round_alone_that_is_still_to_be_sent() -> None:
     assert PublishedMessage.objects.filter(inbox__isnull=False).get() == pending
 
 
+def test_a_replay_does_not_believe_a_confirm_of_the_round_that_the_broker_has_lost_since() -> None:
+    row = outgoing("published", message_id="a")
+    round_of(incoming("retrying", message_id="a", key=key_of("a"), round=2), "pending")
+    (held,) = PublishedMessage.objects.lease("default", "relay", 15, 1)
+    assert operations.replay(one(row), BY).done == [row.pk]
+    assert PublishedMessage.objects.mark_published([held]) == 0
+    found = PublishedMessage.objects.get(inbox__isnull=False)
+    assert (found.state, found.lease_token, found.epoch) == ("pending", None, held.epoch + 1)
+
+
 def test_a_round_can_be_replayed_while_its_incoming_message_waits_for_it() -> None:
     row = incoming("retrying", round=2)
     sent = round_of(row, "published")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -50,6 +51,7 @@ class Actor(threading.Thread):
         self.at = ""  # where it stands; "end" when it is through
         self.order = ""  # what a handler is to do
         self.entry: Entry | None = None  # what the ledger shows
+        self.since = 0.0
         self.result: object = None
         self.error: BaseException | None = None
 
@@ -103,7 +105,7 @@ class Actor(threading.Thread):
     @contextmanager
     def running(self, entry: Entry) -> Iterator[Callable[[], None]]:
         """What the ledger shows of its death."""
-        self.entry = entry
+        self.entry, self.since = entry, time.monotonic()
         yield lambda: None
         self.entry = None
 

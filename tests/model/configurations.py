@@ -38,7 +38,9 @@ SMALL = (
     _world("one message", "with an id, atomic", troubles=2),
     _world("not atomic", "acknowledged when claimed", atomic=False, troubles=2),
     _world("recorded last", "as on SQLite: nothing is locked while the handler runs", locks=False),
-    _world("two of each", "two relays, two consumers, sent twice", relays=("new",) * 2, consumers=("new",) * 2, copies=2),
+    _world(
+        "two of each", "two relays, two consumers, sent twice", relays=("new",) * 2, consumers=("new",) * 2, copies=2
+    ),
     _world("no id", "a random key; a redelivery adopts", identified=False),
     _world("no id, not atomic", "", identified=False, atomic=False),
     _world("twins", "two of equal content without ids", identified=False, messages=2, troubles=1, rounds=2),
@@ -46,9 +48,13 @@ SMALL = (
     _world("operators", "requeue, discard, restore", rarely={"requeue": 1, "discard": 1, "restore": 1}),
     _world("purge", "the broker forgets, an operator replays", rarely={PURGE: 1, REPLAY: 1}),
     _world("purge, not atomic", "", atomic=False, rarely={PURGE: 1, REPLAY: 1}),
-    _world("purge, no id", "what cannot be told apart needs an operator", identified=False, rarely={PURGE: 1, "discard": 1}),
     _world(
-        "unroutable", "no queue takes it", trouble=TROUBLE | {"return as unroutable"},
+        "purge, no id", "what cannot be told apart needs an operator", identified=False, rarely={PURGE: 1, "discard": 1}
+    ),
+    _world(
+        "unroutable",
+        "no queue takes it",
+        trouble=TROUBLE | {"return as unroutable"},
         rarely={"publish again": 1, "requeue": 1, "discard the outgoing row": 1},
     ),
     _world("stop", "a process is asked to stop, and ends at its deadline", rarely={STOP: 1}),
@@ -61,13 +67,20 @@ SMALL = (
     _world("dead letters, no id", "", identified=False, rarely={"the broker gives a message up": 1}),
     _world("two queues", "of one id", queues=2),
     _world("batch", "two in one transaction", messages=2, batch=True),
-    _world("retention", "rows of what ended go", rarely={"retention deletes it": 2, "requeue": 1}),
-    _world("two releases", "the one before beside this one", relays=("new", "old"), consumers=("new", "old"), relaxed=OLD),
+    _world("retention", "rows of what ended go", rarely={"retention deletes it": 2, "requeue": 1, "discard": 1}),
     _world(
-        "two releases, not atomic", "", relays=("new", "old"), consumers=("new", "old"), atomic=False, relaxed=OLD,
+        "two releases", "the one before beside this one", relays=("new", "old"), consumers=("new", "old"), relaxed=OLD
+    ),
+    _world(
+        "two releases, not atomic",
+        "",
+        relays=("new", "old"),
+        consumers=("new", "old"),
+        atomic=False,
+        relaxed=OLD,
         troubles=1,
     ),
-)  # fmt: skip
+)
 BY_NAME = {one.name: one for one in SMALL}
 
 

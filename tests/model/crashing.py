@@ -104,7 +104,7 @@ def _forgiven(model: Model, state: State, one: Consumer, *, claimed: bool) -> St
             state = model.owe(state, copy.message, copy.queue, -1)
     elif one.phase in (RUNNING, RAN, FAILING) and one.row:
         row = row_of(state, one.database, one.number)
-        stands = bool(row) and row.state == PROCESSING and row.token == one.token
+        stands = row.state == PROCESSING and row.token == one.token if row else False
         if (claimed and stands) or not one.token:
             state = model.owe(state, one.row.message, one.row.queue, -1)
     return state
@@ -180,16 +180,14 @@ def _recorded(model: Model, state: State, report: Report, old: bool) -> State:
 
 def _known_elsewhere(model: Model, state: State, report: Report, old: bool) -> State | None:
     """The handler has another database since, where its message is recorded: the crash is counted there."""
+    if report.key >= ANONYMOUS or model.deviates(old, "handler's database alone"):
+        return None
     for database in range(len(state.databases)):
-        if (
-            database != report.database
-            and report.key < ANONYMOUS
-            and not model.deviates(old, "handler's database alone")
-        ):
-            if row := row_of(state, database, number_of(state, database, report.queue, report.key)):
-                if model.is_locked(state, database, row.queue, row.key):
-                    raise Locked
-                return _recorded(model, state, report._replace(database=database), old)
+        number = number_of(state, database, report.queue, report.key) if database != report.database else 0
+        if row := row_of(state, database, number):
+            if model.is_locked(state, database, row.queue, row.key):
+                raise Locked
+            return _recorded(model, state, report._replace(database=database), old)
     return None
 
 
@@ -260,13 +258,13 @@ def claims(model: Model, state: State) -> Iterator[Step]:
                 for step in _lapsing(model, state, database, number, row, held):
                     yield step._replace(about=about)
                 for by in {other.old for other in state.consumers}:
-                    if (
-                        row.lapsed
-                        and row.content
-                        and (not model.comes_again(row, by) or "sweep what comes again" in model.mutants)
-                    ):
-                        if not model.is_locked(state, database, row.queue, row.key):
-                            yield Step(SWEEP, abandoned(model, state, database, number, by), about)
+                    if _is_swept(model, row, by) and not model.is_locked(state, database, row.queue, row.key):
+                        yield Step(SWEEP, abandoned(model, state, database, number, by), about)
+
+
+def _is_swept(model: Model, row: Row, old: bool) -> bool:
+    waits = model.comes_again(row, old) and "sweep what comes again" not in model.mutants
+    return row.lapsed > 0 and row.content and not waits
 
 
 def _lapsing(model: Model, state: State, database: int, number: int, row: Row, held: set[int]) -> Iterator[Step]:

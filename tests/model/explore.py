@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tests.model.canonical import canonical
 from tests.model.consuming import consuming
 from tests.model.crashing import claims, dying, reporting
 from tests.model.invariants import REST, broken
@@ -15,7 +16,7 @@ from tests.model.operating import operating
 from tests.model.outside import happening
 from tests.model.protocol import ACTIONS, Configuration, Model, Step
 from tests.model.relaying import leases, publish, relaying
-from tests.model.states import State, canonical
+from tests.model.states import State
 
 SOURCES = (publish, relaying, leases, consuming, reporting, claims, dying, operating, happening)
 NAMES = tuple(ACTIONS)
@@ -113,7 +114,7 @@ class _Search:
         return quiet
 
     def _place(self, state: State, parent: int) -> tuple[int, bool]:
-        # Known by its hash of 64 bits: that two of a few million states have the same is less likely than 1 to a million.
+        # Known by its hash of 64 bits: that two of a few million states share one is less likely than one to a million.
         place = self._places.setdefault(hash(state), len(self._parents))
         if place < len(self._parents):
             return place, False

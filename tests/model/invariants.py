@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+from tests.model.operating import takes_verbs
 from tests.model.protocol import Model
 from tests.model.states import (
     ANONYMOUS,
-    CLAIMED,
-    MOVING,
-    RECORDED,
-    SENT,
     AWAITING,
+    CLAIMED,
     DISCARDED,
     FAILED,
-    IDLE,
+    MOVING,
     PENDING,
     PROCESSED,
     PROCESSING,
-    PUBLISHED,
+    RECORDED,
+    SENT,
     SUPERSEDED,
     Row,
     State,
@@ -139,8 +138,6 @@ def _is_pending(state: State) -> bool:
 
 
 def _has_way_out(model: Model, state: State, place: tuple[int, int], row: Row) -> bool:
-    from tests.model.operating import takes_verbs
-
     if row.state in (PROCESSED, DISCARDED, SUPERSEDED):
         return True
     return takes_verbs(model, state, *place)
@@ -162,6 +159,3 @@ def _rows(state: State) -> Iterator[tuple[tuple[int, int], Row]]:
         for number, row in enumerate(one.inbox, 1):
             if row:
                 yield (database, number), row
-
-
-__all__ = ["IDLE", "PUBLISHED", "Callable"]

@@ -8,7 +8,6 @@ from tests.model.protocol import (
     Model,
     Step,
     action,
-    changed,
     next_round,
     outgoing_of,
     row_of,
@@ -193,6 +192,3 @@ def _is_quiet(state: State, message: int) -> bool:
     sending = [relay.row.message for relay in state.relays if relay.row]
     reports = [report.message for report in state.reports]
     return message not in (*held, *sending, *reports, *(copy.message for copy in state.broker))
-
-
-__all__ = ["changed"]

@@ -11,7 +11,6 @@ from tests.model.states import (
     FAILING,
     GOT,
     IDLE,
-    RAN,
     RUNNING,
     Consumer,
     State,
@@ -67,6 +66,3 @@ def _failed_over(model: Model, state: State) -> State:
             if not is_somewhere(model, after, message, queue, surely=True):
                 lost[model.pair(message, queue)] = True
     return after._replace(lost=tuple(lost))
-
-
-__all__ = ["RAN"]

@@ -220,7 +220,7 @@ class Model:
 def changed(state: State, database: int, **changes: object) -> State:
     """The state with other contents of a database."""
     databases = list(state.databases)
-    databases[database] = databases[database]._replace(**changes)
+    databases[database] = databases[database]._replace(**changes)  # type: ignore[arg-type]
     return state._replace(databases=tuple(databases))
 
 

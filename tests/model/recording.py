@@ -57,7 +57,7 @@ def _find(model: Model, state: State, database: int, consumer: Consumer) -> Foun
     found = ours or next((one for one in alike if one.row and _may_adopt(model, one.row, consumer)), None)
     if found:
         return found
-    if not copy.dead and any(one.row and model.comes_again(one.row, consumer.old) for one in alike):
+    if any(one.row and model.comes_again(one.row, consumer.old) for one in alike):
         return Found(blocked=True)  # perhaps its own last run, whose crash is about to be recorded
     return Found(database)
 

@@ -1,0 +1,205 @@
+"""What a delivery finds recorded, and whether it runs: the gate, and the claim behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.model.protocol import (
+    Model,
+    Step,
+    action,
+    number_of,
+    row_of,
+    with_consumer,
+    with_row,
+)  # fmt: skip
+from tests.model.recording import (
+    COUNTED,
+    CRASHED,
+    DONE,
+    Found,
+    abandoned,
+    again,
+    consequence,
+    gate,
+    look,
+    unclaimed,
+)  # fmt: skip
+from tests.model.states import (
+    AWAITING,
+    CLAIMED,
+    FAILED,
+    FRESH,
+    GOT,
+    MOVING,
+    PROCESSING,
+    RECORDED,
+    RUNNING,
+    UNCLAIMED_RUN,
+    Consumer,
+    Copy,
+    Row,
+    State,
+)  # fmt: skip
+
+CLAIM = action(
+    "claim",
+    "progress",
+    "inbox.Place.claim",
+    "inbox.Place._claim",
+    "elsewhere.Elsewhere.move",
+    "processor.Processor._move",
+    at=("processor.claimed",),
+)
+CLAIM_UNTOLD = action("claim, its answer lost", "trouble", "inbox.Place.claim")
+GO_ON = action("go on under its claim", "progress", "models.processed.ProcessedMessage.renewed")
+RUN = action("run", "progress", "attempting.Attempts._run_atomic")
+ACK_UNRUN = action("acknowledge it unrun", "progress", "processor.Processor._admit_recorded", "unrun.bring_content")
+COUNT_ON = action("go on from a counted crash", "progress", "unrun.record_counted")
+COUNT_ABANDONED = action(
+    "count its own abandoned claim", "progress", "unrun.end_abandoned", "unrun.record_abandoned", "failures.send_round"
+)
+RECORD_DEAD = action("record a dead letter", "progress", "unrun.record_unrun")
+
+
+def known(model: Model, state: State, index: int, one: Consumer, found: Found) -> Iterator[Step]:
+    copy, row, database = one.copies[0], found.row, found.database
+    if copy.key == 0:
+        state = _adopted(state, found, copy)
+        row = row_of(state, database, found.number)
+    assert row
+    locked = model.is_locked(state, database, copy.queue, row.key)
+    if row.token and row.token == one.waiting and row.state == PROCESSING:
+        if not locked:
+            renewed = row._replace(lapsed=0)
+            after = with_row(state, database, found.number, renewed)
+            mine = one._replace(phase=CLAIMED, database=database, number=found.number, row=renewed, token=row.token)
+            mine = mine._replace(run=row.token, waiting=0, elsewhere=_left_over(state, database, row))
+            yield Step(GO_ON, with_consumer(after, index, mine))
+        return
+    verdict = gate(model, row, copy)
+    if verdict == DONE:
+        yield from _done(model, state, index, one, found._replace(row=row))
+    elif locked:
+        return
+    elif verdict == COUNTED:
+        after = gone_on(model, state, database, found.number, row._replace(message=copy.message), one.old)
+        yield Step(COUNT_ON, with_consumer(after, index, _ended(state, one, database, row)))
+    elif verdict == CRASHED:
+        after = abandoned(model, state, database, found.number, one.old, copy)
+        yield Step(COUNT_ABANDONED, with_consumer(after, index, _ended(state, one, database, row)))
+    elif database == one.home:
+        left = _left_over(state, database, row)
+        mine = one._replace(database=database, number=found.number, row=row, elsewhere=left)
+        yield from enter(model, state, index, mine)
+    else:
+        new = Row(row.message, row.key, row.queue, round=row.round, attempts=row.attempts)
+        elsewhere = (database, found.number, row)
+        yield from enter(model, state, index, one._replace(database=one.home, number=0, row=new, elsewhere=elsewhere))
+
+
+def gone_on(model: Model, state: State, database: int, number: int, row: Row, old: bool) -> State:
+    """From a crash that is counted, or a run that we cut short: another round, or rest."""
+    row = row._replace(content=True)
+    if row.interrupted:
+        return again(model, state, database, number, row, old)
+    return consequence(model, state, database, number, row, old)
+
+
+def _adopted(state: State, found: Found, copy: Copy) -> State:
+    """A row without an id is now about the message that was delivered: nothing but the content tells them apart."""
+    assert found.row
+    return with_row(state, found.database, found.number, found.row._replace(message=copy.message))
+
+
+def _done(model: Model, state: State, index: int, one: Consumer, found: Found) -> Iterator[Step]:
+    row = found.row
+    assert row
+    if not row.content and not model.deviates(one.old, "content is not brought"):
+        if model.is_locked(state, found.database, row.queue, row.key):
+            return
+        state = with_row(state, found.database, found.number, row._replace(content=True))
+    yield Step(ACK_UNRUN, with_consumer(state, index, _ended(state, one, found.database, row)))
+
+
+def _ended(state: State, one: Consumer, database: int, row: Row) -> Consumer:
+    """A consumer whose delivery was answered for by a row; others that wait for it are retired first."""
+    left = _left_over(state, database, row)
+    return one._replace(phase=MOVING, elsewhere=left) if left else one._replace(phase=RECORDED)
+
+
+def _left_over(state: State, but: int, row: Row) -> tuple[int, int, Row] | tuple[()]:
+    """A row of the same message that still waits in another database."""
+    for database in range(len(state.databases)):
+        number = number_of(state, database, row.queue, row.key) if database != but else 0
+        if number and (other := row_of(state, database, number)) and other.state in AWAITING:
+            return (database, number, other)
+    return ()
+
+
+def dead(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:
+    """A dead letter is recorded as failed, whatever was recorded before it ended."""
+    copy, found = one.copies[0], look(model, state, one._replace(again=True))
+    if found.blocked:
+        return
+    row = found.row
+    key = row.key if row else copy.key or FRESH
+    if model.is_locked(state, found.database, copy.queue, key):
+        return
+    recorded = one._replace(phase=RECORDED)
+    if not row:
+        failed = Row(copy.message, key, copy.queue, FAILED, copy.round)
+        yield Step(RECORD_DEAD, with_consumer(with_row(state, found.database, 0, failed), index, recorded))
+        return
+    if copy.key == 0:
+        state = _adopted(state, found, copy)
+    if gate(model, row, copy) == DONE:
+        yield from _done(model, state, index, one, found)
+        return
+    failed = unclaimed(model, row._replace(state=FAILED, content=True, message=copy.message), one.old)
+    yield Step(RECORD_DEAD, with_consumer(with_row(state, found.database, found.number, failed), index, recorded))
+
+
+def enter(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:
+    """Claim it first where it was delivered before, or its handler has no transaction; else run."""
+    row, of = one.row, model.of
+    assert row
+    if model.is_locked(state, one.database, row.queue, row.key):
+        return
+    if not one.elsewhere and not _needs_claim(model, one, row):
+        yield Step(RUN, running(model, state, index, one._replace(run=UNCLAIMED_RUN + row.round)))
+        return
+    claimed = row._replace(state=PROCESSING, token=FRESH + 1, lapsed=0)
+    if not model.deviates(one.old, "claims do not say who has the message"):
+        claimed = claimed._replace(at_broker=of.atomic, started=False, interrupted=False)
+    after = with_row(state, one.database, one.number, claimed)
+    number = one.number or len(after.databases[one.database].inbox)
+    mine = one._replace(phase=CLAIMED, number=number, row=claimed, token=FRESH + 1, run=FRESH + 1)
+    yield Step(CLAIM, with_consumer(after, index, mine))
+    if model.may(state, CLAIM_UNTOLD.name):
+        waiting = 0 if model.deviates(one.old, "a claim's lost answer is forgotten") else FRESH + 1
+        doubt = Consumer(GOT, one.copies, one.live, one.acked, again=True, waiting=waiting, home=one.home, old=one.old)
+        yield Step(CLAIM_UNTOLD, model.spent(with_consumer(after, index, doubt), CLAIM_UNTOLD.name))
+
+
+def _needs_claim(model: Model, one: Consumer, row: Row) -> bool:
+    """Whether it is to be known of a message that it runs, before it runs: its last attempt, or a repeated one."""
+    if one.again or not model.of.atomic:
+        return True
+    if one.number == 0 or model.deviates(one.old, "last attempts run unclaimed"):
+        return False
+    return row.attempts + 1 >= model.of.attempts or row.state == FAILED
+
+
+def running(model: Model, state: State, index: int, one: Consumer) -> State:
+    """The handler begins."""
+    row, copy = one.row, one.copies[0]
+    assert row
+    before: tuple[int, ...] = ()
+    if copy.key == 0 and not one.token:
+        before = tuple(sorted(other.key for other in state.databases[one.database].inbox if other))
+    if copy.round < row.round:
+        state = state._replace(early=True)
+    state = model.owe(state, row.message, row.queue, 1)
+    acked = one.acked or not model.of.atomic or "acknowledge before the commit" in model.mutants
+    return with_consumer(state, index, one._replace(phase=RUNNING, before=before, acked=acked))

@@ -1,0 +1,134 @@
+"""Rules that are broken in the code, by a patch, are noticed by the conformance test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.db.models import F
+
+from messaging import crashes, failures, inbox, operations, unrun
+from messaging.clock import Now
+from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models.outbox import PublishedMessageQuerySet
+from messaging.processor import Processor
+from tests.model.test_conformance import WORLDS, _stepped, walk
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
+
+WALKS = 60
+NAMED = {world.name: world for world in WORLDS}
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def acknowledge_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Processor.process
+
+    def early(self: Processor, delivery: Any, ack: Callable[[], object]) -> Any:
+        ack()
+        return process(self, delivery, lambda: None)
+
+    monkeypatch.setattr(Processor, "process", early)
+
+
+def mark_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mark(self: PublishedMessageQuerySet, rows: Any) -> int:
+        changes = {"state": "published", "due_at": None, "lease_token": None, "published_at": Now()}
+        return self.filter(pk__in=[row.pk for row in rows]).update(attempts=F("attempts") + 1, **changes)
+
+    monkeypatch.setattr(PublishedMessageQuerySet, "mark_published", mark)
+
+
+def do_not_check_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    move = ProcessedMessage.move
+
+    def unchecked(self: ProcessedMessage, *sources: str, **options: Any) -> bool:
+        if options.get("token") is not None:
+            options["token"], sources = None, tuple(ProcessedMessage.State.values)
+        return move(self, *sources, **options)
+
+    monkeypatch.setattr(ProcessedMessage, "move", unchecked)
+
+
+def do_not_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = inbox.gate
+
+    def unfenced(row: ProcessedMessage, envelope: Any) -> Any:
+        verdict = gate(row, envelope)
+        awaits = row.digest == envelope.digest and row.state in ProcessedMessage.AWAITING
+        return inbox.Verdict.RUN if awaits else verdict
+
+    monkeypatch.setattr(inbox, "gate", unfenced)
+
+
+def adopt_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox, "can_adopt", lambda row, handler: inbox.is_unfinished(row))
+
+
+def sweep_what_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox, "comes_again", lambda row, handler: False)
+
+
+def count_all_that_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unrun, "_excuse", lambda *arguments: "")
+
+
+class Nothing:
+    def save(self, **options: Any) -> None:
+        pass
+
+
+def fail_without_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "compose_round", lambda row, due: Nothing())
+
+
+def replay_the_first_round_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "send_round_again", lambda row: None)
+
+
+def leave_phantoms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crashes, "_settle_elsewhere", lambda crash, own: False)
+
+
+def refuse_what_is_processing(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave = operations._leave
+    monkeypatch.setattr(operations, "_leave", lambda row, **to: row.state != "processing" and leave(row, **to))
+
+
+def do_not_cancel_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "cancel_rounds", lambda row: 0)
+
+
+MUTANTS: list[tuple[Patch, str]] = [
+    (acknowledge_first, "one message"),
+    (mark_by_number, "purge"),
+    (do_not_check_claims, "not atomic"),
+    (do_not_fence, "one message"),
+    (adopt_anything, "no id, not atomic"),
+    (sweep_what_comes_again, "no id"),
+    (count_all_that_is_abandoned, "not atomic"),
+    (fail_without_a_retry, "one message"),
+    (replay_the_first_round_alone, "purge"),
+    (leave_phantoms, "no id"),
+    (refuse_what_is_processing, "operators"),
+    (do_not_cancel_rounds, "operators"),
+]
+
+
+@pytest.mark.parametrize(("patch", "world"), MUTANTS, ids=[patch.__name__ for patch, _ in MUTANTS])
+def test_a_rule_that_is_broken_in_the_code_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, patch: Patch, world: str
+) -> None:
+    patch(monkeypatch)
+    for seed in range(WALKS):
+        try:
+            walk(NAMED[world], seed)
+        except Exception:  # noqa: BLE001 (it is noticed, by whatever comes of it)
+            return
+        for model in (PublishedMessage, ProcessedMessage):
+            model.objects.all().delete()
+    pytest.fail(f"{WALKS} ways through the model notice nothing.")
+
+
+__all__ = ["_stepped"]  # a fixture for this module too
