@@ -107,7 +107,7 @@ MUTANTS = (
         _in("purge", troubles=2, trouble=frozenset({"lose the confirm", "a claim lapses though held"})),
         (SOMEWHERE, FINISHED),
         "a replay takes an old copy that is still to be sent for the round that was lost",
-        states=40_000,
+        states=15_000,
     ),
     Mutant("no way out of processing", _in("purge, no id"), (WAY_OUT,), "every verb refuses"),
     Mutant(
