@@ -223,6 +223,15 @@ def test_a_replay_does_not_believe_a_confirm_of_the_round_that_the_broker_has_lo
     assert (found.state, found.lease_token, found.epoch) == ("pending", None, held.epoch + 1)
 
 
+def test_a_replay_sends_the_present_round_beside_an_earlier_one_that_is_to_be_sent_again() -> None:
+    row = outgoing("published", message_id="a")
+    waiting = incoming("retrying", message_id="a", key=key_of("a"), round=2)
+    round_of(waiting, "pending")
+    assert waiting.move("retrying", round=2, next_round=3)
+    (created,) = operations.replay(one(row), BY).created
+    assert PublishedMessage.objects.get(pk=created).round == 3
+
+
 def test_a_round_can_be_replayed_while_its_incoming_message_waits_for_it() -> None:
     row = incoming("retrying", round=2)
     sent = round_of(row, "published")

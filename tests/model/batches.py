@@ -28,7 +28,7 @@ from tests.model.states import (
 
 RUN_BATCH = action("run a batch", "progress", "batching.run_batch", "batching._run")
 COMMIT_BATCH = action("commit a batch", "progress", "batching._insert_all", at=("processor.committed",))
-FAIL_BATCH = action("a batch fails", "progress", "processor.Processor.process_batch")
+FAIL_BATCH = action("a batch fails", "progress", "processor.Processor.process_batch", "batching._take_back")
 
 
 def begin_batch(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:

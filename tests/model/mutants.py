@@ -102,6 +102,13 @@ MUTANTS = (
         (FINISHED, SOMEWHERE),
         "its relay marks what the broker has lost",
     ),
+    Mutant(
+        "an earlier round stands for this one",
+        _in("purge", troubles=2, trouble=frozenset({"lose the confirm", "a claim lapses though held"})),
+        (SOMEWHERE, FINISHED),
+        "a replay takes an old copy that is still to be sent for the round that was lost",
+        states=15_000,
+    ),
     Mutant("no way out of processing", _in("purge, no id"), (WAY_OUT,), "every verb refuses"),
     Mutant(
         "a failed round leaves its message",

@@ -141,10 +141,10 @@ def _replayed(model: Model, state: State, database: int, number: int, sent: Outg
     """Send it again, and with it the rounds that are under way."""
     ghosts = list(state.lost)
     if sent.inbox:
-        if not waits_for(row_of(state, database, sent.inbox), sent) or unsent(state, database, sent.inbox):
+        if not waits_for(row_of(state, database, sent.inbox), sent):
             return None
         ghosts[model.pair(sent.message, sent.queue)] = False
-        return next_round(state, database, sent.inbox)._replace(lost=tuple(ghosts))
+        return _round_sent_again(model, state, database, sent.inbox)._replace(lost=tuple(ghosts))
     after = with_outgoing(state, database, number, anew)
     for queue in range(1, model.of.queues + 1):
         ghosts[model.pair(sent.message, queue)] = False
@@ -158,7 +158,10 @@ def _replayed(model: Model, state: State, database: int, number: int, sent: Outg
 
 def _round_sent_again(model: Model, state: State, database: int, number: int) -> State:
     """The round that a message is in, once more. One that a relay may be sending just now is not marked by that."""
-    pending = unsent(state, database, number)
+    row, rows = row_of(state, database, number), state.databases[database].outbox
+    earlier = "an earlier round stands for this one" in model.mutants
+    places = unsent(state, database, number)
+    pending = [place for place in places if row and (earlier or getattr(rows[place - 1], "round", 0) == row.round)]
     if not pending:
         return next_round(state, database, number)
     if "a round under way is not replayed" not in model.mutants:

@@ -18,7 +18,14 @@ def test_every_invariant_holds(world: Configuration) -> None:
     assert result.broken == {}
 
 
-@pytest.mark.parametrize("mutant", [one for one in MUTANTS if one.breaks], ids=lambda mutant: mutant.rule)
+NOTICED = [
+    pytest.param(one, id=one.rule, marks=[pytest.mark.slow] if one.states > 20_000 else [])
+    for one in MUTANTS
+    if one.breaks
+]
+
+
+@pytest.mark.parametrize("mutant", NOTICED)
 def test_a_broken_rule_is_noticed(mutant: Mutant) -> None:
     assert set(mutant.explore().broken) & set(mutant.breaks)
 
