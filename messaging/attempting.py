@@ -115,10 +115,10 @@ class Attempts:
             return True
         if place.is_new:
             return False
-        # The last attempt: if it dies, no copy may run before that is reported. And a failed one runs where the inbox
+        # The last attempt: if it dies, no copy may run before that is reported. And what rested runs where the inbox
         # was set back: its round has had its attempt.
         limit = work.handler.max_attempts or self._station.settings.retry.max_attempts
-        return place.row.attempts + 1 >= limit or State.FAILED in place.sources
+        return place.row.attempts + 1 >= limit or not set(place.sources) <= set(ProcessedMessage.AWAITING)
 
     def _claim(self, work: Work, place: Place) -> None:
         """Claim it under a token that is known before: where the commit's answer is lost, the claim is ours still."""

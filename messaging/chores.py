@@ -14,7 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from messaging.database import close_old, is_lost, reconnect
 from messaging.exceptions import DatabaseUnavailable
 from messaging.logs import one_line
-from messaging.patience import bound_here, sever
+from messaging.patience import bound_here, note_line, sever
 from messaging.processor import Processor
 
 logger = logging.getLogger("messaging.consumer")
@@ -92,6 +92,7 @@ class Keeper(threading.Thread):
     def _try(self, chore: str, act: Callable[[], object]) -> None:
         close_old()
         self._connection = connections[self._database]
+        note_line(self._connection)
         self._busy_since = time.monotonic()
         try:
             self._act(act)

@@ -17,6 +17,7 @@ from messaging.clock import Now
 from messaging.inbox import AlreadyRecorded
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
+from messaging.patience import note_line
 
 LATE = 2 / 3  # of a lease without a renewal, which is due each third
 
@@ -69,6 +70,7 @@ class Claims:
             yield
             return
         claim = Claim(token, database, name, at_broker, connections[database])
+        note_line(connections[database])
         with self._lock:
             self._claims[token] = claim
         try:
@@ -128,6 +130,7 @@ class Claims:
     def end_here(self) -> None:
         """Never return, once this process gives up what it runs: it is about to end, and has cut the connection."""
         if self.are_over:
+            connections.close_all()
             threading.Event().wait()
 
     def late(self) -> list[Claim]:

@@ -111,6 +111,8 @@ class Composer:
         ]
         try:
             headers = encode_table(_in_order(message.headers or {}))
+        except RecursionError as error:
+            raise PublishError("The headers cannot be sent: they are nested too deeply.") from error
         except WireError as error:
             raise PublishError(f"The headers cannot be sent: {error}") from error
         return hashed(json.dumps(given).encode(), headers, values["body"].encode())

@@ -21,6 +21,7 @@ from messaging.handlers import registry
 from messaging.inbox import AlreadyRecorded, SetAside
 from messaging.ledger import Entry
 from messaging.models import Attempt, AuditRecord, ProcessedMessage
+from messaging.models.processed import UNCLAIMED
 from messaging.tracebacks import describe, type_name
 
 LOOKS = 10  # at a row that others keep changing
@@ -122,7 +123,7 @@ def _record_known(row: ProcessedMessage, crash: Crash) -> None:
     elif row.state == State.PROCESSING and str(row.lease_token) != entry.token:
         _count(row, crash)
     elif inbox.comes_again(row, crash.failure(row).handler):
-        _count(row, crash, **inbox.UNCLAIMED, error=describe(crash.error))
+        _count(row, crash, **UNCLAIMED, error=describe(crash.error))
     else:
         record(inbox.existing(row), crash.failure(row), entry.database, conf.get(entry.alias))
 

@@ -23,6 +23,7 @@ from messaging.exceptions import DatabaseUnavailable
 from messaging.handlers import Registry
 from messaging.inbox import AlreadyRecorded, Place, Verdict
 from messaging.models import ProcessedMessage
+from messaging.models.processed import UNCLAIMED
 from messaging.outages import Outages
 
 State = ProcessedMessage.State
@@ -110,7 +111,7 @@ class Elsewhere:
                         discarded_at=Now(),
                         retry_at=None,
                         error=f'It goes on in the database "{database}", where its handler is now.',
-                        **inbox.UNCLAIMED,
+                        **UNCLAIMED,
                     )
 
             self._outages.steadily(name, write)
@@ -129,7 +130,7 @@ class Elsewhere:
             "attempts": there.attempts,
             "discarded_at": None,
             "failed_at": None,
-            **inbox.UNCLAIMED,
+            **UNCLAIMED,
         }
         round_ = max(home.round, envelope.round)
         moved = home.move(home.state, round=home.round, token=home.lease_token, next_round=round_, **changes)

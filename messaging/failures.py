@@ -9,12 +9,13 @@ from typing import Any
 
 from django.db import DatabaseError, transaction
 
-from messaging import conf, inbox, signals
+from messaging import conf, signals
 from messaging.clock import Now
 from messaging.exceptions import Reject, WireError
 from messaging.handlers import Handler
 from messaging.inbox import AlreadyRecorded, Place
 from messaging.models import Attempt, ProcessedMessage
+from messaging.models.processed import UNCLAIMED
 from messaging.models.states import in_state
 from messaging.retry import Decision, decide
 from messaging.sealing import compose_round
@@ -112,7 +113,7 @@ def send_round(place: Place, worker: str, database: str, *, why: str = "") -> No
         database: where its row is.
         why: what the operator reads; "" to leave what stands there.
     """
-    values: dict[str, Any] = {"state": State.RETRYING, "worker": worker, "retry_at": Now(), **inbox.UNCLAIMED}
+    values: dict[str, Any] = {"state": State.RETRYING, "worker": worker, "retry_at": Now(), **UNCLAIMED}
     if why:
         values |= {"error": why, "exception_type": "", "fingerprint": ""}
     with place.tentative(), transaction.atomic(using=database):
@@ -148,7 +149,7 @@ def outcome(failure: Failure, decision: Decision, number: int) -> dict[str, Any]
         "fingerprint": fingerprint(failure.error, handler),
         "retry_at": _due(decision) if retrying else None,
         "failed_at": None if retrying else Now(),
-        **inbox.UNCLAIMED,
+        **UNCLAIMED,
     }
 
 

@@ -6,12 +6,14 @@ takes its time, or its machine hangs or is gone.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import Error, connections
 
 from messaging import conf
+from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
 from messaging.models import ProcessedMessage
 
@@ -63,8 +65,9 @@ class Holder:
 
 def long_ones() -> list[Holder]:
     """The transactions that have kept messages for longer than `LONG` seconds, oldest first."""
-    known = {database for alias in conf.aliases() for database in conf.get(alias).databases}
-    known.update(handler.database for handler in registry.all())
+    known = {handler.database for handler in registry.all()}
+    with suppress(ConfigurationError):  # the page says elsewhere what is wrong with the settings
+        known.update(database for alias in conf.aliases() for database in conf.get(alias).databases)
     found = [holder for database in sorted(known) for holder in _ask(database, _LONG, [LONG, _table(database)])]
     return sorted(found, key=lambda holder: holder.since)
 

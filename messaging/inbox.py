@@ -32,14 +32,6 @@ TWIN_WAIT = 2.0  # seconds that a record waits for another transaction with the 
 
 State = ProcessedMessage.State
 
-# What a row says of its claim, once nobody holds one.
-UNCLAIMED: dict[str, Any] = {
-    "lease_token": None,
-    "leased_until": None,
-    "at_broker": None,
-    "started_at": None,
-    "interrupted": None,
-}
 DERIVATION = 1  # how ids are derived for what this release recorded first
 
 
@@ -72,7 +64,8 @@ class Place:
     Attributes:
         row: unsaved for a message that was never recorded.
         sources: the states that it may be in when it is changed.
-        token: the claim that must still hold; None without a claim.
+        token: the claim that must still be there; None without a claim.
+        is_abandoned: whether that claim must have run out, by the database's clock.
         escaped: whether the row was rewritten because the database refused a value.
         derivation: of a new row that may run again.
         inserted: the number of the row that the last run inserted and, as far as we know, rolled back.
@@ -83,6 +76,7 @@ class Place:
     row: ProcessedMessage
     sources: tuple[str, ...] = ()
     token: uuid.UUID | None = None
+    is_abandoned: bool = False
     escaped: bool = False
     derivation: int | None = DERIVATION
     inserted: int | None = None
@@ -145,10 +139,16 @@ class Place:
         local: Local,
         **changes: Any,
     ) -> None:
-        row = self.row
+        row, is_free = self.row, self.token is None and State.PROCESSING in self.sources
         with brief_locks(connection, TWIN_WAIT, local):
             if not row.move(
-                *self.sources, round=row.round, token=self.token, next_round=next_round, counted=counted, **changes
+                *self.sources,
+                round=row.round,
+                token=self.token,
+                next_round=next_round,
+                counted=counted,
+                unclaimed=is_free or self.is_abandoned,
+                **changes,
             ):
                 raise AlreadyRecorded
 
@@ -328,6 +328,13 @@ def gate(row: ProcessedMessage, envelope: Envelope) -> Verdict:
 def existing(row: ProcessedMessage) -> Place:
     """The place of a recorded row, as it was read."""
     return Place(row, (row.state,), row.lease_token if row.state == State.PROCESSING else None)
+
+
+def abandoned(row: ProcessedMessage) -> Place:
+    """The place of a row whose claim ran out, unless that is renewed meanwhile."""
+    place = existing(row)
+    place.is_abandoned = True
+    return place
 
 
 def fresh(alias: str, queue: str, envelope: Envelope, *, key: uuid.UUID | None = None) -> Place:

@@ -21,9 +21,9 @@ from messaging import conf
 from messaging.clock import Now
 from messaging.envelope import Envelope
 from messaging.exceptions import ConfigurationError
-from messaging.inbox import UNCLAIMED
 from messaging.killpoints import kill_point
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
+from messaging.models.processed import UNCLAIMED
 from messaging.models.states import in_state
 from messaging.rounds import cancel_rounds, databases_of, incoming_of, is_awaited, send_round_again, unsent_rounds
 from messaging.sealing import compose_round

@@ -14,6 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 CONNECT_TIMEOUT = 5  # seconds
 LONGER_THAN_A_LOCK = 4  # seconds; we wait two for one
 LIBPQ_WITH_TCP_USER_TIMEOUT = 120_000
+LINE = "messaging_line"
 
 
 def bound(connection: BaseDatabaseWrapper, seconds: float | None = None) -> None:
@@ -35,12 +36,20 @@ def bound_here(database: str, seconds: float) -> None:
         bound(connection, seconds)
 
 
+def note_line(connection: BaseDatabaseWrapper) -> None:
+    """Keep what `sever()` needs, in the connection's own thread: mysqlclient tells others nothing while it is busy."""
+    if connection.vendor == "mysql":
+        with suppress(Exception):  # it is not open
+            fileno = connection.connection.fileno()
+            connection.__dict__[LINE] = fileno, os.fstat(fileno).st_ino
+
+
 def sever(connection: BaseDatabaseWrapper) -> None:
     """Cut a connection that another thread waits on, or has a transaction in, which the server rolls back."""
-    fileno = getattr(connection.connection, "fileno", None)
     with suppress(Exception):  # there is none, or none any more
-        if fileno is not None:
-            with socket.socket(fileno=os.dup(fileno())) as line:
+        fileno, inode = connection.__dict__.get(LINE) or (connection.connection.fileno(), None)
+        with socket.socket(fileno=os.dup(fileno)) as line:
+            if inode in (None, os.fstat(line.fileno()).st_ino):  # else its number is another one's by now
                 line.shutdown(socket.SHUT_RDWR)
 
 

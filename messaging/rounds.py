@@ -41,7 +41,7 @@ def send_round_again(row: ProcessedMessage) -> PublishedMessage | None:
     """Send a message's present round once more, if it waits for that and the outbox has none of it to send.
 
     Whatever becomes of the message meanwhile: it is at worst a copy of a round that is over. What a relay holds may
-    have been sent already, and lost: it is sent anew, and the confirm of before says nothing of that. Raises WireError
+    have been sent already, and lost: it is sent anew, and that sending's confirm says nothing of it. Raises WireError
     where its content is damaged.
     """
     if not is_awaited(row) or row.wire is None:

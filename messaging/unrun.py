@@ -19,6 +19,7 @@ from messaging.handlers import Handler, registry
 from messaging.inbox import AlreadyRecorded, Place, Verdict
 from messaging.ledger import Entry
 from messaging.models import ProcessedMessage, Worker
+from messaging.models.processed import UNCLAIMED
 from messaging.models.states import in_state
 from messaging.outages import Outages
 from messaging.texts import storable
@@ -113,8 +114,9 @@ def record_counted(
     """
     bring_content(row, envelope, database)
     if row.interrupted:
-        failures.send_round(inbox.existing(row), worker, database)
-        return
+        with suppress(WireError):  # it was damaged since, so that it can only be failed
+            failures.send_round(inbox.existing(row), worker, database)
+            return
     last = row.attempt_set.order_by("-id").first()
     is_late = last is not None and last.exception_type.endswith(".HandlerTimeout")
     error = (HandlerTimeout if is_late else ProcessDied)(last.exception_message if last else "Its process died.")
@@ -163,7 +165,7 @@ def give_up(database: str, row: ProcessedMessage, handler: Handler | None, worke
     place = inbox.existing(row)
     try:
         if inbox.comes_again(row, handler):  # the mark tells its redelivery that nothing is to be counted
-            values: dict[str, Any] = {**inbox.UNCLAIMED, "interrupted": True, "error": STOPPED}
+            values: dict[str, Any] = {**UNCLAIMED, "interrupted": True, "error": STOPPED}
             with place.tentative(), transaction.atomic(using=database):
                 place.write(database, **values)
         else:
@@ -181,7 +183,7 @@ def end_abandoned(
     if not why:
         return record_abandoned(database, row, handler, settings)
     try:
-        failures.send_round(inbox.existing(row), row.worker, database, why=why)
+        failures.send_round(inbox.abandoned(row), row.worker, database, why=why)
         return True
     except AlreadyRecorded:
         return False
@@ -221,7 +223,7 @@ def record_abandoned(
     error = ProcessDied(f"The worker {row.worker} stopped renewing its claim: it died, or lost the database.")
     failure = Failure(error, row.worker, handler, time.time(), crashed=True)
     try:
-        failures.record(inbox.existing(row), failure, database, settings)
+        failures.record(inbox.abandoned(row), failure, database, settings)
         return True
     except AlreadyRecorded:
         return False

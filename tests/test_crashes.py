@@ -367,6 +367,28 @@ def test_a_claim_that_is_spared_while_its_row_is_locked_is_spared_later(handle: 
     assert (after.state, after.attempts, after.round) == (State.RETRYING, 0, 2)
 
 
+@pytest.mark.parametrize("state", [State.FAILED, State.SUPERSEDED])
+def test_a_row_that_rested_where_the_inbox_was_set_back_takes_another_attempt(handle: Handle, state: State) -> None:
+    def fail(message: ReceivedMessage) -> None:
+        raise ValueError
+
+    processor = handle(fail)
+    processor.process(arrived(), nothing)
+    ProcessedMessage.objects.update(state=state, round=1)
+    processor.process(sent(PublishedMessage.objects.get()), nothing)
+    row = ProcessedMessage.objects.get()
+    assert (row.state, row.attempts, row.attempt_set.count()) == (State.RETRYING, 2, 2)
+
+
+def test_a_row_that_nobody_held_is_left_alone_once_somebody_does(handle: Handle) -> None:
+    claimed(arrived())
+    ProcessedMessage.objects.update(lease_token=None, leased_until=None)
+    before = ProcessedMessage.objects.get()
+    ProcessedMessage.objects.update(lease_token=uuid.uuid4(), leased_until=Now() + timedelta(seconds=60))
+    with pytest.raises(AlreadyRecorded):
+        failures.send_round(inbox.existing(before), "worker-1", "default")
+
+
 def test_no_copy_of_a_last_attempt_runs_before_its_death_is_reported(handle: Handle) -> None:
     def fail(message: ReceivedMessage) -> None:
         raise ValueError

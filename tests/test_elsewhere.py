@@ -80,7 +80,9 @@ def row(database: str) -> ProcessedMessage:
 
 def states() -> list[str]:
     """What each database has, the old one first."""
-    return [" ".join(ProcessedMessage.objects.using(name).values_list("state", flat=True)) for name in BOTH]
+    return [
+        " ".join(ProcessedMessage.objects.using(name).order_by("pk").values_list("state", flat=True)) for name in BOTH
+    ]
 
 
 def effects() -> list[str]:

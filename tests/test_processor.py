@@ -547,7 +547,7 @@ def test_a_long_handler_that_leaves_out_what_is_done_loses_no_message(handle: Ha
         {"headers": {"a": b"1"}}, {"type": "other"}, {"content_type": "text/other"}, {"reply_to": "other"},
         {"priority": 1}, {"expiration": 1}, {"mandatory": False}, {"delay": 0},
         {"at": datetime(2031, 5, 6, tzinfo=UTC)},
-        {"correlation_id": "other"}, {"database": "default"},
+        {"correlation_id": "other"},
     ],
     ids=lambda other: next(iter(other)),
 )  # fmt: skip

@@ -278,6 +278,14 @@ def test_a_handler_that_moved_to_another_database_and_names_it_gives_the_same_id
     assert made("default", "other") != made("default", "default")
 
 
+@pytest.mark.parametrize("atomic", [True, False])
+def test_headers_without_an_end_are_refused_in_any_handler(atomic: bool) -> None:
+    headers: dict[str, Any] = {}
+    headers["again"] = headers
+    with pytest.raises(PublishError, match="headers cannot be sent"):
+        Composer(conf.get("default"), cause(atomic=atomic)).compose(Message("k", 1, headers=headers))
+
+
 @pytest.mark.django_db(transaction=True)
 def test_async_code_publishes_too() -> None:
     assert async_to_sync(apublish)("k", 1).pk

@@ -19,9 +19,9 @@ from messaging.handlers import Registry
 from messaging.ledger import Entry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage, Worker
-from messaging.patience import bound, sever
+from messaging.patience import bound, note_line, sever
 from messaging.processor import Processor
-from messaging.unrun import AWAY, STOPPED, UNBEGUN
+from messaging.unrun import AWAY, STOPPED, UNBEGUN, end_abandoned
 from tests.app.models import Effect
 from tests.processing import Arrived, arrived, envelope_of, registered
 from tests.waiting import wait_until
@@ -307,6 +307,16 @@ def test_claims_that_ran_out_in_an_outage_are_not_attempts_and_those_before_are(
     assert (before.attempts, during.attempts, during.error) == (1, 0, AWAY)
 
 
+@pytest.mark.parametrize("at_broker", [None, False])
+def test_a_claim_that_is_renewed_while_others_are_swept_goes_on(handle: Handle, at_broker: bool | None) -> None:
+    processor = handle(atomic=False)
+    row = claimed(arrived(), at_broker=at_broker, started_at=None)
+    (found,) = ProcessedMessage.objects.abandoned("default")
+    assert row.renewed(60)
+    assert not end_abandoned("default", found, None, processor.settings, processor.outages)
+    assert (only_row().lease_token, only_row().round, Attempt.objects.count()) == (row.lease_token, 1, 0)
+
+
 def test_a_claim_that_is_idle_when_its_process_leaves_is_handed_over(
     handle: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +402,15 @@ def test_another_message_of_the_same_id_does_not_go_on_under_the_claim_of_the_fi
     assert sorted(ProcessedMessage.objects.values_list("state", flat=True)) == [State.FAILED, State.PROCESSED]
 
 
+def test_a_message_that_was_cut_short_and_damaged_since_is_failed(handle: Handle) -> None:
+    delivery = arrived(message_id=None, redelivered=True)
+    row = claimed(delivery)
+    ProcessedMessage.objects.update(wire=b"short", interrupted=True, lease_token=None, leased_until=None)
+    assert handle().process(delivery, nothing).action == "ack"
+    row.refresh_from_db()
+    assert (row.state, row.attempts) == (State.FAILED, 0)
+
+
 def test_a_claim_that_is_not_renewed_is_known_to_its_holder_before_it_lapses(handle: Handle, slow: Slow) -> None:
     processor = handle(slow.handle, atomic=False)
     slow.run(processor, arrived())
@@ -439,6 +458,7 @@ def test_a_connection_on_which_another_thread_waits_can_be_cut() -> None:
     waiting = connection.copy()
     with waiting.cursor() as cursor:
         cursor.execute("SELECT 1")
+    note_line(waiting)
     cutter = threading.Timer(0.2, sever, [waiting])
     cutter.start()
     with pytest.raises(OperationalError), waiting.cursor() as cursor:

@@ -15,6 +15,15 @@ from messaging.envelope import Envelope
 from messaging.models.base import PolledIndex, StoredMessage, set_only
 from messaging.models.states import in_state
 
+# What a row says of its claim, once nobody holds one.
+UNCLAIMED: dict[str, Any] = {
+    "lease_token": None,
+    "leased_until": None,
+    "at_broker": None,
+    "started_at": None,
+    "interrupted": None,
+}
+
 
 class ProcessedMessageQuerySet(models.QuerySet["ProcessedMessage"]):
     """Named selections of the inbox."""

@@ -55,8 +55,9 @@ COMMIT = action(
 COMMIT_UNTOLD = action("commit the handler, the answer lost", "trouble", "execution.proven_commit")
 FAIL = action("the handler fails", "progress", "attempting.Attempts._try", at=("processor.rolled_back",))
 DOOMED = action(
-    "the handler rolls back and returns", "trouble", "proof.Proof.refuse_other", "inbox.stands", "inbox.Place.take_back"
-)
+    "the handler rolls back and returns", "trouble",
+    "proof.Proof.refuse_other", "inbox.stands", "inbox.Place.take_back", "batching._take_back",
+)  # fmt: skip
 AWAY = action("the database goes away", "trouble", "outages.Outages.raise_if_away", "claims.Claims.held")
 RECORD_FAILURE = action(
     "record the failure",
