@@ -32,8 +32,8 @@ State = ProcessedMessage.State
 # In what state a message may be that came again meanwhile, under a claim.
 _AT_BROKER = Q(at_broker=True) | Q(at_broker=None)
 _OPEN = Q(state=State.RETRYING) | (Q(state=State.PROCESSING, wire__isnull=False) & _AT_BROKER)
-# An ordinary first delivery of another message with the same content claims nothing.
-_ENDED = Q(state=State.PROCESSED, at_broker=True) | Q(
+# An ordinary first delivery of another message with the same content claims nothing, and has no later round.
+_ENDED = Q(state=State.PROCESSED) & (Q(at_broker=True) | Q(round__gt=1)) | Q(
     state__in=(State.FAILED, State.REQUEUED, State.DISCARDED, State.SUPERSEDED)
 )
 

@@ -204,6 +204,21 @@ def test_a_crash_without_id_leaves_no_row_behind_whatever_the_clock_says(handle:
     assert ProcessedMessage.objects.get().state == State.PROCESSED
 
 
+def test_a_crash_without_id_leaves_no_row_behind_where_its_message_was_processed_in_a_later_round(
+    handle: Handle,
+) -> None:
+    def fail_once(message: ReceivedMessage) -> None:
+        if message.round == 1:
+            raise ValueError
+
+    processor, delivery = handle(fail_once), arrived(message_id=None, redelivered=True)
+    entry, since = entry_without_id(delivery), time.monotonic() - 1
+    processor.process(delivery, nothing)
+    processor.process(sent(PublishedMessage.objects.get()), nothing)
+    assert processor.record_crash(entry, KILLED, since)
+    assert ProcessedMessage.objects.get().state == State.PROCESSED
+
+
 def test_a_first_delivery_of_the_same_content_is_not_taken_for_the_redelivery(handle: Handle) -> None:
     processor, delivery = handle(), arrived(message_id=None)
     processor.process(delivery, nothing)

@@ -27,7 +27,10 @@ TROUBLE = frozenset(
 PURGE, REPLAY = "the broker loses what is ready", "replay"
 STOP, MOVE, LAG = "a stop signal", "the handler moves to another database", "a copy of the database falls behind"
 FORGOTTEN = {COUNTED: "a report may be about a run whose record the failover forgot"}
-OLD = {COUNTED: "the release before counts whatever lapses, and a crash as often as it is reported", ROUNDS: ""}
+OLD = {
+    COUNTED: "the release before counts whatever lapses, and a crash as often as it is reported",
+    ROUNDS: "it sends round again by its own rules what this release leaves to its delivery",
+}
 
 
 def _world(name: str, says: str, **options: object) -> Configuration:
