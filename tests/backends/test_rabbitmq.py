@@ -7,7 +7,7 @@ import math
 import struct
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +17,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from messaging.backends.base import Difference, ExchangeSpec, Fate, QueueSpec, Topology
 from messaging.backends.rabbitmq import RabbitMQ
+from messaging.backends.rabbitmq.connection import Connection
 from messaging.envelope import ROW
 from messaging.exceptions import BrokerUnavailable, ConfigurationError, TopologyError
 from messaging.wire import Properties, encode_table
@@ -180,6 +181,21 @@ class TestSending:
 
 
 class TestLosingTheConnection:
+    def test_a_request_just_after_the_loss_says_that_the_broker_is_away(self, broker_url: str) -> None:
+        connection = Connection(rabbitmq_backend(broker_url).settings, "control")
+        connection.open()
+
+        def ask(answer: Future[None]) -> None:
+            state, connection.io.connection_state = connection.io.connection_state, connection.io.CONNECTION_CLOSED
+            try:  # closed, and nobody has been told yet
+                connection.io.channel(on_open_callback=lambda _: None)
+            finally:
+                connection.io.connection_state = state
+
+        with pytest.raises(BrokerUnavailable):
+            connection.call(ask, 10)
+        connection.close()
+
     @pytest.mark.parametrize("way", ["cut", "reset"])
     @pytest.mark.mode(5)
     def test_what_was_not_confirmed_is_unknown_and_the_sender_opens_again(

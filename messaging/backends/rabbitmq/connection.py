@@ -183,6 +183,9 @@ class Connection:
     def _start(self, start: Callable[[Future[T]], None], future: Future[T]) -> None:
         try:
             start(future)
+        except pika.exceptions.AMQPConnectionError:  # it was lost before its end was announced here
+            if not future.done():
+                future.set_exception(self._unavailable())
         except Exception as error:  # noqa: BLE001 - it is raised where the future is awaited
             if not future.done():
                 future.set_exception(error)
