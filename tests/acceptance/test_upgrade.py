@@ -229,6 +229,8 @@ def test_nothing_is_lost_or_doubled_while_the_release_before_runs_beside_this_on
 @pytest.mark.parametrize("dies", ["old", "new"])
 def test_what_one_release_was_killed_with_is_ended_by_the_other(releases: dict[str, Site], dies: str) -> None:
     site = releases[dies]
+    if site.database_url.startswith("sqlite"):
+        pytest.skip("SQLite lets one handler write at a time, so that five of them cannot be held at once.")
     (site.folder / "hold").touch()
     killed = site.start("consume", "--concurrency=8")
     kinds = ("plain", "batch", "job")
