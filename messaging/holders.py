@@ -6,12 +6,14 @@ takes its time, or its machine hangs or is gone.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import Error, connections
 
 from messaging import conf
+from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
 from messaging.models import ProcessedMessage
 
@@ -63,9 +65,7 @@ class Holder:
 
 def long_ones() -> list[Holder]:
     """The transactions that have kept messages for longer than `LONG` seconds, oldest first."""
-    known = {database for alias in conf.aliases() for database in conf.get(alias).databases}
-    known.update(handler.database for handler in registry.all())
-    found = [holder for database in sorted(known) for holder in _ask(database, _LONG, [LONG, _table(database)])]
+    found = [holder for database in _known() for holder in _ask(database, _LONG, [LONG, _table(database)])]
     return sorted(found, key=lambda holder: holder.since)
 
 
@@ -74,6 +74,15 @@ def of_row(row: ProcessedMessage) -> Holder | None:
     database = row._state.db or "default"
     found = _ask(database, _OF_ROW.format(table=_table(database)), [row.pk])
     return found[0] if found else None
+
+
+def _known() -> list[str]:
+    """Every database with an inbox, as far as the settings can be read."""
+    known = {handler.database for handler in registry.all()}
+    for alias in conf.aliases():
+        with suppress(ConfigurationError):
+            known.update(conf.get(alias).databases)
+    return sorted(known.intersection(connections))
 
 
 def _ask(database: str, sql: str, params: list[int | str]) -> list[Holder]:
