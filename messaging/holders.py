@@ -65,10 +65,7 @@ class Holder:
 
 def long_ones() -> list[Holder]:
     """The transactions that have kept messages for longer than `LONG` seconds, oldest first."""
-    known = {handler.database for handler in registry.all()}
-    with suppress(ConfigurationError):  # the page says elsewhere what is wrong with the settings
-        known.update(database for alias in conf.aliases() for database in conf.get(alias).databases)
-    found = [holder for database in sorted(known) for holder in _ask(database, _LONG, [LONG, _table(database)])]
+    found = [holder for database in _known() for holder in _ask(database, _LONG, [LONG, _table(database)])]
     return sorted(found, key=lambda holder: holder.since)
 
 
@@ -77,6 +74,14 @@ def of_row(row: ProcessedMessage) -> Holder | None:
     database = row._state.db or "default"
     found = _ask(database, _OF_ROW.format(table=_table(database)), [row.pk])
     return found[0] if found else None
+
+
+def _known() -> list[str]:
+    """The databases that may hold messages."""
+    known = {handler.database for handler in registry.all()}
+    with suppress(ConfigurationError):  # the page says elsewhere what is wrong with the settings
+        known.update(database for alias in conf.aliases() for database in conf.get(alias).databases)
+    return sorted(known)
 
 
 def _ask(database: str, sql: str, params: list[int | str]) -> list[Holder]:

@@ -12,7 +12,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from messaging import holders
-from messaging.models import ProcessedMessage
+from messaging.models import ProcessedMessage, Worker
 from tests.admin_rows import INCOMING, QUEUES, incoming, inline_code, staff
 from tests.waiting import wait_until
 
@@ -78,6 +78,9 @@ def test_long_transactions_are_listed_with_who_waits_for_them(
 def test_the_pages_say_so_to_those_who_may_see_them(row: Any, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holders, "LONG", 0)
     client = staff("view_queuecontrol", "view_worker", "view_processedmessage")
+    assert HEADING not in client.get(QUEUES).content.decode(), "no worker waits for one"
+    waits = "running 1, waiting 0; waits for another process's transaction: 1 message"
+    Worker.objects.create(name="w", kind="consume", host="web1", pid=7, status=waits)
     for page in (QUEUES, WORKERS):
         html = client.get(page).content.decode()
         assert HEADING in html

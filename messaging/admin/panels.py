@@ -118,6 +118,11 @@ def holders() -> list[dict[str, Any]]:
     ]
 
 
+def is_waiting(workers: list[dict[str, Any]]) -> bool:
+    """Whether a worker is silent or says that it waits for a transaction, so that it is worth asking for those."""
+    return any(item["silent"] or "transaction" in item["worker"].status for item in workers)
+
+
 def _panel(
     alias: str, site: str, controls: dict[tuple[str, str], QueueControl], failures: dict[tuple[str, str], int]
 ) -> AliasPanel:

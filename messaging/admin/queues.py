@@ -41,14 +41,15 @@ class QueueControlAdmin(ReadOnlyAdmin):
         from messaging.admin import panels  # and with them what reads a broker
 
         request.current_app = self.admin_site.name
+        workers = panels.workers()
         context = {
             **self.admin_site.each_context(request),
             "title": _("Queues"),
             "opts": self.opts,
             "media": self.media,
             "panels": panels.panels(self.admin_site.name),
-            "workers": panels.workers(),
-            "holders": panels.holders(),
+            "workers": workers,
+            "holders": panels.holders() if panels.is_waiting(workers) else [],
             "cards": outgoing_cards(request, self.admin_site.name),
             "may_pause": self.has_pause_permission(request),
             "show_alias": len(conf.aliases()) > 1,
