@@ -77,11 +77,12 @@ def of_row(row: ProcessedMessage) -> Holder | None:
 
 
 def _known() -> list[str]:
-    """The databases that may hold messages."""
+    """Every database with an inbox, as far as the settings can be read."""
     known = {handler.database for handler in registry.all()}
-    with suppress(ConfigurationError):  # the page says elsewhere what is wrong with the settings
-        known.update(database for alias in conf.aliases() for database in conf.get(alias).databases)
-    return sorted(known)
+    for alias in conf.aliases():
+        with suppress(ConfigurationError):
+            known.update(conf.get(alias).databases)
+    return sorted(known.intersection(connections))
 
 
 def _ask(database: str, sql: str, params: list[int | str]) -> list[Holder]:

@@ -204,6 +204,7 @@ def test_each_release_runs_its_own_code(releases: dict[str, Site]) -> None:
         assert ("UUIDField: run" in fields) == (name == "new")
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_nothing_is_lost_or_doubled_while_the_release_before_runs_beside_this_one(releases: dict[str, Site]) -> None:
     site = releases["new"]
@@ -345,6 +346,7 @@ discard processing: 1, skipped 0
 """
 
 
+@pytest.mark.slow
 def test_rows_of_every_state_that_the_release_before_wrote_can_be_read_and_acted_upon(
     releases: dict[str, Site],
 ) -> None:

@@ -52,7 +52,7 @@ def test_what_runs_at_the_deadline_is_handed_over_to_another_consumer_at_once(si
 
 
 @pytest.mark.mode(46)
-@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("signals", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_deploys_cost_a_long_handler_no_attempt(site: SiteFactory, any_db: str, signals: int) -> None:
     doing = site(any_db, handlers=HANDLERS, options={"LEASE": 3, "STOP_TIMEOUT": 1 if signals == 1 else 60})
     publish(doing, ("long.a", "wait"))
