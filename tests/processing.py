@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from django.db import connections
 
 from messaging.bodies import encode_body
 from messaging.envelope import Envelope
@@ -81,6 +84,20 @@ def registered(registry: Registry, function: Callable[..., Any], **options: Any)
     handler = Handler(function=function, **{**values, **options})
     registry.add(handler)
     return handler
+
+
+def in_a_thread(function: Callable[[], object]) -> threading.Thread:
+    """Run with a database connection of its own."""
+
+    def run() -> None:
+        try:
+            function()
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
 
 
 @dataclass

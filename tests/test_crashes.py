@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, connections
+from django.db import connection
 
 from messaging import crashes, failures, inbox, operations
 from messaging.claims import Claims
@@ -29,7 +29,7 @@ from messaging.outages import Outages
 from messaging.processor import Processor
 from messaging.station import Work
 from tests.app.models import Effect
-from tests.processing import Acks, Arrived, arrived, envelope_of, registered, sent
+from tests.processing import Acks, Arrived, arrived, envelope_of, in_a_thread, registered, sent
 
 pytestmark = pytest.mark.django_db(transaction=True)
 State = ProcessedMessage.State
@@ -89,20 +89,6 @@ def entry_of(row: ProcessedMessage, **changes: Any) -> Entry:
 def entry_without_id(delivery: Arrived) -> Entry:
     """What the ledger shows of a first run of a message without an id."""
     return entry_of(inbox.fresh("default", delivery.queue, envelope_of(delivery)).row)
-
-
-def in_a_thread(function: Callable[[], object]) -> threading.Thread:
-    """Run with a database connection of its own."""
-
-    def run() -> None:
-        try:
-            function()
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 from messaging.processor import Processor
 from messaging.signals import message_processed
 from tests.app.models import Effect
-from tests.processing import Acks, Arrived, arrived, envelope_of, registered, sent
+from tests.processing import Acks, Arrived, arrived, envelope_of, in_a_thread, registered, sent
 
 pytestmark = pytest.mark.django_db(transaction=True)
 State = ProcessedMessage.State
@@ -865,20 +865,6 @@ def test_an_error_whose_text_cannot_be_had_or_stored_is_a_failed_attempt(handle:
 
     assert handle(fail).process(arrived(), nothing).action == "ack"
     assert (only_row().state, only_row().attempts) == (State.RETRYING, 1)
-
-
-def in_a_thread(function: Callable[[], object]) -> threading.Thread:
-    """Run with a database connection of its own."""
-
-    def run() -> None:
-        try:
-            function()
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
 
 
 @pytest.fixture
