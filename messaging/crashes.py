@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -92,6 +92,21 @@ def record_crash(crash: Crash) -> None:
             elif row.state == State.PROCESSING and is_bare(row):
                 _settle_elsewhere(crash, row)  # whoever recorded it died before it looked
             return
+        except (AlreadyRecorded, IntegrityError):
+            continue
+    raise SetAside
+
+
+def came_again(crash: Crash, database: str) -> bool:
+    """Whether a message without an id has come again in a database that its handler has moved to; it is counted there.
+
+    Raises SetAside while another run of the message keeps its row locked.
+    """
+    moved = replace(crash, entry=replace(crash.entry, database=database))
+    for _ in range(LOOKS):
+        try:
+            known = crash.entry.message_id or crash.rows().filter(key=crash.entry.identity[0]).exists()
+            return not known and _settle_elsewhere(moved, None)
         except (AlreadyRecorded, IntegrityError):
             continue
     raise SetAside

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import enum
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -248,15 +248,14 @@ def find(
     """The row of a delivery, annotated with `lease_lives`; None when it was never recorded.
 
     A redelivered message without an id adopts an unfinished row of the same content, if the broker still has that.
+    Raises SetAside where it cannot be told yet whose such a row is.
     """
     key = envelope.key
     if key is not None:
         if not exists(ProcessedMessage, database, alias=alias, queue=queue, key=key):
             return None
         return _with_lease(database).filter(alias=alias, queue=queue, key=key).first()
-    if not redelivered:
-        return None
-    return next((row for row in alike(database, alias, queue, envelope) if can_adopt(row, handler)), None)
+    return adopted(alike(database, alias, queue, envelope), handler) if redelivered else None
 
 
 def alike(database: str, alias: str, queue: str, envelope: Envelope) -> list[ProcessedMessage]:
@@ -273,9 +272,17 @@ def is_unfinished(row: ProcessedMessage) -> bool:
     return row.lease_token is None or not getattr(row, "lease_lives", False)
 
 
-def can_adopt(row: ProcessedMessage, handler: Handler | None) -> bool:
-    """Whether a redelivered message without an id may be the one of a row that is `alike()`: it would end with it."""
-    return row.lease_token is None or (is_unfinished(row) and comes_again(row, handler))
+def adopted(alike: Sequence[ProcessedMessage], handler: Handler | None) -> ProcessedMessage | None:
+    """Which of the rows that are `alike()` a redelivered message without an id may be the one of: it would end with it.
+
+    Raises SetAside where a run that goes on may be its own last one, whose crash is about to be recorded.
+    """
+    for row in alike:
+        if row.lease_token is None or (is_unfinished(row) and comes_again(row, handler)):
+            return row
+    if any(comes_again(row, handler) for row in alike):
+        raise SetAside
+    return None
 
 
 def was_acknowledged(row: ProcessedMessage) -> bool:

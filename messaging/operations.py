@@ -19,6 +19,7 @@ from django.utils.translation import gettext as _
 
 from messaging import conf
 from messaging.clock import Now
+from messaging.database import is_conflict
 from messaging.envelope import Envelope
 from messaging.exceptions import ConfigurationError
 from messaging.killpoints import kill_point
@@ -30,6 +31,7 @@ from messaging.sealing import compose_round
 from messaging.wake import wake_relays
 
 BATCH = 500
+TRIES = 3  # at a batch that the database gave up in favour of another transaction
 LOCK_WAIT = 2.0  # seconds that a row may stay locked: a web request must not wait for a handler
 
 In = ProcessedMessage.State
@@ -72,6 +74,13 @@ class Outcome:
     def skip(self, row_id: int, reason: str) -> None:
         """Note that a row was left as it was."""
         self.skipped.setdefault(reason, []).append(row_id)
+
+    def add(self, other: Outcome) -> None:
+        """Take over what was done to other rows."""
+        self.done += other.done
+        self.created += other.created
+        for reason, ids in other.skipped.items():
+            self.skipped.setdefault(reason, []).extend(ids)
 
     @property
     def skipped_count(self) -> int:
@@ -334,22 +343,42 @@ def _each(
 ) -> Outcome:
     """Act on each row, locked, in transactions of `BATCH` rows; a row that changed meanwhile is judged as it is now."""
     outcome = Outcome()
-    database = rows.db
     for ids in _batches(list(rows.values_list("pk", flat=True).order_by("pk"))):
-        with transaction.atomic(using=database):
-            audit = []
-            for row in _locked(rows.model._base_manager.using(database), ids, outcome):
-                before = row.state
-                if act(row, outcome):
-                    outcome.done.append(row.pk)
-                    audit.append(_record(action, row, before, by))
-            AuditRecord.objects.using(database).bulk_create(audit)
-            kill_point("operations.requeued")
-            if wake and audit:
-                # An alias that has left the settings has no relay to wake.
-                for alias in {record.alias for record in audit} & set(conf.aliases()):
-                    with suppress(ConfigurationError):  # nor has one whose settings are broken
-                        wake_relays(database, conf.get(alias))
+        for tries_left in reversed(range(TRIES)):
+            try:
+                outcome.add(_act_on(rows, ids, action, act, by, wake=wake))
+                break
+            except OperationalError as error:  # a relay that fails a round locks the two rows in the other order
+                in_transaction = transaction.get_connection(rows.db).in_atomic_block
+                if not tries_left or in_transaction or not is_conflict(error):
+                    raise
+    return outcome
+
+
+def _act_on(
+    rows: QuerySet[Any],
+    ids: list[int],
+    action: str,
+    act: Callable[[Any, Outcome], bool],
+    by: Operator,
+    *,
+    wake: bool,
+) -> Outcome:
+    outcome, database = Outcome(), rows.db
+    with transaction.atomic(using=database):
+        audit = []
+        for row in _locked(rows.model._base_manager.using(database), ids, outcome):
+            before = row.state
+            if act(row, outcome):
+                outcome.done.append(row.pk)
+                audit.append(_record(action, row, before, by))
+        AuditRecord.objects.using(database).bulk_create(audit)
+        kill_point("operations.requeued")
+        if wake and audit:
+            # An alias that has left the settings has no relay to wake.
+            for alias in {record.alias for record in audit} & set(conf.aliases()):
+                with suppress(ConfigurationError):  # nor has one whose settings are broken
+                    wake_relays(database, conf.get(alias))
     return outcome
 
 

@@ -14,7 +14,7 @@ from messaging import conf, inbox, stopping, unrun
 from messaging.attempting import Attempts
 from messaging.batching import run_batch
 from messaging.claims import Claim, Claims
-from messaging.crashes import Crash, record_crash
+from messaging.crashes import Crash, came_again, record_crash
 from messaging.database import close_old, is_conflict, is_lock_wait, is_lost
 from messaging.elsewhere import Elsewhere, Standing, database_of, weigh
 from messaging.envelope import Envelope
@@ -223,10 +223,7 @@ class Processor:
             alike = inbox.alike(database, self.alias, work.queue, work.envelope)
         idle = (row for row in alike if self._station.claims.is_idle(row.lease_token))
         ours = next((row for row in idle if not inbox.was_acknowledged(row)), None)
-        found = ours or next((row for row in alike if inbox.can_adopt(row, work.handler)), None)
-        if found is None and any(inbox.comes_again(row, work.handler) for row in alike):
-            raise SetAside  # perhaps its own last run, whose crash is about to be recorded
-        return found
+        return ours or inbox.adopted(alike, work.handler)
 
     def _admit_recorded(self, work: Work, standing: Standing, row: ProcessedMessage) -> None:
         """Record what a row says about a delivery that is not to run, where that row is."""
@@ -275,9 +272,10 @@ class Processor:
             return True  # nobody knows whose fault it was: redelivered, each runs alone
         crash = Crash.of(entry, error, worker, since) if error is not None else None
         try:
-            self.outages.steadily(
-                entry.database, lambda: record_crash(crash) if crash is not None else unrun.record_spared(entry, worker)
-            )
+            if crash is None:
+                self.outages.steadily(entry.database, lambda: unrun.record_spared(entry, worker))
+            elif not any(map(partial(self._came_again, crash), self._station.elsewhere.others(entry.database))):
+                self.outages.steadily(entry.database, lambda: record_crash(crash))
         except SetAside:
             return False
         except OperationalError as trouble:
@@ -285,6 +283,9 @@ class Processor:
                 return False
             raise
         return True
+
+    def _came_again(self, crash: Crash, database: str) -> bool:
+        return self.outages.steadily(database, partial(came_again, crash, database))
 
     @property
     def databases(self) -> list[str]:

@@ -144,6 +144,17 @@ def test_a_dead_letter_without_id_adopts_no_claim_of_a_later_round(handle: Handl
     assert other.state == State.PROCESSING
 
 
+def test_a_dead_letter_without_id_waits_for_the_run_that_may_have_been_its_last(handle: Handle) -> None:
+    death = [{"queue": "work", "reason": "delivery_limit", "exchange": "messaging", "routing-keys": ["work.do"]}]
+    last = claimed(arrived(message_id=None))
+    dead = arrived(queue="work.dead", routing_key="work.dead", message_id=None, headers={"x-death": death})
+    assert handle().record_dead(dead).action == "set_aside"
+    ProcessedMessage.objects.update(leased_until=Now() - timedelta(seconds=1))
+    assert handle().record_dead(dead).action == "ack"
+    last.refresh_from_db()
+    assert last.state == State.FAILED
+
+
 def test_of_two_copies_that_find_the_same_crash_one_goes_on_and_the_other_runs(handle: Handle) -> None:
     processor, delivery = handle(), arrived(message_id=None, redelivered=True)
     processor.record_crash(entry_without_id(delivery), KILLED)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -383,6 +385,18 @@ def test_a_dead_letter_without_id_belongs_to_the_claim_that_another_database_has
     letter = dead(delivery)
     consumer(NEW).record_dead(letter)
     assert states() == ["failed", ""]
+
+
+def test_a_crash_without_id_is_counted_where_its_message_has_come_again_since() -> None:
+    delivery, since = again(arrived(message_id=None)), time.monotonic() - 1
+    key, digest = str(uuid.uuid4()), str(delivery.envelope.digest)
+    entry = Entry("default", "work", key, digest, 1, "", OLD, "tests.die", 1_700_000_000.0)
+    processor = consumer(NEW, fail)
+    processor.process(delivery, nothing)
+    for _ in range(2):
+        assert processor.record_crash(entry, ProcessDied("killed by signal 9 (SIGKILL)"), since)
+    assert states() == ["", "retrying"]
+    assert row(NEW).attempts == 2
 
 
 # Killed between any two commits

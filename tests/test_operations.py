@@ -24,6 +24,7 @@ from messaging.ids import new_epoch
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.operations import Operator
 from tests.admin_rows import incoming, outgoing
+from tests.processing import in_a_thread
 
 pytestmark = pytest.mark.django_db
 BY = Operator(name="script", reason="test")
@@ -121,6 +122,44 @@ def test_a_row_that_a_running_handler_locks_is_left_out_and_does_not_make_operat
     thread.join()
     assert outcome.done == [rows[1].pk]
     assert outcome.skipped == {"it changed meanwhile": [rows[0].pk]}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_operation_that_meets_a_relay_in_a_deadlock_is_done_again() -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("needs row locks, and one who is patient in a deadlock")
+    row = incoming("retrying")
+    retry = round_of(row, "pending")
+    PublishedMessage.objects.filter(pk=retry.pk).update(lease_owner="relay", lease_token=uuid.uuid4())
+    retry.refresh_from_db()
+    relay_waits, operator_waits = threading.Event(), threading.Event()
+
+    def fail_the_round() -> None:
+        def wrap(execute: Any, sql: str, *arguments: Any) -> Any:
+            if sql.startswith("UPDATE") and "processedmessage" in sql:
+                relay_waits.set()
+                assert operator_waits.wait(60)
+            return execute(sql, *arguments)
+
+        with transaction.atomic(), connection.execute_wrapper(wrap):
+            connection.cursor().execute("SET LOCAL deadlock_timeout = '60s'")
+            PublishedMessage.objects.fail([retry], "it is too large")
+
+    def wrap(execute: Any, sql: str, *arguments: Any) -> Any:
+        result = execute(sql, *arguments)
+        if "FOR UPDATE" in sql:
+            operator_waits.set()
+        return result
+
+    relay = in_a_thread(fail_the_round)
+    assert relay_waits.wait(60)
+    with connection.execute_wrapper(wrap):
+        outcome = operations.requeue(ProcessedMessage.objects.all(), BY)
+    relay.join()
+    assert outcome.done == [row.pk]
+    assert outcome.skipped == {}
+    row.refresh_from_db()
+    assert row.state == "requeued"
 
 
 def test_a_selection_of_several_batches_is_done_whole() -> None:

@@ -63,7 +63,9 @@ def do_not_fence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def adopt_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inbox, "can_adopt", lambda row, handler: inbox.is_unfinished(row))
+    monkeypatch.setattr(
+        inbox, "adopted", lambda alike, handler: next((row for row in alike if inbox.is_unfinished(row)), None)
+    )
 
 
 def sweep_what_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
