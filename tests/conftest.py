@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
+from django.test import TransactionTestCase
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from pytest_django import Settings
@@ -55,6 +56,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"{count} tests did not run. {reason.removeprefix('Skipped: ')}", red=True, bold=True
         )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _emptying() -> None:
+    """Have tests that commit leave empty tables in the quickest way; all of them do, so it is never undone."""
+    from tests.emptying import empty  # models: only once Django is set up
+
+    TransactionTestCase._fixture_teardown = empty
 
 
 @pytest.fixture(scope="session")
