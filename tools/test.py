@@ -20,6 +20,7 @@ ONCE = [
     *(f"tests/backends/{path.name}" for path in (ROOT / "tests/backends").glob("test_*.py")),
     "tests/docs",
     "tests/failures",
+    *(f"tests/model/test_{name}.py" for name in ("code", "documents", "model")),
     "tests/test_benchmarks.py",
     "tests/test_services.py",
 ]
