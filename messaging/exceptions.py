@@ -51,6 +51,10 @@ class CommitNotProven(MessagingError):
     """
 
 
+class HandlerNotRun(MessagingError):
+    """A handler gave back a generator, or another iterator of that kind, so that nothing of its body has run."""
+
+
 class HandlerTimeout(MessagingError):
     """A handler ran longer than its `timeout` and its process was killed."""
 
