@@ -71,6 +71,10 @@ class IdReused(MessagingError):
     """Another message with this id was recorded before, with other content."""
 
 
+class ConsumerFailed(MessagingError):
+    """The consumer itself cannot process a message, whatever its handler would do: an error of this app's."""
+
+
 class HandlerNotFound(MessagingError):
     """No handler of the queue takes this routing key."""
 

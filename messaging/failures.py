@@ -17,7 +17,7 @@ from messaging.inbox import AlreadyRecorded, Place
 from messaging.models import Attempt, ProcessedMessage
 from messaging.models.processed import UNCLAIMED
 from messaging.models.states import in_state
-from messaging.retry import Decision, decide
+from messaging.retry import Backoff, Decision, decide
 from messaging.sealing import compose_round
 from messaging.texts import storable
 from messaging.tracebacks import describe, fingerprint, text_of, traceback_of, type_name
@@ -36,6 +36,7 @@ class Failure:
         started: seconds since the epoch; None when no attempt was started.
         crashed: whether the process died with it.
         counted: whether the attempt is recorded already.
+        max_attempts, backoff: what a handler would say, where there is none.
     """
 
     error: BaseException
@@ -44,6 +45,8 @@ class Failure:
     started: float | None = None
     crashed: bool = False
     counted: bool = False
+    max_attempts: int | None = None
+    backoff: Backoff | None = None
 
 
 def record(place: Place, failure: Failure, database: str, settings: conf.AliasSettings) -> ProcessedMessage:
@@ -129,8 +132,8 @@ def decision_on(number: int, failure: Failure, settings: conf.AliasSettings) -> 
     return decide(
         number,
         failure.error,
-        max_attempts=(handler and handler.max_attempts) or settings.retry.max_attempts,
-        backoff=handler.backoff if handler else None,
+        max_attempts=(handler or failure).max_attempts or settings.retry.max_attempts,
+        backoff=(handler or failure).backoff,
         policy=settings.retry,
     )
 

@@ -139,9 +139,10 @@ def handler(
     _check_arguments(queue, routing_keys, options)
 
     def register(function: Function) -> Function:
-        if not callable(function) or isinstance(function, type):
-            text = f"@handler({queue!r}) needs a function, not {function!r}."
-            way = " Calling a class only makes an object: register one of its objects." if callable(function) else ""
+        given: Any = function
+        if not callable(given) or isinstance(given, type):
+            text = f"@handler({queue!r}) needs a function, not {given!r}."
+            way = " Calling a class only makes an object: register one of its objects." if callable(given) else ""
             raise ConfigurationError(text + way)
         registry.add(
             Handler(

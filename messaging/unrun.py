@@ -13,7 +13,7 @@ from django.db.models import Q
 from messaging import conf, crashes, failures, inbox
 from messaging.clock import Now
 from messaging.envelope import Envelope, address
-from messaging.exceptions import HandlerTimeout, IdReused, MessagingError, ProcessDied, WireError
+from messaging.exceptions import HandlerTimeout, IdReused, ProcessDied, WireError
 from messaging.failures import Failure
 from messaging.handlers import Handler, registry
 from messaging.inbox import AlreadyRecorded, Place, Verdict
@@ -53,14 +53,13 @@ def record_unrun(
     database: str,
     queue: str,
     envelope: Envelope,
-    error: MessagingError,
+    failure: Failure,
     *,
-    worker: str,
     settings: conf.AliasSettings,
     redelivered: bool,
     handler: Handler | None = None,
 ) -> bool:
-    """Record a message that no handler can take, or that the broker gave up, as failed.
+    """Record a message that no handler can take, or that the broker gave up.
 
     `handler` is the one that would take it. Returns whether the inbox answers for it now. Raises SetAside when a twin
     is about to record it.
@@ -72,14 +71,14 @@ def record_unrun(
         else:
             verdict = inbox.gate(row, envelope)
             if verdict is Verdict.REUSED:
-                record_reused(database, row, envelope, worker=worker, settings=settings)
+                record_reused(database, row, envelope, worker=failure.worker, settings=settings)
                 return True
             bring_content(row, envelope, database)
             if verdict is Verdict.DONE:
                 return True
             place = inbox.existing(row)
         try:
-            failures.record(place, Failure(error, worker), database, settings)
+            failures.record(place, failure, database, settings)
             return True
         except AlreadyRecorded:
             redelivered = True
