@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from inspect import isasyncgen, isawaitable, iscoroutinefunction
 from types import GeneratorType
@@ -76,18 +77,21 @@ def call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], co
 
     What it gives back is of no interest, unless that is work still to be done: it is waited for. Raises HandlerNotRun
     for what nobody can wait for.
+
+    The language or time zone that it activates, and whatever else is a context variable, ends with it.
     """
-    token = running.set(context)
-    try:
-        if iscoroutinefunction(handler.function):
-            # async_to_sync brings the ORM's calls back into this thread, and so into this transaction.
-            result = async_to_sync(handler.function)(argument)
-        else:
-            result = handler.function(argument)
-        if result is not None:
-            _finish(result, handler)
-    finally:
-        running.reset(token)
+    copy_context().run(_call, handler, argument, context)
+
+
+def _call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], context: Running) -> None:
+    running.set(context)
+    if iscoroutinefunction(handler.function):
+        # async_to_sync brings the ORM's calls back into this thread, and so into this transaction.
+        result = async_to_sync(handler.function)(argument)
+    else:
+        result = handler.function(argument)
+    if result is not None:
+        _finish(result, handler)
 
 
 def _finish(result: Any, handler: Handler) -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from django.utils import timezone, translation
 
 from messaging.exceptions import ConfigurationError
 from messaging.execution import call
@@ -186,3 +187,16 @@ def test_an_object_whose_call_is_a_generator_is_found_beforehand() -> None:
     assert is_generator(Lazy())
     assert is_generator(functools.partial(generator))
     assert not is_generator(Importer())
+
+
+def test_what_a_handler_activates_ends_with_it() -> None:
+    def activate(message: Any) -> None:
+        translation.activate("zh-hans")
+        timezone.activate("Asia/Kolkata")
+        done.append(translation.get_language())
+
+    before = translation.get_language(), timezone.get_current_timezone_name()
+    _run(activate)
+    _run(decorated(activate))
+    assert (translation.get_language(), timezone.get_current_timezone_name()) == before
+    assert done == ["zh-hans", "zh-hans"]
