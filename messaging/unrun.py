@@ -19,6 +19,7 @@ from messaging.handlers import Handler, registry
 from messaging.inbox import AlreadyRecorded, Place, Verdict
 from messaging.ledger import Entry
 from messaging.models import ProcessedMessage, Worker
+from messaging.models.operations import STOPPED
 from messaging.models.processed import UNCLAIMED
 from messaging.models.states import in_state
 from messaging.outages import Outages
@@ -26,7 +27,6 @@ from messaging.texts import storable
 from messaging.wire import Properties
 
 STOPPING = "stopping"  # a worker's status once it is asked to stop
-STOPPED = "Interrupted by a stop of its worker."
 UNBEGUN = "Its worker was lost before its handler began."
 AWAY = "Its claim ran out while the database could not be used."
 LOOKS = 10  # at a row that others keep changing
@@ -114,7 +114,7 @@ def record_counted(
     bring_content(row, envelope, database)
     if row.interrupted:
         with suppress(WireError):  # it was damaged since, so that it can only be failed
-            failures.send_round(inbox.existing(row), worker, database)
+            failures.send_round(inbox.existing(row), worker, database, why=STOPPED)
             return
     last = row.attempt_set.order_by("-id").first()
     is_late = last is not None and last.exception_type.endswith(".HandlerTimeout")
