@@ -17,6 +17,7 @@ from typing import Any, cast
 from django.db import connections
 from django.utils.autoreload import iter_all_python_module_files
 
+from messaging import forks
 from messaging.child_process import EXIT_CONFIGURATION, STOP_SIGNALS, VARIABLE
 from messaging.consumer import Consumer, Plan
 from messaging.deaths import Deaths
@@ -54,6 +55,10 @@ class Control(threading.Thread):
         self._on_stop = on_stop
         self._on_release = on_release
         self._sending = threading.Lock()
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._reader.fileno()
 
     def crashed(self) -> list[dict[str, Any]]:
         """What the predecessors died of, as the supervisor says first. Call it before `start()`."""
@@ -111,6 +116,7 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
     control.start()
     if reload and role["index"] == 0:
         threading.Thread(target=_report_files, args=(control,), name="messaging-files", daemon=True).start()
+    forks.watch(control)
     _keep_connections()
     name = f"{socket.gethostname()[:150]}:{os.getpid()}:{secrets.token_hex(2)}"
     try:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from messaging.ledger import Ledger, Running
+from messaging.offspring import end, offspring_of
 
 logger = logging.getLogger("messaging.supervisor")
 
@@ -56,6 +57,7 @@ class Child:
         self._crashed: list[dict[str, Any]] = []  # not yet recorded by a successor
         self._overdue: list[Running] = []
         self._files: list[str] = []
+        self._offspring: list[int] = []  # to be ended with it
         self._failures = 0
         self._started_at = self._start_at = 0.0
         self._leave_by: float | None = None  # set once it was asked to stop
@@ -130,6 +132,7 @@ class Child:
         """Have it hand over what it runs and end, blaming nobody; `enforce_stop()` kills it if it does not, soon."""
         if self._kill_at is None and self.is_running:
             self._kill_at = time.monotonic() + RELEASE_TIME
+            self._offspring = offspring_of(self.pid)
             self._tell({"release": True})
 
     def enforce_stop(self) -> None:
@@ -137,7 +140,7 @@ class Child:
         now = time.monotonic()
         if self._kill_at is not None:
             if now > self._kill_at and self._process is not None:
-                self._process.kill()
+                self._kill()
         elif self._leave_by is not None and now > self._leave_by:
             logger.warning("Process %s still runs handlers: it is replaced now.", self.pid)
             self.release()
@@ -149,7 +152,7 @@ class Child:
             self._overdue = overdue
             for running in overdue:
                 logger.warning("%s %s: killing process %s.", running.entry.handler, _too_long(running), self.pid)
-            self._process.kill()
+            self._kill()
 
     def bury(self, *, blame: bool) -> bool:
         """After its end, once: note what it was running and when the next may start.
@@ -161,6 +164,8 @@ class Child:
         """
         if self._process is None or self._socket is None:
             return False
+        end(self._offspring)
+        self._offspring = []
         self.read_reports()
         self._socket.close()
         self._socket = None
@@ -173,6 +178,12 @@ class Child:
         elif blame:
             self._note_end(status, running)
         return False
+
+    def _kill(self) -> None:
+        """Kill it, and what its handlers have forked: nobody waits for that any more."""
+        if self._process is not None:
+            self._offspring = offspring_of(self.pid)
+            self._process.kill()
 
     def read_reports(self) -> None:
         """Take in what the child has said since."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from django.db import connections, transaction
 
 from messaging.database import is_doomed, transaction_mode
 from messaging.exceptions import CommitNotProven, HandlerNotRun
+from messaging.forks import end_fork
 from messaging.handlers import Handler
 from messaging.message import ReceivedMessage, Running, running
 from messaging.proof import UNPROVEN, Proof
@@ -78,9 +80,15 @@ def call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], co
     What it gives back is of no interest, unless that is work still to be done: it is waited for. Raises HandlerNotRun
     for what nobody can wait for.
 
-    The language or time zone that it activates, and whatever else is a context variable, ends with it.
+    The language or time zone that it activates, and whatever else is a context variable, ends with it. So does a
+    process that it forks and that comes back here.
     """
-    copy_context().run(_call, handler, argument, context)
+    own = os.getpid()
+    try:
+        copy_context().run(_call, handler, argument, context)
+    finally:
+        if os.getpid() != own:
+            end_fork()
 
 
 def _call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], context: Running) -> None:
