@@ -129,12 +129,12 @@ def test_a_message_that_no_handler_knows_is_parked_and_can_be_requeued(site: Sit
 
 @pytest.mark.mode(39)
 def test_a_key_that_only_a_newer_version_handles_waits_for_it(site: SiteFactory) -> None:
-    made = site(db="postgres", handlers=HANDLERS)
+    made = site(db="postgres", handlers=HANDLERS.replace('"work.#", backoff=0.1', '"work.#", backoff=3'))
     old = consume(made, "--no-reload")
     with channel(made) as broker:
         broker.queue_bind("work", "messaging", "brand.new")
         json = pika.BasicProperties(content_type="application/json", message_id="new")
-        broker.basic_publish("messaging", "brand.new", b'"new"', json, mandatory=True)
+        broker.basic_publish("messaging", "brand.new", b"{}", json, mandatory=True)
     query = "SELECT state, attempts, retry_at - ended_at FROM messaging_processedmessage m, messaging_attempt a"
     wait_until(lambda: made.states() == {"retrying": 1}, what="the first retry")
     ((state, attempts, pause),) = made.sql(f"{query} WHERE a.message_id = m.id AND number = 1")[:1]
