@@ -10,12 +10,22 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from django.db import InterfaceError, InternalError, OperationalError, connections, transaction
+from django.db import Error, connections, transaction
 from django.db.models import F
 
 from messaging import conf, failures, signals, unrun
 from messaging.clock import Now
-from messaging.database import Local, close_old, is_conflict, is_database_error, is_lost, reconnect, was_idle
+from messaging.database import (
+    Local,
+    close_old,
+    is_conflict,
+    is_database_error,
+    is_lost,
+    is_too_long,
+    is_unfit,
+    reconnect,
+    was_idle,
+)
 from messaging.envelope import Envelope
 from messaging.exceptions import DatabaseUnavailable
 from messaging.execution import proven_commit
@@ -149,6 +159,7 @@ class Attempts:
     def _try(self, work: Work, place: Place, started: float) -> None:
         failure: Failure | None = None
         for rerun in range(RERUNS + 1):
+            work.has_begun, began = False, time.monotonic()
             try:
                 self._run(work, place, started, last_resort=rerun > 0)
                 return
@@ -163,8 +174,12 @@ class Attempts:
                 self._station.claims.end_here()
                 kill_point("processor.rolled_back")
                 self._station.outages.raise_if_away(error, work.database)
+                if not work.has_begun and isinstance(error, Error):
+                    _refresh(error, place, work.database, is_last=rerun == RERUNS)
+                    continue
                 failure = Failure(error, self._station.worker, work.handler, started)
-                if rerun == RERUNS or not _worth_rerunning(error, place, work.database):
+                took = time.monotonic() - began
+                if rerun == RERUNS or not _worth_rerunning(error, place, work.database, took):
                     self._record(place, failure, work)
                     return
                 close_old()
@@ -207,7 +222,7 @@ class Attempts:
     def _call(
         self, work: Work, message: ReceivedMessage, cause: uuid.UUID | None = None, derivation: int | None = None
     ) -> None:
-        handler = work.handler
+        handler, work.has_begun = work.handler, True
         context = Running(message, handler.database, handler.atomic, cause, derivation)
         self._station.call(handler, [message] if handler.batch is not None else message, context)
 
@@ -223,14 +238,20 @@ class Attempts:
 
     def _insist(self, work: Work, write: Callable[[], object], words: tuple[str, str]) -> None:
         """Commit what nothing but this thread knows, however long the database or a lock is in the way."""
-        waits = False
+        waits = is_renewed = False
         while True:
             close_old()  # the connection may have been idle for hours, or left behind unfit by the handler
             try:
                 with self._station.outages.watch(work.database):
                     write()
                 break
-            except (DatabaseUnavailable, SetAside, OperationalError, InterfaceError, InternalError) as error:
+            except (DatabaseUnavailable, SetAside, Error) as error:
+                if is_unfit(error, work.database) and not is_renewed:  # perhaps by what the handler left in its session
+                    is_renewed = True
+                    reconnect(work.database)
+                    continue
+                if isinstance(error, Error) and not is_database_error(error):
+                    raise
                 if is_lost(error, work.database):
                     reconnect(work.database)
                 if not waits:
@@ -291,18 +312,27 @@ def _cause(row: ProcessedMessage, handler: Handler) -> uuid.UUID:
     return uuid.uuid5(row.key, json.dumps([row.alias, row.queue, handler.name]))
 
 
-def _worth_rerunning(error: BaseException, place: Place, database: str) -> bool:
+def _refresh(error: Error, place: Place, database: str, *, is_last: bool) -> None:
+    """Before another try at a record of ours that failed before its handler began: that is nobody's attempt.
+
+    Raises the error where another try would be of no use.
+    """
+    if is_last or not (place.escape(error) or is_conflict(error) or is_unfit(error, database)):
+        raise error
+    reconnect(database)
+
+
+def _worth_rerunning(error: BaseException, place: Place, database: str, took: float) -> bool:
     """After a conflict, a connection that was lost while the database is up, or a value that can be written escaped.
 
-    Not after a handler that slept for longer than the server lets it: that used its time up.
+    Not after a handler that took longer, in seconds, than the server lets a transaction be idle: that used its time up.
     """
     if was_idle(error):
         return False
-    if is_lost(error, database):
+    if is_lost(error, database) or (is_database_error(error) and not connections[database].is_usable()):
         reconnect(database)
-        return True
-    lost = is_database_error(error) and not connections[database].is_usable()
-    return lost or is_conflict(error) or place.escape(error)
+        return not is_too_long(database, took)
+    return is_conflict(error) or place.escape(error)
 
 
 def _near_limit(envelope: Envelope, queue: conf.QueueSettings) -> bool:

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import base64
 import json
+from encodings import normalize_encoding
+from encodings.aliases import aliases
 from typing import Any
 
 from django.core.serializers.json import DjangoJSONEncoder
 
 from messaging.exceptions import PayloadError, WireError
+from messaging.texts import storable
 
-# Encodings of Python's that no other program calls a charset; decoding the first two takes hours for a few megabytes.
-NO_CHARSETS = frozenset({"punycode", "idna", "undefined", "unicode_escape", "raw_unicode_escape"})
+# Encodings of Python's that no other program calls a charset: what is not for texts, and what takes hours to decode.
+NO_CHARSETS = frozenset({
+    "punycode", "idna", "undefined", "unicode_escape", "raw_unicode_escape", "charmap", "mbcs", "oem",
+    "base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec", "zlib_codec",
+})  # fmt: skip
+# Those that Python has no other name for.
+_FURTHER = {
+    *("utf_8_sig", "koi8_r", "koi8_t", "koi8_u", "cp720", "cp737", "cp856", "cp874", "cp875", "cp1006", "palmos"),
+    *("mac_arabic", "mac_croatian", "mac_farsi", "mac_romanian"),
+}
+# Looked up here, because Python keeps every name that it was ever asked for.
+CHARSETS = {name: name for name in {*aliases.values(), *_FURTHER} - NO_CHARSETS}
+CHARSETS |= {alias: name for alias, name in aliases.items() if name in CHARSETS}
+
+LONGEST_CHARSET = 40  # characters of a name
 
 _json = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
@@ -97,7 +113,8 @@ def _charset(content_type: str | None) -> str:
         name, _, value = parameter.partition("=")
         if name.strip().lower() == "charset" and value.strip():
             charset = value.strip().strip('"')
-            if charset.lower().replace("-", "_") in NO_CHARSETS:
-                raise LookupError(f"unknown encoding: {charset}")
-            return charset
+            known = CHARSETS.get(normalize_encoding(charset[:LONGEST_CHARSET].lower()).replace(".", "_"))
+            if known is None:
+                raise LookupError(f"unknown encoding: {storable(charset, LONGEST_CHARSET)}")
+            return known
     return "utf-8"

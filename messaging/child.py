@@ -17,6 +17,7 @@ from typing import Any, cast
 from django.db import connections
 from django.utils.autoreload import iter_all_python_module_files
 
+from messaging import forks, repeats
 from messaging.child_process import EXIT_CONFIGURATION, STOP_SIGNALS, VARIABLE
 from messaging.consumer import Consumer, Plan
 from messaging.deaths import Deaths
@@ -25,6 +26,7 @@ from messaging.garbage import set_loaded_aside
 from messaging.ledger import Ledger
 from messaging.processor import Processor
 from messaging.relay import Relay
+from messaging.watchdog import Pulse
 
 logger = logging.getLogger("messaging.consumer")
 
@@ -54,6 +56,10 @@ class Control(threading.Thread):
         self._on_stop = on_stop
         self._on_release = on_release
         self._sending = threading.Lock()
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._reader.fileno()
 
     def crashed(self) -> list[dict[str, Any]]:
         """What the predecessors died of, as the supervisor says first. Call it before `start()`."""
@@ -111,11 +117,14 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
     control.start()
     if reload and role["index"] == 0:
         threading.Thread(target=_report_files, args=(control,), name="messaging-files", daemon=True).start()
+    forks.watch(control)
+    repeats.limit()
     _keep_connections()
     name = f"{socket.gethostname()[:150]}:{os.getpid()}:{secrets.token_hex(2)}"
     try:
         consumer = Consumer(plan, name, Ledger.attach(role["ledger"], role["slots"]))
         release.processor = consumer.processor
+        Pulse(role.get("stacks", -1), lambda: control.report(alive=True), consumer.note_freeze).start()
         deaths = Deaths(crashed, consumer.processor, lambda: control.report(recorded=1), stopping)
         deaths.record()
         sender = _RelayThread(plan.alias, name, stopping) if relay and (plan.burst or role["index"] == 0) else None

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from messaging.ledger import Ledger, Running
+from messaging.offspring import end, offspring_of
+from messaging.watchdog import Watch
 
 logger = logging.getLogger("messaging.supervisor")
 
@@ -36,11 +38,13 @@ class Command:
         arguments: its command line.
         environment: its environment.
         slots: how many worker threads it has.
+        freeze_timeout: seconds for which it may do nothing beside a handler that holds the interpreter's lock.
     """
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     slots: int
+    freeze_timeout: float | None = None
 
 
 class Child:
@@ -50,12 +54,15 @@ class Child:
         self._command = command
         self._index = index
         self._ledger = Ledger.create(command.slots)
+        self._watch = Watch(command.freeze_timeout)
+        self._is_frozen = False  # set once it is killed for it
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._received = b""
         self._crashed: list[dict[str, Any]] = []  # not yet recorded by a successor
         self._overdue: list[Running] = []
         self._files: list[str] = []
+        self._offspring: list[int] = []  # to be ended with it
         self._failures = 0
         self._started_at = self._start_at = 0.0
         self._leave_by: float | None = None  # set once it was asked to stop
@@ -85,6 +92,8 @@ class Child:
         """Start a process. It first records what its predecessors died of."""
         ours, theirs = socket.socketpair()
         self._ledger.clear()
+        self._watch.begin()
+        self._is_frozen = False
         self._overdue, self._leave_by, self._kill_at, self._has_finished = [], None, None, False
         self._received, self._socket, self._started_at = b"", ours, time.monotonic()
         ours.setblocking(False)
@@ -93,14 +102,16 @@ class Child:
             "control": theirs.fileno(),
             "ledger": self._ledger.fd,
             "slots": self._ledger.slots,
+            "stacks": self._watch.fd,
         }
+        inherited = (theirs.fileno(), self._ledger.fd, *([self._watch.fd] if self._watch.fd >= 0 else []))
         # Inherited as blocked: a Ctrl-C that reaches the child while it loads must not kill it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self._process = subprocess.Popen(
                 self._command.arguments,
                 env={**self._command.environment, VARIABLE: json.dumps(role)},
-                pass_fds=(theirs.fileno(), self._ledger.fd),
+                pass_fds=inherited,
             )
         except OSError as error:  # such as no memory left for it
             self._socket = None
@@ -130,6 +141,7 @@ class Child:
         """Have it hand over what it runs and end, blaming nobody; `enforce_stop()` kills it if it does not, soon."""
         if self._kill_at is None and self.is_running:
             self._kill_at = time.monotonic() + RELEASE_TIME
+            self._offspring = offspring_of(self.pid)
             self._tell({"release": True})
 
     def enforce_stop(self) -> None:
@@ -137,7 +149,7 @@ class Child:
         now = time.monotonic()
         if self._kill_at is not None:
             if now > self._kill_at and self._process is not None:
-                self._process.kill()
+                self._kill()
         elif self._leave_by is not None and now > self._leave_by:
             logger.warning("Process %s still runs handlers: it is replaced now.", self.pid)
             self.release()
@@ -149,7 +161,18 @@ class Child:
             self._overdue = overdue
             for running in overdue:
                 logger.warning("%s %s: killing process %s.", running.entry.handler, _too_long(running), self.pid)
-            self._process.kill()
+            self._kill()
+
+    def enforce_life(self, *, may_end: bool) -> None:
+        """Say so when it does nothing beside one handler, and kill it where that is limited and `may_end`."""
+        handlers = sorted({found.entry.handler for found in self._ledger.running_entries()})
+        if self._watch.look(self.pid, handlers) and may_end and not self._is_frozen:
+            self._is_frozen = True
+            logger.error("Process %s %s: it is killed.", self.pid, self._froze())
+            self._kill()
+
+    def _froze(self) -> str:
+        return f"has done nothing beside one handler for more than {self._watch.limit or 0:g} s"
 
     def bury(self, *, blame: bool) -> bool:
         """After its end, once: note what it was running and when the next may start.
@@ -161,6 +184,8 @@ class Child:
         """
         if self._process is None or self._socket is None:
             return False
+        end(self._offspring)
+        self._offspring = []
         self.read_reports()
         self._socket.close()
         self._socket = None
@@ -173,6 +198,12 @@ class Child:
         elif blame:
             self._note_end(status, running)
         return False
+
+    def _kill(self) -> None:
+        """Kill it, and what its handlers have forked: nobody waits for that any more."""
+        if self._process is not None:
+            self._offspring = offspring_of(self.pid)
+            self._process.kill()
 
     def read_reports(self) -> None:
         """Take in what the child has said since."""
@@ -204,6 +235,8 @@ class Child:
     def _take_report(self, report: Mapping[str, Any]) -> None:
         if report.get("recorded"):
             del self._crashed[:1]
+        if report.get("alive"):
+            self._watch.heard(self.pid)
         self._files += report.get("files", ())
         self._has_finished = self._has_finished or bool(report.get("finished"))
 
@@ -225,9 +258,8 @@ class Child:
             self._crashed += [_crash(found) for found in spared]
             return
         blamed = [found for found in running if found.entry.batch == 1]
-        self._crashed += [
-            _crash(found, "ProcessDied", f"The process that ran it {describe(status)}.") for found in blamed
-        ]
+        how = f"{self._froze()}, and was killed" if self._is_frozen else describe(status)
+        self._crashed += [_crash(found, "ProcessDied", f"The process that ran it {how}.") for found in blamed]
         # Each death that somebody is blamed for costs an attempt, so that their series ends without longer pauses.
         pause = self._pause(grows=not blamed)
         logger.error(

@@ -16,6 +16,7 @@ from django.db.models.sql import InsertQuery
 from messaging.clock import Now
 from messaging.database import Local, brief_locks, setting
 from messaging.prepared import can_prepare, execute
+from messaging.session import STATE, compare
 
 # Fields whose plain values every driver takes as they are.
 _PLAIN = (models.CharField, models.TextField, models.IntegerField, models.BooleanField)
@@ -52,6 +53,8 @@ def insert(row: models.Model, database: str, *, lock_wait: float | None = None, 
         database: alias of `DATABASES`.
         lock_wait: seconds to wait for another transaction that inserts a row with the same key; None for the session's.
         local: what the same statement sets for the rest of the transaction, on PostgreSQL; only with `lock_wait`.
+
+    With `lock_wait`, raises SessionChanged where an earlier transaction left its session in another state.
     """
     connection = connections[database]
     values = None if _is_watched(type(row)) else _values(row, connection)
@@ -155,19 +158,22 @@ def _insert(
         sql = _statements[shape] = _compile(type(row), values, connection, lock_wait, local)
     # As with the ORM: a caller that swallows the error does not commit the rest.
     with transaction.mark_for_rollback_on_error(using=connection.alias):
-        row.pk = _execute(connection, sql, list(values.given.values()))
+        found = _execute(connection, sql, list(values.given.values()))
+        row.pk = found[0]
+        if lock_wait is not None:
+            compare(connection, found[1])
     row._state.adding, row._state.db = False, connection.alias
     for name in (*values.moments, *values.defaults):
         del row.__dict__[name]
 
 
 def _execute(connection: BaseDatabaseWrapper, sql: str, params: list[Any]) -> Any:
-    """Run an INSERT; returns the row's key."""
+    """Run an INSERT; returns what it returns, first of all the row's key."""
     if can_prepare(connection):
-        return execute(connection, sql, params)[0]
+        return execute(connection, sql, params)
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
-        return cursor.fetchone()[0] if connection.features.can_return_columns_from_insert else cursor.lastrowid
+        return cursor.fetchone() if connection.features.can_return_columns_from_insert else (cursor.lastrowid,)
 
 
 def _compile(
@@ -189,7 +195,7 @@ def _compile(
     if lock_wait is not None:
         # The limit is set before the row is inserted and taken back behind it: no statements of their own.
         limit = f"set_config('lock_timeout', '{int(lock_wait * 1000)}', true)"
-        back = f"RETURNING {key}, {setting((('lock_timeout', 'NULL'), *local))}"
+        back = f"RETURNING {key}, {STATE}, {setting((('lock_timeout', 'NULL'), *local))}"
         return f"{head} SELECT {selected} FROM {limit} {back}"  # noqa: S608  quoted names and places for values
     returning = f" RETURNING {key}" if connection.features.can_return_columns_from_insert else ""
     return f"{head} VALUES ({selected}){returning}"

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 TICK = 0.5  # seconds
 GIVE_BACK_AFTER = 300.0  # seconds; the broker's own patience ends at 30 minutes
 KEEP_CONSUMING = 10.0  # seconds of a database's absence after which the broker keeps what it has
+FROZEN_SHOWN = 600.0  # seconds for which a worker's state tells that it could do nothing else
 DEAD_PREFETCH = 10
 MAX_PREFETCH = 65535  # that AMQP can ask for
 
@@ -112,6 +113,7 @@ class Consumer:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._idle_since: float | None = None
+        self._froze = 0.0, -FROZEN_SHOWN  # for how long, and when that ended
 
     def run(self) -> None:
         """Consume until `stop()`, or with `burst` until there is nothing left.
@@ -133,6 +135,10 @@ class Consumer:
         """Finish what runs, hand back the rest; `run()` returns then. Called from any thread."""
         self._stopping.set()
         self._wake.set()
+
+    def note_freeze(self, seconds: float) -> None:
+        """A handler kept everything else in this process from running for so long: operators are to read it."""
+        self._froze = seconds, time.monotonic()
 
     def _step(self) -> None:
         self._look_after_claims()
@@ -204,6 +210,9 @@ class Consumer:
         if not self._subscription.is_well:
             return "waiting for the broker"
         status = f"running {self._backlog.running}, waiting {self._backlog.waiting}"
+        seconds, ended = self._froze
+        if time.monotonic() - ended < FROZEN_SHOWN:
+            status += f"; a handler kept all else from running for {seconds:.0f} s"
         held = self._backlog.held
         if not held:
             return status

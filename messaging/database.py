@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeAlias, TypeVar, cast
 
-from django.db import DataError, InterfaceError, InternalError, OperationalError, connections
+from django.db import DataError, Error, IntegrityError, InterfaceError, InternalError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from messaging.patience import bound
+from messaging.session import STATE, SessionChanged, compare
 
 CONFLICTS = {"40001", "40P01"}  # PostgreSQL: serialization failure, deadlock
 MYSQL_CONFLICTS = {1020, 1213}  # record changed since it was read (MariaDB's snapshot isolation), deadlock
@@ -21,14 +22,23 @@ MYSQL_LOCK_WAITS = {1205, 3572}  # lock wait timeout exceeded
 MYSQL_REFUSALS = {1366, 3157, 3819, 4025}
 POSTGRESQL_IN_ERROR = 3  # libpq's PQTRANS_INERROR
 READ_ONLY = "25006"  # PostgreSQL: a server that is no longer the primary, on a connection from before
+FORGOTTEN = "26000"  # PostgreSQL: a statement that was prepared, until a handler executed DEALLOCATE ALL
 # The server ended the session or the connection broke; "" where the driver itself noticed.
-LOST = {"", READ_ONLY, "57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}
+LOST = {"", READ_ONLY, FORGOTTEN, "57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}
 MYSQL_LOST = {0, 1927, 2006, 2013, 2055, 4031}
 # PostgreSQL: disk full, out of memory, input or output error. SQLite's have names instead.
 UNABLE = {"53100", "53200", "58030"}
 MYSQL_UNABLE = {1021, 1114, 1290, 1836}  # disk full, table full, read-only (twice)
 SQLITE_UNABLE = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")
 IDLE = {"25P03", "25P04"}  # PostgreSQL: a transaction that was idle, or open, for longer than is allowed
+MYSQL_IDLE = {4031}
+# Where the server says how long that may be: seconds, 0 for as long as it likes.
+_PATIENCE = {
+    "postgresql": "SELECT setting::bigint / 1000.0 FROM pg_settings WHERE name IN "
+    "('idle_in_transaction_session_timeout', 'transaction_timeout')",
+    "mysql": "SHOW VARIABLES WHERE Variable_name IN "
+    "('wait_timeout', 'idle_transaction_timeout', 'idle_write_transaction_timeout')",
+}
 BATCH = 1000  # rows of one INSERT
 BATCH_BYTES = 4 * 1024 * 1024  # a quarter of MariaDB's own limit: quoted, a byte may take two
 
@@ -101,12 +111,16 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def is_lost(error: BaseException, database: str) -> bool:
-    """Whether the connection broke under a statement, or leads to a read-only server, so that a new one will do.
+    """Whether the connection broke under a statement, or its session is unfit, so that a new one will do.
 
     An error without a driver's behind it is somebody else's. Within a test's transaction no other connection will do.
     """
     connection = connections[database]
-    if not is_database_error(error) or error.__cause__ is None or connection.in_atomic_block:
+    if connection.in_atomic_block:
+        return False
+    if isinstance(error, SessionChanged):
+        return True
+    if not is_database_error(error) or error.__cause__ is None:
         return False
     state, code = _codes(error)
     if connection.vendor == "postgresql":
@@ -114,9 +128,36 @@ def is_lost(error: BaseException, database: str) -> bool:
     return connection.vendor == "mysql" and (code is None or code in MYSQL_LOST)
 
 
+def is_unfit(error: BaseException, database: str) -> bool:
+    """Whether a statement of ours may have failed because of its session, so that a new one may do.
+
+    It was lost, or a handler has left it with another search path or role, or with a limit on statements.
+    """
+    if is_lost(error, database):
+        return True
+    if not isinstance(error, Error) or isinstance(error, (IntegrityError, DataError)):
+        return False
+    return not (is_lock_wait(error) or is_conflict(error) or connections[database].in_atomic_block)
+
+
 def was_idle(error: BaseException) -> bool:
-    """Whether PostgreSQL ended the session because its transaction did nothing, or was open, for too long."""
-    return is_database_error(error) and _codes(error)[0] in IDLE
+    """Whether the server says that it ended the session because that did nothing, or was open, for too long."""
+    state, code = _codes(error)
+    return is_database_error(error) and (state in IDLE or code in MYSQL_IDLE)
+
+
+def is_too_long(database: str, seconds: float) -> bool:
+    """Whether the server lets no transaction be idle, or open, for so long: some end it without saying why."""
+    connection = connections[database]
+    if connection.vendor not in _PATIENCE:
+        return False
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(_PATIENCE[connection.vendor])
+            limits = [float(row[-1]) for row in cursor.fetchall()]
+    except Error:
+        return False
+    return any(0 < limit <= seconds for limit in limits)
 
 
 def is_doomed(connection: BaseDatabaseWrapper) -> bool:
@@ -163,6 +204,8 @@ def batches(rows: Sequence[Row], size_of: Callable[[Row], int], most: int = BATC
 def brief_locks(connection: BaseDatabaseWrapper, seconds: float, local: Local = ()) -> Iterator[None]:
     """Inside a transaction, wait at most `seconds` for locks; an error ends the transaction, and with it the limit.
 
+    Raises SessionChanged where an earlier transaction left its session in another state.
+
     Args:
         connection: which one.
         seconds: to wait.
@@ -170,7 +213,9 @@ def brief_locks(connection: BaseDatabaseWrapper, seconds: float, local: Local = 
     """
     if connection.vendor == "postgresql":
         wait = ("lock_timeout", f"'{int(seconds * 1000)}'")
-        _execute(connection, f"SELECT {setting((wait, *local))}")
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {STATE}, {setting((wait, *local))}")
+            compare(connection, cursor.fetchone()[0])
         yield
         _execute(connection, "SET LOCAL lock_timeout TO DEFAULT")
     elif connection.vendor == "mysql":

@@ -136,15 +136,15 @@ class Drain:
     def _jobs(self, arrivals: Iterable[Arrival]) -> Iterator[tuple[Handler | None, list[Arrival]]]:
         """What is processed together: a batch handler's messages, everything else alone."""
         jobs: list[tuple[Handler | None, list[Arrival]]] = []
-        filling: dict[tuple[str, str], list[Arrival]] = {}
+        filling: dict[int, list[Arrival]] = {}  # by handler
         for arrival in arrivals:
             handler = None if arrival.queue in self._dead else self._processor.route(arrival)
             if handler is None or handler.batch is None:
                 jobs.append((handler, [arrival]))
                 continue
-            batch = filling.get((handler.queue, handler.name))
+            batch = filling.get(id(handler))
             if batch is None or len(batch) == handler.batch:
-                batch = filling[handler.queue, handler.name] = []
+                batch = filling[id(handler)] = []
                 jobs.append((handler, batch))
             batch.append(arrival)
         return iter(jobs)

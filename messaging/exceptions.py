@@ -51,6 +51,10 @@ class CommitNotProven(MessagingError):
     """
 
 
+class HandlerNotRun(MessagingError):
+    """A handler gave back a generator, or another iterator of that kind, so that nothing of its body has run."""
+
+
 class HandlerTimeout(MessagingError):
     """A handler ran longer than its `timeout` and its process was killed."""
 
@@ -65,6 +69,10 @@ class DeadLettered(MessagingError):
 
 class IdReused(MessagingError):
     """Another message with this id was recorded before, with other content."""
+
+
+class ConsumerFailed(MessagingError):
+    """The consumer itself cannot process a message, whatever its handler would do: an error of this app's."""
 
 
 class HandlerNotFound(MessagingError):

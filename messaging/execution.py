@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Awaitable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
-from inspect import iscoroutinefunction
+from inspect import isasyncgen, isawaitable, iscoroutinefunction
+from types import GeneratorType
+from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.db import connections, transaction
 
 from messaging.database import is_doomed, transaction_mode
-from messaging.exceptions import CommitNotProven
+from messaging.exceptions import CommitNotProven, HandlerNotRun
+from messaging.forks import end_fork
 from messaging.handlers import Handler
 from messaging.message import ReceivedMessage, Running, running
 from messaging.proof import UNPROVEN, Proof
 from messaging.savepoints import run_commit_hooks
 
 logger = logging.getLogger("messaging.processor")
+
+LAZY = (GeneratorType, map, filter)  # what does nothing until somebody asks for its items
 
 
 @dataclass
@@ -67,13 +75,48 @@ def proven_commit(database: str, what: object, *, mode: str) -> Iterator[Proof]:
 
 
 def call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], context: Running) -> None:
-    """Call a handler, sync or async, so that `publish()` inside it knows what it runs for."""
-    token = running.set(context)
+    """Call a handler, sync or async, so that `publish()` inside it knows what it runs for.
+
+    What it gives back is of no interest, unless that is work still to be done: it is waited for. Raises HandlerNotRun
+    for what nobody can wait for.
+
+    The language or time zone that it activates, and whatever else is a context variable, ends with it. So does a
+    process that it forks and that comes back here.
+    """
+    own = os.getpid()
     try:
-        if iscoroutinefunction(handler.function):
-            # async_to_sync brings the ORM's calls back into this thread, and so into this transaction.
-            async_to_sync(handler.function)(argument)
-        else:
-            handler.function(argument)
+        copy_context().run(_call, handler, argument, context)
     finally:
-        running.reset(token)
+        if os.getpid() != own:
+            end_fork()
+
+
+def _call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], context: Running) -> None:
+    running.set(context)
+    if iscoroutinefunction(handler.function):
+        # async_to_sync brings the ORM's calls back into this thread, and so into this transaction.
+        result = async_to_sync(handler.function)(argument)
+    else:
+        result = handler.function(argument)
+    if result is not None:
+        _finish(result, handler)
+
+
+def _finish(result: Any, handler: Handler) -> None:
+    """Do what a handler has left to whoever takes its result, as a decorated one does."""
+    while result is not None:
+        if isawaitable(result):
+            result = async_to_sync(_awaited)(result)
+        elif isinstance(result, Future):
+            result = result.result()
+        elif isinstance(result, LAZY) or isasyncgen(result):
+            raise HandlerNotRun(
+                f"The handler {handler.name} gave back a {type(result).__name__}, of which nothing has run: is there a "
+                "`yield` in it, behind a decorator? Have it return nothing."
+            )
+        else:
+            return
+
+
+async def _awaited(result: Awaitable[Any]) -> Any:
+    return await result

@@ -7,6 +7,7 @@ from typing import Any
 
 from messaging.logs import one_line
 from messaging.models import ProcessedMessage
+from messaging.repeats import KIND
 from messaging.signals import message_failed, message_retrying
 
 logger = logging.getLogger("messaging.consumer")
@@ -19,11 +20,17 @@ def connect() -> None:
 
 
 def _on_retrying(row: ProcessedMessage, attempt: int, **_facts: Any) -> None:
-    logger.warning("%s: attempt %s failed and will be repeated: %s", _name(row), attempt, one_line(row.error))
+    text = "%s: attempt %s failed and will be repeated: %s"
+    logger.warning(text, _name(row), attempt, one_line(row.error), extra=_kind(row))
 
 
 def _on_failed(row: ProcessedMessage, **_facts: Any) -> None:
-    logger.error("%s failed and waits for an operator: %s", _name(row), one_line(row.error))
+    logger.error("%s failed and waits for an operator: %s", _name(row), one_line(row.error), extra=_kind(row))
+
+
+def _kind(row: ProcessedMessage) -> dict[str, Any]:
+    """What tells its lines from others; classes of exceptions are few, and no stranger's choice."""
+    return {KIND: (row.alias, row.queue, row.exception_type)}
 
 
 def _name(row: ProcessedMessage) -> str:

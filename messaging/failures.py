@@ -14,10 +14,10 @@ from messaging.clock import Now
 from messaging.exceptions import Reject, WireError
 from messaging.handlers import Handler
 from messaging.inbox import AlreadyRecorded, Place
-from messaging.models import Attempt, ProcessedMessage
+from messaging.models import Attempt, AuditRecord, ProcessedMessage
 from messaging.models.processed import UNCLAIMED
 from messaging.models.states import in_state
-from messaging.retry import Decision, decide
+from messaging.retry import Backoff, Decision, decide
 from messaging.sealing import compose_round
 from messaging.texts import storable
 from messaging.tracebacks import describe, fingerprint, text_of, traceback_of, type_name
@@ -36,6 +36,7 @@ class Failure:
         started: seconds since the epoch; None when no attempt was started.
         crashed: whether the process died with it.
         counted: whether the attempt is recorded already.
+        max_attempts, backoff: what a handler would say, where there is none.
     """
 
     error: BaseException
@@ -44,6 +45,8 @@ class Failure:
     started: float | None = None
     crashed: bool = False
     counted: bool = False
+    max_attempts: int | None = None
+    backoff: Backoff | None = None
 
 
 def record(place: Place, failure: Failure, database: str, settings: conf.AliasSettings) -> ProcessedMessage:
@@ -111,14 +114,33 @@ def send_round(place: Place, worker: str, database: str, *, why: str = "") -> No
         place: its row.
         worker: who says so.
         database: where its row is.
-        why: what the operator reads; "" to leave what stands there.
+        why: what the operator reads, also in the message's timeline; "" to leave what stands there.
     """
     values: dict[str, Any] = {"state": State.RETRYING, "worker": worker, "retry_at": Now(), **UNCLAIMED}
     if why:
         values |= {"error": why, "exception_type": "", "fingerprint": ""}
     with place.tentative(), transaction.atomic(using=database):
+        before = place.row.state
         place.write(database, next_round=place.row.round + 1, **values)
         compose_round(place.row, Now()).save(using=database, force_insert=True)
+        if why:
+            _interruption(place.row, before, why, worker).save(using=database, force_insert=True)
+
+
+def _interruption(row: ProcessedMessage, before: str, why: str, worker: str) -> AuditRecord:
+    """What is to be read of a run that was no attempt, when the message has long been processed."""
+    return AuditRecord(
+        action=AuditRecord.INTERRUPTION,
+        username=worker,
+        reason=why,
+        kind="processed",
+        message_pk=row.pk,
+        alias=row.alias,
+        queue=row.queue,
+        message_id=row.message_id,
+        state_before=before,
+        state_after=row.state,
+    )
 
 
 def decision_on(number: int, failure: Failure, settings: conf.AliasSettings) -> Decision:
@@ -129,8 +151,8 @@ def decision_on(number: int, failure: Failure, settings: conf.AliasSettings) -> 
     return decide(
         number,
         failure.error,
-        max_attempts=(handler and handler.max_attempts) or settings.retry.max_attempts,
-        backoff=handler.backoff if handler else None,
+        max_attempts=(handler or failure).max_attempts or settings.retry.max_attempts,
+        backoff=(handler or failure).backoff,
         policy=settings.retry,
     )
 

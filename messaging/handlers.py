@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -33,10 +34,14 @@ class Handler:
     backoff: Backoff | None
     batch: int | None
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """Dotted name, as operators see it."""
-        return f"{self.function.__module__}.{self.function.__qualname__}"
+        """Dotted name, as operators see it: of an object its class's, of a partial its function's."""
+        function: Any = self.function
+        while isinstance(function, partial):
+            function = function.func
+        named = function if hasattr(function, "__qualname__") else type(function)
+        return f"{named.__module__}.{named.__qualname__}"
 
     def matches(self, routing_key: str) -> bool:
         """Whether a message of this queue with this routing key is for this handler."""
@@ -51,9 +56,11 @@ class Registry:
         self._discovered = False
 
     def add(self, handler: Handler) -> None:
-        """Register a handler; the same function again replaces itself (a module may be imported twice)."""
+        """Register a handler; the same one again replaces itself (a module may be imported twice)."""
         handlers = self._handlers.setdefault((handler.using, handler.queue), [])
-        handlers[:] = [known for known in handlers if known.name != handler.name]
+        # One function may take several keys in several ways, and partials of it have its name.
+        same = handler.name, handler.routing_keys
+        handlers[:] = [known for known in handlers if (known.name, known.routing_keys) != same]
         handlers.append(handler)
 
     def discover(self) -> None:
@@ -107,6 +114,8 @@ def handler(
 ) -> Callable[[Function], Function]:
     """Register a function, or an `async def`, as the handler of messages. Put it into an app's `handlers.py`.
 
+    An object that can be called, or a `functools.partial`, will do as well: `handler("billing")(Importer())`.
+
     It receives a `ReceivedMessage` (a list of them with `batch`). Returning means processed, raising means retried;
     raise `Retry(after=60)` or `Reject("why")` to say more.
 
@@ -130,8 +139,11 @@ def handler(
     _check_arguments(queue, routing_keys, options)
 
     def register(function: Function) -> Function:
-        if not callable(function):
-            raise ConfigurationError(f"@handler({queue!r}) needs a function, not {function!r}.")
+        given: Any = function
+        if not callable(given) or isinstance(given, type):
+            text = f"@handler({queue!r}) needs a function, not {given!r}."
+            way = " Calling a class only makes an object: register one of its objects." if callable(given) else ""
+            raise ConfigurationError(text + way)
         registry.add(
             Handler(
                 function=function,
@@ -152,8 +164,9 @@ def handler(
 
 
 def is_generator(function: Callable[..., Any]) -> bool:
-    """Whether calling it would run nothing of its body: a generator function, sync or async."""
-    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+    """Whether calling it would run nothing of its body: a generator function, sync or async, or an object with one."""
+    own = getattr(type(function), "__call__", None)  # noqa: B004  its code is asked for, not whether there is any
+    return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in (function, own))
 
 
 def topic_matches(pattern: str, routing_key: str) -> bool:

@@ -27,6 +27,7 @@ class Item:
         is_suspect: whether it may have killed a process before, so that nothing innocent should run beside it.
         batch: how many of its kind may run together; None for one at a time.
         is_held: whether it last found its record in an open transaction of someone else's.
+        troubles: how often the consumer itself failed on it.
     """
 
     delivery: Delivery
@@ -38,6 +39,7 @@ class Item:
     is_suspect: bool = field(init=False)
     batch: int | None = field(init=False)
     is_held: bool = field(init=False, default=False)
+    troubles: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         delivery, handler = self.delivery, self.handler

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from django.db import Error
 
-from messaging.database import is_database_error, is_lost, is_unable, is_up, reconnect
+from messaging.database import is_database_error, is_lost, is_unable, is_unfit, is_up, reconnect
 from messaging.exceptions import DatabaseUnavailable
 from messaging.logs import one_line
 
@@ -43,7 +43,7 @@ class Outages:
             self._end(database, now)
 
     def steadily(self, database: str, record: Callable[[], T]) -> T:
-        """Do what may be done twice, once more on a new connection where the first one broke.
+        """Do what may be done twice, once more on a new connection where the first one broke, or may be unfit.
 
         Raises DatabaseUnavailable where the database is away, or the second connection breaks as well.
         """
@@ -51,7 +51,7 @@ class Outages:
             try:
                 return record()
             except Error as error:
-                if not is_lost(error, database):
+                if not is_unfit(error, database):
                     raise
             reconnect(database)
             try:

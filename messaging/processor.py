@@ -3,54 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from functools import partial
-from typing import Literal
 
-from django.db import InterfaceError, OperationalError
+from django.db import Error, OperationalError
 
 from messaging import conf, inbox, stopping, unrun
 from messaging.attempting import Attempts
 from messaging.batching import run_batch
 from messaging.claims import Claim, Claims
 from messaging.crashes import Crash, came_again, record_crash
-from messaging.database import close_old, is_conflict, is_lock_wait, is_lost
+from messaging.database import is_conflict, is_lock_wait, is_lost, is_unfit, reconnect
 from messaging.elsewhere import Elsewhere, Standing, database_of, weigh
-from messaging.envelope import Envelope
-from messaging.exceptions import DeadLettered, HandlerNotFound, MessagingError, PayloadError
+from messaging.exceptions import MessagingError
 from messaging.execution import call
 from messaging.handlers import Handler, Registry, registry
-from messaging.inbox import TWIN_WAIT, AlreadyRecorded, Held, Place, SetAside, Verdict
+from messaging.inbox import AlreadyRecorded, Place, SetAside, Verdict
 from messaging.ledger import Entry
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
-from messaging.station import Call, Incoming, RunningNow, Station, Work, inserts_first
+from messaging.refusing import Refusals
+from messaging.station import (
+    ACK,
+    ASIDE,
+    DONE,
+    HELD,
+    Call,
+    Incoming,
+    RunningNow,
+    Settlement,
+    Station,
+    Work,
+    inserts_first,
+    set_aside,
+)
 from messaging.sweeping import sweep
-from messaging.texts import storable
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """What to do with a delivery.
-
-    Attributes:
-        action: "ack" it now; "done": it was acknowledged on the way; "set_aside": nothing was spent, process it again.
-        after: seconds until then.
-        held: whether it was set aside because an open transaction has its record.
-    """
-
-    action: Literal["ack", "done", "set_aside"]
-    after: float = 0.0
-    held: bool = False
-
 
 READ_AHEAD = 64 * 1024  # bytes of a body; a larger one is not held twice before its turn comes
-
-ACK = Settlement("ack")
-DONE = Settlement("done")
-ASIDE = Settlement("set_aside", after=TWIN_WAIT)
-HELD = Settlement("set_aside", after=TWIN_WAIT, held=True)
 
 
 class Processor:
@@ -83,6 +72,7 @@ class Processor:
         elsewhere = Elsewhere(alias, handlers, self.outages, databases)
         self._station = Station(alias, worker, self.settings, self.outages, claims, handlers, elsewhere, running, call)
         self._attempts = Attempts(self._station)
+        self._refusals = Refusals(self._station)
 
     def route(self, delivery: Incoming) -> Handler | None:
         """The handler that would take a delivery; None where there is none or its headers cannot be read.
@@ -110,7 +100,7 @@ class Processor:
         """
         handler = self.route(delivery)
         if handler is None:
-            return self._refuse(delivery)
+            return self._refusals.record_unknown(delivery)
         work = Work(delivery.envelope, delivery.queue, handler, delivery.redelivered, ack)
         with self.outages.watch(handler.database):
             return self._settle(work)
@@ -127,6 +117,7 @@ class Processor:
 
     def _settle(self, work: Work) -> Settlement:
         """Look at what is recorded, then act; look again whenever someone else was faster."""
+        is_renewed = False
         for _ in range(unrun.LOOKS):
             try:
                 place = self._admit(work)
@@ -138,18 +129,22 @@ class Processor:
                     return DONE
                 work.redelivered = True
             except SetAside as aside:
-                return _aside(aside)
-            except (OperationalError, InterfaceError) as error:
+                return set_aside(aside)
+            except Error as error:
                 if is_lock_wait(error):
                     return HELD
                 if is_conflict(error):
                     break
-                self.outages.raise_if_away(error, work.database)
-                if not is_lost(error, work.database):
-                    raise
-                close_old()
-                work.redelivered = True  # nobody knows what was committed
+                self._renew(error, work, is_renewed=is_renewed)
+                is_renewed = work.redelivered = True  # nobody knows what was committed
         return ASIDE
+
+    def _renew(self, error: Error, work: Work, *, is_renewed: bool) -> None:
+        """Have another connection for another look; raise the error where a new one has not helped, or would not."""
+        self.outages.raise_if_away(error, work.database)
+        if not (is_lost(error, work.database) or (is_unfit(error, work.database) and not is_renewed)):
+            raise error
+        reconnect(work.database)
 
     def _admit(self, work: Work) -> Place | None:
         """The place to record it in, if it is to run; None when the inbox answers for it already."""
@@ -187,25 +182,8 @@ class Processor:
         """Where a message is recorded that waits in another database, and is to run in its handler's."""
         home, elsewhere = standing.home, self._station.elsewhere
         work.left_over = [*(one for one in standing.left_over if one is not home), row]
-        with self._held(home):
+        with self._refusals.held(home):
             return elsewhere.move(home, row, work.queue, work.envelope)
-
-    def _let_go(self, standing: Standing, row: ProcessedMessage) -> None:
-        """Have no other row wait for a message that this one answers for."""
-        home, rows = standing.home, standing.replaceable
-        if home is None or home is row or not self._station.claims.is_idle(home.lease_token):
-            home = None
-        else:  # it was claimed to run here, and went on there meanwhile
-            rows = [*(one for one in rows if one is not home), home]
-        with self._held(home):
-            self._station.elsewhere.retire(rows, database_of(row))
-
-    def _held(self, row: ProcessedMessage | None) -> AbstractContextManager[None]:
-        """Forget a claim of ours that runs nothing, if this is one, unless the change that ends it fails."""
-        claims = self._station.claims
-        if row is None or not claims.is_idle(row.lease_token):
-            return nullcontext()
-        return claims.held(row.lease_token, database_of(row))
 
     def _find(self, work: Work) -> ProcessedMessage | None:
         if not work.redelivered or work.envelope.key is not None:
@@ -244,17 +222,23 @@ class Processor:
             elif work.envelope.key is None:
                 raise AlreadyRecorded  # another copy of its content took that row since
         if verdict in (Verdict.DONE, Verdict.REUSED):  # the others make another round, which comes here again
-            self._let_go(standing, row)
+            self._refusals.let_go(standing, row)
 
     # What is recorded without running anything
 
     def record_dead(self, delivery: Incoming) -> Settlement:
         """Record a delivery from `<queue>.dead` as failed, with the broker's reason. Raises DatabaseUnavailable."""
-        queue = delivery.queue.removesuffix(".dead")
-        envelope, reason = unrun.revive(delivery, queue)
-        handler = self._station.handlers.find(self.alias, queue, envelope.routing_key)
-        database = handler.database if handler else self._station.database
-        return self._record_unrun(database, queue, envelope, DeadLettered(reason), redelivered=True, handler=handler)
+        return self._refusals.record_dead(delivery)
+
+    def record_failed(self, delivery: Incoming, error: BaseException, *, is_dead: bool) -> Settlement:
+        """Record as failed what the consumer itself fails on, again and again. Raises DatabaseUnavailable.
+
+        Args:
+            delivery: from its queue.
+            error: why it fails.
+            is_dead: whether that is a dead-letter queue.
+        """
+        return self._refusals.record_failed(delivery, error, is_dead=is_dead)
 
     def record_crash(self, entry: Entry, error: MessagingError | None, since: float | None = None) -> bool:
         """Record that a process died while it ran `entry`, of `error`; of something else's if None.
@@ -322,80 +306,6 @@ class Processor:
     def leave(self) -> None:
         """Hand over what this process has claimed, when nothing runs any more."""
         stopping.leave(self._station)
-
-    def _refuse(self, delivery: Incoming) -> Settlement:
-        """Record what no handler can take as failed."""
-        station, queue, envelope = self._station, delivery.queue, delivery.envelope
-        error: MessagingError
-        if delivery.properties.problem:
-            error = PayloadError(f"Its properties cannot be read: {delivery.properties.problem}")
-        else:
-            known = [handler for handler in station.handlers.all(self.alias) if handler.queue == queue]
-            patterns = ", ".join(sorted({key for handler in known for key in handler.routing_keys})) or "none"
-            error = HandlerNotFound(
-                f"No handler of the queue {queue!r} takes the routing key "
-                f"{storable(envelope.routing_key)!r} (they take: {patterns}). Add a handler, then requeue the message."
-            )
-        return self._record_unrun(station.database, queue, envelope, error, redelivered=delivery.redelivered)
-
-    def _record_unrun(
-        self,
-        database: str,
-        queue: str,
-        envelope: Envelope,
-        error: MessagingError,
-        *,
-        redelivered: bool,
-        handler: Handler | None = None,
-    ) -> Settlement:
-        """Record it where it is recorded already; else in `database`."""
-        try:
-            standing = self._stands(database, queue, envelope, redelivered=redelivered, handler=handler)
-            row = standing.decides
-            where = database_of(row) if row is not None else database
-
-            def record() -> bool:
-                return unrun.record_unrun(
-                    where,
-                    queue,
-                    envelope,
-                    error,
-                    worker=self._station.worker,
-                    settings=self.settings,
-                    redelivered=redelivered,
-                    handler=handler,
-                )
-
-            if not self.outages.steadily(where, record):
-                return ASIDE
-            if row is not None:
-                self._let_go(standing, row)
-            return ACK
-        except AlreadyRecorded:
-            return ASIDE
-        except SetAside as aside:
-            return _aside(aside)
-
-    def _stands(
-        self, database: str, queue: str, envelope: Envelope, *, redelivered: bool, handler: Handler | None
-    ) -> Standing:
-        """What is recorded of a message that is not to run; nothing where its own database alone may know it."""
-        elsewhere = self._station.elsewhere
-
-        def look(name: str) -> ProcessedMessage | None:
-            find = partial(inbox.find, name, self.alias, queue, envelope, redelivered=redelivered, handler=handler)
-            return self.outages.steadily(name, find)
-
-        if envelope.key is None:
-            others = elsewhere.others(database)
-            found = (look(name) for name in ((database, *others) if others else ()))
-            return Standing(None, next((row for row in found if row is not None), None))
-        rows = elsewhere.find(database, queue, envelope, redelivered=True)
-        return weigh(look(database), rows, envelope) if rows else Standing(None, None)
-
-
-def _aside(reason: SetAside) -> Settlement:
-    return HELD if isinstance(reason, Held) else ASIDE
 
 
 def _nothing() -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from messaging.conf import RetrySettings
-from messaging.exceptions import HandlerNotFound, PayloadError, Reject, Retry
+from messaging.exceptions import PayloadError, Reject, Retry
 
 Backoff = float | Callable[[int], float]
-PERMANENT = (Reject, PayloadError, HandlerNotFound)
+PERMANENT = (Reject, PayloadError)
 LONGEST = 10 * 366 * 86400.0
 
 

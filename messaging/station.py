@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from django.db import connections
 
@@ -15,7 +15,7 @@ from messaging.elsewhere import Elsewhere
 from messaging.envelope import Envelope
 from messaging.execution import call
 from messaging.handlers import Handler, Registry
-from messaging.inbox import Place
+from messaging.inbox import TWIN_WAIT, Held, Place, SetAside
 from messaging.ledger import Entry
 from messaging.logs import one_line
 from messaging.message import ReceivedMessage, Running
@@ -38,6 +38,32 @@ class Incoming(Protocol):
     @property
     def envelope(self) -> Envelope:
         """The message as it was first published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What to do with a delivery.
+
+    Attributes:
+        action: "ack" it now; "done": it was acknowledged on the way; "set_aside": nothing was spent, process it again.
+        after: seconds until then.
+        held: whether it was set aside because an open transaction has its record.
+    """
+
+    action: Literal["ack", "done", "set_aside"]
+    after: float = 0.0
+    held: bool = False
+
+
+ACK = Settlement("ack")
+DONE = Settlement("done")
+ASIDE = Settlement("set_aside", after=TWIN_WAIT)
+HELD = Settlement("set_aside", after=TWIN_WAIT, held=True)
+
+
+def set_aside(reason: SetAside) -> Settlement:
+    """What follows from it."""
+    return HELD if isinstance(reason, Held) else ASIDE
 
 
 # Enters an attempt into the process's ledger while it runs; yields what lifts its time limit.
@@ -83,7 +109,7 @@ class Station:
 
 @dataclass
 class Work:
-    """One delivery on its way through the processor; `lift` ends its handler's time limit.
+    """One delivery on its way through the processor; `lift` ends its handler's time limit, `has_begun` is its run.
 
     `left_over` are the rows in other databases that wait for it, and no longer do once its own is durable.
     """
@@ -95,6 +121,7 @@ class Work:
     ack: Callable[[], object]
     acked: bool = False
     lift: Callable[[], None] = lambda: None
+    has_begun: bool = False
     left_over: Sequence[ProcessedMessage] = ()
 
     @property

@@ -93,6 +93,7 @@ class Supervisor:
                 continue
             if not self._stopping:
                 child.enforce_time_limits()
+            child.enforce_life(may_end=not self._stopping)
             child.enforce_stop()
         self._limit_memory()
         self._reload_if_changed()
@@ -162,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--slots", type=int, default=1, help="worker threads of each process")
     parser.add_argument("--stop-timeout", type=float, default=30.0)
     parser.add_argument("--max-memory", type=int, default=0)
+    parser.add_argument("--freeze-timeout", type=float)
     parser.add_argument("--reload", action="store_true")
     parser.add_argument("--verbosity", type=int, default=1)
     parser.add_argument("--python-path", help="PYTHONPATH of the children; none if missing")
@@ -172,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.python_path is not None:
         environment["PYTHONPATH"] = options.python_path
     supervisor = Supervisor(
-        Command(tuple(options.command), environment, options.slots),
+        Command(tuple(options.command), environment, options.slots, options.freeze_timeout),
         options.processes,
         stop_timeout=options.stop_timeout,
         max_memory=options.max_memory,

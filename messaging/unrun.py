@@ -13,12 +13,13 @@ from django.db.models import Q
 from messaging import conf, crashes, failures, inbox
 from messaging.clock import Now
 from messaging.envelope import Envelope, address
-from messaging.exceptions import HandlerTimeout, IdReused, MessagingError, ProcessDied, WireError
+from messaging.exceptions import HandlerTimeout, IdReused, ProcessDied, WireError
 from messaging.failures import Failure
 from messaging.handlers import Handler, registry
 from messaging.inbox import AlreadyRecorded, Place, Verdict
 from messaging.ledger import Entry
 from messaging.models import ProcessedMessage, Worker
+from messaging.models.operations import STOPPED
 from messaging.models.processed import UNCLAIMED
 from messaging.models.states import in_state
 from messaging.outages import Outages
@@ -26,7 +27,6 @@ from messaging.texts import storable
 from messaging.wire import Properties
 
 STOPPING = "stopping"  # a worker's status once it is asked to stop
-STOPPED = "Interrupted by a stop of its worker."
 UNBEGUN = "Its worker was lost before its handler began."
 AWAY = "Its claim ran out while the database could not be used."
 LOOKS = 10  # at a row that others keep changing
@@ -53,14 +53,13 @@ def record_unrun(
     database: str,
     queue: str,
     envelope: Envelope,
-    error: MessagingError,
+    failure: Failure,
     *,
-    worker: str,
     settings: conf.AliasSettings,
     redelivered: bool,
     handler: Handler | None = None,
 ) -> bool:
-    """Record a message that no handler can take, or that the broker gave up, as failed.
+    """Record a message that no handler can take, or that the broker gave up.
 
     `handler` is the one that would take it. Returns whether the inbox answers for it now. Raises SetAside when a twin
     is about to record it.
@@ -72,14 +71,14 @@ def record_unrun(
         else:
             verdict = inbox.gate(row, envelope)
             if verdict is Verdict.REUSED:
-                record_reused(database, row, envelope, worker=worker, settings=settings)
+                record_reused(database, row, envelope, worker=failure.worker, settings=settings)
                 return True
             bring_content(row, envelope, database)
             if verdict is Verdict.DONE:
                 return True
             place = inbox.existing(row)
         try:
-            failures.record(place, Failure(error, worker), database, settings)
+            failures.record(place, failure, database, settings)
             return True
         except AlreadyRecorded:
             redelivered = True
@@ -115,7 +114,7 @@ def record_counted(
     bring_content(row, envelope, database)
     if row.interrupted:
         with suppress(WireError):  # it was damaged since, so that it can only be failed
-            failures.send_round(inbox.existing(row), worker, database)
+            failures.send_round(inbox.existing(row), worker, database, why=STOPPED)
             return
     last = row.attempt_set.order_by("-id").first()
     is_late = last is not None and last.exception_type.endswith(".HandlerTimeout")

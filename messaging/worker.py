@@ -10,16 +10,19 @@ from contextlib import AbstractContextManager, nullcontext
 from django.db import connections, reset_queries
 
 from messaging.backlog import Backlog
-from messaging.database import close_old, is_lost, reconnect
+from messaging.database import close_old, is_unfit, reconnect
 from messaging.exceptions import DatabaseUnavailable
 from messaging.items import Item, Job
 from messaging.killpoints import kill_point
 from messaging.ledger import Entry, Slot, end_without_memory
-from messaging.processor import Processor, Settlement
+from messaging.processor import Processor
+from messaging.station import Settlement
 
 logger = logging.getLogger("messaging.consumer")
 
 AFTER_ERROR = 5.0  # seconds until a delivery is tried again on which the consumer itself failed
+TRIES = 3  # after which it is recorded as failed
+LONGEST = 120.0  # seconds between two tries, where it cannot be recorded either
 
 _current = threading.local()
 
@@ -61,9 +64,8 @@ class Worker(threading.Thread):
                 self._work(job)
             except MemoryError:
                 end_without_memory()
-            except BaseException:
-                logger.exception("The consumer failed on a message; it is tried again in %g s.", AFTER_ERROR)
-                self._backlog.put_back(job.items, AFTER_ERROR)
+            except BaseException as error:  # noqa: BLE001  whatever it is, the thread survives
+                self._after_error(job.items, error)
             finally:
                 self._backlog.done(job)
         connections.close_all()
@@ -81,15 +83,41 @@ class Worker(threading.Thread):
         for item, settlement in zip(job.items, settlements, strict=True):
             self._settle(item, settlement)
 
+    def _after_error(self, items: list[Item], error: BaseException) -> None:
+        """Try again, each alone: what the consumer cannot do with one of them must keep none waiting for ever."""
+        for item in items:
+            item.batch, item.troubles = None, item.troubles + 1
+        tries = max(item.troubles for item in items)
+        if len(items) == 1 and tries >= TRIES and self._record(items[0], error):
+            return
+        pause = min(LONGEST, AFTER_ERROR * 2.0 ** max(0, tries - TRIES))
+        logger.error("The consumer failed on a message; it is tried again in %g s.", pause, exc_info=error)
+        self._backlog.put_back(items, pause)
+
+    def _record(self, item: Item, error: BaseException) -> bool:
+        """Record as failed what cannot be processed. False where even that fails."""
+        try:
+            close_old()
+            self._settle(item, self._processor.record_failed(item.delivery, error, is_dead=item.is_dead))
+        except DatabaseUnavailable as trouble:
+            self._on_outage(trouble)
+            self._backlog.put_back([item])
+        except Exception:
+            logger.exception("Nor can it be recorded as failed.")
+            return False
+        else:
+            logger.error("The consumer failed on a message %d times: it is recorded as failed.", TRIES, exc_info=error)
+        return True
+
     def _process(self, job: Job) -> list[Settlement]:
-        """Once more where only the connection in use was lost: what was not recorded has not happened."""
+        """Once more where only the connection in use was lost or unfit: what was not recorded has not happened."""
         try:
             return self._process_once(job)
         except Exception as error:
-            database = job.head.handler.database if job.head.handler else self._processor.settings.databases[0]
-            if not is_lost(error, database):
+            if not any(is_unfit(error, database) for database in self._processor.databases):
                 raise
-            reconnect(database)
+            for database in self._processor.databases:
+                reconnect(database)
             return self._process_once(job)
 
     def _process_once(self, job: Job) -> list[Settlement]:

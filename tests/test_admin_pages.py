@@ -20,6 +20,7 @@ from messaging.backends.base import QueueSpec, Topology
 from messaging.bodies import pack_body
 from messaging.envelope import Envelope
 from messaging.models import Attempt, AuditRecord, ProcessedMessage, QueueControl, Worker
+from messaging.models.operations import STOPPED
 from messaging.operations import Operator, requeue
 from messaging.wire import Properties
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, inline_code, outgoing, staff
@@ -120,6 +121,16 @@ def test_an_act_stands_before_the_round_that_it_caused(admin_client: Client) -> 
     requeue(ProcessedMessage.objects.filter(pk=row.pk), Operator(name="nina"))
     html = admin_client.get(f"{INCOMING}{row.pk}/change/").content.decode()
     assert 0 < html.index("Requeued by nina") < html.index("Round 2 scheduled")
+
+
+def test_a_timeline_tells_of_a_run_that_a_stop_cut_short(admin_client: Client) -> None:
+    row = incoming("processed", attempts=1)
+    own = {"kind": "processed", "message_pk": row.pk, "alias": row.alias, "action": AuditRecord.INTERRUPTION}
+    AuditRecord.objects.create(**own, reason=STOPPED, username="host:1:ab")
+    html = admin_client.get(f"{INCOMING}{row.pk}/change/").content.decode()
+    assert "Interrupted by a stop<" in html
+    assert f"{STOPPED} · host:1:ab · this is no attempt" in html
+    assert "interrupted" in admin_client.get("/admin/messaging/auditrecord/").content.decode()
 
 
 @pytest.mark.parametrize(("stamp", "text"), [(1_790_000_000, "2026-09-21"), (2**63, str(2**63)), (None, "")])

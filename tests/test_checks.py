@@ -64,6 +64,7 @@ def test_the_defaults_and_a_full_example_are_fine(settings: Settings) -> None:
         "TLS": {"VERIFY": True, "CA_FILE": __file__},
         "MANAGEMENT_URL": None,
         "STOP_TIMEOUT": 30,
+        "FREEZE_TIMEOUT": 60,
         "NOTIFY": False,
         "POLL_INTERVAL": 0.2,
     }
@@ -95,6 +96,7 @@ def test_messaging_must_be_a_dict_of_aliases(settings: Settings, value: Any) -> 
         ({"TLS": True}, "messaging.E004"),
         ({"MANAGEMENT_URL": "localhost:15672"}, "messaging.E004"),
         ({"STOP_TIMEOUT": float("nan")}, "messaging.E004"),
+        ({"FREEZE_TIMEOUT": 1}, "messaging.E004"),
         ({"NOTIFY": "yes"}, "messaging.E004"),
         ({"POLL_INTERVAL": 0}, "messaging.E004"),
         ({"URL": "localhost"}, "messaging.E005"),

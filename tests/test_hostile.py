@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import encodings
 import functools
+import pkgutil
 import threading
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
@@ -16,8 +20,9 @@ from hypothesis import strategies as st
 
 from messaging import Message, publish, publish_many
 from messaging.admin.processed import headline
+from messaging.bodies import CHARSETS, NO_CHARSETS, decode_body
 from messaging.envelope import EXCHANGE, KEY, QUEUE, ROUND, ROUTING_KEY, hashed
-from messaging.exceptions import PublishError
+from messaging.exceptions import PayloadError, PublishError
 from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
 from messaging.models import ProcessedMessage, PublishedMessage
@@ -26,7 +31,7 @@ from messaging.processor import Processor
 from messaging.publisher import seal
 from messaging.relay import Relay
 from messaging.wire import Properties, encode_table
-from tests.admin_rows import INCOMING, OUTGOING
+from tests.admin_rows import INCOMING, OUTGOING, QUEUES
 from tests.corpus import CONTENT_TYPES, FIELDS, IDS, LONGEST, TARGET, Hostile, corpus
 from tests.processing import Arrived, arrived, registered, sent
 
@@ -147,6 +152,22 @@ def test_hostile_filters_are_no_error(admin_client: Client, value: str) -> None:
             assert admin_client.get(page, {name: quoted}).status_code < 500, (page, name)
 
 
+def test_an_address_that_no_page_leads_to_is_refused_before_it_is_read(admin_client: Client, client: Client) -> None:
+    row = ProcessedMessage.objects.create(alias="default", queue="q", key=uuid.uuid4(), digest=uuid.uuid4())
+    pages = (
+        INCOMING,
+        OUTGOING,
+        QUEUES,
+        f"{INCOMING}{row.pk}/change/",
+        f"{INCOMING}{row.pk}/requeue/",
+        f"{OUTGOING}add/",
+    )
+    for page in (*pages, "/admin/messaging/worker/", "/admin/messaging/auditrecord/"):
+        for user in (admin_client, client):
+            answer = user.get(f"{page}?q={'x' * 1_000_000}")
+            assert (answer.status_code, len(answer.content) < 100) == (414, True), page
+
+
 # Whatever bytes come
 
 short = st.binary(max_size=255).map(lambda raw: raw.decode("utf-8", "surrogateescape")) | st.sampled_from(IDS)
@@ -259,6 +280,35 @@ def test_a_text_in_punycode_is_refused_at_once() -> None:
     run(processor_of(), arrived(body, queue=TARGET, content_type="text/plain; charset=PUNYCODE"))
     row = ProcessedMessage.objects.get()
     assert (row.state, "unknown encoding" in row.error) == (State.FAILED, True)
+
+
+@pytest.mark.parametrize("charset", ["UTF-8", "utf8", "Latin-1", "ISO_8859-1:1987", '"cp1252"', "koi8-u", "gb18030"])
+def test_a_text_is_read_in_every_charset_that_python_knows(charset: str) -> None:
+    text = "дом" if charset.startswith("koi") else "Grüße"
+    assert decode_body(text.encode(charset.strip('"')), f"text/plain; charset={charset}") == text
+
+
+def test_charsets_that_nobody_knows_are_not_remembered() -> None:
+    looked_up: list[str] = []
+
+    def find(name: str) -> None:
+        looked_up.append(name)
+
+    codecs.register(find)
+    try:
+        for number in range(100):
+            for charset in (f"unknown-{number}", f"utf{'-' * number}-8", "rot13", "hex", "x" * 1000):
+                with contextlib.suppress(PayloadError):
+                    decode_body(b"a", f"text/plain; charset={charset}")
+    finally:
+        codecs.unregister(find)
+    assert looked_up == []
+    assert not [name for name in encodings._cache if "unknown" in name]  # type: ignore[attr-defined]
+
+
+def test_every_charset_of_pythons_is_known_or_refused_on_purpose() -> None:
+    there = {module.name for module in pkgutil.iter_modules(encodings.__path__)} - {"aliases"}
+    assert there - set(CHARSETS) - NO_CHARSETS == set()
 
 
 # What goes out

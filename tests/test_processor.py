@@ -279,12 +279,42 @@ def test_an_async_handler_stays_in_the_transaction(handle: Handle) -> None:
     assert PublishedMessage.objects.get(routing_key="effects.done").causation_id == only_row().message_id
 
 
-def test_unknown_routing_keys_and_broken_headers_become_failed_rows(handle: Handle) -> None:
-    processor = handle(effect, routing_keys=("work.do",))
-    assert processor.process(arrived(routing_key="work.other"), nothing).action == "ack"
-    assert "No handler of the queue 'work' takes the routing key 'work.other'" in only_row().error
-    assert only_row().attempts == 0
-    ProcessedMessage.objects.all().delete()
+def test_an_unknown_routing_key_goes_round_until_its_attempts_are_spent() -> None:
+    """By the shortest back-off of the queue's handlers, as often as the most patient one and `RETRY` allow."""
+    registry = Registry()
+    registered(registry, effect, routing_keys=("work.do",), backoff=30, max_attempts=2)
+    registered(registry, ignore, routing_keys=("work.more",), backoff=lambda attempt: 7 * attempt, max_attempts=9)
+    processor = Processor("default", "worker-1", handlers=registry)
+    delivery, pauses = arrived(routing_key="work.other"), []
+    for attempt in range(1, 10):
+        assert processor.process(delivery, nothing).action == "ack"
+        assert only_row().attempts == attempt
+        assert "No handler of the queue 'work' takes the routing key 'work.other'" in only_row().error
+        if attempt < 9:
+            assert only_row().state == State.RETRYING
+            retry = next_round()
+            pauses.append(round((retry.publish_at - retry.created_at).total_seconds()))
+            delivery = sent(retry)
+            PublishedMessage.objects.update(state="published", due_at=None)
+    assert only_row().state == State.FAILED
+    assert pauses == [7, 14, 21, 28, 30, 30, 30, 30]
+    assert Attempt.objects.filter(exception_type="messaging.exceptions.HandlerNotFound").count() == 9
+
+
+def test_a_version_that_knows_the_routing_key_processes_what_another_one_did_not(handle: Handle) -> None:
+    old = handle(effect, routing_keys=("work.do",))
+    new = handle(effect, routing_keys=("work.do", "work.other"))
+    for message_id in ("with an id", None):
+        old.process(arrived(routing_key="work.other", message_id=message_id), nothing)
+        again = sent(next_round())
+        PublishedMessage.objects.update(state="published", due_at=None)
+        new.process(again, nothing)
+    assert set(ProcessedMessage.objects.values_list("state", "attempts")) == {(State.PROCESSED, 2)}
+    assert Effect.objects.count() == 2
+
+
+def test_broken_headers_become_failed_rows(handle: Handle) -> None:
+    processor = handle()
     whole = arrived(headers={"a": 1})
     broken = Properties_with_problem(whole)
     assert processor.process(broken, nothing).action == "ack"
@@ -922,7 +952,7 @@ def test_what_no_handler_takes_is_recorded_where_the_connection_broke(has_sessio
     processor, delivery = handle(routing_keys=("work.else",)), arrived()
     end_this_session()
     assert processor.process(delivery, nothing).action == "ack"
-    assert only_row().state == State.FAILED
+    assert only_row().state == State.RETRYING
 
 
 def test_a_long_handler_whose_connection_is_gone_at_its_end_does_not_run_again(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from messaging.conf import RetrySettings
-from messaging.exceptions import HandlerNotFound, PayloadError, Reject, Retry
+from messaging.exceptions import PayloadError, Reject, Retry
 from messaging.retry import LONGEST, decide, pause
 
 POLICY = RetrySettings(max_attempts=8, initial=5, multiplier=3, maximum=3600, jitter=0)
@@ -29,7 +29,7 @@ def test_every_pause_is_a_number_of_seconds(attempt: int, jitter: float, multipl
     assert 0 <= pause(attempt, None, policy) <= policy.maximum * 2
 
 
-@pytest.mark.parametrize("error", [Reject("no"), PayloadError("bad"), HandlerNotFound("none")])
+@pytest.mark.parametrize("error", [Reject("no"), PayloadError("bad")])
 def test_what_cannot_succeed_is_given_up_at_once(error: Exception) -> None:
     decision = decide(1, error, max_attempts=8, backoff=None, policy=POLICY)
     assert (decision.retry_after, decision.reason) == (None, "cannot succeed by trying again")

@@ -19,10 +19,11 @@ from messaging.exceptions import DatabaseUnavailable, ProcessDied
 from messaging.handlers import Registry
 from messaging.ledger import Entry
 from messaging.message import ReceivedMessage
-from messaging.models import Attempt, ProcessedMessage, PublishedMessage, Worker
+from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMessage, Worker
+from messaging.models.operations import STOPPED
 from messaging.patience import bound, note_line, sever
 from messaging.processor import Processor
-from messaging.unrun import AWAY, STOPPED, UNBEGUN, end_abandoned
+from messaging.unrun import AWAY, UNBEGUN, end_abandoned
 from tests.app.models import Effect
 from tests.processing import Arrived, arrived, envelope_of, registered
 from tests.waiting import wait_until
@@ -181,6 +182,7 @@ def test_only_what_began_and_was_not_interrupted_is_an_attempt(
     assert (row.state, row.round, PublishedMessage.objects.pending().count()) == (State.RETRYING, 2, 1)
     assert (row.attempts, Attempt.objects.count()) == ((0, 0) if why else (1, 1))
     assert row.error == why or (not why and "stopped renewing" in row.error)
+    assert told() == ([why] if why else [])
     assert (row.at_broker, row.started_at, row.interrupted, row.lease_token) == (None, None, None, None)
 
 
@@ -244,6 +246,11 @@ def test_a_run_that_locks_its_row_is_known_by_what_its_worker_says(handle: Handl
     assert (only_row().attempts, only_row().error) == (0, STOPPED)
 
 
+def told() -> list[str]:
+    """What the timelines say of interruptions, for good."""
+    return list(AuditRecord.objects.filter(action="interrupt").values_list("reason", flat=True))
+
+
 @pytest.mark.parametrize("atomic", [False, True])
 def test_what_runs_at_the_deadline_goes_round_again_without_an_attempt(
     handle: Handle, slow: Slow, atomic: bool
@@ -258,6 +265,7 @@ def test_what_runs_at_the_deadline_goes_round_again_without_an_attempt(
     assert (row.state, row.round, row.attempts, row.error) == (State.RETRYING, 2, 0, STOPPED)
     assert (PublishedMessage.objects.pending().count(), Attempt.objects.count()) == (1, 0)
     assert Effect.objects.count() == (0 if atomic else 1), "its transaction was rolled back"
+    assert told() == [STOPPED]
     slow.finish()
     assert (only_row().state, only_row().round) == (State.RETRYING, 2), "it ended too late"
 
@@ -277,7 +285,7 @@ def test_a_message_without_id_at_the_broker_waits_for_its_redelivery_which_count
     assert handle().process(arrived(message_id=None, redelivered=True), nothing).action == "ack"
     row = only_row()
     assert (row.state, row.round, row.attempts, row.interrupted) == (State.RETRYING, 2, 0, None)
-    assert (row.error, Attempt.objects.count()) == (STOPPED, 0)
+    assert (row.error, Attempt.objects.count(), told()) == (STOPPED, 0, [STOPPED])
 
 
 def away(monkeypatch: pytest.MonkeyPatch, processor: Processor) -> None:

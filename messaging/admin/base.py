@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
@@ -11,6 +11,7 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Left
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
@@ -31,8 +32,21 @@ else:
     Base = admin.ModelAdmin
 
 UNLISTED = ("body", "headers", "wire", "error")
+LONGEST_QUERY = 16 * 1024  # characters
 SEARCHED = 200_000  # newest rows among which columns without an index are searched
 BRIEF = 120  # characters of an error in a list
+
+
+def brief(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
+    """A view that refuses a query string which no page of ours leads to, before anybody reads it."""
+
+    @wraps(view)
+    def refuse_or_answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        if len(request.META.get("QUERY_STRING", "")) > LONGEST_QUERY:
+            return HttpResponse(_("The address is too long."), status=414, content_type="text/plain; charset=utf-8")
+        return view(request, *args, **kwargs)
+
+    return refuse_or_answer
 
 
 class ReadOnlyAdmin(Base):
@@ -48,6 +62,15 @@ class ReadOnlyAdmin(Base):
 
     class Media:
         css = {"all": ("messaging/admin.css",)}
+
+    @property
+    def urls(self) -> list[URLPattern]:
+        """Those of `get_urls()`, guarded."""
+        patterns = super().urls
+        for pattern in patterns:
+            if isinstance(pattern, URLPattern):
+                pattern.callback = brief(pattern.callback)
+        return patterns
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Nobody may."""

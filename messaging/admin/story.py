@@ -13,6 +13,7 @@ from django.utils.translation import gettext_lazy
 
 from messaging.admin.display import moment, state_badge
 from messaging.models import AuditRecord
+from messaging.models.operations import STOPPED
 
 SHOWN = 50  # events and links of a kind on one page
 
@@ -25,6 +26,7 @@ ACTS = {
     "copy": gettext_lazy("published a copy"),
     "pause": gettext_lazy("paused"),
     "resume": gettext_lazy("resumed"),
+    AuditRecord.INTERRUPTION: gettext_lazy("interrupted"),
 }
 
 
@@ -75,7 +77,11 @@ def audit_events(kind: str, pk: int) -> list[Event]:
 
 
 def audit_event(record: AuditRecord) -> Event:
-    """One act of an operator."""
+    """One act of an operator, or a run that was cut short."""
+    if record.action == AuditRecord.INTERRUPTION:
+        title = _("Interrupted by a stop") if record.reason == STOPPED else _("Interrupted")
+        note = " · ".join(filter(None, (record.reason, record.username, _("this is no attempt"))))
+        return Event(record.at, title, note)
     title = _("%(act)s by %(user)s") % {
         "act": ACTS.get(record.action, record.action),
         "user": record.username or _("unknown"),

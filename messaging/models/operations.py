@@ -9,9 +9,16 @@ from django.utils.translation import gettext_lazy as _
 from messaging.clock import Now
 from messaging.models.base import NameField
 
+STOPPED = "Interrupted by a stop of its worker."
+
 
 class AuditRecord(models.Model):
-    """An operator's act on one message or queue. Outlives both the user and the message: nothing refers to them."""
+    """An operator's act on one message or queue. Outlives both the user and the message: nothing refers to them.
+
+    One whose action is `INTERRUPTION` says that a run was cut short, which is no attempt, and by whose end: a worker's.
+    """
+
+    INTERRUPTION = "interrupt"
 
     action = models.CharField(_("action"), max_length=30)
     at = models.DateTimeField(_("at"), db_default=Now())

@@ -34,7 +34,7 @@ def die(message):
     note(message, "died")
     os._exit(9)
 
-@handler("strict", "strict.known")
+@handler("strict", "strict.known", backoff=0.1)
 def refuse(message):
     raise Reject("not wanted")
 
@@ -84,7 +84,7 @@ BROKERS = [
 def road(request: pytest.FixtureRequest, site: SiteFactory) -> Site:
     """A site on each broker."""
     db, broker = request.param
-    return site(db, handlers=HANDLERS, broker=broker, options={"LEASE": 2})
+    return site(db, handlers=HANDLERS, broker=broker, options={"LEASE": 2, "RETRY": {"max_attempts": 3}})
 
 
 PAUSE = """
@@ -98,7 +98,7 @@ REPAIR = 'from tests.app.models import Effect; Effect.objects.create(key="repair
 FAILED = [
     ("billing", "ValueError", 2),
     ("slow", "messaging.exceptions.DeadLettered", 0),
-    ("strict", "messaging.exceptions.HandlerNotFound", 0),
+    ("strict", "messaging.exceptions.HandlerNotFound", 3),
     ("strict", "messaging.exceptions.Reject", 1),
 ]
 PROCESSED = {"billed": 1, "mailed": 1, "reported": 1, "seen": 25}

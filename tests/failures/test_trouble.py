@@ -110,7 +110,7 @@ def test_a_message_without_headers_or_id_is_recorded(site: SiteFactory, any_db: 
 
 @pytest.mark.mode(39)
 def test_a_message_that_no_handler_knows_is_parked_and_can_be_requeued(site: SiteFactory) -> None:
-    made = site(db="postgres", handlers=HANDLERS)
+    made = site(db="postgres", handlers=HANDLERS, options={"RETRY": {"max_attempts": 2}})
     made.manage("topology")
     with channel(made) as broker:
         broker.queue_bind("work", "messaging", "unheard.of")
@@ -119,12 +119,33 @@ def test_a_message_that_no_handler_knows_is_parked_and_can_be_requeued(site: Sit
     running = consume(made)
     failed(made, "No handler of the queue 'work' takes the routing key 'unheard.of'")
     assert running.stop() == 0
-    assert_told_once(running, besides=["failed and waits for an operator: .*Add a handler"])
+    assert_told_once(running, besides=["failed and waits for an operator: .*add a handler", "attempt 1 failed"])
     source = made.folder / "extra" / "handlers.py"
     source.write_text(source.read_text().replace('"work", "work.#"', '"work", "work.#", "unheard.of"'))
     made.manage("requeue_messages", "--queue", "work")
     made.manage("consume", "--burst")
     processed(made, 1)
+
+
+@pytest.mark.mode(39)
+def test_a_key_that_only_a_newer_version_handles_waits_for_it(site: SiteFactory) -> None:
+    made = site(db="postgres", handlers=HANDLERS.replace('"work.#", backoff=0.1', '"work.#", backoff=3'))
+    old = consume(made, "--no-reload")
+    with channel(made) as broker:
+        broker.queue_bind("work", "messaging", "brand.new")
+        json = pika.BasicProperties(content_type="application/json", message_id="new")
+        broker.basic_publish("messaging", "brand.new", b"{}", json, mandatory=True)
+    query = "SELECT state, attempts, retry_at - ended_at FROM messaging_processedmessage m, messaging_attempt a"
+    wait_until(lambda: made.states() == {"retrying": 1}, what="the first retry")
+    ((state, attempts, pause),) = made.sql(f"{query} WHERE a.message_id = m.id AND number = 1")[:1]
+    assert (state, attempts) == ("retrying", 1)
+    assert 2 < pause.total_seconds() < 4, "the shortest back-off of the queue's handlers"
+    source = made.folder / "extra" / "handlers.py"
+    source.write_text(source.read_text().replace('"work", "work.#"', '"work", "work.#", "brand.new"'))
+    new = consume(made, "--no-reload")
+    assert old.stop() == 0
+    processed(made, 1)
+    assert new.stop() == 0
 
 
 @pytest.mark.mode(40)

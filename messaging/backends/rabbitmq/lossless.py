@@ -8,6 +8,7 @@ from typing import Any
 import pika
 
 from messaging.backends.rabbitmq.frames import Confirm, Deliver, take_frames
+from messaging.forks import keep
 
 _READ_SIZE = 65536
 
@@ -56,6 +57,7 @@ class LosslessConnection(pika.SelectConnection):  # type: ignore[misc]
 
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = _READ_SIZE  # pika reads 4 KB at a time
+        keep(transport._sock)
         super()._proto_connection_made(transport)
 
     def write(self, data: bytes) -> None:

@@ -132,12 +132,14 @@ class Command(BaseCommand):
 
 
 def _supervisor_arguments(plan: Plan, options: dict[str, Any], reload: bool) -> list[str]:
+    freeze_timeout = conf.get(plan.alias).freeze_timeout
     return [
         f"--processes={options['processes']}",
         f"--slots={plan.concurrency}",
         f"--stop-timeout={conf.get(plan.alias).stop_timeout}",
         f"--max-memory={options['max_memory']}",
         f"--verbosity={options['verbosity']}",
+        *([] if freeze_timeout is None else [f"--freeze-timeout={freeze_timeout}"]),
         *(["--reload"] if reload else []),
     ]
 

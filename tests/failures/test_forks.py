@@ -1,0 +1,162 @@
+"""Handlers that fork: what they leave behind holds nothing of ours, and does nothing in our name. Real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.failures.deeds import attempts, consume, effects, send, settled
+from tests.site import Site, SiteFactory
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.broker
+
+HANDLERS = """
+import multiprocessing, os, sys, time
+from pathlib import Path
+from messaging import handler
+from tests.app.models import Effect
+
+FOLDER = Path(os.environ["DATA_DIR"])
+FORK = multiprocessing.get_context("fork")
+
+def note(*pids):
+    with (FOLDER / "pids").open("a") as file:
+        file.write("".join(f"{pid}\\n" for pid in pids))
+
+@handler("work", "work.#", max_attempts=2, backoff=0.1, timeout=2)
+def work(message):
+    DEEDS[message.payload["do"]](message)
+    Effect.objects.create(key=message.id, value=message.payload["do"])
+
+def pool(message):
+    with FORK.Pool(2) as pool:
+        assert pool.map(abs, [-1, -2]) == [1, 2]
+
+def hang(message):
+    pool = FORK.Pool(2)
+    note(*(process.pid for process in pool._pool))
+    pool.apply(time.sleep, (900,))
+
+def die(message):
+    hanging = FORK.Process(target=time.sleep, args=(900,))
+    hanging.start()
+    note(hanging.pid)
+    if message.attempt == 1 and not message.redelivered:
+        (FOLDER / "ready").touch()
+        time.sleep(900)
+    hanging.kill()
+
+def leave(how):
+    def deed(message):
+        pid = os.fork()
+        if pid == 0:
+            Effect.objects.create(key=f"{message.id}-child", value="in the child")
+            how()
+            return
+        (FOLDER / "status").write_text(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+    return deed
+
+def fail():
+    raise ValueError("in the child")
+
+def write_on():
+    from django.db import connection, transaction
+    with transaction.atomic():
+        Effect.objects.create(key="rolled back", value="in the child")
+        raise ValueError("in the child")
+
+DEEDS = {
+    "pool": pool,
+    "hang": hang,
+    "die": die,
+    "return": leave(lambda: None),
+    "exit": leave(lambda: sys.exit(3)),
+    "raise": leave(fail),
+    "write": leave(write_on),
+    "nothing": lambda message: None,
+}
+"""
+
+IDLE = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%%'"
+
+
+def pids(site: Site) -> list[int]:
+    """The processes that handlers say they have forked."""
+    file = site.folder / "pids"
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; not one that only waits for its status to be read."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.fixture
+def doing(site: SiteFactory) -> Iterator[Site]:
+    made = site("postgres", handlers=HANDLERS)
+    made.manage("topology")
+    yield made
+    for pid in filter(is_alive, pids(made)):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_handler_that_hangs_in_a_pool_of_its_own_is_ended_with_it_and_counted(doing: Site) -> None:
+    running = consume(doing)
+    send(doing, "work", ("hang-0", "hang"))
+    settled(doing, failed=1)
+    assert attempts(doing) == {"hang-0": 2}
+    assert len(pids(doing)) == 4
+    wait_until(lambda: not any(map(is_alive, pids(doing))), what="the end of the pools")
+    assert doing.value(IDLE) == 0
+    assert running.stop() == 0
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["all of it", "one process"])
+def test_the_orphan_of_a_killed_consumer_keeps_its_message_from_nobody(doing: Site, whole: bool) -> None:
+    running = consume(doing)
+    send(doing, "work", ("die-0", "die"))
+    wait_until((doing.folder / "ready").exists)
+    (orphan,) = pids(doing)
+    if whole:
+        os.kill(running.pid, signal.SIGKILL)  # not its group, as other tests do
+        running = consume(doing)
+    else:
+        os.kill(parent_of(orphan), signal.SIGKILL)
+    settled(doing, processed=1, deadline=30)
+    assert is_alive(orphan)
+    assert effects(doing) == {"die": 1}
+    assert running.stop() == 0
+
+
+def parent_of(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize(("do", "status"), [("return", 0), ("exit", 3), ("raise", 1), ("write", 1)])
+def test_a_forked_process_has_a_database_session_of_its_own_and_records_nothing(
+    doing: Site, do: str, status: int
+) -> None:
+    running = consume(doing)
+    send(doing, "work", ("fork-0", do), ("after", "nothing"))
+    settled(doing, processed=2)
+    assert (doing.folder / "status").read_text() == str(status)
+    assert attempts(doing) == {}
+    # What returns has gone on in the handler's own code.
+    assert effects(doing) == {do: 2 if do == "return" else 1, "nothing": 1, "in the child": 1}
+    assert running.stop() == 0
+
+
+def test_a_pool_can_end_its_processes(doing: Site) -> None:
+    running = consume(doing)
+    send(doing, "work", *((f"pool-{number}", "pool") for number in range(3)))
+    settled(doing, processed=3)
+    assert attempts(doing) == {}
+    assert running.stop() == 0

@@ -1,0 +1,56 @@
+"""Handlers that hold the interpreter's lock: their process does nothing else, and somebody says so. Real processes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.failures.deeds import attempts, consume, effects, send, settled
+from tests.site import SiteFactory
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.broker
+
+HANDLERS = """
+import ctypes, re
+from messaging import handler
+from tests.app.models import Effect
+
+def hold(seconds):
+    ctypes.PyDLL(None).sleep(seconds)  # without letting go of the lock
+
+@handler("work", "work.#", max_attempts=2, backoff=0.1)
+def work(message):
+    if message.payload["do"] == "hold":
+        hold(13)
+    if message.payload["do"] == "for ever":
+        re.match("(a+)+$", "a" * 60 + "b")
+    Effect.objects.create(key=message.id, value=message.payload["do"])
+"""
+
+
+def test_a_handler_that_lets_nothing_else_run_is_named_with_its_stack(site: SiteFactory, any_db: str) -> None:
+    doing = site(any_db, handlers=HANDLERS)
+    running = consume(doing)
+    send(doing, "work", ("hold-0", "hold"))
+    said = running.wait_for_output(r"Process \d+ has done nothing else for 1\d s: (\S+) holds the interpreter's lock")
+    assert said[1].endswith("handlers.work")
+    running.wait_for_output(r'File ".*handlers.py", line \d+ in hold')
+    running.wait_for_output(r"Process \d+ goes on, after 1\d s")
+    settled(doing, processed=1)
+    assert (attempts(doing), effects(doing)) == ({}, {"hold": 1})
+    told = "SELECT COUNT(*) FROM messaging_worker WHERE status LIKE '%a handler kept all else from running for 1%'"
+    wait_until(lambda: doing.value(told.replace("%", "%%") if any_db == "postgres" else told) == 1, what="its status")
+    assert running.output.count("has done nothing else") == 1
+    assert running.stop() == 0
+
+
+def test_a_handler_that_lets_nothing_else_run_is_ended_where_the_setting_says_so(site: SiteFactory) -> None:
+    doing = site("postgres", handlers=HANDLERS, options={"FREEZE_TIMEOUT": 5})
+    running = consume(doing)
+    send(doing, "work", ("before", "nothing"), ("for-ever-0", "for ever"), ("after", "nothing"))
+    settled(doing, processed=2, failed=1)
+    assert attempts(doing)["for-ever-0"] == 2
+    error = doing.value("SELECT error FROM messaging_processedmessage WHERE state = 'failed'")
+    assert "has done nothing beside one handler for more than 5 s, and was killed" in error
+    assert running.output.count("it is killed") == 2
+    assert running.stop() == 0
