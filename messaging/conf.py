@@ -14,6 +14,7 @@ from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from messaging.exceptions import ConfigurationError
+from messaging.values import plain
 
 DEFAULT_ALIAS = "default"
 
@@ -129,7 +130,7 @@ class AliasSettings:
 def aliases() -> tuple[str, ...]:
     """The aliases of `MESSAGING`, in order; ("default",) when the setting is missing or no dict."""
     configured = read()
-    names = [name for name in configured if isinstance(name, str)] if isinstance(configured, Mapping) else []
+    names = [plain(name) for name in configured if isinstance(name, str)] if isinstance(configured, Mapping) else []
     return tuple(names) or (DEFAULT_ALIAS,)
 
 
@@ -162,8 +163,21 @@ def _stamp(configured: Any) -> bytes | None:
     """Tells settings apart that differ in any way, in a fraction of the time that checking takes; None if it cannot."""
     try:
         return marshal.dumps((configured, list(connections.settings)), 2)
-    except ValueError:
+    except ValueError:  # texts or dicts of a class of their own, most likely
+        pass
+    try:
+        return marshal.dumps((_plain(configured), list(connections.settings)), 2)
+    except (ValueError, RecursionError):
         return None
+
+
+def _plain(value: Any) -> Any:
+    """Settings in which each text is nothing else: its class may have its own idea of what it is as text."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(one) for key, one in value.items()}
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
 def _checked(alias: str, configured: Any) -> AliasSettings:
@@ -177,7 +191,7 @@ def _checked(alias: str, configured: Any) -> AliasSettings:
     values = configured[alias]
     for problem in problems.of_alias(alias, values):
         raise ConfigurationError(str(problem))
-    return _settings(alias, values)
+    return _settings(plain(alias), _plain(values))
 
 
 def _settings(alias: str, values: Mapping[str, Any]) -> AliasSettings:

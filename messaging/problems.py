@@ -147,8 +147,8 @@ def _of_tls(tls: Any, where: str) -> Iterator[Problem]:
 
 def _of_queue(name: Any, options: Any, here: str) -> Iterator[Problem]:
     is_ours = not isinstance(options, Mapping) or options.get("declare") is not False
-    if not values.is_text(name, values.LONGEST_QUEUE) or (is_ours and name.startswith("amq.")):
-        hint = 'Queue names have 1 to 250 bytes (255 less those of ".dead"); "amq.…" are the broker\'s own.'
+    if not values.is_name(name, values.LONGEST_QUEUE) or (is_ours and name.startswith("amq.")):
+        hint = 'Queue names have 1 to 250 bytes (255 less those of ".dead") on one line; "amq.…" are the broker\'s own.'
         yield Problem("E010", f"{here}: this cannot be the name of a queue.", hint)
     if not isinstance(options, Mapping):
         yield Problem("E011", f"{here} is not a dict.", "Write {} for the defaults.")

@@ -24,12 +24,25 @@ class Rule(NamedTuple):
     wanted: str
 
 
+def plain(text: str) -> str:
+    """The text itself of what may be of a class of its own: `str()` of a `(str, Enum)` member is "Class.NAME"."""
+    return str.__str__(text)
+
+
 def is_text(value: Any, most: int = 255) -> bool:
     """Whether a value is text of 1 to `most` bytes that brokers and databases can hold: UTF-8 without NUL."""
     try:
         return isinstance(value, str) and "\0" not in value and 0 < len(value.encode()) <= most
     except UnicodeEncodeError:
         return False
+
+
+def is_name(value: Any, most: int = 255) -> bool:
+    """Whether a value will do as the name of something at the broker, or as a routing key that is bound there.
+
+    Without line breaks: RabbitMQ takes them out of a name that is declared, but not out of one that is used.
+    """
+    return is_text(value, most) and "\n" not in value and "\r" not in value
 
 
 def _number(least: float, most: float, *, above: bool = False) -> Callable[[Any], bool]:
@@ -68,7 +81,7 @@ def _is_path(value: Any) -> bool:
 
 
 def _is_exchange(value: Any) -> bool:
-    return value == "" if not is_text(value) else (value == "amq.topic" or not value.startswith("amq."))
+    return value == "" if not is_name(value) else (value == "amq.topic" or not value.startswith("amq."))
 
 
 def _is_queue_type(value: Any) -> bool:
@@ -81,7 +94,7 @@ def _is_name_list(value: Any) -> bool:
 
 def _is_bindings(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(
-        isinstance(pair, (list, tuple)) and len(pair) == 2 and is_text(pair[0]) and (pair[1] == "" or is_text(pair[1]))
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and is_name(pair[0]) and (pair[1] == "" or is_name(pair[1]))
         for pair in value
     )
 
@@ -100,7 +113,7 @@ def _is_argument(value: Any, depth: int = 4) -> bool:
         return depth > 0 and all(map(is_text, names)) and all(_is_argument(item, depth - 1) for item in items)
     if isinstance(value, int):
         return -_SIXTY_FOUR_BITS <= value < _SIXTY_FOUR_BITS
-    return value == "" or is_text(value, 1 << 20)
+    return value == "" or is_name(value, 1 << 20)
 
 
 _DICT = Rule(_is_dict, "a dict")
@@ -113,7 +126,7 @@ ALIAS: Mapping[str, Rule] = {
     "URL": Rule(_is_string, 'text such as "amqp://user:password@host:5672/vhost"'),
     "EXCHANGE": Rule(
         _is_exchange,
-        'the name of a topic exchange, text of at most 255 bytes; of those named "amq.…" only "amq.topic" is one',
+        'the name of a topic exchange, one line of at most 255 bytes; of those named "amq.…" only "amq.topic" is one',
     ),
     "QUEUES": Rule(_is_dict, 'a dict of queues, such as {"billing": {"prefetch": 50}}'),
     "DATABASES": Rule(_is_name_list, 'a list of aliases of DATABASES, such as ["default"]'),

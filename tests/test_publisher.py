@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import time
 import uuid
 from contextlib import suppress
@@ -55,6 +56,37 @@ def received(row: PublishedMessage) -> ReceivedMessage:
     exchange, routing_key, properties, body = seal(row)
     envelope = Envelope.received(exchange, routing_key, Properties.decode(properties), body, row.queue)
     return ReceivedMessage(envelope, queue="q")
+
+
+class Key(str, enum.Enum):  # noqa: UP042 - StrEnum is text as it is
+    PLACED = "orders.placed"
+
+
+class Number(enum.IntEnum):
+    FOUR = 4
+
+
+class Header(str, enum.Enum):  # noqa: UP042
+    OURS = "x-messaging-round"
+
+
+@pytest.mark.django_db
+def test_a_member_of_an_enum_is_sent_as_its_value(settings: Settings) -> None:
+    settings.MESSAGING = {"default": {"EXCHANGE": Key.PLACED}}
+    text: dict[str, Any] = dict.fromkeys(("message_id", "correlation_id", "type", "reply_to"), Key.PLACED)
+    row = publish(Key.PLACED, {Key.PLACED: Key.PLACED}, priority=Number.FOUR, headers={Key.PLACED: Key.PLACED}, **text)
+    plain, straight = publish(Key.PLACED, Key.PLACED, content_type="text/plain"), publish("k", 1, queue=Key.PLACED)
+    for one in (row, plain, straight):
+        one.refresh_from_db()
+    assert (row.exchange, row.routing_key, row.priority, straight.queue) == ("orders.placed", Key.PLACED, 4, Key.PLACED)
+    assert {getattr(row, name) for name in text} == {"orders.placed"}
+    assert row.headers == {"orders.placed": "orders.placed"}
+    assert (row.body, plain.body) == ('{"orders.placed":"orders.placed"}', "orders.placed")
+
+
+@pytest.mark.django_db
+def test_keys_that_are_not_text_are_written_as_json_does() -> None:
+    assert publish("k", {1: "a", "2": [{None: "b"}], 1.5: "c"}).body == '{"1":"a","2":[{"null":"b"}],"1.5":"c"}'
 
 
 @pytest.mark.django_db
@@ -151,6 +183,16 @@ def test_a_float_in_a_header_stays_that_float(number: float) -> None:
         {"exchange": "x" * 256},
         {"queue": "x" * 256},
         {"queue": "q", "exchange": "e"},
+        {"queue": "q\n"},
+        {"exchange": "e\r\n"},
+        {"routing_key": "k\n"},
+        {"reply_to": "answers\n"},
+        {"headers": {"CC": ["k\n"]}},
+        {"headers": {Header.OURS: 1}},
+        {"payload": {1: "a", "1": "b"}},
+        {"payload": [{"deep": ({None: 1, "null": 2},)}]},
+        {"payload": {True: 1, "true": 2}},
+        {"payload": {1.5: 1, "1.5": 2}},
         {"priority": -1},
         {"priority": 256},
         {"priority": True},
