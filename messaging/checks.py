@@ -16,7 +16,14 @@ from django.core.checks import Warning as CheckWarning
 from django.db import connections
 
 from messaging import conf, problems
-from messaging.database_checks import check_memory, check_mysql, check_routers, check_sqlite, used_databases
+from messaging.database_checks import (
+    check_autocommit,
+    check_memory,
+    check_mysql,
+    check_routers,
+    check_sqlite,
+    used_databases,
+)
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import Handler, is_generator, patterns_overlap, registry
 from messaging.problems import Problem, shown, suggest
@@ -38,7 +45,7 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
         found += () if wrong else check_queues(alias, registry.all(alias))
     databases = used_databases(registry.all())
     found += check_handlers(registry.all(), list(configured))
-    return [*found, *check_sqlite(list(databases)), *check_routers(databases)]
+    return [*found, *check_autocommit(databases), *check_sqlite(list(databases)), *check_routers(databases)]
 
 
 def check_servers(databases: Sequence[str] | None = None, **_options: Any) -> list[CheckMessage]:

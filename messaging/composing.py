@@ -22,7 +22,7 @@ from messaging.message import Message, Running
 from messaging.models import PublishedMessage
 from messaging.sealing import properties_of
 from messaging.texts import short, storable
-from messaging.values import plain
+from messaging.values import name_of, plain
 from messaging.wire import Properties, encode_table, to_json
 
 MAX_SECONDS = 10 * 366 * 86400
@@ -193,10 +193,10 @@ def _check_types(message: Any) -> None:
 
 
 def _name(name: str, value: object) -> str:
-    """The name of something at the broker, which takes line breaks out of it where that is declared, and only there."""
-    text = _short(name, value)
+    """The name of something at the broker, or a routing key: on one line."""
+    text = name_of(_short(name, value))
     if "\n" in text or "\r" in text:
-        raise PublishError(f"{name} is {text!r}; it must not have a line break, as a name read from a file may have.")
+        raise PublishError(f"{name} is {text!r}; it must not have a line break in it.")
     return text
 
 

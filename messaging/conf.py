@@ -14,7 +14,7 @@ from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from messaging.exceptions import ConfigurationError
-from messaging.values import plain
+from messaging.values import name_of, plain
 
 DEFAULT_ALIAS = "default"
 
@@ -163,7 +163,7 @@ def _stamp(configured: Any) -> bytes | None:
     """Tells settings apart that differ in any way, in a fraction of the time that checking takes; None if it cannot."""
     try:
         return marshal.dumps((configured, list(connections.settings)), 2)
-    except ValueError:  # texts or dicts of a class of their own, most likely
+    except ValueError:  # texts or dicts of classes of their own, most likely
         pass
     try:
         return marshal.dumps((_plain(configured), list(connections.settings)), 2)
@@ -172,9 +172,9 @@ def _stamp(configured: Any) -> bytes | None:
 
 
 def _plain(value: Any) -> Any:
-    """Settings in which each text is nothing else: its class may have its own idea of what it is as text."""
+    """Settings in which each text is what it is for the broker."""
     if isinstance(value, str):
-        return plain(value)
+        return name_of(value)
     if isinstance(value, Mapping):
         return {_plain(key): _plain(one) for key, one in value.items()}
     return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value

@@ -60,7 +60,12 @@ def of_alias(alias: str, options: Any) -> Iterator[Problem]:
     yield from _of_tls(options.get("TLS", {}), f'{where}["TLS"]')
     yield from _of_databases(options.get("DATABASES", ()), where)
     queues = options.get("QUEUES", {})
-    for name, queue in queues.items() if isinstance(queues, Mapping) else ():
+    queues = queues if isinstance(queues, Mapping) else {}
+    if len({values.name_of(name) for name in queues if isinstance(name, str)}) < sum(
+        isinstance(n, str) for n in queues
+    ):
+        yield Problem("E010", f'{where}["QUEUES"] has a name twice, once with a line break at its end.', "Remove one.")
+    for name, queue in queues.items():
         yield from _of_queue(name, queue, f'{where}["QUEUES"]["{shown(name)}"]')
 
 

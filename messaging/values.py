@@ -29,6 +29,14 @@ def plain(text: str) -> str:
     return str.__str__(text)
 
 
+def name_of(text: str) -> str:
+    """A name as the broker knows it: without the line break at its end that a name read from a file may have.
+
+    RabbitMQ takes line breaks out of a name that is declared, but not out of one that is published to or consumed.
+    """
+    return str.__str__(text).rstrip("\r\n")
+
+
 def is_text(value: Any, most: int = 255) -> bool:
     """Whether a value is text of 1 to `most` bytes that brokers and databases can hold: UTF-8 without NUL."""
     try:
@@ -38,11 +46,8 @@ def is_text(value: Any, most: int = 255) -> bool:
 
 
 def is_name(value: Any, most: int = 255) -> bool:
-    """Whether a value will do as the name of something at the broker, or as a routing key that is bound there.
-
-    Without line breaks: RabbitMQ takes them out of a name that is declared, but not out of one that is used.
-    """
-    return is_text(value, most) and "\n" not in value and "\r" not in value
+    """Whether a value will do, after `name_of()`, as the name of something at the broker or as a routing key there."""
+    return isinstance(value, str) and is_text(name := name_of(value), most) and "\n" not in name and "\r" not in name
 
 
 def _number(least: float, most: float, *, above: bool = False) -> Callable[[Any], bool]:

@@ -123,7 +123,7 @@ def test_messaging_must_be_a_dict_of_aliases(settings: Settings, value: Any) -> 
         ({"URL": b"amqp://"}, "messaging.E004"),
         ({"EXCHANGE": None}, "messaging.E004"),
         ({"EXCHANGE": "amq.direct"}, "messaging.E004"),
-        ({"EXCHANGE": "messaging\n"}, "messaging.E004"),
+        ({"EXCHANGE": "messa\nging"}, "messaging.E004"),
         ({"EXCHANGE": "\udc80"}, "messaging.E004"),
         ({"DATABASES": [None]}, "messaging.E004"),
         ({"LEASE": True}, "messaging.E004"),
@@ -155,10 +155,11 @@ def test_messaging_must_be_a_dict_of_aliases(settings: Settings, value: Any) -> 
         ({"QUEUES": {5: {}}}, "messaging.E010"),
         ({"QUEUES": {"amq.gen-x": {}}}, "messaging.E010"),
         ({"QUEUES": {"a\0b": {}}}, "messaging.E010"),
-        ({"QUEUES": {"billing\r\n": {}}}, "messaging.E010"),
-        ({"QUEUES": {"billing": {"bindings": [("e\n", "k")]}}}, "messaging.E011"),
-        ({"QUEUES": {"billing": {"bindings": [("e", "k\n")]}}}, "messaging.E011"),
-        ({"QUEUES": {"billing": {"arguments": {"x-dead-letter-exchange": "e\n"}}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {}, "billing\n": {}}}, "messaging.E010"),
+        ({"QUEUES": {"bill\r\ning": {}}}, "messaging.E010"),
+        ({"QUEUES": {"billing": {"bindings": [("e\ne", "k")]}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"bindings": [("e", "k\nk")]}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"arguments": {"x-dead-letter-exchange": "e\ne"}}}}, "messaging.E011"),
         ({"QUEUES": {"billing": {"Type": "quorum"}}}, "messaging.E011"),
         ({"QUEUES": {"billing": {"type": "Quorum"}}}, "messaging.E011"),
         ({"QUEUES": {"billing": {"declare": None}}}, "messaging.E011"),
@@ -200,6 +201,15 @@ def test_keys_that_hold_a_credential_are_not_repeated(settings: Settings) -> Non
     with pytest.raises(ConfigurationError) as caught:
         conf.get(url)
     assert "hush" not in str(caught.value)
+
+
+def test_a_database_without_autocommit_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connections.settings, "other", {**connections.settings["default"], "AUTOCOMMIT": False})
+    assert run(settings, {"default": {}}) == []
+    (message,) = run(settings, {"default": {"DATABASES": ["default", "other"]}})
+    assert isinstance(message, CheckError)
+    assert message.id == "messaging.E034"
+    assert '"AUTOCOMMIT": False' in message.msg
 
 
 def test_an_empty_setting_is_the_default(settings: Settings) -> None:

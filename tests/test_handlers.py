@@ -95,8 +95,8 @@ def test_the_registry_finds_by_alias_queue_and_routing_key() -> None:
         {"queue": ""},
         {"queue": "x" * 251},
         {"queue": None},
-        {"queue": "work\n"},
-        {"routing_keys": ["orders.placed\r\n"]},
+        {"queue": "wo\nrk"},
+        {"routing_keys": ["orders.\r\nplaced"]},
     ],
 )
 def test_arguments_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
@@ -107,12 +107,12 @@ def test_arguments_that_cannot_work_are_refused(options: dict[str, Any]) -> None
 
 
 class Name(str, enum.Enum):  # noqa: UP042 - StrEnum is text as it is
-    QUEUE = "test-handlers"
+    QUEUE = "test-handlers\n"
     KEY = "orders.placed"
     DEFAULT = "default"
 
 
-def test_a_member_of_an_enum_names_what_its_value_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_plain_text_without_a_line_break_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry()
     monkeypatch.setattr("messaging.handlers.registry", registry)
     handler(Name.QUEUE, Name.KEY, using=Name.DEFAULT, database=Name.DEFAULT)(lambda message: None)

@@ -85,6 +85,14 @@ def test_a_member_of_an_enum_is_sent_as_its_value(settings: Settings) -> None:
 
 
 @pytest.mark.django_db
+def test_a_line_break_at_the_end_of_a_name_is_no_part_of_it(settings: Settings) -> None:
+    settings.MESSAGING = {"default": {"EXCHANGE": "shop\r\n"}}
+    row = publish("orders.placed\n", 1, reply_to="answers\n")
+    assert (row.exchange, row.routing_key, row.reply_to) == ("shop", "orders.placed", "answers")
+    assert publish("k", 1, queue="work\n").queue == publish("k", 1, exchange="work\n").exchange == "work"
+
+
+@pytest.mark.django_db
 def test_keys_that_are_not_text_are_written_as_json_does() -> None:
     assert publish("k", {1: "a", "2": [{None: "b"}], 1.5: "c"}).body == '{"1":"a","2":[{"null":"b"}],"1.5":"c"}'
 
@@ -183,11 +191,11 @@ def test_a_float_in_a_header_stays_that_float(number: float) -> None:
         {"exchange": "x" * 256},
         {"queue": "x" * 256},
         {"queue": "q", "exchange": "e"},
-        {"queue": "q\n"},
-        {"exchange": "e\r\n"},
-        {"routing_key": "k\n"},
-        {"reply_to": "answers\n"},
-        {"headers": {"CC": ["k\n"]}},
+        {"queue": "q\nq"},
+        {"exchange": "e\re"},
+        {"routing_key": "k\nk"},
+        {"reply_to": "ans\nwers"},
+        {"headers": {"CC": ["k\nk"]}},
         {"headers": {Header.OURS: 1}},
         {"payload": {1: "a", "1": "b"}},
         {"payload": [{"deep": ({None: 1, "null": 2},)}]},

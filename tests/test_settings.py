@@ -60,11 +60,11 @@ def test_an_unknown_alias_is_refused_in_words(alias: Any) -> None:
 class Name(str, enum.Enum):  # noqa: UP042 - StrEnum is text as it is
     ALIAS = "default"
     EXCHANGE = "shop"
-    QUEUE = "billing"
+    QUEUE = "billing\r\n"
     TYPE = "classic"
 
 
-def test_members_of_an_enum_are_read_as_their_values(settings: Settings) -> None:
+def test_texts_are_read_as_they_are_at_the_broker(settings: Settings) -> None:
     bindings = [(Name.EXCHANGE, Name.QUEUE)]
     queue = {"type": Name.TYPE, "bindings": bindings, "arguments": {"x-dead-letter-exchange": Name.EXCHANGE}}
     settings.MESSAGING = {Name.ALIAS: {"EXCHANGE": Name.EXCHANGE, "QUEUES": {Name.QUEUE: queue}}}
