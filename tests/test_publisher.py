@@ -161,6 +161,26 @@ def test_headers_that_json_cannot_hold_arrive_as_they_were() -> None:
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("value", [b"\x00", datetime(2026, 1, 2, tzinfo=UTC), Decimal("1.5"), 1e20, "plain"])
+def test_whatever_its_headers_hold_a_message_says_when_it_was_published(value: Any) -> None:
+    for row in (publish("k", 1, headers={"h": value}), publish_many([Message("k", 1, headers={"h": value})] * 2)[0]):
+        row.refresh_from_db()
+        assert received(row).properties.timestamp == int(row.created_at.timestamp())
+        copy = row.copied()
+        copy.save()
+        copy.refresh_from_db()
+        assert received(copy).properties.timestamp == int(copy.created_at.timestamp())
+
+
+@pytest.mark.django_db
+def test_the_round_of_a_message_without_a_timestamp_has_none_either() -> None:
+    properties = Properties.build(message_id="theirs", headers={"h": b"x"})
+    row = publish("k", 1, queue="q")
+    row.wire, row.round = Envelope("", "q", properties, b"").to_wire(), 2
+    assert received(row).properties.timestamp is None
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize("number", [1e16, 1e20, -1e300, -0.0, 0.0, 1.5])
 def test_a_float_in_a_header_stays_that_float(number: float) -> None:
     headers = {"n": number, "list": [number], "table": {"n": number}}
@@ -395,6 +415,25 @@ def test_relays_are_notified_once_per_transaction() -> None:
         cursor.execute("UNLISTEN *")
     raw.remove_notify_handler(arrived.append)
     assert [notification.payload for notification in arrived] == ["default", "default"]
+
+
+@pytest.mark.skipif(TEST_DB != "postgres", reason="NOTIFY is PostgreSQL's")
+@pytest.mark.django_db(transaction=True)
+def test_the_relays_of_each_alias_are_notified(settings: Settings) -> None:
+    settings.MESSAGING = {"default": {}, "second": {}}
+    arrived: list[Any] = []
+    with connection.cursor() as cursor:
+        cursor.execute(f"LISTEN {CHANNEL}")
+    raw: Any = connection.connection
+    raw.add_notify_handler(arrived.append)
+    with transaction.atomic():
+        publish("k", 1)
+        publish("k", 1, using="second")
+        publish("k", 1)
+    with connection.cursor() as cursor:
+        cursor.execute("UNLISTEN *")
+    raw.remove_notify_handler(arrived.append)
+    assert sorted(notification.payload for notification in arrived) == ["default", "second"]
 
 
 @given(payload=jsonable)
