@@ -17,6 +17,7 @@ from messaging.exceptions import ConfigurationError
 from messaging.values import name_of, plain
 
 DEFAULT_ALIAS = "default"
+UNROUTABLE = (1.0, 5.0, 30.0, 120.0, 600.0, *[1800.0] * 12)  # a good six hours: a deployment that goes wrong at first
 
 _last: tuple[bytes | None, dict[str, AliasSettings]] = (None, {})  # what was checked last, and what came of it
 
@@ -87,6 +88,7 @@ class AliasSettings:
         stop_timeout: seconds that running handlers get after the first signal.
         notify: wake relays by NOTIFY where the database has it.
         poll_interval: seconds between a relay's looks at the outbox.
+        unroutable: seconds before each further try of a message that no queue took.
     """
 
     alias: str
@@ -107,6 +109,7 @@ class AliasSettings:
     stop_timeout: float = 30.0
     notify: bool = True
     poll_interval: float = 0.2
+    unroutable: tuple[float, ...] = UNROUTABLE
 
     def queue(self, name: str) -> QueueSettings:
         """The settings of a queue; the defaults where `QUEUES` does not name it."""
@@ -213,6 +216,7 @@ def _settings(alias: str, values: Mapping[str, Any]) -> AliasSettings:
         stop_timeout=float(values.get("STOP_TIMEOUT", 30)),
         notify=values.get("NOTIFY", True),
         poll_interval=float(values.get("POLL_INTERVAL", 0.2)),
+        unroutable=tuple(map(float, values.get("UNROUTABLE", UNROUTABLE))),
     )
 
 

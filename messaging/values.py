@@ -97,6 +97,10 @@ def _is_name_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(name, str) for name in value)
 
 
+def _is_pauses(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) <= 10_000 and all(map(_number(0, LONGEST_WAIT), value))
+
+
 def _is_bindings(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(
         isinstance(pair, (list, tuple)) and len(pair) == 2 and is_name(pair[0]) and (pair[1] == "" or is_name(pair[1]))
@@ -144,6 +148,7 @@ ALIAS: Mapping[str, Rule] = {
     "STOP_TIMEOUT": Rule(_number(0, 86400), "a number of seconds, 0 to 86400"),
     "NOTIFY": _FLAG,
     "POLL_INTERVAL": Rule(_number(0, 86400, above=True), "a number of seconds above 0, at most 86400"),
+    "UNROUTABLE": Rule(_is_pauses, "a list of pauses in seconds, such as [1, 5, 30]; an empty one gives up at once"),
 }
 
 RETRY: Mapping[str, Rule] = {

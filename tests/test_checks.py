@@ -66,6 +66,7 @@ def test_the_defaults_and_a_full_example_are_fine(settings: Settings) -> None:
         "STOP_TIMEOUT": 30,
         "NOTIFY": False,
         "POLL_INTERVAL": 0.2,
+        "UNROUTABLE": [1, 2.5],
     }
     assert run(settings, {"default": full}) == []
 
@@ -97,6 +98,9 @@ def test_messaging_must_be_a_dict_of_aliases(settings: Settings, value: Any) -> 
         ({"STOP_TIMEOUT": float("nan")}, "messaging.E004"),
         ({"NOTIFY": "yes"}, "messaging.E004"),
         ({"POLL_INTERVAL": 0}, "messaging.E004"),
+        ({"UNROUTABLE": 30}, "messaging.E004"),
+        ({"UNROUTABLE": [-1]}, "messaging.E004"),
+        ({"UNROUTABLE": ["5"]}, "messaging.E004"),
         ({"URL": "localhost"}, "messaging.E005"),
         ({"URL": "redis://localhost"}, "messaging.E005"),
         ({"URL": "amqp://user:pw@host:port/"}, "messaging.E005"),

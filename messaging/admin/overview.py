@@ -13,6 +13,7 @@ from messaging.admin.display import span
 from messaging.admin.paginator import bounded_count
 from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models.outbox import UNROUTABLE
 
 LATE = 60  # seconds after which a message that is due and not sent is a sign of trouble
 
@@ -47,7 +48,7 @@ def outgoing_cards(request: HttpRequest, site: str = "admin") -> list[Card]:
         return []
     name = f"{site}:messaging_publishedmessage_changelist"
     rows = PublishedMessage.objects.filter(state=PublishedMessage.State.FAILED)
-    return [_due(name), _failed(_("Outgoing, failed"), rows, name)]
+    return [*_unsent(name), _failed(_("Outgoing, failed"), rows, name)]
 
 
 def _failed(label: str, rows: Any, name: str) -> Card:
@@ -56,10 +57,19 @@ def _failed(label: str, rows: Any, name: str) -> Card:
     return Card(label, count, note, f"{reverse(name)}?state=failed", alarm=bool(count))
 
 
-def _due(name: str) -> Card:
-    due = PublishedMessage.objects.pending().filter(publish_at__lte=Now())
-    oldest = due.order_by("id").values_list("publish_at", flat=True).first()
-    age = (timezone.now() - oldest).total_seconds() if oldest else 0.0
+def _unsent(name: str) -> list[Card]:
+    """What is due; and what no queue took, if there is any."""
+    due = PublishedMessage.objects.pending().filter(publish_at__lte=Now()).order_by("id").values_list("publish_at")
+    oldest = due.first()
+    waiting = bounded_count(PublishedMessage.objects.waiting_for_queue()) if oldest else 0
+    if waiting:
+        due = due.exclude(attempts__gt=0, error__startswith=UNROUTABLE)
+        oldest = due.first()
+    age = (timezone.now() - oldest[0]).total_seconds() if oldest else 0.0
     note = _("oldest %(span)s") % {"span": span(age)} if oldest else _("nothing waits")
-    count = bounded_count(due) if oldest else 0
-    return Card(_("Outgoing, due"), count, note, f"{reverse(name)}?state=pending", alarm=age > LATE)
+    count, url = bounded_count(due) if oldest else 0, reverse(name)
+    cards = [Card(_("Outgoing, due"), count, note, f"{url}?state=pending", alarm=age > LATE)]
+    if waiting:
+        note = _("no queue takes them")
+        cards.append(Card(_("Outgoing, waiting for a queue"), waiting, note, f"{url}?state=waiting", alarm=True))
+    return cards
