@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from django.db.models import BooleanField, Count, ExpressionWrapper, Min, Q
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from messaging.admin.display import span
-from messaging.admin.paginator import bounded_count
+from messaging.admin.paginator import LIMIT, Bounded, bounded_count
 from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.outbox import UNROUTABLE
@@ -58,18 +59,20 @@ def _failed(label: str, rows: Any, name: str) -> Card:
 
 
 def _unsent(name: str) -> list[Card]:
-    """What is due; and what no queue took, if there is any."""
-    due = PublishedMessage.objects.pending().filter(publish_at__lte=Now()).order_by("id").values_list("publish_at")
-    oldest = due.first()
-    waiting = bounded_count(PublishedMessage.objects.waiting_for_queue()) if oldest else 0
-    if waiting:
-        due = due.exclude(attempts__gt=0, error__startswith=UNROUTABLE)
-        oldest = due.first()
-    age = (timezone.now() - oldest[0]).total_seconds() if oldest else 0.0
+    """What is due; and what no queue took, if there is any. One query, of as many rows as are ever counted."""
+    due = PublishedMessage.objects.pending().filter(publish_at__lte=Now()).order_by("id")
+    is_unrouted = Q(attempts__gt=0, error__startswith=UNROUTABLE)
+    found = due.annotate(is_unrouted=ExpressionWrapper(is_unrouted, BooleanField()))[: LIMIT + 1].aggregate(
+        waiting=Count("pk", filter=Q(is_unrouted=True)),
+        due=Count("pk", filter=Q(is_unrouted=False)),
+        oldest=Min("publish_at", filter=Q(is_unrouted=False)),
+    )
+    oldest, url = found["oldest"], reverse(name)
+    number: type[int] = Bounded if found["due"] + found["waiting"] > LIMIT else int
+    age = (timezone.now() - oldest).total_seconds() if oldest else 0.0
     note = _("oldest %(span)s") % {"span": span(age)} if oldest else _("nothing waits")
-    count, url = bounded_count(due) if oldest else 0, reverse(name)
-    cards = [Card(_("Outgoing, due"), count, note, f"{url}?state=pending", alarm=age > LATE)]
-    if waiting:
-        note = _("no queue takes them")
-        cards.append(Card(_("Outgoing, waiting for a queue"), waiting, note, f"{url}?state=waiting", alarm=True))
+    cards = [Card(_("Outgoing, due"), number(found["due"]), note, f"{url}?state=pending", alarm=age > LATE)]
+    if found["waiting"]:
+        label, note = _("Outgoing, waiting for a queue"), _("no queue takes them")
+        cards.append(Card(label, number(found["waiting"]), note, f"{url}?state=waiting", alarm=True))
     return cards
