@@ -13,7 +13,7 @@ from typing import Any
 from django.db import connections
 
 from messaging import values
-from messaging.addresses import parse_management_url, parse_url
+from messaging.addresses import has_credentials, parse_management_url, parse_url
 from messaging.exceptions import ConfigurationError
 
 LONGEST_ALIAS = 100  # characters; the column's
@@ -97,6 +97,10 @@ def _of_urls(options: Mapping[Any, Any], where: str) -> Iterator[Problem]:
         except ConfigurationError as error:
             yield Problem("E005", str(error), f'It is {values.ALIAS["URL"].wanted}, or "database://".')
         else:
+            for key, is_said in zip(("USER", "PASSWORD"), has_credentials(url), strict=True):
+                if is_said and options.get(key) is not None:
+                    text = f'{where} says twice what {key} says: there, and in "URL".'
+                    yield Problem("E005", text, 'Remove it from "URL".')
             if parsed["scheme"] == "database":
                 yield from _of_embedded(parsed["vhost"] or "default", where)
     if isinstance(management_url, str):

@@ -82,7 +82,7 @@ def _is_dict(value: Any) -> bool:
 
 
 def _is_path(value: Any) -> bool:
-    return hasattr(value, "__fspath__") or is_text(value, 4096)
+    return bool(hasattr(value, "__fspath__") or is_text(value, 4096))
 
 
 def _is_exchange(value: Any) -> bool:
@@ -99,6 +99,15 @@ def _is_name_list(value: Any) -> bool:
 
 def _is_pauses(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) <= 10_000 and all(map(_number(0, LONGEST_WAIT), value))
+
+
+def is_secret(value: Any) -> bool:
+    """Whether a value is text, or says where that is: in a file or in the environment."""
+    if isinstance(value, Mapping):
+        where: Any = next(iter(value)) if len(value) == 1 else None
+        accepts = {"file": _is_path, "env": is_text}.get(where) if isinstance(where, str) else None
+        return accepts is not None and bool(accepts(value[where]))
+    return isinstance(value, str) and (not value or is_text(value)) and value.rstrip("\r\n").isprintable()
 
 
 def _is_bindings(value: Any) -> bool:
@@ -129,10 +138,13 @@ _DICT = Rule(_is_dict, "a dict")
 _FILE = Rule(_or_none(_is_path), "the path of a file, or None")
 _FLAG = Rule(_is_boolean, "True or False")
 _DAYS = Rule(_or_none(_number(0, LONGEST_KEPT)), "a number of days, 0 to 36600, or None to keep them for ever")
+_SECRET = 'text, or {"file": "/run/secrets/name"}, or {"env": "NAME"} for a variable of the environment'
 _PAUSE = "a number of seconds, at most ten years"
 
 ALIAS: Mapping[str, Rule] = {
     "URL": Rule(_is_string, 'text such as "amqp://user:password@host:5672/vhost"'),
+    "USER": Rule(_or_none(is_secret), f"{_SECRET}; None where URL has it"),
+    "PASSWORD": Rule(_or_none(is_secret), f"{_SECRET}; None where URL has it"),
     "EXCHANGE": Rule(
         _is_exchange,
         'the name of a topic exchange, one line of at most 255 bytes; of those named "amq.…" only "amq.topic" is one',

@@ -36,8 +36,8 @@ class Management:
 
     def __init__(self, settings: AliasSettings, timeout: float = 5.0) -> None:
         address = parse_management_url(settings.management_url or "", "MANAGEMENT_URL")
-        user = address.username or settings.username
-        password = address.password or settings.password
+        user, password = settings.credentials() if address.username is None else (address.username, "")
+        password = address.password or password
         self._base = address.base
         self._authorization = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
         self._vhost = quote(settings.vhost, safe="")
