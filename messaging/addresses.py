@@ -64,6 +64,12 @@ def parse_url(url: str, where: str = "The URL") -> dict[str, Any]:
     }
 
 
+def has_credentials(url: str) -> tuple[bool, bool]:
+    """Whether a URL that can be read says a user name, and whether it says a password."""
+    credentials, at, _ = url.partition("://")[2].rpartition("@")
+    return bool(at), ":" in credentials
+
+
 def parse_management_url(url: str, setting: str = "The URL") -> ManagementAddress:
     """Take a management API's URL apart; `setting` is its name for errors. Raises ConfigurationError."""
     scheme, rest = _scheme(url, setting, ("http", "https"))

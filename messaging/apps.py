@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from django.apps import AppConfig
+from django.conf import global_settings, settings
 from django.core.checks import Tags, register
 from django.utils.translation import gettext_lazy as _
 
@@ -18,7 +19,7 @@ class MessagingConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Find the handlers of every installed app, register the system checks, and log what fails."""
+        """Find the handlers of every installed app, register system checks, log what fails, mask error reports."""
         from messaging import failure_log
         from messaging.handlers import registry
 
@@ -27,6 +28,13 @@ class MessagingConfig(AppConfig):
         register(_later("check_servers"), Tags.database)
         register(_later("check_deployment"), "messaging", deploy=True)
         failure_log.connect()
+        _mask_reports()
+
+
+def _mask_reports() -> None:
+    """Have Django's error reports hide the broker's password, unless the site has a filter of its own."""
+    if settings.DEFAULT_EXCEPTION_REPORTER_FILTER == global_settings.DEFAULT_EXCEPTION_REPORTER_FILTER:
+        settings.DEFAULT_EXCEPTION_REPORTER_FILTER = "messaging.reports.ReporterFilter"
 
 
 @cache

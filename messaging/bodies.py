@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from encodings import normalize_encoding
 from encodings.aliases import aliases
 from typing import Any
@@ -29,6 +30,9 @@ CHARSETS |= {alias: name for alias, name in aliases.items() if name in CHARSETS}
 
 LONGEST_CHARSET = 40  # characters of a name
 
+_CONTAINERS = (dict, list, tuple)
+_OTHER_KEY = re.compile(r'"(?:-?[0-9][^"]*|null|true|false)":')  # how JSON writes a key that is not text
+
 _json = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -49,9 +53,38 @@ def encode_body(payload: Any, content_type: str | None) -> tuple[bytes, str]:
             f"A payload of type {type(payload).__name__} cannot be sent as {content_type!r}; give bytes or text."
         )
     try:
-        return _json.encode(payload).encode(_charset(content_type)), content_type or "application/json"
+        text = _json.encode(payload)
+        body = text.encode(_charset(content_type))
     except (TypeError, ValueError, LookupError, RecursionError) as error:
         raise PayloadError(f"The payload cannot be written as JSON: {error}.") from error
+    if _OTHER_KEY.search(text):
+        _check_keys(payload)
+    return body, content_type or "application/json"
+
+
+def _check_keys(payload: Any) -> None:
+    """Raise PayloadError where two keys of a dict are one in JSON, as 1 and "1": the reader would see one of them.
+
+    For what was written as JSON, so that it has an end.
+    """
+    waiting = [payload]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if not all(isinstance(key, str) for key in value):
+                _check_texts(value)
+            waiting += [one for one in value.values() if isinstance(one, _CONTAINERS)]
+        elif isinstance(value, _CONTAINERS):
+            waiting += [one for one in value if isinstance(one, _CONTAINERS)]
+
+
+def _check_texts(table: dict[Any, Any]) -> None:
+    known: dict[str, Any] = {}
+    for key in table:
+        text = str.__str__(key) if isinstance(key, str) else _json.encode(key)
+        if text in known:
+            raise PayloadError(f"The payload has the keys {known[text]!r} and {key!r}, in JSON both are {text!r}.")
+        known[text] = key
 
 
 def decode_body(body: bytes, content_type: str | None, content_encoding: str | None = None) -> Any:

@@ -11,13 +11,22 @@ from difflib import get_close_matches
 from itertools import combinations
 from typing import Any
 
+from django.conf import settings as site
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
 from django.db import connections
+from django.utils.module_loading import import_string
 
-from messaging import conf, problems
-from messaging.database_checks import check_memory, check_mysql, check_routers, check_sqlite, used_databases
-from messaging.exceptions import ConfigurationError
+from messaging import conf, problems, reports
+from messaging.database_checks import (
+    check_autocommit,
+    check_memory,
+    check_mysql,
+    check_routers,
+    check_sqlite,
+    used_databases,
+)
+from messaging.exceptions import BrokerUnavailable, ConfigurationError
 from messaging.handlers import Handler, is_generator, patterns_overlap, registry
 from messaging.problems import Problem, shown, suggest
 
@@ -36,9 +45,10 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
         wrong = [_error(problem) for problem in problems.of_alias(alias, options)]
         found += wrong or check_effects(conf.get(alias))
         found += () if wrong else check_queues(alias, registry.all(alias))
+    found += check_reports()
     databases = used_databases(registry.all())
     found += check_handlers(registry.all(), list(configured))
-    return [*found, *check_sqlite(list(databases)), *check_routers(databases)]
+    return [*found, *check_autocommit(databases), *check_sqlite(list(databases)), *check_routers(databases)]
 
 
 def check_servers(databases: Sequence[str] | None = None, **_options: Any) -> list[CheckMessage]:
@@ -73,11 +83,36 @@ def check_effects(settings: conf.AliasSettings) -> Iterator[CheckMessage]:
     if settings.management_url and settings.scheme == "database":
         text = f'{where}["MANAGEMENT_URL"] has no effect, because its URL starts with "database://".'
         yield CheckWarning(text, hint="Remove it: the embedded broker has no such API.", id="messaging.W003")
+    if settings.scheme == "database" and (settings.username or settings.password or settings.secrets):
+        text = f'{where}["USER"] and ["PASSWORD"] have no effect, because its URL starts with "database://".'
+        yield CheckWarning(text, hint="Remove them: the embedded broker needs none.", id="messaging.W003")
+    for key, source in settings.secrets.items() if settings.scheme != "database" else ():
+        try:
+            conf.read_secret(source, f'{where}["{key}"]')
+        except BrokerUnavailable as error:
+            hint = "Correct its name, or give this user the permission to read it, if it connects to the broker."
+            yield CheckWarning(str(error), hint=hint, id="messaging.W004")
     for key in ("CA_FILE", "CERT_FILE", "KEY_FILE"):
         path = settings.tls.get(key) if is_encrypted else None
         if path is not None and not os.access(path, os.R_OK):
             hint = "Correct the path, or give this user the permission to read it."
             yield CheckWarning(f'{where}["TLS"]["{key}"] cannot be read.', hint=hint, id="messaging.W004")
+
+
+def check_reports() -> Iterator[CheckMessage]:
+    """Passwords in URLs that Django's error reports would show, because the site has a filter of its own."""
+    name = site.DEFAULT_EXCEPTION_REPORTER_FILTER
+    try:
+        is_ours = issubclass(import_string(name), reports.ReporterFilter)
+    except (ImportError, TypeError):
+        is_ours = False
+    if not is_ours and reports.are_told():
+        yield CheckWarning(
+            "A URL in MESSAGING holds a password, which Django's error reports show with all settings: "
+            f'DEFAULT_EXCEPTION_REPORTER_FILTER is "{name}".',
+            hint='Have it derive from messaging.reports.ReporterFilter, or move the password from "URL" to "PASSWORD".',
+            id="messaging.W012",
+        )
 
 
 def check_queues(alias: str, handlers: list[Handler]) -> Iterator[CheckMessage]:

@@ -22,6 +22,7 @@ from messaging.message import Message, Running
 from messaging.models import PublishedMessage
 from messaging.sealing import properties_of
 from messaging.texts import short, storable
+from messaging.values import name_of, plain
 from messaging.wire import Properties, encode_table, to_json
 
 MAX_SECONDS = 10 * 366 * 86400
@@ -68,7 +69,7 @@ class Composer:
         if message.type:
             values["type"] = _short("type", message.type)
         if message.reply_to:
-            values["reply_to"] = _short("reply_to", message.reply_to)
+            values["reply_to"] = _name("reply_to", message.reply_to)
         values["priority"] = _priority(message.priority)
         values["expiration"] = _expiration(message.expiration)
         values["mandatory"] = message.mandatory
@@ -84,14 +85,14 @@ class Composer:
 
     def _address(self, message: Message) -> dict[str, str]:
         exchange, queue = self._destination(message)
-        return {"exchange": exchange, "queue": queue, "routing_key": _short("routing_key", message.routing_key)}
+        return {"exchange": exchange, "queue": queue, "routing_key": _name("routing_key", message.routing_key)}
 
     def _destination(self, message: Message) -> tuple[str, str]:
         if message.queue:
             if message.exchange:
                 raise PublishError("Give either queue or exchange: a queue is reached through the default exchange.")
-            return "", _short("queue", message.queue)
-        return _short("exchange", self._exchange if message.exchange is None else message.exchange), ""
+            return "", _name("queue", message.queue)
+        return _name("exchange", self._exchange if message.exchange is None else message.exchange), ""
 
     def _new_id(self, message: Message, values: dict[str, Any]) -> uuid.UUID:
         current = self._current
@@ -134,7 +135,7 @@ def _content(message: Message) -> dict[str, str]:
 
 
 def _set_headers(row: PublishedMessage, headers: dict[str, Any]) -> None:
-    ours = sorted(str(name) for name in headers if str(name).startswith(OUR_PREFIX))
+    ours = sorted(name for name in map(_text, headers) if name.startswith(OUR_PREFIX))
     if ours:
         raise PublishError(f"The header {ours[0]!r} begins with {OUR_PREFIX!r}, which is for this app alone.")
     try:
@@ -171,7 +172,7 @@ def _check_copies(headers: Mapping[str, Any]) -> None:
         if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) for key in keys):
             raise PublishError(f"The header {name} is {keys!r}; RabbitMQ wants a list of routing keys there.")
         for key in keys:
-            _short(f"A routing key in the header {name}", key)
+            _name(f"A routing key in the header {name}", key)
 
 
 def _check_types(message: Any) -> None:
@@ -191,8 +192,16 @@ def _check_types(message: Any) -> None:
         raise PublishError(f"mandatory is {message.mandatory!r}; it must be True or False.")
 
 
+def _name(name: str, value: object) -> str:
+    """The name of something at the broker, or a routing key: on one line."""
+    text = name_of(_short(name, value))
+    if "\n" in text or "\r" in text:
+        raise PublishError(f"{name} is {text!r}; it must not have a line break in it.")
+    return text
+
+
 def _short(name: str, value: object) -> str:
-    text = str(value)
+    text = _text(value)
     if len(text) <= 255 and text.isascii() and text.isprintable():  # nearly all
         return text
     try:
@@ -204,6 +213,10 @@ def _short(name: str, value: object) -> str:
     if "\x00" in text:
         raise PublishError(f"{name} contains a NUL character.")
     return text
+
+
+def _text(value: object) -> str:
+    return plain(value) if isinstance(value, str) else str(value)
 
 
 def _priority(value: Any) -> int | None:

@@ -6,16 +6,20 @@
 from __future__ import annotations
 
 import marshal
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from messaging.exceptions import ConfigurationError
+from messaging.exceptions import BrokerUnavailable, ConfigurationError
+from messaging.values import name_of, plain
 
 DEFAULT_ALIAS = "default"
+UNROUTABLE = (1.0, 5.0, 30.0, 120.0, 600.0, *[1800.0] * 12)  # a good six hours: a deployment that goes wrong at first
 
 _last: tuple[bytes | None, dict[str, AliasSettings]] = (None, {})  # what was checked last, and what came of it
 
@@ -76,7 +80,8 @@ class AliasSettings:
     Attributes:
         scheme: "amqp", "amqps" or "database".
         hosts: (host, port) pairs, tried in order; one that failed less than a minute ago comes last.
-        vhost, username, password: the rest of the URL, percent-decoded.
+        vhost, username, password: the rest of the URL, percent-decoded, and `USER` and `PASSWORD` where they are text.
+        secrets: where the others are: `{"PASSWORD": {"file": ...}}`; see `credentials()`.
         exchange: durable topic exchange that `publish()` uses.
         databases: databases whose outboxes the relay serves.
         lease: seconds for which a relay or a long handler's worker owns a row without renewing.
@@ -87,6 +92,7 @@ class AliasSettings:
         freeze_timeout: seconds for which a handler may keep all else in its process from running; None for any.
         notify: wake relays by NOTIFY where the database has it.
         poll_interval: seconds between a relay's looks at the outbox.
+        unroutable: seconds before each further try of a message that no queue took.
     """
 
     alias: str
@@ -108,6 +114,20 @@ class AliasSettings:
     freeze_timeout: float | None = None
     notify: bool = True
     poll_interval: float = 0.2
+    unroutable: tuple[float, ...] = UNROUTABLE
+    secrets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+
+    def credentials(self) -> tuple[str, str]:
+        """User name and password, read now where a file or the environment holds them: they may be renewed meanwhile.
+
+        Raises BrokerUnavailable where they cannot be read.
+        """
+        own = {"USER": self.username, "PASSWORD": self.password}
+        user, password = (
+            read_secret(self.secrets[key], f'MESSAGING["{self.alias}"]["{key}"]') if key in self.secrets else own[key]
+            for key in own
+        )
+        return user, password
 
     def queue(self, name: str) -> QueueSettings:
         """The settings of a queue; the defaults where `QUEUES` does not name it."""
@@ -123,7 +143,7 @@ class AliasSettings:
         """The URL without its password, for logs and pages."""
         if self.broker_database:
             return f"{self.scheme}://{self.broker_database}"
-        user = f"{self.username}@" if self.username else ""
+        user = "…@" if "USER" in self.secrets else f"{self.username}@" if self.username else ""
         hosts = ",".join(f"{host}:{port}" for host, port in self.hosts)
         return f"{self.scheme}://{user}{hosts}/{'' if self.vhost == '/' else self.vhost}"
 
@@ -131,7 +151,7 @@ class AliasSettings:
 def aliases() -> tuple[str, ...]:
     """The aliases of `MESSAGING`, in order; ("default",) when the setting is missing or no dict."""
     configured = read()
-    names = [name for name in configured if isinstance(name, str)] if isinstance(configured, Mapping) else []
+    names = [plain(name) for name in configured if isinstance(name, str)] if isinstance(configured, Mapping) else []
     return tuple(names) or (DEFAULT_ALIAS,)
 
 
@@ -164,8 +184,21 @@ def _stamp(configured: Any) -> bytes | None:
     """Tells settings apart that differ in any way, in a fraction of the time that checking takes; None if it cannot."""
     try:
         return marshal.dumps((configured, list(connections.settings)), 2)
-    except ValueError:
+    except ValueError:  # texts or dicts of classes of their own, most likely
+        pass
+    try:
+        return marshal.dumps((_plain(configured), list(connections.settings)), 2)
+    except (ValueError, RecursionError):
         return None
+
+
+def _plain(value: Any) -> Any:
+    """Settings in which each text is what it is for the broker."""
+    if isinstance(value, str):
+        return name_of(value)
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(one) for key, one in value.items()}
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
 def _checked(alias: str, configured: Any) -> AliasSettings:
@@ -179,16 +212,22 @@ def _checked(alias: str, configured: Any) -> AliasSettings:
     values = configured[alias]
     for problem in problems.of_alias(alias, values):
         raise ConfigurationError(str(problem))
-    return _settings(alias, values)
+    return _settings(plain(alias), _plain(values))
 
 
 def _settings(alias: str, values: Mapping[str, Any]) -> AliasSettings:
     from messaging.addresses import parse_url
     from messaging.problems import folded
 
+    address = parse_url(values.get("URL", "database://"))
+    given = {key: values[key] for key in ("USER", "PASSWORD") if values.get(key) is not None}
+    texts = {key: value for key, value in given.items() if isinstance(value, str)}
+    address["username"] = texts.get("USER", address["username"])
+    address["password"] = texts.get("PASSWORD", address["password"])
     return AliasSettings(
         alias=alias,
-        **parse_url(values.get("URL", "database://")),
+        **address,
+        secrets={key: value for key, value in given.items() if key not in texts},
         exchange=values.get("EXCHANGE", "messaging"),
         queues={name: _queue(options) for name, options in values.get("QUEUES", {}).items()},
         databases=tuple(dict.fromkeys(values.get("DATABASES", (DEFAULT_DB_ALIAS,)))),
@@ -202,7 +241,27 @@ def _settings(alias: str, values: Mapping[str, Any]) -> AliasSettings:
         freeze_timeout=values.get("FREEZE_TIMEOUT"),
         notify=values.get("NOTIFY", True),
         poll_interval=float(values.get("POLL_INTERVAL", 0.2)),
+        unroutable=tuple(map(float, values.get("UNROUTABLE", UNROUTABLE))),
     )
+
+
+def read_secret(source: Mapping[str, Any], where: str) -> str:
+    """What a file or a variable of the environment holds, without the line break at its end.
+
+    Args:
+        source: `{"file": path}` or `{"env": name}`.
+        where: the setting, for errors, which say nothing of what was found.
+
+    Raises BrokerUnavailable where that cannot be read.
+    """
+    [(kind, name)] = source.items()
+    try:
+        text = os.environ[name] if kind == "env" else Path(name).read_text()
+    except (OSError, ValueError, KeyError) as error:
+        why = "it is not set" if kind == "env" else getattr(error, "strerror", None) or "it is no text"
+        what = "variable" if kind == "env" else "file"
+        raise BrokerUnavailable(f'{where}: the {what} "{name}" cannot be read: {why}.') from None
+    return text.rstrip("\r\n")
 
 
 def _queue(options: Mapping[str, Any]) -> QueueSettings:

@@ -1,4 +1,4 @@
-"""System checks of the databases that hold messages: SQLite's options, MySQL's variables, tables no router makes."""
+"""System checks of the databases that hold messages: their options, MySQL's variables, tables no router makes."""
 
 from __future__ import annotations
 
@@ -62,6 +62,19 @@ def check_sqlite(databases: list[str]) -> Iterator[CheckMessage]:
                 f'The SQLite database "{name}" will report "database is locked" under several processes.',
                 hint=f'Add {", ".join(missing)} to DATABASES["{name}"]["OPTIONS"].',
                 id="messaging.W002",
+            )
+
+
+def check_autocommit(databases: Iterable[str]) -> Iterator[CheckMessage]:
+    """Databases in which nothing is committed unless it is asked for: what runs without a transaction is undone."""
+    for name in databases:
+        if connections.settings[name].get("AUTOCOMMIT") is False:
+            yield Error(
+                f'The database "{name}" has "AUTOCOMMIT": False: what relays, consumers and the admin write there '
+                "would never be committed.",
+                hint=f'Remove it from DATABASES["{name}"], and call transaction.set_autocommit(False, using="{name}") '
+                "where you commit yourself.",
+                id="messaging.E034",
             )
 
 

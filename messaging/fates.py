@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 
+from messaging import conf
 from messaging.backends.base import Fate, Outcome
 from messaging.doubts import OFTEN, Doubts
 from messaging.leases import Held, Verdict
 from messaging.models import PublishedMessage
+from messaging.models.outbox import UNROUTABLE
 from messaging.suspects import Suspects
 
-UNROUTABLE_PAUSES = (1.0, 5.0, 30.0)  # seconds before each further try of a message that no queue took
 LONGEST_PAUSE = 60.0  # seconds between tries of a message that its queue does not take now
 JITTER = (
     0.75,
@@ -26,9 +28,14 @@ MANY = 100_000  # rows whose refusals are counted at once
 
 
 class Judge:
-    """Decides, and notes the decision with the row's leases. `suspects` and `doubts` are for the relay to resend."""
+    """Decides, and notes the decision with the row's leases. `suspects` and `doubts` are for the relay to resend.
 
-    def __init__(self) -> None:
+    Args:
+        unroutable: seconds before each further try of a message that no queue took.
+    """
+
+    def __init__(self, unroutable: Sequence[float] = conf.UNROUTABLE) -> None:
+        self._unroutable_pauses = unroutable
         self.suspects: Suspects[Held] = Suspects()
         self.doubts = Doubts()
         self._nacks: Counter[tuple[str, int]] = Counter()
@@ -64,9 +71,9 @@ class Judge:
 
     def _unroutable(self, held: Held, reason: str) -> None:
         row = held.row
-        problem = f"Unroutable. {reason}".rstrip()
-        if row.attempts < len(UNROUTABLE_PAUSES):
-            held.leases.judged(row, Verdict(problem, UNROUTABLE_PAUSES[row.attempts]))
+        problem = f"{UNROUTABLE} {reason}".rstrip()
+        if row.attempts < len(self._unroutable_pauses):
+            held.leases.judged(row, Verdict(problem, self._unroutable_pauses[row.attempts]))
             return
         held.fail(f"{problem} {_way_out(row)}, then publish it again.")
 

@@ -143,7 +143,7 @@ def to_json(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, Mapping):
-        return {printable(str(name)): to_json(item) for name, item in value.items()}
+        return {printable(name if isinstance(name, str) else str(name)): to_json(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     return printable(str(value))

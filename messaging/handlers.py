@@ -15,6 +15,7 @@ from django.utils.module_loading import module_has_submodule
 from messaging import conf, values
 from messaging.exceptions import ConfigurationError
 from messaging.retry import Backoff
+from messaging.values import name_of, plain
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -147,10 +148,10 @@ def handler(
         registry.add(
             Handler(
                 function=function,
-                queue=queue,
-                routing_keys=tuple(routing_keys),
-                using=using,
-                database=database,
+                queue=name_of(queue),
+                routing_keys=tuple(map(name_of, routing_keys)),
+                using=plain(using),
+                database=plain(database),
                 atomic=atomic,
                 timeout=timeout,
                 max_attempts=max_attempts,
@@ -210,11 +211,11 @@ def _check_arguments(queue: Any, routing_keys: Iterable[Any], options: dict[str,
 
     if not isinstance(queue, str) or not queue:
         refuse("the queue must be a name, as in @handler('billing', 'orders.placed').")
-    if not values.is_text(queue, values.LONGEST_QUEUE):
-        refuse("a queue name has at most 250 bytes (255 less those of '.dead') of UTF-8 without NUL.")
+    if not values.is_name(queue, values.LONGEST_QUEUE):
+        refuse("a queue name has at most 250 bytes (255 less those of '.dead') of UTF-8, on one line.")
     for key in routing_keys:
-        if key != "" and not values.is_text(key):
-            refuse(f"the routing key {key!r} must be text of at most 255 bytes.")
+        if key != "" and not values.is_name(key):
+            refuse(f"the routing key {key!r} must be text of at most 255 bytes, on one line.")
     for name, rule in values.HANDLER.items():
         if not rule.accepts(options[name]):
             refuse(f"{name} must be {rule.wanted}.")

@@ -26,7 +26,7 @@ def insert_many(rows: Sequence[Row], database: str, size_of: Callable[[Row], int
     """Insert unsaved rows of one model, all or none, and set what the database adds: keys and defaults.
 
     The database's defaults must be constant within a statement, as the moment is. As with `bulk_create()` there are
-    no signals, and the keys are known where the database can tell them.
+    no signals.
 
     Args:
         rows: in the order that their keys are to have.
@@ -44,6 +44,8 @@ def insert_many(rows: Sequence[Row], database: str, size_of: Callable[[Row], int
                     sent.append((batch, statement))
                 else:
                     type(batch[0])._base_manager.using(database).bulk_create(batch)
+                    if not connection.features.can_return_rows_from_bulk_insert:
+                        _number(batch, connection)
         if sent:
             _complete(sent, connection)
 
@@ -102,6 +104,20 @@ def _complete(sent: Sequence[tuple[Sequence[models.Model], _Statement]], connect
             row.__dict__.update(defaults)
             row.pk = key
             row._state.adding, row._state.db = False, connection.alias
+
+
+def _number(rows: Sequence[models.Model], connection: BaseDatabaseWrapper) -> None:
+    """Set the keys of rows that MySQL has just inserted with one statement: it tells the first, and the others follow.
+
+    What it computed is read from it when it is asked for.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT LAST_INSERT_ID(), @@auto_increment_increment")
+        first, step = cursor.fetchone()
+    for number, row in enumerate(rows):
+        row.pk = first + number * step
+        for name in [name for name, value in vars(row).items() if hasattr(value, "resolve_expression")]:
+            del row.__dict__[name]
 
 
 def _insert_values(

@@ -13,7 +13,7 @@ from typing import Any
 from django.db import connections
 
 from messaging import values
-from messaging.addresses import parse_management_url, parse_url
+from messaging.addresses import has_credentials, parse_management_url, parse_url
 from messaging.exceptions import ConfigurationError
 
 LONGEST_ALIAS = 100  # characters; the column's
@@ -60,7 +60,12 @@ def of_alias(alias: str, options: Any) -> Iterator[Problem]:
     yield from _of_tls(options.get("TLS", {}), f'{where}["TLS"]')
     yield from _of_databases(options.get("DATABASES", ()), where)
     queues = options.get("QUEUES", {})
-    for name, queue in queues.items() if isinstance(queues, Mapping) else ():
+    queues = queues if isinstance(queues, Mapping) else {}
+    if len({values.name_of(name) for name in queues if isinstance(name, str)}) < sum(
+        isinstance(n, str) for n in queues
+    ):
+        yield Problem("E010", f'{where}["QUEUES"] has a name twice, once with a line break at its end.', "Remove one.")
+    for name, queue in queues.items():
         yield from _of_queue(name, queue, f'{where}["QUEUES"]["{shown(name)}"]')
 
 
@@ -92,6 +97,10 @@ def _of_urls(options: Mapping[Any, Any], where: str) -> Iterator[Problem]:
         except ConfigurationError as error:
             yield Problem("E005", str(error), f'It is {values.ALIAS["URL"].wanted}, or "database://".')
         else:
+            for key, is_said in zip(("USER", "PASSWORD"), has_credentials(url), strict=True):
+                if is_said and options.get(key) is not None:
+                    text = f'{where} says twice what {key} says: there, and in "URL".'
+                    yield Problem("E005", text, 'Remove it from "URL".')
             if parsed["scheme"] == "database":
                 yield from _of_embedded(parsed["vhost"] or "default", where)
     if isinstance(management_url, str):
@@ -147,8 +156,8 @@ def _of_tls(tls: Any, where: str) -> Iterator[Problem]:
 
 def _of_queue(name: Any, options: Any, here: str) -> Iterator[Problem]:
     is_ours = not isinstance(options, Mapping) or options.get("declare") is not False
-    if not values.is_text(name, values.LONGEST_QUEUE) or (is_ours and name.startswith("amq.")):
-        hint = 'Queue names have 1 to 250 bytes (255 less those of ".dead"); "amq.…" are the broker\'s own.'
+    if not values.is_name(name, values.LONGEST_QUEUE) or (is_ours and name.startswith("amq.")):
+        hint = 'Queue names have 1 to 250 bytes (255 less those of ".dead") on one line; "amq.…" are the broker\'s own.'
         yield Problem("E010", f"{here}: this cannot be the name of a queue.", hint)
     if not isinstance(options, Mapping):
         yield Problem("E011", f"{here} is not a dict.", "Write {} for the defaults.")

@@ -9,12 +9,13 @@ from functools import partial
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.db import router, transaction
+from django.db import connections, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from messaging import conf, killpoints
 from messaging.compiled import insert
 from messaging.composing import Composer
-from messaging.exceptions import ConfigurationError
+from messaging.exceptions import ConfigurationError, PublishError
 from messaging.inserting import insert_many
 from messaging.killpoints import kill_point
 from messaging.message import Message, running
@@ -64,7 +65,8 @@ def publish(
         delay: seconds to wait before sending.
         at: an aware datetime to send at, instead of `delay`.
         using: alias of `MESSAGING`.
-        database: whose outbox; the handler's inside a handler, else what the database router says.
+        database: whose outbox; the handler's inside a handler, else what the database router says. Name it to publish
+            inside a transaction of another database, which the message is then no part of.
 
     Returns the outbox row. Raises PublishError for what can never be sent, ConfigurationError for an unknown alias or a
     database that no relay serves.
@@ -96,12 +98,15 @@ def publish_many(
     settings = conf.get(using)
     current = running.get()
     composer = Composer(settings, current, database)
+    is_named = bool(database)
     database = database or (current.database if current else router.db_for_write(PublishedMessage))
     if database not in settings.databases:
         raise ConfigurationError(
             f'No relay serves the outbox of the database "{database}": add it to '
             f'MESSAGING["{using}"]["DATABASES"], or the message would never be sent.'
         )
+    if not is_named:
+        _check_transaction(database)
     rows = list(map(composer.compose, messages))
     if current is not None and not current.atomic:
         return _save_once(rows, database, settings)
@@ -126,6 +131,26 @@ def _whole(row: PublishedMessage) -> PublishedMessage:
     if deferred and row.pk is not None:
         row.refresh_from_db(fields=deferred)
     return row
+
+
+def _check_transaction(database: str) -> None:
+    """Raise PublishError where the caller's transaction is in another database than the outbox that nobody named."""
+    if not _is_open(connections[database]):
+        for other in connections.all(initialized_only=True):
+            if other.alias != database and _is_open(other):
+                raise PublishError(
+                    f'A transaction is open in the database "{other.alias}", and none in "{database}", whose outbox '
+                    "takes the message: it would be sent even if that transaction rolled back. Either use the outbox "
+                    f'there, with database="{other.alias}"; or open transaction.atomic(using="{database}") inside of '
+                    f'it, which commits first; or say database="{database}" if it belongs to no transaction.'
+                )
+
+
+def _is_open(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the caller has begun a transaction: not the test case around a test, and not by the settings."""
+    if connection.atomic_blocks:
+        return not getattr(connection.atomic_blocks[-1], "_from_testcase", False)
+    return connection.connection is not None and not connection.autocommit and connection.settings_dict["AUTOCOMMIT"]
 
 
 def _save(rows: Sequence[PublishedMessage], database: str, settings: conf.AliasSettings) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -119,8 +120,10 @@ class _Reader:
         return Reading(last.alias, last.address, last.depths, last.taken_at, self._safe(text))
 
     def _safe(self, text: str) -> str:
-        password = self.settings.password
-        return text.replace(password, "…") if len(password) > 3 and password != self.settings.username else text
+        with suppress(MessagingError):
+            user, password = self.settings.credentials()
+            return text.replace(password, "…") if len(password) > 3 and password != user else text
+        return text
 
 
 _guard = threading.Lock()

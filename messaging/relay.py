@@ -66,7 +66,7 @@ class Relay:
         self._home = self._leases[0]
         self._listeners: dict[str, Listener] = {}
         self._under_way: dict[str, Held | None] = {}  # None for a probe
-        self._judge = Judge()
+        self._judge = Judge(self.settings.unroutable)
         self._proof = Proof()
         self._tokens = itertools.count(1)
         self._body_size = WINDOW_BYTES / 16  # bytes of a typical body; unknown at first, so begin with few

@@ -24,7 +24,10 @@ def seal(row: PublishedMessage) -> tuple[str, str, bytes, bytes]:
         properties = properties_of(row)
     else:
         envelope = Envelope.from_wire(bytes(row.wire), b"")
-        exchange, routing_key, properties = envelope.exchange, envelope.routing_key, envelope.properties.encode()
+        exchange, routing_key, found = envelope.exchange, envelope.routing_key, envelope.properties
+        if row.round == 1 and found.timestamp is None:  # it was not known before the row was in the database
+            found = found.edited(timestamp=_epoch(row.created_at))
+        properties = found.encode()
     if row.queue:
         exchange, routing_key = "", row.queue
     return exchange, routing_key, properties, row.raw_body

@@ -24,12 +24,30 @@ class Rule(NamedTuple):
     wanted: str
 
 
+def plain(text: str) -> str:
+    """The text itself of what may be of a class of its own: `str()` of a `(str, Enum)` member is "Class.NAME"."""
+    return str.__str__(text)
+
+
+def name_of(text: str) -> str:
+    """A name as the broker knows it: without the line break at its end that a name read from a file may have.
+
+    RabbitMQ takes line breaks out of a name that is declared, but not out of one that is published to or consumed.
+    """
+    return str.__str__(text).rstrip("\r\n")
+
+
 def is_text(value: Any, most: int = 255) -> bool:
     """Whether a value is text of 1 to `most` bytes that brokers and databases can hold: UTF-8 without NUL."""
     try:
         return isinstance(value, str) and "\0" not in value and 0 < len(value.encode()) <= most
     except UnicodeEncodeError:
         return False
+
+
+def is_name(value: Any, most: int = 255) -> bool:
+    """Whether a value will do, after `name_of()`, as the name of something at the broker or as a routing key there."""
+    return isinstance(value, str) and is_text(name := name_of(value), most) and "\n" not in name and "\r" not in name
 
 
 def _number(least: float, most: float, *, above: bool = False) -> Callable[[Any], bool]:
@@ -64,11 +82,11 @@ def _is_dict(value: Any) -> bool:
 
 
 def _is_path(value: Any) -> bool:
-    return hasattr(value, "__fspath__") or is_text(value, 4096)
+    return bool(hasattr(value, "__fspath__") or is_text(value, 4096))
 
 
 def _is_exchange(value: Any) -> bool:
-    return value == "" if not is_text(value) else (value == "amq.topic" or not value.startswith("amq."))
+    return value == "" if not is_name(value) else (value == "amq.topic" or not value.startswith("amq."))
 
 
 def _is_queue_type(value: Any) -> bool:
@@ -79,9 +97,22 @@ def _is_name_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(name, str) for name in value)
 
 
+def _is_pauses(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) <= 10_000 and all(map(_number(0, LONGEST_WAIT), value))
+
+
+def is_secret(value: Any) -> bool:
+    """Whether a value is text, or says where that is: in a file or in the environment."""
+    if isinstance(value, Mapping):
+        where: Any = next(iter(value)) if len(value) == 1 else None
+        accepts = {"file": _is_path, "env": is_text}.get(where) if isinstance(where, str) else None
+        return accepts is not None and bool(accepts(value[where]))
+    return isinstance(value, str) and (not value or is_text(value)) and value.rstrip("\r\n").isprintable()
+
+
 def _is_bindings(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(
-        isinstance(pair, (list, tuple)) and len(pair) == 2 and is_text(pair[0]) and (pair[1] == "" or is_text(pair[1]))
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and is_name(pair[0]) and (pair[1] == "" or is_name(pair[1]))
         for pair in value
     )
 
@@ -100,20 +131,23 @@ def _is_argument(value: Any, depth: int = 4) -> bool:
         return depth > 0 and all(map(is_text, names)) and all(_is_argument(item, depth - 1) for item in items)
     if isinstance(value, int):
         return -_SIXTY_FOUR_BITS <= value < _SIXTY_FOUR_BITS
-    return value == "" or is_text(value, 1 << 20)
+    return value == "" or is_name(value, 1 << 20)
 
 
 _DICT = Rule(_is_dict, "a dict")
 _FILE = Rule(_or_none(_is_path), "the path of a file, or None")
 _FLAG = Rule(_is_boolean, "True or False")
 _DAYS = Rule(_or_none(_number(0, LONGEST_KEPT)), "a number of days, 0 to 36600, or None to keep them for ever")
+_SECRET = 'text, or {"file": "/run/secrets/name"}, or {"env": "NAME"} for a variable of the environment'
 _PAUSE = "a number of seconds, at most ten years"
 
 ALIAS: Mapping[str, Rule] = {
     "URL": Rule(_is_string, 'text such as "amqp://user:password@host:5672/vhost"'),
+    "USER": Rule(_or_none(is_secret), f"{_SECRET}; None where URL has it"),
+    "PASSWORD": Rule(_or_none(is_secret), f"{_SECRET}; None where URL has it"),
     "EXCHANGE": Rule(
         _is_exchange,
-        'the name of a topic exchange, text of at most 255 bytes; of those named "amq.…" only "amq.topic" is one',
+        'the name of a topic exchange, one line of at most 255 bytes; of those named "amq.…" only "amq.topic" is one',
     ),
     "QUEUES": Rule(_is_dict, 'a dict of queues, such as {"billing": {"prefetch": 50}}'),
     "DATABASES": Rule(_is_name_list, 'a list of aliases of DATABASES, such as ["default"]'),
@@ -127,6 +161,7 @@ ALIAS: Mapping[str, Rule] = {
     "FREEZE_TIMEOUT": Rule(_or_none(_number(5, 86400)), "a number of seconds, 5 to 86400, or None"),
     "NOTIFY": _FLAG,
     "POLL_INTERVAL": Rule(_number(0, 86400, above=True), "a number of seconds above 0, at most 86400"),
+    "UNROUTABLE": Rule(_is_pauses, "a list of pauses in seconds, such as [1, 5, 30]; an empty one gives up at once"),
 }
 
 RETRY: Mapping[str, Rule] = {

@@ -24,17 +24,17 @@ PAUSE = 5.0  # seconds before a lost connection is opened again
 
 
 def wake_relays(database: str, settings: conf.AliasSettings) -> None:
-    """Tell waiting relays, where the database can: once per transaction, because each NOTIFY slows its commit."""
+    """Tell an alias's relays, where the database can: once per transaction, because each NOTIFY slows its commit."""
     connection = connections[database]
     if not settings.notify or connection.vendor != "postgresql":
         return
     if connection.in_atomic_block:
-        told = getattr(connection, "_messaging_told", None)
+        told: dict[str, _Told] = connection.__dict__.setdefault("_messaging_told", {})
+        hook = told.get(settings.alias)
         # Django forgets the hooks of what is rolled back, as PostgreSQL forgets its notifications.
-        if told is not None and any(entry[1] is told for entry in connection.run_on_commit):
+        if hook is not None and any(entry[1] is hook for entry in connection.run_on_commit):
             return
-        hook = _Told()
-        connection._messaging_told = hook  # type: ignore[attr-defined]
+        told[settings.alias] = hook = _Told()
         transaction.on_commit(hook, using=database)
     _notify(connection, settings.alias)
 
@@ -45,7 +45,7 @@ def _notify(connection: BaseDatabaseWrapper, alias: str) -> None:
 
 
 class _Told:
-    """A commit hook that does nothing: its presence says that relays are told when this transaction commits."""
+    """A commit hook that does nothing: its presence says that an alias's relays are told by this transaction."""
 
     def __call__(self) -> None:
         pass

@@ -19,7 +19,7 @@ from messaging.backends import get_backend
 from messaging.backends.base import QueueSpec, Topology
 from messaging.bodies import pack_body
 from messaging.envelope import Envelope
-from messaging.models import Attempt, AuditRecord, ProcessedMessage, QueueControl, Worker
+from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMessage, QueueControl, Worker
 from messaging.models.operations import STOPPED
 from messaging.operations import Operator, requeue
 from messaging.wire import Properties
@@ -150,6 +150,23 @@ def test_the_list_of_outgoing_messages_tells_why_one_failed(admin_client: Client
     html = admin_client.get(OUTGOING).content.decode()
     assert "Unroutable: &lt;b&gt;nowhere" in html
     assert "x" * 200 not in html
+
+
+def test_an_outgoing_message_that_no_queue_took_waits_for_one_wherever_it_is_shown(admin_client: Client) -> None:
+    row = outgoing("pending", attempts=2, error="Unroutable. NO_ROUTE", routing_key="orders.late")
+    outgoing("pending", attempts=2, error="a full queue", routing_key="orders.full")
+    html = admin_client.get(OUTGOING).content.decode()
+    assert html.count("</span> waiting for a queue") == 1
+    html = admin_client.get(f"{OUTGOING}?state=waiting").content.decode()
+    assert "orders.late" in html
+    assert "orders.full" not in html
+    page = f"{OUTGOING}{row.pk}/change/"
+    html = admin_client.get(page).content.decode()
+    assert "No queue takes it. It waits for one, and is sent again" in html
+    assert f"{OUTGOING}{row.pk}/publish/" in html
+    assert "Outgoing, waiting for a queue" in admin_client.get("/admin/messaging/").content.decode()
+    PublishedMessage.objects.filter(pk=row.pk).update(attempts=0)
+    assert "waiting for a queue" not in admin_client.get("/admin/messaging/").content.decode()
 
 
 def test_the_list_of_incoming_messages_names_the_error_while_it_matters(admin_client: Client) -> None:

@@ -67,6 +67,7 @@ def test_the_defaults_and_a_full_example_are_fine(settings: Settings) -> None:
         "FREEZE_TIMEOUT": 60,
         "NOTIFY": False,
         "POLL_INTERVAL": 0.2,
+        "UNROUTABLE": [1, 2.5],
     }
     assert run(settings, {"default": full}) == []
 
@@ -99,6 +100,9 @@ def test_messaging_must_be_a_dict_of_aliases(settings: Settings, value: Any) -> 
         ({"FREEZE_TIMEOUT": 1}, "messaging.E004"),
         ({"NOTIFY": "yes"}, "messaging.E004"),
         ({"POLL_INTERVAL": 0}, "messaging.E004"),
+        ({"UNROUTABLE": 30}, "messaging.E004"),
+        ({"UNROUTABLE": [-1]}, "messaging.E004"),
+        ({"UNROUTABLE": ["5"]}, "messaging.E004"),
         ({"URL": "localhost"}, "messaging.E005"),
         ({"URL": "redis://localhost"}, "messaging.E005"),
         ({"URL": "amqp://user:pw@host:port/"}, "messaging.E005"),
@@ -125,6 +129,7 @@ def test_messaging_must_be_a_dict_of_aliases(settings: Settings, value: Any) -> 
         ({"URL": b"amqp://"}, "messaging.E004"),
         ({"EXCHANGE": None}, "messaging.E004"),
         ({"EXCHANGE": "amq.direct"}, "messaging.E004"),
+        ({"EXCHANGE": "messa\nging"}, "messaging.E004"),
         ({"EXCHANGE": "\udc80"}, "messaging.E004"),
         ({"DATABASES": [None]}, "messaging.E004"),
         ({"LEASE": True}, "messaging.E004"),
@@ -156,6 +161,11 @@ def test_messaging_must_be_a_dict_of_aliases(settings: Settings, value: Any) -> 
         ({"QUEUES": {5: {}}}, "messaging.E010"),
         ({"QUEUES": {"amq.gen-x": {}}}, "messaging.E010"),
         ({"QUEUES": {"a\0b": {}}}, "messaging.E010"),
+        ({"QUEUES": {"billing": {}, "billing\n": {}}}, "messaging.E010"),
+        ({"QUEUES": {"bill\r\ning": {}}}, "messaging.E010"),
+        ({"QUEUES": {"billing": {"bindings": [("e\ne", "k")]}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"bindings": [("e", "k\nk")]}}}, "messaging.E011"),
+        ({"QUEUES": {"billing": {"arguments": {"x-dead-letter-exchange": "e\ne"}}}}, "messaging.E011"),
         ({"QUEUES": {"billing": {"Type": "quorum"}}}, "messaging.E011"),
         ({"QUEUES": {"billing": {"type": "Quorum"}}}, "messaging.E011"),
         ({"QUEUES": {"billing": {"declare": None}}}, "messaging.E011"),
@@ -197,6 +207,15 @@ def test_keys_that_hold_a_credential_are_not_repeated(settings: Settings) -> Non
     with pytest.raises(ConfigurationError) as caught:
         conf.get(url)
     assert "hush" not in str(caught.value)
+
+
+def test_a_database_without_autocommit_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connections.settings, "other", {**connections.settings["default"], "AUTOCOMMIT": False})
+    assert run(settings, {"default": {}}) == []
+    (message,) = run(settings, {"default": {"DATABASES": ["default", "other"]}})
+    assert isinstance(message, CheckError)
+    assert message.id == "messaging.E034"
+    assert '"AUTOCOMMIT": False' in message.msg
 
 
 def test_an_empty_setting_is_the_default(settings: Settings) -> None:

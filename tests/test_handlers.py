@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import itertools
 from typing import Any
 
@@ -94,6 +95,8 @@ def test_the_registry_finds_by_alias_queue_and_routing_key() -> None:
         {"queue": ""},
         {"queue": "x" * 251},
         {"queue": None},
+        {"queue": "wo\nrk"},
+        {"routing_keys": ["orders.\r\nplaced"]},
     ],
 )
 def test_arguments_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
@@ -101,6 +104,22 @@ def test_arguments_that_cannot_work_are_refused(options: dict[str, Any]) -> None
     queue, keys = arguments.pop("queue", "work"), arguments.pop("routing_keys", [])
     with pytest.raises(ConfigurationError, match="@handler"):
         handler(queue, *keys, **arguments)
+
+
+class Name(str, enum.Enum):  # noqa: UP042 - StrEnum is text as it is
+    QUEUE = "test-handlers\n"
+    KEY = "orders.placed"
+    DEFAULT = "default"
+
+
+def test_names_are_plain_text_without_a_line_break_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry()
+    monkeypatch.setattr("messaging.handlers.registry", registry)
+    handler(Name.QUEUE, Name.KEY, using=Name.DEFAULT, database=Name.DEFAULT)(lambda message: None)
+    (found,) = registry.all()
+    named = f"{found.queue} {found.routing_keys[0]} {found.using} {found.database}"
+    assert named == "test-handlers orders.placed default default"
+    assert registry.find("default", "test-handlers", "orders.placed") is found
 
 
 def test_the_decorator_returns_the_function_and_refuses_what_is_none() -> None:

@@ -76,6 +76,18 @@ def test_a_row_knows_what_the_database_added(number: int) -> None:
     assert rows.filter(error="changed").count() == number
 
 
+@pytest.mark.skipif(TEST_DB != "mariadb", reason="what a server tells that returns no rows, as MySQL")
+def test_a_server_that_returns_no_rows_has_them_numbered_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(connection.features), "can_return_columns_from_insert", False)
+    inserted({"body": "before"})
+    made = inserted(*[{"body": str(number), "publish_at": Now() + timedelta(hours=1)} for number in range(300)])
+    found = rows.in_bulk()
+    for row in made:
+        stored = found[row.pk]
+        assert (row.message_id, row.body) == (stored.message_id, stored.body)
+        assert (row.created_at, row.publish_at, row.due_at) == (stored.created_at, stored.publish_at, stored.due_at)
+
+
 @pytest.mark.parametrize("number", [1, 3])
 def test_expressions_are_the_databases_to_compute(number: int) -> None:
     soon = Now() + timedelta(hours=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -353,6 +353,79 @@ def test_the_audit_outlives_the_user() -> None:
     user.delete()
     record = AuditRecord.objects.get()
     assert (record.user, record.username) == (None, "leaver")
+
+
+def unrouted(**values: Any) -> Any:
+    """An outgoing message that no queue took."""
+    return outgoing("pending", attempts=3, error="Unroutable. NO_ROUTE", **values)
+
+
+def test_what_waits_for_a_queue_is_sent_now_with_fresh_tries() -> None:
+    soon = timezone.now() + timedelta(hours=1)
+    waiting, scheduled, refused = (
+        unrouted(due_at=soon),
+        outgoing("pending", due_at=soon),
+        outgoing("pending", attempts=1),
+    )
+    held = unrouted(lease_token=uuid.uuid4(), due_at=soon)
+    of_incoming = unrouted(inbox=incoming("retrying", round=2), round=2, due_at=soon)
+    outcome = operations.release(PublishedMessage.objects.all(), BY)
+    assert outcome.done == [waiting.pk, of_incoming.pk]
+    assert sorted(map(len, outcome.skipped.values())) == [1, 2]
+    for row in (waiting, of_incoming):
+        epoch = row.epoch
+        row.refresh_from_db()
+        assert (row.state, row.attempts, row.error, row.epoch) == ("pending", 0, "", epoch)
+    assert set(PublishedMessage.objects.due("default")) >= {waiting, of_incoming}
+    assert not {scheduled, held} & set(PublishedMessage.objects.due("default"))
+    assert refused.state == "pending"
+
+
+def republish(*args: str) -> str:
+    out = StringIO()
+    call_command("republish_messages", *args, stdout=out, no_color=True)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("args", "sent"),
+    [
+        ([], {"a", "b"}),
+        (["--exchange", "shop"], {"b"}),
+        (["--queue", "mail"], {"a"}),
+        (["--routing-key", "orders.placed"], {"a", "b"}),
+        (["--routing-key", "orders.#"], set()),
+        (["--state", "waiting"], {"c"}),
+        (["--state", "published"], {"d", "e"}),
+        (["--state", "published", "--after", "2020-01-02"], {"d"}),
+        (["--state", "published", "--before", "2020-01-02", "--limit", "5"], {"e"}),
+        (["--id", "a", "--id", "c"], {"a"}),
+        (["--limit", "1"], {"a"}),
+        (["--alias", "other"], set()),
+        (["--after", "2999-01-01"], set()),
+    ],
+)
+def test_the_command_sends_again_what_its_filters_name(args: list[str], sent: set[str]) -> None:
+    outgoing("failed", message_id="a", queue="mail", exchange="")
+    outgoing("failed", message_id="b", exchange="shop")
+    unrouted(message_id="c", due_at=timezone.now() + timedelta(hours=1))
+    outgoing("published", message_id="d", published_at=timezone.now())
+    outgoing("published", message_id="e", published_at=datetime(2020, 1, 1, 12, tzinfo=UTC))
+    outgoing("draft", message_id="f")
+    outgoing("discarded", message_id="g")
+    assert f"{len(sent)} " in republish(*args, "--dry-run")
+    before = set(PublishedMessage.objects.due("default").values_list("message_id", flat=True))
+    report = republish(*args, "--reason", "the queue is there", "--user", "olga")
+    assert set(PublishedMessage.objects.due("default").values_list("message_id", flat=True)) - before == sent
+    assert report.startswith(f"To be sent: {len(sent)} message{'' if len(sent) == 1 else 's'}.")
+    assert set(AuditRecord.objects.values_list("username", "reason")) <= {("olga", "the queue is there")}
+    assert AuditRecord.objects.count() == len(sent)
+
+
+@pytest.mark.parametrize("args", [["--limit", "0"], ["--after", "yesterday"], ["--database", "nowhere"]])
+def test_the_command_that_sends_again_refuses_what_it_cannot_read(args: list[str]) -> None:
+    with pytest.raises(CommandError, match=args[0]):
+        republish(*args)
 
 
 def run(*args: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import time
 import uuid
 from contextlib import suppress
@@ -55,6 +56,45 @@ def received(row: PublishedMessage) -> ReceivedMessage:
     exchange, routing_key, properties, body = seal(row)
     envelope = Envelope.received(exchange, routing_key, Properties.decode(properties), body, row.queue)
     return ReceivedMessage(envelope, queue="q")
+
+
+class Key(str, enum.Enum):  # noqa: UP042 - StrEnum is text as it is
+    PLACED = "orders.placed"
+
+
+class Number(enum.IntEnum):
+    FOUR = 4
+
+
+class Header(str, enum.Enum):  # noqa: UP042
+    OURS = "x-messaging-round"
+
+
+@pytest.mark.django_db
+def test_a_member_of_an_enum_is_sent_as_its_value(settings: Settings) -> None:
+    settings.MESSAGING = {"default": {"EXCHANGE": Key.PLACED}}
+    text: dict[str, Any] = dict.fromkeys(("message_id", "correlation_id", "type", "reply_to"), Key.PLACED)
+    row = publish(Key.PLACED, {Key.PLACED: Key.PLACED}, priority=Number.FOUR, headers={Key.PLACED: Key.PLACED}, **text)
+    plain, straight = publish(Key.PLACED, Key.PLACED, content_type="text/plain"), publish("k", 1, queue=Key.PLACED)
+    for one in (row, plain, straight):
+        one.refresh_from_db()
+    assert (row.exchange, row.routing_key, row.priority, straight.queue) == ("orders.placed", Key.PLACED, 4, Key.PLACED)
+    assert {getattr(row, name) for name in text} == {"orders.placed"}
+    assert row.headers == {"orders.placed": "orders.placed"}
+    assert (row.body, plain.body) == ('{"orders.placed":"orders.placed"}', "orders.placed")
+
+
+@pytest.mark.django_db
+def test_a_line_break_at_the_end_of_a_name_is_no_part_of_it(settings: Settings) -> None:
+    settings.MESSAGING = {"default": {"EXCHANGE": "shop\r\n"}}
+    row = publish("orders.placed\n", 1, reply_to="answers\n")
+    assert (row.exchange, row.routing_key, row.reply_to) == ("shop", "orders.placed", "answers")
+    assert publish("k", 1, queue="work\n").queue == publish("k", 1, exchange="work\n").exchange == "work"
+
+
+@pytest.mark.django_db
+def test_keys_that_are_not_text_are_written_as_json_does() -> None:
+    assert publish("k", {1: "a", "2": [{None: "b"}], 1.5: "c"}).body == '{"1":"a","2":[{"null":"b"}],"1.5":"c"}'
 
 
 @pytest.mark.django_db
@@ -121,6 +161,26 @@ def test_headers_that_json_cannot_hold_arrive_as_they_were() -> None:
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("value", [b"\x00", datetime(2026, 1, 2, tzinfo=UTC), Decimal("1.5"), 1e20, "plain"])
+def test_whatever_its_headers_hold_a_message_says_when_it_was_published(value: Any) -> None:
+    for row in (publish("k", 1, headers={"h": value}), publish_many([Message("k", 1, headers={"h": value})] * 2)[0]):
+        row.refresh_from_db()
+        assert received(row).properties.timestamp == int(row.created_at.timestamp())
+        copy = row.copied()
+        copy.save()
+        copy.refresh_from_db()
+        assert received(copy).properties.timestamp == int(copy.created_at.timestamp())
+
+
+@pytest.mark.django_db
+def test_the_round_of_a_message_without_a_timestamp_has_none_either() -> None:
+    properties = Properties.build(message_id="theirs", headers={"h": b"x"})
+    row = publish("k", 1, queue="q")
+    row.wire, row.round = Envelope("", "q", properties, b"").to_wire(), 2
+    assert received(row).properties.timestamp is None
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize("number", [1e16, 1e20, -1e300, -0.0, 0.0, 1.5])
 def test_a_float_in_a_header_stays_that_float(number: float) -> None:
     headers = {"n": number, "list": [number], "table": {"n": number}}
@@ -151,6 +211,16 @@ def test_a_float_in_a_header_stays_that_float(number: float) -> None:
         {"exchange": "x" * 256},
         {"queue": "x" * 256},
         {"queue": "q", "exchange": "e"},
+        {"queue": "q\nq"},
+        {"exchange": "e\re"},
+        {"routing_key": "k\nk"},
+        {"reply_to": "ans\nwers"},
+        {"headers": {"CC": ["k\nk"]}},
+        {"headers": {Header.OURS: 1}},
+        {"payload": {1: "a", "1": "b"}},
+        {"payload": [{"deep": ({None: 1, "null": 2},)}]},
+        {"payload": {True: 1, "true": 2}},
+        {"payload": {1.5: 1, "1.5": 2}},
         {"priority": -1},
         {"priority": 256},
         {"priority": True},
@@ -345,6 +415,25 @@ def test_relays_are_notified_once_per_transaction() -> None:
         cursor.execute("UNLISTEN *")
     raw.remove_notify_handler(arrived.append)
     assert [notification.payload for notification in arrived] == ["default", "default"]
+
+
+@pytest.mark.skipif(TEST_DB != "postgres", reason="NOTIFY is PostgreSQL's")
+@pytest.mark.django_db(transaction=True)
+def test_the_relays_of_each_alias_are_notified(settings: Settings) -> None:
+    settings.MESSAGING = {"default": {}, "second": {}}
+    arrived: list[Any] = []
+    with connection.cursor() as cursor:
+        cursor.execute(f"LISTEN {CHANNEL}")
+    raw: Any = connection.connection
+    raw.add_notify_handler(arrived.append)
+    with transaction.atomic():
+        publish("k", 1)
+        publish("k", 1, using="second")
+        publish("k", 1)
+    with connection.cursor() as cursor:
+        cursor.execute("UNLISTEN *")
+    raw.remove_notify_handler(arrived.append)
+    assert sorted(notification.payload for notification in arrived) == ["default", "second"]
 
 
 @given(payload=jsonable)

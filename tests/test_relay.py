@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import uuid
+from io import StringIO
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from django.core.management import call_command
 from pytest_django import Settings
 
+from messaging import conf
 from messaging.clock import Now
 from messaging.message import Message
 from messaging.models import ProcessedMessage, PublishedMessage, Worker
 from messaging.publisher import publish, publish_many
 from messaging.signals import message_failed, message_published, message_unpublishable
-from tests.relaying import Desk, burst, relaying, state_is, states
+from tests.relaying import Desk, burst, relaying, state_is, states, try_unroutable_again_after
 from tests.settings import TEST_DB
 from tests.waiting import wait_until
 
@@ -69,8 +72,8 @@ def test_it_declares_the_known_topology_first(desk: Desk, settings: Settings) ->
 
 
 @pytest.mark.mode(8)
-def test_unroutable_messages_end_failed_after_their_tries(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("messaging.fates.UNROUTABLE_PAUSES", (0.05, 0.05, 0.05))
+def test_unroutable_messages_end_failed_after_their_tries(desk: Desk, settings: Settings) -> None:
+    try_unroutable_again_after(settings, 0.05, 0.05, 0.05)
     desk.queue("hello")
     lost = [publish("nobody.listens", 1), publish("x", 1, exchange="no-such-exchange"), publish("x", 1, queue="gone")]
     tolerated = publish("nobody.listens", 1, mandatory=False)
@@ -97,10 +100,32 @@ def test_unroutable_messages_end_failed_after_their_tries(desk: Desk, monkeypatc
     assert set(desk.bodies("hello")) == {str(n).encode() for n in range(len(fine))}
 
 
-def test_a_round_that_cannot_be_sent_takes_its_incoming_message_along(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("messaging.fates.UNROUTABLE_PAUSES", ())
+def test_what_no_queue_takes_waits_for_one_and_says_so_from_the_first_return(desk: Desk) -> None:
+    rows = PublishedMessage.objects
+    lost = [publish("nobody.listens", 1), publish("x", 1, exchange="late"), publish("x", 1, queue="late")]
+    with relaying():
+        wait_until(lambda: rows.waiting_for_queue().count() == 3, what="each of them waiting for a queue")
+    assert all(row.waits_for_queue for row in rows.all())
+    desk.queue("late")
+    desk.channel.exchange_declare("late", "fanout", durable=True)
+    for exchange in ("late", "messaging"):
+        desk.channel.queue_bind("late", exchange, "#")
+    call_command("republish_messages", "--state", "waiting", stdout=StringIO())
+    assert not rows.waiting_for_queue().exists()
+    with relaying():
+        wait_until(lambda: states() == {Out.PUBLISHED: 3}, what="each of them published")
+    assert len(desk.bodies("late")) == len(lost)
+
+
+def test_an_unroutable_message_is_tried_for_six_hours() -> None:
+    pauses = conf.get().unroutable
+    assert pauses[:5] == (1, 5, 30, 120, 600)
+    assert set(pauses[5:]) == {1800}
+    assert 6 * 3600 <= sum(pauses) <= 6.5 * 3600
+
+
+def test_a_round_that_cannot_be_sent_takes_its_incoming_message_along(desk: Desk, settings: Settings) -> None:
+    try_unroutable_again_after(settings)
     received = ProcessedMessage.objects.create(
         state=In.RETRYING, queue="gone", round=2, message_id="a", key=uuid.uuid4(), digest=uuid.uuid4(), retry_at=Now()
     )

@@ -23,7 +23,7 @@ from messaging.models.outbox import LEASED, PublishedMessageQuerySet
 from messaging.publisher import publish_many
 from messaging.relay import BATCH, Relay
 from messaging.sealing import seal
-from tests.relaying import Desk, burst, relaying, states
+from tests.relaying import Desk, burst, relaying, states, try_unroutable_again_after
 from tests.settings import TEST_DB
 from tests.waiting import wait_until
 
@@ -120,9 +120,9 @@ def test_a_relay_sends_thousands_with_a_few_statements(desk: Desk, statements: C
 @pytest.mark.broker
 @pytest.mark.django_db(transaction=True)
 def test_what_goes_to_a_missing_exchange_ends_together(
-    desk: Desk, statements: Counter[str], monkeypatch: pytest.MonkeyPatch
+    desk: Desk, statements: Counter[str], settings: Settings
 ) -> None:
-    monkeypatch.setattr("messaging.fates.UNROUTABLE_PAUSES", (0.05, 0.05, 0.05))
+    try_unroutable_again_after(settings, 0.05, 0.05, 0.05)
     many(2000, exchange="no-such-exchange")
     statements.clear()
     with relaying():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 import pytest
@@ -54,6 +55,27 @@ def test_the_admin_survives_broken_settings(settings: Settings, admin_client: Cl
 def test_an_unknown_alias_is_refused_in_words(alias: Any) -> None:
     with pytest.raises(ConfigurationError, match="has no alias"):
         conf.get(alias)
+
+
+class Name(str, enum.Enum):  # noqa: UP042 - StrEnum is text as it is
+    ALIAS = "default"
+    EXCHANGE = "shop"
+    QUEUE = "billing\r\n"
+    TYPE = "classic"
+
+
+def test_texts_are_read_as_they_are_at_the_broker(settings: Settings) -> None:
+    bindings = [(Name.EXCHANGE, Name.QUEUE)]
+    queue = {"type": Name.TYPE, "bindings": bindings, "arguments": {"x-dead-letter-exchange": Name.EXCHANGE}}
+    settings.MESSAGING = {Name.ALIAS: {"EXCHANGE": Name.EXCHANGE, "QUEUES": {Name.QUEUE: queue}}}
+    assert conf.aliases() == ("default",)
+    read = conf.get(Name.ALIAS)
+    billing = read.queue("billing")
+    shown = (
+        f"{read.alias} {read.exchange} {', '.join(read.queues)} {billing.type} {billing.arguments} {billing.bindings}"
+    )
+    assert shown == ("default shop billing classic {'x-dead-letter-exchange': 'shop'} (('shop', 'billing'),)")
+    assert conf.get() is read  # and read once
 
 
 def test_a_database_named_twice_has_one_relay(settings: Settings) -> None:

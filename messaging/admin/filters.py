@@ -18,6 +18,7 @@ from messaging import conf
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
 from messaging.models import ProcessedMessage
+from messaging.models.outbox import PublishedMessageQuerySet
 
 PERIODS = {
     "15m": (_("Past 15 minutes"), timedelta(minutes=15)),
@@ -43,21 +44,24 @@ def queues_of(alias: str) -> set[str]:
 
 
 class StateFilter(admin.SimpleListFilter):
-    """By state; incoming messages also by being open."""
+    """By state; incoming messages also by being open, outgoing ones by waiting for a queue."""
 
     title = _("state")
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
         """Every state of the model."""
-        opened = [("open", _("open"))] if model_admin.model is ProcessedMessage else []
-        return [*opened, *model_admin.model.State.choices]
+        if model_admin.model is ProcessedMessage:
+            return [("open", _("open")), *model_admin.model.State.choices]
+        return [*model_admin.model.State.choices, ("waiting", _("waiting for a queue"))]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """The rows in that state."""
         value = self.value()
         if value == "open" and queryset.model is ProcessedMessage:
             return queryset.filter(state__in=ProcessedMessage.OPEN)
+        if value == "waiting" and isinstance(queryset, PublishedMessageQuerySet):
+            return queryset.waiting_for_queue()
         return queryset.filter(state=value) if value in queryset.model.State.values else queryset
 
 

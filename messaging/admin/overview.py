@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from django.db.models import BooleanField, Count, ExpressionWrapper, Min, Q
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from messaging.admin.display import span
-from messaging.admin.paginator import bounded_count
+from messaging.admin.paginator import LIMIT, Bounded, bounded_count
 from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models.outbox import UNROUTABLE
 
 LATE = 60  # seconds after which a message that is due and not sent is a sign of trouble
 
@@ -47,7 +49,7 @@ def outgoing_cards(request: HttpRequest, site: str = "admin") -> list[Card]:
         return []
     name = f"{site}:messaging_publishedmessage_changelist"
     rows = PublishedMessage.objects.filter(state=PublishedMessage.State.FAILED)
-    return [_due(name), _failed(_("Outgoing, failed"), rows, name)]
+    return [*_unsent(name), _failed(_("Outgoing, failed"), rows, name)]
 
 
 def _failed(label: str, rows: Any, name: str) -> Card:
@@ -56,10 +58,21 @@ def _failed(label: str, rows: Any, name: str) -> Card:
     return Card(label, count, note, f"{reverse(name)}?state=failed", alarm=bool(count))
 
 
-def _due(name: str) -> Card:
-    due = PublishedMessage.objects.pending().filter(publish_at__lte=Now())
-    oldest = due.order_by("id").values_list("publish_at", flat=True).first()
+def _unsent(name: str) -> list[Card]:
+    """What is due; and what no queue took, if there is any. One query, of as many rows as are ever counted."""
+    due = PublishedMessage.objects.pending().filter(publish_at__lte=Now()).order_by("id")
+    is_unrouted = Q(attempts__gt=0, error__startswith=UNROUTABLE)
+    found = due.annotate(is_unrouted=ExpressionWrapper(is_unrouted, BooleanField()))[: LIMIT + 1].aggregate(
+        waiting=Count("pk", filter=Q(is_unrouted=True)),
+        due=Count("pk", filter=Q(is_unrouted=False)),
+        oldest=Min("publish_at", filter=Q(is_unrouted=False)),
+    )
+    oldest, url = found["oldest"], reverse(name)
+    number: type[int] = Bounded if found["due"] + found["waiting"] > LIMIT else int
     age = (timezone.now() - oldest).total_seconds() if oldest else 0.0
     note = _("oldest %(span)s") % {"span": span(age)} if oldest else _("nothing waits")
-    count = bounded_count(due) if oldest else 0
-    return Card(_("Outgoing, due"), count, note, f"{reverse(name)}?state=pending", alarm=age > LATE)
+    cards = [Card(_("Outgoing, due"), number(found["due"]), note, f"{url}?state=pending", alarm=age > LATE)]
+    if found["waiting"]:
+        label, note = _("Outgoing, waiting for a queue"), _("no queue takes them")
+        cards.append(Card(label, number(found["waiting"]), note, f"{url}?state=waiting", alarm=True))
+    return cards

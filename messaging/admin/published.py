@@ -18,11 +18,12 @@ from messaging import conf
 from messaging.admin import filters
 from messaging.admin.base import MessageAdmin
 from messaging.admin.compose import compose_view
-from messaging.admin.display import distance, moment
+from messaging.admin.display import distance, moment, state_badge
 from messaging.admin.drafts import is_editable
 from messaging.admin.story import SHOWN, Event, Link, Related, audit_events, in_order, related
 from messaging.admin.verbs import OUTGOING
 from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models.outbox import UNROUTABLE
 
 State = PublishedMessage.State
 
@@ -122,6 +123,12 @@ class PublishedMessageAdmin(MessageAdmin):
             ),
         ]
 
+    def badge(self, row: Any) -> SafeString:
+        """What waits for a queue says so."""
+        error = vars(row).get("brief") or vars(row).get("error") or ""  # a list has no more than its beginning
+        is_unrouted = row.state == State.PENDING and row.attempts and error.startswith(UNROUTABLE)
+        return state_badge(row.state, _("waiting for a queue") if is_unrouted else row.get_state_display())
+
     @admin.display(description=gettext_lazy("message"))
     def message_column(self, row: PublishedMessage) -> str:
         """What it is about."""
@@ -139,6 +146,9 @@ def headline(row: PublishedMessage) -> str:
     if row.state == State.PENDING:
         if row.lease_token is not None:
             return _("A relay is sending it.")
+        if row.waits_for_queue:
+            when = distance(row.due_at) if row.due_at is not None else _("now")
+            return _("No queue takes it. It waits for one, and is sent again %(when)s.") % {"when": when}
         if row.due_at is not None and row.due_at > timezone.now():
             return _("It will be sent %(when)s.") % {"when": distance(row.due_at)}
         return _("It is due and waits for a relay.")

@@ -13,6 +13,7 @@ from django.utils.translation import ngettext
 from messaging import operations
 from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models.outbox import UNROUTABLE
 from messaging.operations import Operator, Outcome
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Verb(NamedTuple):
         explanation: what it will do, on the confirmation page.
         done: what it did, for a number of messages.
         also: a condition under which it acts in another state.
+        also_fits: that condition of one row, as far as its columns say.
         requires: what else a row must fulfil.
         lacking: why a row that does not is skipped.
         rounds: the states in which it acts on a round of an incoming message as well.
@@ -50,6 +52,7 @@ class Verb(NamedTuple):
     explanation: str | _StrPromise
     done: Callable[[int], str]
     also: Q | None = None
+    also_fits: Callable[[Any], bool] = lambda _: False
     requires: Q = Q()
     lacking: str | _StrPromise = ""
     rounds: tuple[str, ...] = ()
@@ -67,9 +70,10 @@ class Verb(NamedTuple):
 
     def fits(self, row: Any) -> bool:
         """Whether it acts on this row, as far as its columns say."""
-        if isinstance(row, PublishedMessage) and row.inbox_id is not None and row.state not in self.rounds:
+        is_round = isinstance(row, PublishedMessage) and row.inbox_id is not None
+        if is_round and row.state not in self.rounds and not self.also_fits(row):
             return False
-        return self.states is None or row.state in self.states or (self.also is not None and _is_abandoned(row))
+        return self.states is None or row.state in self.states or self.also_fits(row)
 
 
 def _is_abandoned(row: Any) -> bool:
@@ -80,6 +84,7 @@ def _is_abandoned(row: Any) -> bool:
 
 _ABANDONED = Q(state=In.PROCESSING) & (Q(lease_token=None) | Q(leased_until__lte=Now()))
 _OWN = Q(inbox__isnull=True)
+_UNROUTED = Q(state=Out.PENDING, attempts__gt=0, error__startswith=UNROUTABLE)
 _ROUND = _("it is a round of an incoming message: act on that one")
 
 
@@ -100,6 +105,7 @@ INCOMING = (
             ngettext("%(count)d message was requeued.", "%(count)d messages were requeued.", count) % {"count": count}
         ),
         also=_ABANDONED,
+        also_fits=_is_abandoned,
         requires=Q(wire__isnull=False),
         lacking=_("its content was never received"),
     ),
@@ -119,6 +125,7 @@ INCOMING = (
             ngettext("%(count)d message was discarded.", "%(count)d messages were discarded.", count) % {"count": count}
         ),
         also=_ABANDONED,
+        also_fits=_is_abandoned,
         destructive=True,
     ),
     Verb(
@@ -142,12 +149,17 @@ OUTGOING = (
         states=(Out.DRAFT, Out.FAILED),
         act=operations.release,
         label=_("Publish selected drafts and failed messages"),
+        also=_UNROUTED,
+        also_fits=lambda row: row.waits_for_queue,
         button=_("Publish"),
-        explanation=_("Drafts are published, and failed messages are sent once more under their own ids."),
+        explanation=_(
+            "Drafts are published, and failed messages are sent once more under their own ids. "
+            "What waits for a queue is sent now."
+        ),
         done=lambda count: (
             ngettext("%(count)d message will be sent.", "%(count)d messages will be sent.", count) % {"count": count}
         ),
-        requires=_OWN,
+        requires=_OWN | Q(state=Out.PENDING),
         lacking=_ROUND,
     ),
     Verb(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from messaging.models.published import PublishedMessage
 
 OWNER_LENGTH = 200
+UNROUTABLE = "Unroutable."  # how the error begins of a row that no queue took
 # What a relay has to know of a row, its headers last. The rest is read from the database when it is asked for.
 LEASED = (
     "id", "alias", "state", "lease_token", "message_id", "exchange", "queue", "routing_key", "type", "content_type",
@@ -37,6 +38,10 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
     def pending(self) -> Self:
         """Rows that are to be sent, now or later."""
         return self.filter(state=self.model.State.PENDING)
+
+    def waiting_for_queue(self) -> Self:
+        """Pending rows that no queue took when they were last sent."""
+        return self.pending().filter(attempts__gt=0, error__startswith=UNROUTABLE)
 
     def scheduled(self, alias: str) -> Self:
         """Pending rows of an alias, the next first. They are found by `due_at`, which no others have."""

@@ -14,7 +14,7 @@ from messaging.clock import Now
 from messaging.envelope import Envelope
 from messaging.ids import new_id
 from messaging.models.base import PolledIndex, StoredMessage, set_only
-from messaging.models.outbox import OWNER_LENGTH, PublishedMessageQuerySet
+from messaging.models.outbox import OWNER_LENGTH, UNROUTABLE, PublishedMessageQuerySet
 from messaging.models.processed import ProcessedMessage
 from messaging.models.states import in_state
 
@@ -97,6 +97,11 @@ class PublishedMessage(StoredMessage):
     def payload(self) -> Any:
         """The body decoded by its content type. Raises PayloadError when it is not what that says."""
         return decode_body(self.raw_body, self.content_type)
+
+    @property
+    def waits_for_queue(self) -> bool:
+        """Whether it is pending and no queue took it when it was last sent."""
+        return self.state == self.State.PENDING and self.attempts > 0 and self.error.startswith(UNROUTABLE)
 
     def mark_failed(self, error: str) -> bool:
         """This lease's row can never be sent. False when another relay holds it by now."""

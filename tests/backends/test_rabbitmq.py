@@ -623,9 +623,12 @@ class TestDeclaring:
         receiver.open()
         receiver.consume(queue, 2)
         deliveries.wait(2)
-        wait_until(lambda: backend.depths([queue])[0].unacked == 2)
-        reading = backend.depths([queue])[0]
-        assert (reading.ready, reading.consumers, reading.source) == (1, 1, "management API")
+
+        def read() -> tuple[int | None, int | None, int | None, str]:  # each statistic has a time of its own
+            reading = backend.depths([queue])[0]
+            return reading.ready, reading.unacked, reading.consumers, reading.source
+
+        wait_until(lambda: read() == (1, 2, 1, "management API"))
         receiver.close()
 
     def test_depths_do_without_a_management_api_that_does_not_answer(

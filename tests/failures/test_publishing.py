@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from django.db import transaction
+from pytest_django import Settings
 
 from messaging.envelope import Envelope
 from messaging.message import Message
@@ -35,7 +36,7 @@ from tests.failures.tools import (
     take_all,
     wait_for_one_effect_each,
 )
-from tests.relaying import Desk, burst, relaying, states
+from tests.relaying import Desk, burst, relaying, states, try_unroutable_again_after
 from tests.site import Running, Site, SiteFactory
 from tests.waiting import wait_until
 from tools.rabbitmq import RabbitMQ
@@ -63,9 +64,9 @@ def alone(site: SiteFactory, own_rabbitmq: RabbitMQ) -> Site:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(desk: Desk, settings: Settings) -> None:
     """Try an unroutable message again at once."""
-    monkeypatch.setattr("messaging.fates.UNROUTABLE_PAUSES", (0.05, 0.05, 0.05))
+    try_unroutable_again_after(settings, 0.05, 0.05, 0.05)
 
 
 def relay(site: Site, **env: str) -> Running:

@@ -53,7 +53,8 @@ class FoundQueue:
         argument, policy = self.arguments.get(f"x-{key}"), self.policy.get(key)
         if argument is None or policy is None:
             return policy if argument is None else argument
-        return min(argument, policy) if key in _SMALLER_WINS else argument
+        is_number = isinstance(argument, int) and isinstance(policy, int)
+        return min(argument, policy) if key in _SMALLER_WINS and is_number else argument
 
     def is_by_policy(self, key: str) -> bool:
         """Whether what holds for `key` comes from a policy."""

@@ -6,19 +6,23 @@ import base64
 import json
 import time
 from collections.abc import Iterable
-from http.client import HTTPException
 from typing import Any
-from urllib.error import HTTPError, URLError
 from urllib.parse import quote
-from urllib.request import Request, urlopen
 
 from messaging.addresses import parse_management_url
 from messaging.backends.base import QueueDepth
-from messaging.backends.rabbitmq import parameters
+from messaging.backends.rabbitmq import http, parameters
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable
 
 SOURCE = "management API"
+# What an answer may hold under these names; None besides. An empty table may come as an empty list.
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("name", "type", "state", "policy", "operator_policy", "source", "routing_key"), str),
+    **dict.fromkeys(("durable", "auto_delete", "exclusive", "internal"), bool),
+    **dict.fromkeys(("messages_ready", "messages_unacknowledged", "consumers"), int),
+    **dict.fromkeys(("arguments", "effective_policy_definition", "definition"), dict),
+}
 
 
 class Management:
@@ -26,13 +30,14 @@ class Management:
 
     Args:
         settings: the alias's, with `management_url`; its credentials are used, else those of the broker's URL.
-        timeout: seconds for each answer. Every method raises BrokerUnavailable when there is none.
+        timeout: seconds for each answer. Every method raises BrokerUnavailable when there is none, or when it is
+            something else than the API answers.
     """
 
     def __init__(self, settings: AliasSettings, timeout: float = 5.0) -> None:
         address = parse_management_url(settings.management_url or "", "MANAGEMENT_URL")
-        user = address.username or settings.username
-        password = address.password or settings.password
+        user, password = settings.credentials() if address.username is None else (address.username, "")
+        password = address.password or password
         self._base = address.base
         self._authorization = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
         self._vhost = quote(settings.vhost, safe="")
@@ -41,8 +46,7 @@ class Management:
 
     def queue(self, name: str, timeout: float | None = None) -> dict[str, Any] | None:
         """What the broker says about a queue; None when it does not exist."""
-        found = self._get(f"queues/{self._vhost}/{_quoted(name)}", timeout)
-        return found if isinstance(found, dict) else None
+        return self._one(f"queues/{self._vhost}/{_quoted(name)}", timeout)
 
     def depths(self, names: Iterable[str], seconds: float) -> list[QueueDepth]:
         """Readings of queues, within `seconds` in all; fewer when the time is up."""
@@ -69,36 +73,64 @@ class Management:
 
     def exchange(self, name: str) -> dict[str, Any] | None:
         """What the broker says about an exchange; None when it does not exist."""
-        found = self._get(f"exchanges/{self._vhost}/{_quoted(name)}")
-        return found if isinstance(found, dict) else None
+        return self._one(f"exchanges/{self._vhost}/{_quoted(name)}")
 
     def bindings_of(self, queue: str) -> list[dict[str, Any]]:
         """The bindings that lead to a queue."""
-        return list(self._get(f"queues/{self._vhost}/{_quoted(queue)}/bindings") or ())
+        return self._bindings(f"queues/{self._vhost}/{_quoted(queue)}/bindings")
 
     def bindings_from(self, exchange: str) -> list[dict[str, Any]]:
         """The bindings that lead from an exchange."""
-        return list(self._get(f"exchanges/{self._vhost}/{_quoted(exchange)}/bindings/source") or ())
+        return self._bindings(f"exchanges/{self._vhost}/{_quoted(exchange)}/bindings/source")
 
     def policy(self, name: str) -> dict[str, Any]:
         """What a policy defines; nothing when it does not exist."""
-        found = self._get(f"policies/{self._vhost}/{_quoted(name)}")
-        return dict(found["definition"]) if isinstance(found, dict) else {}
+        found = self._one(f"policies/{self._vhost}/{_quoted(name)}")
+        return found.get("definition") or {} if found else {}
+
+    def _one(self, path: str, timeout: float | None = None) -> dict[str, Any] | None:
+        found = self._get(path, timeout)
+        return None if found is None else self._checked(found)
+
+    def _bindings(self, path: str) -> list[dict[str, Any]]:
+        found = self._get(path)
+        bindings = [self._checked(one) for one in found] if isinstance(found, list) else []
+        if not isinstance(found, list | None) or not all(isinstance(one.get("routing_key"), str) for one in bindings):
+            raise self._odd("bindings are no list of tables with a routing key each")
+        return bindings
+
+    def _checked(self, found: Any) -> dict[str, Any]:
+        """A table of the API's, in which nothing is of another type than its name says."""
+        if not isinstance(found, dict):
+            raise self._odd("it is no table")
+        for name, kind in _TYPES.items():
+            value = found.get(name)
+            if kind is dict and value == []:
+                found[name] = {}
+            elif value is not None and type(value) is not kind:
+                raise self._odd(f'"{name}" is not of the type {kind.__name__}')
+        return found
+
+    def _odd(self, problem: str) -> BrokerUnavailable:
+        return BrokerUnavailable(f"{self._base} does not answer as RabbitMQ's management API does: {problem}.")
 
     def _get(self, path: str, timeout: float | None = None) -> Any:
-        request = Request(f"{self._base}/api/{path}", headers={"Authorization": self._authorization})  # noqa: S310 - http(s)
+        headers = {"Authorization": self._authorization}
         try:
-            with urlopen(request, timeout=timeout or self._timeout, context=self._tls) as response:  # noqa: S310
-                return json.load(response)
-        except HTTPError as error:
-            with error:
-                if error.code == 404:
-                    return None
-            raise BrokerUnavailable(f"RabbitMQ's management API at {self._base} answers {error.code}.") from None
-        except (URLError, OSError, ValueError, HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            words = getattr(reason, "strerror", None) or reason
-            raise BrokerUnavailable(f"RabbitMQ's management API at {self._base} does not answer: {words}.") from None
+            status, body = http.get(f"{self._base}/api/{path}", headers, timeout or self._timeout, self._tls)
+        except http.NoAnswer as problem:
+            raise BrokerUnavailable(f"RabbitMQ's management API at {self._base} does not answer: {problem}.") from None
+        if status == 404:
+            return None
+        if status != 200:
+            raise BrokerUnavailable(f"RabbitMQ's management API at {self._base} answers {status}.")
+        try:
+            found = json.loads(body)
+        except (ValueError, RecursionError):
+            raise self._odd("it is no JSON, or nested too deeply") from None
+        if found is None:
+            raise self._odd("it is empty")
+        return found
 
 
 def _quoted(name: str) -> str:

@@ -25,8 +25,9 @@ def for_hosts(settings: AliasSettings, role: str, timeout: float) -> list[pika.C
         role: what the connection is for; shown in the broker's list of connections.
         timeout: seconds to connect to one host.
 
-    Raises ConfigurationError for unusable TLS settings.
+    Raises ConfigurationError for unusable TLS settings, BrokerUnavailable for credentials that cannot be read.
     """
+    user, password = settings.credentials()
     context = tls_context(settings) if settings.scheme == "amqps" else None
     name = f"django {settings.alias} {role} {socket.gethostname()}:{os.getpid()}"
     return [
@@ -34,7 +35,7 @@ def for_hosts(settings: AliasSettings, role: str, timeout: float) -> list[pika.C
             host=host,
             port=port,
             virtual_host=settings.vhost,
-            credentials=pika.PlainCredentials(settings.username, settings.password),
+            credentials=pika.PlainCredentials(user, password),
             heartbeat=settings.heartbeat,
             socket_timeout=timeout,
             stack_timeout=timeout,

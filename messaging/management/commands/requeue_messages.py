@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections import Counter
-from datetime import datetime
-from itertools import islice
 from typing import Any
 
-from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models import Q, QuerySet
-from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 
+from messaging.management.options import in_batches, moment, operator, report
 from messaging.models import ProcessedMessage
 from messaging.models.processed import ProcessedMessageQuerySet
-from messaging.operations import BATCH, Operator, requeue
+from messaging.operations import requeue
 
 NAME = "manage.py requeue_messages"
 
@@ -63,17 +58,8 @@ class Command(BaseCommand):
             count = ids.count()
             self.stdout.write(f"{count} {options['state']} message{'' if count == 1 else 's'} would be requeued.")
             return
-        done, skipped = 0, Counter[str]()
-        by = _operator(options)
-        remaining = iter(list(ids))
-        while batch := list(islice(remaining, BATCH)):
-            outcome = requeue(manager.filter(pk__in=batch), by)
-            done += len(outcome.done)
-            for reason, rows in outcome.skipped.items():
-                skipped[reason] += len(rows)
-        self.stdout.write(self.style.SUCCESS(f"Requeued {done} message{'' if done == 1 else 's'}."))
-        for reason, count in skipped.items():
-            self.stdout.write(self.style.WARNING(f"Skipped {count}: {reason}."))
+        by = operator(options, NAME)
+        report(self, "Requeued", in_batches(manager.all(), list(ids), lambda batch: requeue(batch, by)))
 
 
 def select(rows: ProcessedMessageQuerySet, options: dict[str, Any]) -> QuerySet[ProcessedMessage, int]:
@@ -89,9 +75,9 @@ def select(rows: ProcessedMessageQuerySet, options: dict[str, Any]) -> QuerySet[
     if options["exception"]:
         rows = rows.filter(_exceptions(options["exception"]))
     if options["after"]:
-        rows = rows.filter(received_at__gte=_time(options["after"], "--after"))
+        rows = rows.filter(received_at__gte=moment(options["after"], "--after"))
     if options["before"]:
-        rows = rows.filter(received_at__lt=_time(options["before"], "--before"))
+        rows = rows.filter(received_at__lt=moment(options["before"], "--before"))
     return rows.order_by("pk").values_list("pk", flat=True)
 
 
@@ -101,22 +87,3 @@ def _exceptions(names: list[str]) -> Q:
         if "." not in name:
             condition |= Q(exception_type__endswith=f".{name}")
     return condition
-
-
-def _time(text: str, option: str) -> datetime:
-    try:
-        value = parse_datetime(text)  # a date alone is its midnight
-    except ValueError:
-        value = None
-    if value is None:
-        raise CommandError(f'{option}: "{text}" is no time; write it as 2026-01-31 or 2026-01-31T13:45:00+01:00.')
-    return timezone.make_aware(value) if timezone.is_naive(value) else value
-
-
-def _operator(options: dict[str, Any]) -> Operator:
-    """Who the audit names: `--user`, linked to the account of that name if there is one."""
-    user = None
-    if options["user"]:
-        manager = get_user_model()._default_manager
-        user = manager.filter(**{get_user_model().USERNAME_FIELD: options["user"]}).first()
-    return Operator(user=user, name=options["user"] or NAME, reason=options["reason"])

@@ -1,0 +1,52 @@
+"""What the commands of operators have in common: points in time, who acts, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.core.management.base import BaseCommand, CommandError
+from django.db.models import QuerySet
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+
+from messaging.operations import BATCH, Operator, Outcome
+
+
+def moment(text: str, option: str) -> datetime:
+    """A point in time that an option names, in the site's time zone unless it says another. Raises CommandError."""
+    try:
+        value = parse_datetime(text)  # a date alone is its midnight
+    except ValueError:
+        value = None
+    if value is None:
+        raise CommandError(f'{option}: "{text}" is no time; write it as 2026-01-31 or 2026-01-31T13:45:00+01:00.')
+    return timezone.make_aware(value) if timezone.is_naive(value) else value
+
+
+def operator(options: dict[str, Any], command: str) -> Operator:
+    """Who the audit names: `--user`, linked to the account of that name if there is one; else the command."""
+    user = None
+    if options["user"]:
+        manager = get_user_model()._default_manager
+        user = manager.filter(**{get_user_model().USERNAME_FIELD: options["user"]}).first()
+    return Operator(user=user, name=options["user"] or command, reason=options["reason"])
+
+
+def in_batches(rows: QuerySet[Any], ids: list[int], act: Callable[[QuerySet[Any]], Outcome]) -> Outcome:
+    """Act on the rows of these keys, in batches with a transaction each."""
+    outcome, remaining = Outcome(), iter(ids)
+    while batch := list(islice(remaining, BATCH)):
+        outcome.add(act(rows.filter(pk__in=batch)))
+    return outcome
+
+
+def report(command: BaseCommand, done: str, outcome: Outcome) -> None:
+    """Print what was done to how many messages, and why others were skipped."""
+    count = len(outcome.done)
+    command.stdout.write(command.style.SUCCESS(f"{done} {count} message{'' if count == 1 else 's'}."))
+    for reason, ids in outcome.skipped.items():
+        command.stdout.write(command.style.WARNING(f"Skipped {len(ids)}: {reason}."))
