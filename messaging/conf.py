@@ -91,6 +91,7 @@ class AliasSettings:
         stop_timeout: seconds that running handlers get after the first signal.
         notify: wake relays by NOTIFY where the database has it.
         poll_interval: seconds between a relay's looks at the outbox.
+        relay: False where nothing may be sent, as from a copy of another site's database.
         unroutable: seconds before each further try of a message that no queue took.
     """
 
@@ -112,6 +113,7 @@ class AliasSettings:
     stop_timeout: float = 30.0
     notify: bool = True
     poll_interval: float = 0.2
+    relay: bool = True
     unroutable: tuple[float, ...] = UNROUTABLE
     secrets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
@@ -238,6 +240,7 @@ def _settings(alias: str, values: Mapping[str, Any]) -> AliasSettings:
         stop_timeout=float(values.get("STOP_TIMEOUT", 30)),
         notify=values.get("NOTIFY", True),
         poll_interval=float(values.get("POLL_INTERVAL", 0.2)),
+        relay=values.get("RELAY", True),
         unroutable=tuple(map(float, values.get("UNROUTABLE", UNROUTABLE))),
     )
 

@@ -160,6 +160,7 @@ ALIAS: Mapping[str, Rule] = {
     "STOP_TIMEOUT": Rule(_number(0, 86400), "a number of seconds, 0 to 86400"),
     "NOTIFY": _FLAG,
     "POLL_INTERVAL": Rule(_number(0, 86400, above=True), "a number of seconds above 0, at most 86400"),
+    "RELAY": _FLAG,
     "UNROUTABLE": Rule(_is_pauses, "a list of pauses in seconds, such as [1, 5, 30]; an empty one gives up at once"),
 }
 
