@@ -92,6 +92,7 @@ class AliasSettings:
         freeze_timeout: seconds for which a handler may keep all else in its process from running; None for any.
         notify: wake relays by NOTIFY where the database has it.
         poll_interval: seconds between a relay's looks at the outbox.
+        relay: False where nothing may be sent, as from a copy of another site's database.
         unroutable: seconds before each further try of a message that no queue took.
     """
 
@@ -114,6 +115,7 @@ class AliasSettings:
     freeze_timeout: float | None = None
     notify: bool = True
     poll_interval: float = 0.2
+    relay: bool = True
     unroutable: tuple[float, ...] = UNROUTABLE
     secrets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
@@ -241,6 +243,7 @@ def _settings(alias: str, values: Mapping[str, Any]) -> AliasSettings:
         freeze_timeout=values.get("FREEZE_TIMEOUT"),
         notify=values.get("NOTIFY", True),
         poll_interval=float(values.get("POLL_INTERVAL", 0.2)),
+        relay=values.get("RELAY", True),
         unroutable=tuple(map(float, values.get("UNROUTABLE", UNROUTABLE))),
     )
 

@@ -172,9 +172,9 @@ def is_generator(function: Callable[..., Any]) -> bool:
 
 def topic_matches(pattern: str, routing_key: str) -> bool:
     """Whether a topic pattern matches a routing key, as RabbitMQ's topic exchange decides it."""
-    words = routing_key.split(".")
+    words = _words(routing_key)
     reachable = {0}
-    for part in pattern.split("."):
+    for part in _words(pattern):
         if part == "#":
             reachable = set(range(min(reachable), len(words) + 1)) if reachable else set()
         else:
@@ -184,7 +184,12 @@ def topic_matches(pattern: str, routing_key: str) -> bool:
 
 def patterns_overlap(first: str, second: str) -> bool:
     """Whether some routing key matches both topic patterns."""
-    return _overlap(tuple(first.split(".")), tuple(second.split(".")))
+    return _overlap(tuple(_words(first)), tuple(_words(second)))
+
+
+def _words(key: str) -> list[str]:
+    """The words of a routing key or pattern, as RabbitMQ counts them: an empty one has none."""
+    return key.split(".") if key else []
 
 
 def _overlap(first: tuple[str, ...], second: tuple[str, ...]) -> bool:

@@ -21,7 +21,7 @@ from django.db import connections, reset_queries
 from messaging import conf
 from messaging.backends.base import Fate, Outgoing
 from messaging.doubts import Proof, probe
-from messaging.exceptions import BrokerUnavailable
+from messaging.exceptions import BrokerUnavailable, ConfigurationError
 from messaging.fates import Judge
 from messaging.killpoints import kill_point
 from messaging.leases import MARK_DELAY, Held, Leases
@@ -52,10 +52,16 @@ class Relay:
         alias: alias of `MESSAGING`.
         name: shown to operators, unique among running processes; host and process id unless given.
         databases: whose outboxes; the alias's `DATABASES` unless given.
+
+    Raises ConfigurationError where `RELAY` forbids it.
     """
 
     def __init__(self, alias: str, *, name: str | None = None, databases: Sequence[str] | None = None) -> None:
         self.settings = conf.get(alias)
+        if not self.settings.relay:
+            raise ConfigurationError(
+                f'MESSAGING["{alias}"]["RELAY"] is False: nothing is sent from here, and what is published waits.'
+            )
         self.alias = alias
         self.name = name or f"{socket.gethostname()}:{os.getpid()}:relay:{alias}"
         self._uplink = Uplink(self.settings)

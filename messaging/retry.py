@@ -42,20 +42,27 @@ def decide(
         return Decision(None, "cannot succeed by trying again")
     if attempt >= max_attempts:
         return Decision(None, f"gave up after {attempt} attempt{'' if attempt == 1 else 's'}")
-    if isinstance(error, Retry) and error.after is not None:
-        return Decision(error.after)
+    if isinstance(error, Retry) and error.after is not None:  # not before that
+        return Decision(min(error.after * (1 + policy.jitter * random.random()), LONGEST))
     return Decision(pause(attempt, backoff, policy))
 
 
 def pause(attempt: int, backoff: Backoff | None, policy: RetrySettings) -> float:
-    """Seconds to wait after a failed attempt; a backoff that raises or returns nonsense falls back to the policy."""
+    """Seconds to wait after a failed attempt, give or take the policy's jitter.
+
+    A backoff that raises or returns nonsense falls back to the policy.
+    """
     if backoff is not None:
         try:
             seconds = float(backoff(attempt) if callable(backoff) else backoff)
         except Exception:  # noqa: BLE001  it is the user's own code
             seconds = -1.0
         if 0 <= seconds <= LONGEST:
-            return seconds
+            return min(_spread(seconds, policy), LONGEST)
     # The exponent is bounded: a float overflows at about 3 to the power of 646.
-    seconds = min(policy.initial * policy.multiplier ** min(attempt - 1, 64), policy.maximum)
+    return _spread(min(policy.initial * policy.multiplier ** min(attempt - 1, 64), policy.maximum), policy)
+
+
+def _spread(seconds: float, policy: RetrySettings) -> float:
+    """About as long: what failed together must not come back together."""
     return seconds * (1 + policy.jitter * (2 * random.random() - 1))

@@ -161,6 +161,7 @@ ALIAS: Mapping[str, Rule] = {
     "FREEZE_TIMEOUT": Rule(_or_none(_number(5, 86400)), "a number of seconds, 5 to 86400, or None"),
     "NOTIFY": _FLAG,
     "POLL_INTERVAL": Rule(_number(0, 86400, above=True), "a number of seconds above 0, at most 86400"),
+    "RELAY": _FLAG,
     "UNROUTABLE": Rule(_is_pauses, "a list of pauses in seconds, such as [1, 5, 30]; an empty one gives up at once"),
 }
 

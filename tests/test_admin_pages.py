@@ -169,6 +169,12 @@ def test_an_outgoing_message_that_no_queue_took_waits_for_one_wherever_it_is_sho
     assert "waiting for a queue" not in admin_client.get("/admin/messaging/").content.decode()
 
 
+def test_a_message_says_where_nothing_is_sent_from_here(admin_client: Client, settings: Any) -> None:
+    settings.MESSAGING = {"default": {"RELAY": False}}
+    html = admin_client.get(f"{OUTGOING}{outgoing('pending').pk}/change/").content.decode()
+    assert "It is not sent from here: the setting RELAY is False." in html
+
+
 def test_the_list_of_incoming_messages_names_the_error_while_it_matters(admin_client: Client) -> None:
     incoming("failed", exception_type="shop.Boom", error="Boom: no")
     incoming("retrying", error="no handler")

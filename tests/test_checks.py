@@ -68,6 +68,7 @@ def test_the_defaults_and_a_full_example_are_fine(settings: Settings) -> None:
         "NOTIFY": False,
         "POLL_INTERVAL": 0.2,
         "UNROUTABLE": [1, 2.5],
+        "RELAY": False,
     }
     assert run(settings, {"default": full}) == []
 
@@ -100,6 +101,7 @@ def test_messaging_must_be_a_dict_of_aliases(settings: Settings, value: Any) -> 
         ({"FREEZE_TIMEOUT": 1}, "messaging.E004"),
         ({"NOTIFY": "yes"}, "messaging.E004"),
         ({"POLL_INTERVAL": 0}, "messaging.E004"),
+        ({"RELAY": 0}, "messaging.E004"),
         ({"UNROUTABLE": 30}, "messaging.E004"),
         ({"UNROUTABLE": [-1]}, "messaging.E004"),
         ({"UNROUTABLE": ["5"]}, "messaging.E004"),

@@ -33,7 +33,17 @@ def oracle(pattern: list[str], key: list[str]) -> bool:
 @hypothesis_settings(max_examples=1000, deadline=None)
 @given(pattern=parts, key=words)
 def test_a_pattern_matches_what_its_definition_says(pattern: list[str], key: list[str]) -> None:
-    assert topic_matches(".".join(pattern), ".".join(key)) is oracle(pattern, key)
+    assert topic_matches(".".join(pattern), ".".join(key)) is oracle(pattern, [] if key == [""] else key)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_matched"), [("", True), ("#", True), ("#.#", True), ("*", False), ("*.#", False), ("a", False)]
+)
+def test_an_empty_routing_key_has_no_word(pattern: str, is_matched: bool) -> None:
+    assert topic_matches(pattern, "") is is_matched
+    assert topic_matches("", pattern) is (pattern == "")
+    assert patterns_overlap("", pattern) is patterns_overlap(pattern, "") is is_matched
+    assert not patterns_overlap("", "a.b")
 
 
 # Two patterns of at most four parts that share a key share one of at most eight words; "c" stands for any other word.

@@ -8,11 +8,12 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from pytest_django import Settings
 
 from messaging import conf
 from messaging.clock import Now
+from messaging.exceptions import ConfigurationError
 from messaging.message import Message
 from messaging.models import ProcessedMessage, PublishedMessage, Worker
 from messaging.publisher import publish, publish_many
@@ -115,6 +116,17 @@ def test_what_no_queue_takes_waits_for_one_and_says_so_from_the_first_return(des
     with relaying():
         wait_until(lambda: states() == {Out.PUBLISHED: 3}, what="each of them published")
     assert len(desk.bodies("late")) == len(lost)
+
+
+def test_a_site_whose_relay_is_off_sends_nothing(desk: Desk, settings: Settings) -> None:
+    desk.queue("hello")
+    publish("hello", "x", queue="hello")
+    settings.MESSAGING = {"default": {**settings.MESSAGING["default"], "RELAY": False}}
+    for run in (burst, lambda: call_command("relay", "--burst")):
+        with pytest.raises((ConfigurationError, CommandError), match='"RELAY"\\] is False: nothing is sent from here'):
+            run()
+    assert states() == {Out.PENDING: 1}
+    assert desk.bodies("hello") == []
 
 
 def test_an_unroutable_message_is_tried_for_six_hours() -> None:

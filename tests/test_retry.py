@@ -50,6 +50,20 @@ def test_the_handler_and_the_error_have_their_say() -> None:
     assert after(1, Retry("later"), backoff=7) == 7
 
 
+def test_what_failed_together_does_not_come_back_together() -> None:
+    policy = RetrySettings(jitter=0.1)
+    for options in ({"backoff": 10}, {"backoff": lambda _: 10}):
+        pauses = [after(1, ValueError(), policy=policy, **options) or 0.0 for _ in range(1000)]
+        assert 9 <= min(pauses) < 9.5
+        assert 10.5 < max(pauses) <= 11
+    pauses = [after(1, Retry(after=10), policy=policy) or 0.0 for _ in range(1000)]
+    assert 10 <= min(pauses) < 10.2  # never before what was asked for
+    assert 10.8 < max(pauses) <= 11
+    assert after(1, Retry(after=0), policy=policy) == 0
+    assert (after(1, Retry(after=LONGEST), policy=policy) or 0) <= LONGEST
+    assert (after(1, ValueError(), policy=policy, backoff=LONGEST) or 0) <= LONGEST
+
+
 def broken(attempt: int) -> float:
     raise RuntimeError("a fault of its own")
 

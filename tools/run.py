@@ -52,7 +52,9 @@ class Site:
     def run(self) -> int:
         """Start everything, wait for the end of any, and return the exit status."""
         check_port(self.port)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # messages and accounts: for this user alone
+        if self.folder == ROOT / "var":  # which an earlier release made for all to read
+            self.folder.chmod(0o700)
         if not self.environment.get("SECRET_KEY"):
             self.environment["SECRET_KEY"] = self._kept("secret-key", 40)
         self._choose_broker()

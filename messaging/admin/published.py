@@ -22,6 +22,7 @@ from messaging.admin.display import distance, moment, state_badge
 from messaging.admin.drafts import is_editable
 from messaging.admin.story import SHOWN, Event, Link, Related, audit_events, in_order, related
 from messaging.admin.verbs import OUTGOING
+from messaging.exceptions import ConfigurationError
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.outbox import UNROUTABLE
 
@@ -146,6 +147,8 @@ def headline(row: PublishedMessage) -> str:
     if row.state == State.PENDING:
         if row.lease_token is not None:
             return _("A relay is sending it.")
+        if not _is_relayed(row.alias):
+            return _("It is not sent from here: the setting RELAY is False.")
         if row.waits_for_queue:
             when = distance(row.due_at) if row.due_at is not None else _("now")
             return _("No queue takes it. It waits for one, and is sent again %(when)s.") % {"when": when}
@@ -183,6 +186,13 @@ def timeline(row: PublishedMessage) -> list[Event]:
     if row.published_at:
         events.append(Event(row.published_at, _("Confirmed by the broker"), kind="good"))
     return in_order([*events, *audit_events("published", row.pk)])
+
+
+def _is_relayed(alias: str) -> bool:
+    try:
+        return alias not in conf.aliases() or conf.get(alias).relay
+    except ConfigurationError:
+        return True
 
 
 def _name(row: PublishedMessage, name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from messaging.backends.base import Fate
+from messaging.exceptions import BrokerUnavailable
 from tests.acceptance.clients import declare
 from tests.backends.rabbitmq_settings import rabbitmq_backend
 from tests.backends.tools import confirmed, fates, message, send
@@ -58,3 +59,11 @@ def test_no_outcome_is_lost_while_channels_are_replaced(vhost_url: str) -> None:
         assert confirmed(found[one.token] for one in batch if one.routing_key == "good")
         assert {found[one.token].fate for one in batch if one.routing_key == "full"} == {Fate.NACKED}
     sender.close()
+
+
+def test_a_limit_of_connections_is_named_as_such(rabbitmq: Broker, vhost_url: str) -> None:
+    rabbitmq.ctl("set_vhost_limits", "-p", vhost_of(vhost_url), '{"max-connections": 0}')
+    with pytest.raises(BrokerUnavailable, match=r"connection limit \(0\) is reached; raise it"):
+        rabbitmq_backend(vhost_url).sender().open()
+    with pytest.raises(BrokerUnavailable, match="refused the virtual host"):
+        rabbitmq_backend(rabbitmq.url_of("nowhere")).sender().open()

@@ -18,6 +18,7 @@ FORCED = 320  # CONNECTION_FORCED: an operator or a shutdown, never a message's 
 HARD_ERRORS = frozenset({501, 502, 503, 504, 505, 540, 541})
 # A queue that is known and does not answer is "not found" as well; only these words tell it from a missing one.
 NOT_NOW = re.compile(r"down or inaccessible|due to timeout|stopped by supervisor|crashed and failed to restart")
+LIMIT = re.compile(r"(?P<what>(?:\w+ )?connection limit \(\d+\)) is reached")
 NO_EXCHANGE = re.compile(r"no exchange '(?P<name>.*)' in vhost", re.DOTALL)
 INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<name>[^']+)' for (?P<kind>\w+) '(?P<subject>.*)' in vhost '.*?': "
@@ -69,6 +70,8 @@ def _describe(error: BaseException | None) -> str:
     if isinstance(error, exceptions.ProbableAuthenticationError):
         return "the broker refused the login; check the user name and the password"
     if isinstance(error, exceptions.ProbableAccessDeniedError):
+        if limit := LIMIT.search(str(error)):
+            return f"the broker's {limit['what']} is reached; raise it, or run fewer processes"
         return "the broker refused the virtual host; check its name and the user's permissions"
     if isinstance(error, exceptions.IncompatibleProtocolError):
         return "it hung up before speaking AMQP 0-9-1; check the port, and whether it expects TLS or our certificate"

@@ -59,6 +59,7 @@ class Command(BaseCommand):
         logs.configure(options["verbosity"])
         try:
             plan = self._plan(options)
+            options["relay"] = plan.relay
             reload = settings.DEBUG if options["reload"] is None else options["reload"]
             if child.is_child():
                 sys.exit(child.run(plan, relay=options["relay"], reload=reload))
@@ -88,7 +89,7 @@ class Command(BaseCommand):
             concurrency=options["concurrency"],
             prefetch=options["prefetch"],
             burst=options["burst"],
-            relay=options["relay"],
+            relay=options["relay"] and conf.get(alias).relay,
         )
 
     def _require_tables(self, plan: Plan) -> None:
@@ -117,6 +118,8 @@ class Command(BaseCommand):
             self.stdout.write(
                 f"Consuming {', '.join(plan.queues)} from {source} ({processes} x {workers}). Stop with Ctrl-C."
             )
+            if not conf.get(plan.alias).relay:
+                self.stdout.write("RELAY is False: nothing is sent from here, and retries wait with what is published.")
             self.stdout.flush()
         is_command_line = getattr(self, "_called_from_command_line", False)
         inner = sys.orig_argv[1:] if is_command_line else ["-m", "django", "consume", *_arguments(options, reload)]
