@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 from django.http import HttpRequest
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from messaging.admin.display import span
+from messaging.admin.display import seconds_until, span
 from messaging.admin.paginator import bounded_count
 from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
@@ -59,7 +58,7 @@ def _failed(label: str, rows: Any, name: str) -> Card:
 def _due(name: str) -> Card:
     due = PublishedMessage.objects.pending().filter(publish_at__lte=Now())
     oldest = due.order_by("id").values_list("publish_at", flat=True).first()
-    age = (timezone.now() - oldest).total_seconds() if oldest else 0.0
+    age = -seconds_until(oldest) if oldest else 0.0
     note = _("oldest %(span)s") % {"span": span(age)} if oldest else _("nothing waits")
     count = bounded_count(due) if oldest else 0
     return Card(_("Outgoing, due"), count, note, f"{reverse(name)}?state=pending", alarm=age > LATE)

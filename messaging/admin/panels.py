@@ -12,7 +12,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from messaging import conf, topology
-from messaging.admin.display import client_of, moment, span
+from messaging.admin.display import client_of, moment, seconds_until, span
 from messaging.admin.paginator import LIMIT, Bounded
 from messaging.backends.base import QueueDepth, QueueSpec
 from messaging.exceptions import ConfigurationError
@@ -98,7 +98,7 @@ def workers() -> list[dict[str, Any]]:
             "worker": row,
             "seen": moment(row.seen_at),
             "started": moment(row.started_at),
-            "silent": (timezone.now() - row.seen_at).total_seconds() > SEEN,
+            "silent": seconds_until(row.seen_at) < -SEEN,
             "queues": ", ".join(map(str, row.queues)) if isinstance(row.queues, list) else "",
         }
         for row in rows

@@ -11,7 +11,6 @@ from django.db.models import Q
 from django.db.models.functions import Right
 from django.http import HttpRequest
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
@@ -20,7 +19,7 @@ from django.utils.translation import gettext_lazy
 from messaging import conf, holders
 from messaging.admin import filters
 from messaging.admin.base import MessageAdmin
-from messaging.admin.display import client_of, moment, shorten, span
+from messaging.admin.display import client_of, moment, seconds_until, shorten, span
 from messaging.admin.story import SHOWN, Event, Related, audit_events, in_order, related
 from messaging.admin.verbs import INCOMING
 from messaging.envelope import Envelope
@@ -261,7 +260,7 @@ def _stamp(seconds: int | None) -> list[tuple[str, Any]]:
 
 
 def _retry(row: ProcessedMessage) -> str:
-    seconds = (row.retry_at - timezone.now()).total_seconds() if row.retry_at else 0.0
+    seconds = seconds_until(row.retry_at) if row.retry_at else 0.0
     return _("Retries in %(span)s") % {"span": span(seconds)} if seconds >= 1 else _("Its retry is due")
 
 

@@ -9,7 +9,6 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -18,7 +17,7 @@ from messaging import conf
 from messaging.admin import filters
 from messaging.admin.base import MessageAdmin
 from messaging.admin.compose import compose_view
-from messaging.admin.display import distance, moment
+from messaging.admin.display import distance, moment, seconds_until
 from messaging.admin.drafts import is_editable
 from messaging.admin.story import SHOWN, Event, Link, Related, audit_events, in_order, related
 from messaging.admin.verbs import OUTGOING
@@ -139,7 +138,7 @@ def headline(row: PublishedMessage) -> str:
     if row.state == State.PENDING:
         if row.lease_token is not None:
             return _("A relay is sending it.")
-        if row.due_at is not None and row.due_at > timezone.now():
+        if row.due_at is not None and seconds_until(row.due_at) > 0:
             return _("It will be sent %(when)s.") % {"when": distance(row.due_at)}
         return _("It is due and waits for a relay.")
     sentences = {

@@ -13,7 +13,7 @@ from django.db.models.base import ModelState
 from django.utils.translation import gettext_lazy as _
 
 from messaging.bodies import unpack_body
-from messaging.clock import Now
+from messaging.clock import MomentField, Now
 
 
 class PolledIndex(models.Index):
@@ -88,8 +88,8 @@ class StoredMessage(models.Model):
     round = models.PositiveIntegerField(_("round"), default=1)
     attempts = models.PositiveIntegerField(_("attempts"), default=0)
     error = models.TextField(_("error"), blank=True)
-    created_at = models.DateTimeField(_("created"), db_default=Now(), editable=False)
-    discarded_at = models.DateTimeField(_("discarded"), null=True, editable=False)
+    created_at = MomentField(_("created"), db_default=Now(), editable=False)
+    discarded_at = MomentField(_("discarded"), null=True, editable=False)
 
     class Meta:
         abstract = True

@@ -6,7 +6,7 @@ from django.conf import settings
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from messaging.clock import Now
+from messaging.clock import MomentField, Now
 from messaging.models.base import NameField
 
 
@@ -14,7 +14,7 @@ class AuditRecord(models.Model):
     """An operator's act on one message or queue. Outlives both the user and the message: nothing refers to them."""
 
     action = models.CharField(_("action"), max_length=30)
-    at = models.DateTimeField(_("at"), db_default=Now())
+    at = MomentField(_("at"), db_default=Now())
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         verbose_name=_("user"),
@@ -50,7 +50,7 @@ class QueueControl(models.Model):
     alias = NameField(_("alias"), max_length=100, default="default")
     queue = NameField(_("queue"), max_length=255)
     paused = models.BooleanField(_("paused"), default=False)
-    changed_at = models.DateTimeField(_("changed"), db_default=Now())
+    changed_at = MomentField(_("changed"), db_default=Now())
     changed_by = models.CharField(_("changed by"), max_length=255, blank=True)
     reason = models.TextField(_("reason"), blank=True)
 
@@ -77,8 +77,8 @@ class Worker(models.Model):
     queues = models.JSONField(_("queues"), default=list)
     paused = models.JSONField(_("paused queues"), default=list)
     status = models.CharField(_("status"), max_length=255, blank=True)
-    started_at = models.DateTimeField(_("started"), db_default=Now())
-    seen_at = models.DateTimeField(_("last seen"), db_default=Now())
+    started_at = MomentField(_("started"), db_default=Now())
+    seen_at = MomentField(_("last seen"), db_default=Now())
 
     class Meta:
         app_label = "messaging"
