@@ -12,6 +12,7 @@ from messaging.admin.display import seconds_until, span
 from messaging.admin.paginator import bounded_count
 from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models.base import written
 
 LATE = 60  # seconds after which a message that is due and not sent is a sign of trouble
 
@@ -35,7 +36,7 @@ def cards(request: HttpRequest, site: str = "admin") -> list[Card]:
     """
     if not request.user.has_perm("messaging.view_processedmessage"):
         return outgoing_cards(request, site)
-    failed = ProcessedMessage.objects.failed()
+    failed = written(ProcessedMessage).failed()
     incoming = _failed(_("Incoming, failed"), failed, f"{site}:messaging_processedmessage_changelist")
     return [incoming, *outgoing_cards(request, site)]
 
@@ -45,7 +46,7 @@ def outgoing_cards(request: HttpRequest, site: str = "admin") -> list[Card]:
     if not request.user.has_perm("messaging.view_publishedmessage"):
         return []
     name = f"{site}:messaging_publishedmessage_changelist"
-    rows = PublishedMessage.objects.filter(state=PublishedMessage.State.FAILED)
+    rows = written(PublishedMessage).filter(state=PublishedMessage.State.FAILED)
     return [_due(name), _failed(_("Outgoing, failed"), rows, name)]
 
 
@@ -56,7 +57,7 @@ def _failed(label: str, rows: Any, name: str) -> Card:
 
 
 def _due(name: str) -> Card:
-    due = PublishedMessage.objects.pending().filter(publish_at__lte=Now())
+    due = written(PublishedMessage).pending().filter(publish_at__lte=Now())
     oldest = due.order_by("id").values_list("publish_at", flat=True).first()
     age = -seconds_until(oldest) if oldest else 0.0
     note = _("oldest %(span)s") % {"span": span(age)} if oldest else _("nothing waits")

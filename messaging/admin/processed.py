@@ -26,6 +26,7 @@ from messaging.envelope import Envelope
 from messaging.exceptions import ConfigurationError, WireError
 from messaging.handlers import registry
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
+from messaging.models.base import written
 from messaging.texts import storable
 
 State = ProcessedMessage.State
@@ -178,7 +179,7 @@ def _held(row: ProcessedMessage) -> list[tuple[str, Any]]:
 def timeline(row: ProcessedMessage, rounds: Iterable[PublishedMessage], url: Any) -> list[Event]:
     """Everything that happened, oldest first."""
     events = [Event(row.received_at, _("Received"), _("from queue %(queue)s") % {"queue": row.queue})]
-    attempts = row.attempt_set.order_by("-pk").defer("traceback").annotate(trace=Right("traceback", TRACEBACK))
+    attempts = row.failures().order_by("-pk").defer("traceback").annotate(trace=Right("traceback", TRACEBACK))
     acts = audit_events("processed", row.pk)
     events += [*(_attempt_event(attempt) for attempt in attempts[:SHOWN]), *acts]
     for out in rounds:
@@ -212,7 +213,7 @@ def _outgoing(row: ProcessedMessage) -> Any:
     if row.message_id:
         correlation = row.correlation_id or row.message_id
         wanted |= Q(message_id=row.message_id) | Q(correlation_id=correlation, causation_id=row.message_id)
-    return PublishedMessage.objects.filter(wanted).defer("body", "headers", "wire", "error").order_by("-pk")[:SHOWN]
+    return written(PublishedMessage).filter(wanted).defer("body", "headers", "wire", "error").order_by("-pk")[:SHOWN]
 
 
 def _same_id(row: ProcessedMessage, outgoing: list[PublishedMessage]) -> list[PublishedMessage]:
@@ -226,7 +227,7 @@ def _produced(row: ProcessedMessage, outgoing: list[PublishedMessage]) -> list[P
 def _causes(row: ProcessedMessage, site: str) -> list[Related]:
     if not row.causation_id:
         return []
-    causes = ProcessedMessage.objects.filter(message_id=row.causation_id).defer("body", "headers", "wire", "error")
+    causes = written(ProcessedMessage).filter(message_id=row.causation_id).defer("body", "headers", "wire", "error")
     return related(_("Published while handling"), causes[:SHOWN], site)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.safestring import SafeString
@@ -22,6 +21,7 @@ from messaging.admin.drafts import is_editable
 from messaging.admin.story import SHOWN, Event, Link, Related, audit_events, in_order, related
 from messaging.admin.verbs import OUTGOING
 from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models.base import written
 
 State = PublishedMessage.State
 
@@ -105,8 +105,8 @@ class PublishedMessageAdmin(MessageAdmin):
             url = reverse(f"{site}:messaging_processedmessage_change", args=[row.inbox_id])
             groups.append(Related(_("Round of incoming message"), [Link(f"#{row.inbox_id}", url, SafeString(""))]))
         ids = [name for name in (row.message_id, row.causation_id) if name]
-        found = ProcessedMessage.objects.filter(Q(message_id__in=ids)).defer("body", "headers", "wire", "error")[:SHOWN]
-        incoming = list(found) if ids else []
+        found = written(ProcessedMessage).filter(message_id__in=ids).defer("body", "headers", "wire", "error")
+        incoming = list(found[:SHOWN]) if ids else []
         return [
             *groups,
             *related(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db import models
+from django.db import models, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.models import Q
@@ -62,6 +62,11 @@ class NameField(TextColumn):
         if connection.vendor == "mysql":
             parameters["collation"] = "utf8mb4_bin"
         return parameters
+
+
+def written(model: type[models.Model]) -> Any:
+    """The rows of one of our models, in the database that a router has them written to: a replica may lag behind it."""
+    return model._default_manager.using(router.db_for_write(model))
 
 
 class StoredMessage(models.Model):

@@ -136,6 +136,10 @@ class ProcessedMessage(StoredMessage):
         """The message as it arrived, to the byte. Raises WireError when its envelope was never recorded."""
         return Envelope.from_wire(bytes(self.wire or b""), self.raw_body)
 
+    def failures(self) -> models.QuerySet[Attempt]:
+        """Its attempts that failed, where it is itself, whatever a router says of reads and relations."""
+        return Attempt.objects.using(self._state.db).filter(message_id=self.pk)
+
     def move(
         self,
         *sources: str,

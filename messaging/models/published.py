@@ -134,7 +134,7 @@ class PublishedMessage(StoredMessage):
         copy = type(self)(**{name: getattr(self, name) for name in (*own, *content)})
         copy.state = self.State.PENDING
         copy.message_id = str(new_id())
-        copy.copy_of = self
+        copy.copy_of_id = self.pk
         if self.wire is not None:
             envelope = Envelope.from_wire(bytes(self.wire), b"")
             properties = envelope.properties.edited(message_id=copy.message_id)

@@ -10,7 +10,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import connections, router
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
@@ -46,18 +46,17 @@ class Command(BaseCommand):
         add("--limit", type=int, help="at most this many, the oldest first")
         add("--reason", default="", help="recorded in the audit")
         add("--user", default="", help=f'recorded in the audit; default: "{NAME}"')
-        add("--database", default=DEFAULT_DB_ALIAS, help="whose inbox; default: default")
+        add("--database", help="whose inbox (default: where the database router has it)")
         add("--dry-run", action="store_true", help="only say how many there are")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Requeue in batches, each in its own transaction, and print what was done."""
         if options["limit"] is not None and options["limit"] < 1:
             raise CommandError("--limit must be at least 1.")
-        if options["database"] not in connections:
-            raise CommandError(
-                f'--database: DATABASES has no "{options["database"]}"; it has {", ".join(connections)}.'
-            )
-        manager = ProcessedMessage.objects.using(options["database"])
+        database = options["database"] or router.db_for_write(ProcessedMessage)
+        if database not in connections:
+            raise CommandError(f'--database: DATABASES has no "{database}"; it has {", ".join(connections)}.')
+        manager = ProcessedMessage.objects.using(database)
         ids = select(manager.all(), options)[: options["limit"]]
         if options["dry_run"]:
             count = ids.count()
