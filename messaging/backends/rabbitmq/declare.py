@@ -14,6 +14,7 @@ from messaging.backends.rabbitmq.probes import (
     exists,
     foreign_exchanges,
     is_builtin,
+    is_stream,
     look_at_foreign,
 )
 from messaging.backends.rabbitmq.session import Session
@@ -68,7 +69,9 @@ class Declarer:
             self._session.declare_queue(name, wanted)
             self._new_quorum_queue |= is_new and wanted.get("x-queue-type") == "quorum"
         except ChannelRefused as refusal:
-            self._found.append(differences.of_queue(name, refusal))
+            difference = differences.of_queue(name, refusal)
+            is_unfit = difference.severity != "error" and refusal.code == 406 and is_stream(self._session, name)
+            self._found.append(differences.stream(name) if is_unfit else difference)
         return all(found.severity != "error" for found in self._found[before:])
 
     def _exchanges(self, topology: Topology) -> None:

@@ -94,6 +94,17 @@ def auto_deleted(name: str, ours: bool = True) -> Difference:
     )
 
 
+def stream(name: str) -> Difference:
+    """A queue that is a log: each consumer is shown it from a place of its own."""
+    return Difference(
+        f'queue "{name}"',
+        "it is a stream: what comes while nobody consumes would be skipped, and nothing is delivered again after a "
+        "failure.",
+        "Consume from a quorum or classic queue that is bound to the same exchange.",
+        "error",
+    )
+
+
 def exclusive(name: str) -> Difference:
     """A queue that belongs to another connection."""
     return Difference(

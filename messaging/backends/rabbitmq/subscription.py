@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _BURST = 30
 _SETTLING_SECONDS = 0.5
 
+STREAM_OFFSET = b"x-stream-offset"  # a header of whatever comes from a stream
+
 _CANCELLED = (
     'The broker cancelled the consumer of queue "{}": the queue was deleted or is unavailable, or a delivery was held '
     "longer than its consumer timeout."
@@ -45,6 +47,7 @@ class Subscription:
         self._stopping = False
         self._closed = False
         self._is_ticking = False
+        self._is_first = True  # whether nothing was delivered yet
         self._unsettled: dict[int, bool] = {}
         self._unwritten: dict[int, None] = {}  # those of which the broker was told nothing yet
         self._burst = 0
@@ -141,6 +144,16 @@ class Subscription:
         self.close_if_done()
 
     def _on_message(self, message: Deliver) -> None:
+        is_first, self._is_first = self._is_first, False
+        if is_first and STREAM_OFFSET in message.properties and self._receiver.suspects(self.queue):
+            self._stopping = True
+            self._receiver.gone(self, f'Queue "{self.queue}" seems to be a stream.')
+            self._leave()
+            self._channel.close()  # nothing was taken from it
+        else:
+            self._take(message)
+
+    def _take(self, message: Deliver) -> None:
         if self._stopping:
             self.connection.io.write(requeue_frame(self.number, message.tag))
             return
