@@ -9,12 +9,13 @@ from itertools import islice
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import connections, router
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
+from messaging.management.base import MessagingCommand
 from messaging.models import ProcessedMessage
 from messaging.models.processed import ProcessedMessageQuerySet
 from messaging.operations import BATCH, Operator, requeue
@@ -22,7 +23,7 @@ from messaging.operations import BATCH, Operator, requeue
 NAME = "manage.py requeue_messages"
 
 
-class Command(BaseCommand):
+class Command(MessagingCommand):
     """Requeue failed incoming messages."""
 
     help = "Send failed incoming messages round again, with fresh attempts. Without filters: all of them."
