@@ -139,6 +139,15 @@ def of_exchange_property(name: str, what: str, current: Any, wanted: Any, *, our
     return Difference(f'exchange "{name}"', f"{problem}: {consequence}", way_out, severity)
 
 
+def forbidden(subject: str) -> Difference:
+    """Something that exists, and that this account may use but not declare."""
+    return Difference(
+        subject,
+        "the broker's user may not declare it, so it is used as it is, and what differs cannot be seen.",
+        "Run `manage.py topology --check` as a user that may, or with MANAGEMENT_URL.",
+    )
+
+
 def refused(subject: str, refusal: ChannelRefused) -> Difference:
     """Anything else that the broker refuses."""
     code = f"{refusal.code} " if refusal.code else ""

@@ -59,6 +59,10 @@ class ChannelRefused(Exception):
         self.reason = reason
 
 
+class NoChannelLeft(Exception):
+    """The connection has as many channels as RabbitMQ allows."""
+
+
 def refusal(loss: Loss) -> ChannelRefused | QueueUnavailable:
     """What a closed channel means for the request that closed it."""
     if loss.code == 404 and NOT_NOW.search(loss.reason):

@@ -98,6 +98,8 @@ def declare_exchange(session: Session, name: str, type_: str) -> list[Difference
     try:
         session.declare_exchange(name, type_)
     except ChannelRefused as refusal:
+        if refusal.code == 403 and exchange_exists(session, name):
+            return [differences.forbidden(f'exchange "{name}"')]
         found = [differences.of_exchange(name, refusal)]
         match = INEQUIVALENT.search(refusal.reason)
         current = match["current"].strip("'") if match is not None and match["name"] == "type" else type_
@@ -105,6 +107,15 @@ def declare_exchange(session: Session, name: str, type_: str) -> list[Difference
             found += declare_exchange(session, name, current)
         return found
     return []
+
+
+def look_at_exchange_of_others(session: Session, name: str) -> list[Difference]:
+    """What is wrong with our exchange where someone else declares all that this site uses."""
+    if is_builtin(name):
+        return []
+    if not exchange_exists(session, name):
+        return [missing.exchange_of_others(name)]
+    return list(look_at_foreign_exchange(session, name))
 
 
 def look_at_foreign_exchange(session: Session, name: str) -> Iterator[Difference]:

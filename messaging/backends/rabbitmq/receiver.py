@@ -14,7 +14,7 @@ from messaging.backends.rabbitmq.connection import Connection, complete
 from messaging.backends.rabbitmq.declare import capital
 from messaging.backends.rabbitmq.differences import stream
 from messaging.backends.rabbitmq.endpoint import Endpoint
-from messaging.backends.rabbitmq.errors import ChannelRefused, Loss
+from messaging.backends.rabbitmq.errors import ChannelRefused, Loss, NoChannelLeft
 from messaging.backends.rabbitmq.logs import logger
 from messaging.backends.rabbitmq.session import Session
 from messaging.backends.rabbitmq.settling import Settlements
@@ -22,6 +22,10 @@ from messaging.backends.rabbitmq.subscription import Subscription
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable, TopologyError, UnusableQueue
 
+NO_CHANNEL = (
+    'Queue "{}" cannot be consumed from: RabbitMQ allows {} channels on a connection, and each queue takes one, its '
+    "dead-letter queue another. Raise channel_max at the broker, or have each `consume` name fewer queues."
+)
 _ANSWER_TIMEOUT = 30.0  # a queue that has just lost its leader takes its time
 
 
@@ -56,6 +60,10 @@ class RabbitReceiver(Endpoint, Receiver):
             words = f'Queue "{queue}" cannot be consumed from: {refusal.code} {refusal.reason}.'
             self._set_trouble(queue, words)
             raise TopologyError(words + _way_out(refusal.code, queue)) from None
+        except NoChannelLeft:
+            consuming = len(self.consuming)  # besides these, some may be about to close
+            kind = UnusableQueue if consuming >= len(self._alive) else TopologyError
+            raise kind(NO_CHANNEL.format(queue, consuming)) from None
         except BrokerUnavailable:
             subscription.abandon()
             raise

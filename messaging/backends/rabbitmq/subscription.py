@@ -8,10 +8,11 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from pika import spec
+from pika.exceptions import NoFreeChannels
 
 from messaging.backends.base import Delivery
 from messaging.backends.rabbitmq.connection import Connection
-from messaging.backends.rabbitmq.errors import Loss, refusal
+from messaging.backends.rabbitmq.errors import Loss, NoChannelLeft, refusal
 from messaging.backends.rabbitmq.frames import Deliver, requeue_frame
 from messaging.backends.rabbitmq.settling import GATHERING, settlement_frames
 from messaging.exceptions import BrokerUnavailable
@@ -61,7 +62,10 @@ class Subscription:
     def start(self, started: Future[None]) -> None:
         """Open the channel and consume; in the I/O thread."""
         self._started = started
-        self._channel = self.connection.io.channel(on_open_callback=self._opened)
+        try:
+            self._channel = self.connection.io.channel(on_open_callback=self._opened)
+        except NoFreeChannels as error:  # which pika takes for an error of the connection
+            raise NoChannelLeft from error
         self._channel.add_on_close_callback(self._on_closed)
 
     def stop(self, stopped: Future[None]) -> None:
