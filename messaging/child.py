@@ -17,7 +17,7 @@ from typing import Any, cast
 from django.db import connections
 from django.utils.autoreload import iter_all_python_module_files
 
-from messaging import forks, repeats
+from messaging import forks, lines, repeats
 from messaging.child_process import EXIT_CONFIGURATION, STOP_SIGNALS, VARIABLE
 from messaging.consumer import Consumer, Plan
 from messaging.deaths import Deaths
@@ -70,6 +70,9 @@ class Control(threading.Thread):
         """Obey until the supervisor is gone."""
         while True:
             order = self._order()
+            if "log" in order:
+                lines.write(order["log"])
+                self.report(logged=1)
             if order.get("stop"):
                 self._on_stop()
             if order.get("release"):
@@ -180,11 +183,14 @@ class _RelayThread(threading.Thread):
         self._stopping = stopping
 
     def run(self) -> None:
+        before = ""
         while not self._stopping.is_set():
             try:
                 self._relay.run(self._stopping)
-            except Exception:
-                logger.exception("The relay failed; it starts again in %g s.", RELAY_PAUSE)
+            except Exception as error:
+                is_known, before = repr(error) == before, repr(error)
+                level = logging.DEBUG if is_known else logging.ERROR
+                logger.log(level, "The relay failed; it is started again each %g s.", RELAY_PAUSE, exc_info=True)
                 self._stopping.wait(RELAY_PAUSE)
         connections.close_all()
 

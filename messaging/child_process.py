@@ -24,7 +24,10 @@ logger = logging.getLogger("messaging.supervisor")
 
 VARIABLE = "MESSAGING_CHILD"  # tells a child who it is: JSON with index, control, ledger and slots
 EXIT_CONFIGURATION = 78  # EX_CONFIG: a restart would not help; the child has said why
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Windows has fewer.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
+)
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds between a death and the next start
 RELEASE_TIME = 2.0  # seconds that a process gets to hand over what it runs before it is killed
 RAN_WELL = 20.0  # seconds after which a death is no longer a series
@@ -63,6 +66,7 @@ class Child:
         self._overdue: list[Running] = []
         self._files: list[str] = []
         self._offspring: list[int] = []  # to be ended with it
+        self._unwritten: list[dict[str, Any]] = []
         self._failures = 0
         self._started_at = self._start_at = 0.0
         self._leave_by: float | None = None  # set once it was asked to stop
@@ -205,6 +209,26 @@ class Child:
             self._offspring = offspring_of(self.pid)
             self._process.kill()
 
+    def owns(self, pid: int) -> bool:
+        """Whether this is its process; if that has ended, its exit status is taken."""
+        if self._process is None or self._process.pid != pid:
+            return False
+        self._process.poll()
+        return True
+
+    def log(self, line: Mapping[str, Any]) -> bool:
+        """Have it write a log line; False when it is not there."""
+        if self._socket is None or not self.is_running:
+            return False
+        self._unwritten.append(dict(line))
+        self._tell({"log": line})
+        return True
+
+    def take_unwritten(self) -> list[dict[str, Any]]:
+        """The log lines that it did not write before its end."""
+        lines, self._unwritten = self._unwritten, []
+        return lines
+
     def read_reports(self) -> None:
         """Take in what the child has said since."""
         if self._socket is None:
@@ -238,6 +262,7 @@ class Child:
         if report.get("alive"):
             self._watch.heard(self.pid)
         self._files += report.get("files", ())
+        del self._unwritten[: report.get("logged", 0)]
         self._has_finished = self._has_finished or bool(report.get("finished"))
 
     def _tell(self, order: Mapping[str, Any]) -> None:
@@ -279,6 +304,13 @@ class Child:
         pause *= random.uniform(0.75, 1.0)
         self._start_at = time.monotonic() + pause
         return pause
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that stop us; not SIGHUP where we were started to ignore it, as `nohup` does."""
+    return [
+        number for number in STOP_SIGNALS if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN
+    ]
 
 
 def _crash(found: Running, error: str = "", text: str = "") -> dict[str, Any]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
+from django.conf import settings as django_settings
 from django.db import models
 from django.utils import timezone
 
 from messaging import conf
 from messaging.bodies import encode_body, pack_body
-from messaging.clock import Now
+from messaging.clock import Now, as_stored
 from messaging.envelope import OUR_PREFIX, Envelope, hashed
 from messaging.exceptions import PayloadError, PublishError, WireError
 from messaging.ids import new_epoch, new_id
@@ -244,10 +245,7 @@ def _due(message: Message) -> models.expressions.Combinable | datetime:
         if message.delay is not None:
             raise PublishError("Give either delay or at, not both.")
         at: Any = message.at
-        if not isinstance(at, datetime) or timezone.is_naive(at):
+        if not isinstance(at, datetime) or (django_settings.USE_TZ and timezone.is_naive(at)):
             raise PublishError(f"at is {at!r}; it must be a datetime with a time zone.")
-        try:
-            return at.astimezone(UTC)
-        except OverflowError as error:
-            raise PublishError(f"at is {at}, which is no time in UTC.") from error
+        return as_stored(at)
     return Now() + timedelta(seconds=_seconds("delay", message.delay))

@@ -87,7 +87,7 @@ def record_crash(crash: Crash) -> None:
         try:
             if row is None:
                 _record_unknown(crash)
-            elif not row.attempt_set.filter(run=crash.entry.run).exists():
+            elif not row.failures().filter(run=crash.entry.run).exists():
                 _record_known(row, crash)
             elif row.state == State.PROCESSING and is_bare(row):
                 _settle_elsewhere(crash, row)  # whoever recorded it died before it looked
@@ -238,8 +238,9 @@ def _merge(bare: ProcessedMessage, row: ProcessedMessage, database: str) -> None
         total = row.attempts + bare.attempts
         if not row.move(row.state, round=row.round, token=row.lease_token, counted=row.attempts, attempts=total):
             raise AlreadyRecorded
-        for number, attempt in enumerate(bare.attempt_set.order_by("id"), total - bare.attempts + 1):
-            attempt.message, attempt.number = row, number
+        attempts = bare.failures().order_by("id")
+        for number, attempt in enumerate(attempts, total - bare.attempts + 1):
+            attempt.message_id, attempt.number = row.pk, number
             attempt.save(using=database, update_fields=["message", "number"])
         _remove(bare, database)
 

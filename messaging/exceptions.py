@@ -31,6 +31,10 @@ class TopologyError(MessagingError):
     """The broker holds something that cannot be used safely; the text says what differs and the way out."""
 
 
+class UnusableQueue(TopologyError):
+    """A queue turned out to be of a kind that can never be consumed from."""
+
+
 class DatabaseUnavailable(MessagingError):
     """The database does not answer a fresh connection, or takes no writes. Hold the delivery and try again.
 

@@ -182,7 +182,7 @@ def _due(decision: Decision) -> Any:
 def attempt_of(row: ProcessedMessage, failure: Failure, number: int, round_: int, run: uuid.UUID) -> Attempt:
     """The failure as a row beside it."""
     return Attempt(
-        message=row,
+        message_id=row.pk,
         number=number,
         round=round_,
         worker=failure.worker,

@@ -5,6 +5,7 @@ One fixed-size slot per worker thread in a shared memory-mapped file; no lock, b
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -145,6 +146,20 @@ def end_without_memory() -> NoReturn:
     os._exit(1)
 
 
+def _unnamed_memory() -> int | None:
+    """A file that needs no directory; None where the system has none."""
+    try:
+        return os.memfd_create("messaging-ledger")
+    except (AttributeError, OSError):  # not on Linux; forbidden
+        return None
+
+
+def _allocate(fd: int, size: int) -> None:
+    """Make room for good: to write into a hole on a full disk kills the process."""
+    if os.pwrite(fd, bytes(size), 0) < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 class Ledger:
     """The slots of one process. The supervisor creates it, the child attaches to it through an inherited descriptor."""
 
@@ -155,10 +170,20 @@ class Ledger:
 
     @classmethod
     def create(cls, slots: int) -> Ledger:
-        """A new, empty ledger in an unnamed file, which goes away with its last process."""
-        with tempfile.TemporaryFile(prefix="messaging-ledger-") as file:
-            file.truncate(slots * SLOT)
-            return cls(os.dup(file.fileno()), slots)
+        """A new, empty ledger in memory, or else in an unnamed file; it goes away with its last process.
+
+        Raises OSError where there is no room for it.
+        """
+        fd = _unnamed_memory()
+        if fd is None:
+            with tempfile.TemporaryFile(prefix="messaging-ledger-") as file:
+                fd = os.dup(file.fileno())
+        try:
+            _allocate(fd, slots * SLOT)
+            return cls(fd, slots)
+        except OSError:
+            os.close(fd)
+            raise
 
     @classmethod
     def attach(cls, fd: int, slots: int) -> Ledger:

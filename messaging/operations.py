@@ -52,6 +52,11 @@ class Operator(NamedTuple):
     reason: str = ""
 
     @property
+    def user_id(self) -> Any:
+        """Their number, which may be that of a row in another database."""
+        return None if self.user is None else self.user.pk
+
+    @property
     def username(self) -> str:
         """The name to record."""
         return self.name or (self.user.get_username() if self.user is not None else "")
@@ -225,7 +230,7 @@ def set_paused(
         )
         AuditRecord.objects.using(database).create(
             action="pause" if paused else "resume",
-            user=by.user,
+            user_id=by.user_id,
             username=by.username,
             reason=by.reason,
             kind="queue",
@@ -414,7 +419,7 @@ def _locked(rows: QuerySet[Any], ids: list[int], outcome: Outcome) -> list[Any]:
 def _record(action: str, row: Any, before: str, by: Operator) -> AuditRecord:
     return AuditRecord(
         action=action,
-        user=by.user,
+        user_id=by.user_id,
         username=by.username,
         reason=by.reason,
         kind="processed" if isinstance(row, ProcessedMessage) else "published",

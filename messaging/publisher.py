@@ -63,7 +63,7 @@ def publish(
         expiration: seconds after which the broker may drop it from a queue.
         mandatory: whether it is an error that no queue takes it.
         delay: seconds to wait before sending.
-        at: an aware datetime to send at, instead of `delay`.
+        at: when to send, instead of `delay`: an aware datetime; a naive one, in `TIME_ZONE`, with `USE_TZ = False`.
         using: alias of `MESSAGING`.
         database: whose outbox; the handler's inside a handler, else what the database router says. Name it to publish
             inside a transaction of another database, which the message is then no part of.

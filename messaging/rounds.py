@@ -74,5 +74,5 @@ def databases_of(row: PublishedMessage) -> list[str]:
 
 def _rounds(row: ProcessedMessage, *states: str) -> QuerySet[PublishedMessage]:
     """By the message's own identity beside its number, which a database that was set back may have given away again."""
-    rows = PublishedMessage.objects.using(row._state.db).filter(in_state(*states), inbox=row)
+    rows = PublishedMessage.objects.using(row._state.db).filter(in_state(*states), inbox_id=row.pk)
     return rows.filter(alias=row.alias, queue=row.queue, message_id=row.message_id)

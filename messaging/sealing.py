@@ -78,7 +78,7 @@ def compose_round(row: ProcessedMessage, due: models.expressions.Combinable) -> 
         wire=envelope.to_wire(),
         round=row.round,
         epoch=new_epoch(),
-        inbox=row,
+        inbox_id=row.pk,
         publish_at=due,
         due_at=due,
     )

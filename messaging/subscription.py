@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from messaging.backends.base import Backend, Delivery, Topology
-from messaging.exceptions import BrokerUnavailable, MessagingError, TopologyError
+from messaging.exceptions import BrokerUnavailable, MessagingError, TopologyError, UnusableQueue
 from messaging.topology import warn_once
 
 logger = logging.getLogger("messaging.consumer")
@@ -50,7 +50,7 @@ class Subscription:
         """Bring the consumers in line with `wanted`, connecting where necessary; returns whether it worked or not.
 
         Raises TopologyError when the broker holds something unusable at the first connection; later on that is
-        logged, and tried again.
+        logged, and tried again, but for what can never be consumed from.
         """
         if time.monotonic() < self._next_try:
             return
@@ -63,7 +63,7 @@ class Subscription:
         except BrokerUnavailable as error:
             self._back_off(error)
         except TopologyError as error:
-            if not self._was_well:
+            if not self._was_well or isinstance(error, UnusableQueue):
                 raise
             self._back_off(error)
         else:
@@ -106,6 +106,8 @@ class Subscription:
     def _consume(self, queue: str) -> None:
         try:
             self._receiver.consume(queue, self._prefetch[queue])
+        except UnusableQueue:
+            raise
         except TopologyError:
             if self._was_well:
                 self._consume_anew(queue)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -19,13 +20,19 @@ from collections.abc import Sequence
 from types import FrameType
 
 from messaging import logs
-from messaging.child_process import STOP_SIGNALS, Child, Command
+from messaging.child_process import Child, Command, stop_signals
+from messaging.lines import HandedOver
 from messaging.reloading import FileWatcher
 
 logger = logging.getLogger("messaging.supervisor")
 
 TICK = 0.25  # seconds
 MEMORY_INTERVAL = 2.0  # seconds between two looks
+FILES, FILES_PER_SLOT = 64, 8  # that a child has open, sockets and loaded modules among them
+NO_ROOM = (
+    "There is no room for the ledger that tells what a process was running when it died: {}. Let TMPDIR name a "
+    "temporary directory that can be written to and has space left."
+)
 ONE_PRESS = 0.5  # seconds: a terminal's SIGINT and its launcher's SIGTERM are one wish
 
 
@@ -52,6 +59,13 @@ class Supervisor:
         self._memory_read_at = 0.0
         self._has_released = False
         self._status = 0
+        self._lines: HandedOver | None = None
+
+    def hand_over_lines(self) -> None:
+        """Have the children write this process's log lines, as the site's `LOGGING` says."""
+        self._lines = HandedOver(lambda line: any(child.log(line) for child in self._children))
+        logger.addHandler(self._lines)
+        logger.setLevel(logging.INFO)
 
     def run(self) -> int:
         """Supervise until stopped or until every child has finished. Returns the exit status."""
@@ -59,7 +73,7 @@ class Supervisor:
         with wake, woken, selectors.DefaultSelector() as selector:
             wake.setblocking(False)
             signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-            for number in STOP_SIGNALS:
+            for number in stop_signals():
                 signal.signal(number, self._on_signal)
             signal.signal(signal.SIGCHLD, lambda *_: None)  # only to wake up
             selector.register(woken, selectors.EVENT_READ)
@@ -70,6 +84,7 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
         for child in self._children:
             child.bury(blame=False)
+        self._look_after_lines(at_the_end=True)
         return self._status
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -86,6 +101,7 @@ class Supervisor:
 
     def _step(self) -> None:
         self._obey_signals()
+        self._reap_orphans()
         for child in self._children:
             child.read_reports()
             if not child.is_running:
@@ -95,6 +111,7 @@ class Supervisor:
                 child.enforce_time_limits()
             child.enforce_life(may_end=not self._stopping)
             child.enforce_stop()
+        self._look_after_lines()
         self._limit_memory()
         self._reload_if_changed()
 
@@ -129,6 +146,25 @@ class Supervisor:
             self._stop(1)  # the child has said why
         elif child.may_start():
             child.start()
+
+    def _reap_orphans(self) -> None:
+        """As process 1: what the handlers' programs left behind has no other parent."""
+        try:
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if not any(child.owns(ended.si_pid) for child in self._children):
+                    os.waitpid(ended.si_pid, os.WNOHANG)
+        except ChildProcessError:  # there is none
+            return
+
+    def _look_after_lines(self, *, at_the_end: bool = False) -> None:
+        if self._lines is None:
+            return
+        for child in self._children:
+            if not child.is_running:
+                self._lines.take_back(child.take_unwritten())
+        self._lines.hand_over()
+        if at_the_end:
+            self._lines.write_rest()
 
     def _limit_memory(self) -> None:
         now = time.monotonic()
@@ -166,21 +202,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--freeze-timeout", type=float)
     parser.add_argument("--reload", action="store_true")
     parser.add_argument("--verbosity", type=int, default=1)
+    parser.add_argument("--hand-over-lines", action="store_true", help="have the children write the log")
     parser.add_argument("--python-path", help="PYTHONPATH of the children; none if missing")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(arguments)
-    logs.configure(options.verbosity)
+    logs.open_streams()
+    if not options.hand_over_lines:
+        logs.configure(options.verbosity)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if options.python_path is not None:
         environment["PYTHONPATH"] = options.python_path
-    supervisor = Supervisor(
-        Command(tuple(options.command), environment, options.slots, options.freeze_timeout),
-        options.processes,
-        stop_timeout=options.stop_timeout,
-        max_memory=options.max_memory,
-        reload=options.reload,
-    )
+    try:
+        supervisor = Supervisor(
+            Command(tuple(options.command), environment, options.slots, options.freeze_timeout),
+            options.processes,
+            stop_timeout=options.stop_timeout,
+            max_memory=options.max_memory,
+            reload=options.reload,
+        )
+    except OSError as error:
+        sys.stderr.write(f"Error: {NO_ROOM.format(error)}\n")
+        return 1
+    if options.hand_over_lines:
+        supervisor.hand_over_lines()
+    _make_room_for_files(options.slots)
     return supervisor.run()
+
+
+def _make_room_for_files(slots: int) -> None:
+    """Raise this process's limit of open files, which its children inherit, to what they need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = FILES + FILES_PER_SLOT * slots
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        logger.warning(
+            "A process may open %d files here and needs about %d: raise the limit (`ulimit -n`, LimitNOFILE=).",
+            allowed,
+            needed,
+        )
 
 
 if __name__ == "__main__":

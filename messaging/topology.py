@@ -18,10 +18,10 @@ def build(alias: str, handlers: Registry = registry) -> Topology:
     """The topology of an alias: every queue of `QUEUES` and of the handlers, with its bindings, sorted by name."""
     settings = conf.get(alias)
     names = sorted({*settings.queues, *handlers.queues(alias)})
-    return Topology(
-        exchanges=(ExchangeSpec(settings.exchange),) if settings.exchange else (),
-        queues=tuple(_queue(name, _options(name, settings, names), settings, handlers) for name in names),
-    )
+    queues = tuple(_queue(name, _options(name, settings, names), settings, handlers) for name in names)
+    is_ours = not queues or any(queue.declare for queue in queues)
+    exchanges = (ExchangeSpec(settings.exchange, declare=is_ours),) if settings.exchange else ()
+    return Topology(exchanges, queues)
 
 
 def only(topology: Topology, queues: list[str]) -> Topology:

@@ -116,7 +116,7 @@ def record_counted(
         with suppress(WireError):  # it was damaged since, so that it can only be failed
             failures.send_round(inbox.existing(row), worker, database, why=STOPPED)
             return
-    last = row.attempt_set.order_by("-id").first()
+    last = row.failures().order_by("-id").first()
     is_late = last is not None and last.exception_type.endswith(".HandlerTimeout")
     error = (HandlerTimeout if is_late else ProcessDied)(last.exception_message if last else "Its process died.")
     failure = Failure(error, worker, handler, time.time(), crashed=True, counted=True)

@@ -1,7 +1,7 @@
 """Settings of the tests that run in pytest's own process.
 
 `TEST_DB=sqlite` (the default), or `postgres` or `mariadb`, whose address the fixture `django_db_modify_db_settings`
-fills in.
+fills in. `TEST_USE_TZ=0` has Django keep times without their zone, in one that is far from UTC.
 """
 
 import os
@@ -12,8 +12,8 @@ from typing import Any
 SECRET_KEY = "tests"
 DEBUG = False
 ALLOWED_HOSTS = ["*"]
-USE_TZ = True
-TIME_ZONE = "UTC"
+USE_TZ = os.environ.get("TEST_USE_TZ") != "0"
+TIME_ZONE = "UTC" if USE_TZ else "Asia/Kolkata"
 USE_I18N = True
 LANGUAGE_CODE = "en"
 LANGUAGES = [("en", "English"), ("zh-hans", "简体中文")]

@@ -12,7 +12,7 @@ from django.db import DatabaseError, DataError, connection, transaction
 from django.db.models.signals import post_save
 from django.test.utils import CaptureQueriesContext
 
-from messaging.clock import Now
+from messaging.clock import Now, in_utc
 from messaging.compiled import insert
 from messaging.inserting import PIPELINED, insert_many
 from messaging.models import PublishedMessage
@@ -57,6 +57,7 @@ def test_what_is_stored_is_what_was_given(number: int, is_watched: bool) -> None
             assert stored.message_id == row.message_id
             for name, value in values.items():
                 found = getattr(stored, name)
+                found = in_utc(found) if isinstance(found, datetime) else found
                 assert (bytes(found) if name == "wire" else found) == value
             assert [type(value) for value in stored.headers.values()] == [type(v) for v in values["headers"].values()]
             assert (stored.state, stored.round, stored.attempts, stored.error) == ("pending", 1, 0, "")

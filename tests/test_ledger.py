@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -34,6 +35,23 @@ def ledger() -> Iterator[Ledger]:
     ledger = Ledger.create(3)
     yield ledger
     ledger.close()
+
+
+def test_it_needs_no_directory_where_the_system_has_memory_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    if hasattr(os, "memfd_create"):
+        monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+        Ledger.create(2).close()
+
+
+def test_without_it_a_directory_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ledger = Ledger.create(2)
+    assert os.fstat(ledger.fd).st_blocks * 512 >= 2 * SLOT  # a hole on a full disk would kill who writes into it
+    ledger.close()
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    with pytest.raises(OSError, match="No such file"):
+        Ledger.create(2)
 
 
 def test_shows_what_runs_while_it_runs(ledger: Ledger) -> None:

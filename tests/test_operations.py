@@ -473,9 +473,7 @@ def test_the_command_requeues_what_its_filters_name(args: list[str], requeued: s
     incoming(message_id="a", handler="shop.bill", exception_type="shop.Boom")
     incoming(message_id="b", queue="mail", exception_type="shop.Bang")
     old = incoming(message_id="c", exception_type="Boom")
-    ProcessedMessage.objects.filter(pk=old.pk).update(
-        received_at=timezone.now().replace(year=2020, month=1, day=1, hour=0, minute=0, second=0, microsecond=0)
-    )
+    ProcessedMessage.objects.filter(pk=old.pk).update(received_at=datetime(2020, 1, 1, tzinfo=UTC))
     incoming("retrying", message_id="d")
     incoming("processed", message_id="e")
     for name, seconds in (("f", 60), ("g", -1)):

@@ -28,9 +28,9 @@ import json, os, socket, sys, time, signal, threading
 from pathlib import Path
 from messaging.ledger import Entry, Ledger
 role = json.loads(os.environ["MESSAGING_CHILD"])
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, lambda *_: None)
-signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
 control = socket.socket(fileno=role["control"])
 lines = control.makefile("rb")
 ledger = Ledger.attach(role["ledger"], role["slots"])
@@ -68,15 +68,16 @@ DEAF = "order(); note('asked'); order()"
 class Supervised:
     """A supervisor process and what its children left."""
 
-    def __init__(self, folder: Path, body: str, *options: str, python: str = sys.executable) -> None:
+    def __init__(self, folder: Path, body: str, *options: str, python: str = sys.executable, shell: str = "") -> None:
         self.folder = folder
         script = folder / "child.py"
         script.write_text(CHILD + textwrap.dedent(body))
         command = [sys.executable, "-m", "messaging.supervisor", *options, f"--python-path={ROOT}", "--"]
         self.log = folder / "log"
         with self.log.open("wb") as log:
+            whole = [*command, python, str(script), str(folder)]
             self.process = subprocess.Popen(
-                [*command, python, str(script), str(folder)],
+                ["sh", "-c", shell, *whole] if shell else whole,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
                 stdin=subprocess.DEVNULL,
                 stderr=log,
@@ -141,7 +142,7 @@ def is_alive(pid: int) -> bool:
     return status.rpartition(")")[2].split()[0] != "Z"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 def test_first_signal_lets_every_child_finish(supervise: Callable[..., Supervised], number: int) -> None:
     supervised = supervise(OBEDIENT, "--processes=2")
     supervised.wait_for("up")
@@ -149,6 +150,104 @@ def test_first_signal_lets_every_child_finish(supervise: Callable[..., Supervise
     os.killpg(supervised.process.pid, number)  # the whole group, as a terminal does
     assert supervised.process.wait(60) == 0
     assert "Traceback" not in supervised.output()
+
+
+def test_a_hangup_that_is_to_be_ignored_is(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(OBEDIENT, shell='trap \'\' HUP; exec "$0" "$@"')  # as nohup does
+    supervised.wait_for("up")
+    supervised.process.send_signal(signal.SIGHUP)
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.process.wait(60) == 0
+    assert supervised.output().count("Stopping") == 1
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_not_mistaken_for_the_next_file(supervise: Callable[..., Supervised], closed: str) -> None:
+    supervised = supervise(
+        """
+        for fd in range(3):
+            os.write(fd, b"printed by a program") if fd else os.read(fd, 1)
+        if not died_before():
+            os.kill(os.getpid(), signal.SIGKILL)
+        obey()
+        """,
+        shell=f'exec "$0" "$@" {closed}',
+    )
+    supervised.wait_for("up", 2)
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.process.wait(60) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="process 1, or one that stands in for it, is Linux's")
+def test_what_handlers_leave_behind_is_reaped(supervise: Callable[..., Supervised]) -> None:
+    adopt = "import ctypes, os, sys; ctypes.CDLL(None).prctl(36, 1); os.execv(sys.argv[1], sys.argv[1:])"
+    supervised = supervise(
+        """
+        for _ in range(3):
+            if os.fork() == 0:
+                if os.fork() == 0:
+                    note("orphan")
+                os._exit(0)
+            os.wait()
+        obey()
+        """,
+        shell=f'exec "$0" -c "{adopt}" "$0" "$@"',  # PR_SET_CHILD_SUBREAPER
+    )
+    orphans = supervised.wait_for("orphan", 3)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans))
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.process.wait(60) == 0
+
+
+LOGGING_CHILD = """
+def keep():
+    while True:
+        told = order()
+        if "log" in told:
+            with open(folder / "lines", "a") as file:
+                file.write(told["log"]["text"] + "\\n")
+            report(logged=1)
+        if told.get("stop"):
+            break
+    report(finished=True)
+    os._exit(0)
+"""
+
+
+def test_the_children_write_the_lines_of_a_site_that_has_a_logging(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(
+        LOGGING_CHILD
+        + """
+if not died_before():
+    os.kill(os.getpid(), signal.SIGKILL)
+keep()
+""",
+        "--hand-over-lines",
+    )
+    supervised.wait_for("up", 2)
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.process.wait(60) == 0
+    lines = (supervised.folder / "lines").read_text()
+    assert "was killed by signal 9 (SIGKILL) while it ran no handler" in lines
+    assert "Stopping: what runs may finish" in lines
+    assert not supervised.output()
+
+
+def test_a_line_that_no_child_writes_goes_to_standard_error(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise("time.sleep(600)", "--hand-over-lines", "--stop-timeout=0.2")
+    supervised.wait_for("up")
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.process.wait(60) == 1
+    assert "Stopping: what runs may finish" in supervised.output()
+    assert "Handlers still run after 0.2 s" in supervised.output()
+
+
+def test_few_open_files_are_said_once(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(OBEDIENT, shell='ulimit -n 40; exec "$0" "$@"')
+    supervised.wait_for("up")
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.process.wait(60) == 0
+    assert supervised.output().count("may open 40 files here and needs about 72") == 1
 
 
 def test_second_signal_ends_it_now(supervise: Callable[..., Supervised]) -> None:

@@ -12,7 +12,6 @@ from django.contrib import admin, messages
 from django.contrib.admin import helpers
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.contenttypes.models import ContentType
-from django.db import router
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
@@ -22,6 +21,7 @@ from django.utils.translation import ngettext
 from messaging.admin.filters import newest_pk
 from messaging.admin.paginator import LIMIT, Bounded, bounded_count
 from messaging.admin.verbs import Verb
+from messaging.models.base import written
 from messaging.operations import BATCH, Operator, Outcome
 
 if TYPE_CHECKING:
@@ -117,9 +117,8 @@ def confirm(
 def carry_out(model_admin: MessageAdmin, request: HttpRequest, verb: Verb, rows: QuerySet[Any]) -> Outcome:
     """Act on up to `LIMIT` of the rows, for `PATIENCE` seconds; log it, and tell the operator what was done."""
     look = preview(verb, rows)
-    database = router.db_for_write(rows.model)
     ids = iter(rows.filter(verb.eligible).order_by("pk").values_list("pk", flat=True)[:LIMIT])
-    manager = rows.model._default_manager.using(database)
+    manager = written(rows.model)
     outcome, by = Outcome(), operator(request)
     until = time.monotonic() + PATIENCE
     while (batch := list(islice(ids, BATCH))) and (time.monotonic() < until or not outcome.done):
@@ -152,7 +151,7 @@ def log(model_admin: MessageAdmin, request: HttpRequest, verb: Verb, outcome: Ou
     text = f"{verb.button}: {reason}" if reason else str(verb.button)
     user_id = operator(request).user.pk
     if count <= LOGGED:
-        rows = model_admin.model._default_manager.only(*model_admin.sample_fields).filter(pk__in=outcome.done)
+        rows = written(model_admin.model).only(*model_admin.sample_fields).filter(pk__in=outcome.done)
         LogEntry.objects.log_actions(user_id, rows, CHANGE, text)
         return
     LogEntry.objects.create(
@@ -206,6 +205,6 @@ def _repeat(request: HttpRequest, verb: Verb, rows: QuerySet[Any], across: bool)
     selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
     fields = [("action", verb.name)]
     if across:
-        fields += [("select_across", "1"), ("cutoff", str(newest_pk(rows.model._default_manager.all())))]
+        fields += [("select_across", "1"), ("cutoff", str(newest_pk(written(rows.model))))]
         selected = selected[:1]  # the admin wants one to be named; the filter decides
     return fields + [(helpers.ACTION_CHECKBOX_NAME, pk) for pk in selected]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
+from django.db import router
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Left
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -25,6 +26,7 @@ from messaging.admin.display import moment, shorten, state_badge
 from messaging.admin.filters import newest_pk
 from messaging.admin.paginator import BoundedPaginator
 from messaging.admin.verbs import Verb
+from messaging.models.base import written
 
 if TYPE_CHECKING:
     Base = admin.ModelAdmin[Any]
@@ -88,6 +90,10 @@ class ReadOnlyAdmin(Base):
         """Only the list filters: another column in the address could scan the whole table."""
         return lookup in {getattr(item, "parameter_name", None) for item in self.get_list_filter(request)}  # type: ignore[arg-type]
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Rows as they were written: what a router reads from may not have the newest."""
+        return super().get_queryset(request).using(router.db_for_write(self.model))
+
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """The list, under the model's own name."""
         title = capfirst(str(self.opts.verbose_name_plural))
@@ -128,9 +134,9 @@ class MessageAdmin(ReadOnlyAdmin):
         if not term:
             return queryset, False
         indexed = Q(message_id=term) | Q(correlation_id=term)
-        if self.model._default_manager.filter(indexed).exists():
+        if written(self.model).filter(indexed).exists():
             return queryset.filter(indexed), False
-        floor = newest_pk(self.model._default_manager.all()) - SEARCHED
+        floor = newest_pk(written(self.model)) - SEARCHED
         return queryset.filter(Q(causation_id=term) | Q(routing_key__startswith=term), pk__gt=floor), False
 
     def get_urls(self) -> list[URLPattern]:
@@ -160,7 +166,7 @@ class MessageAdmin(ReadOnlyAdmin):
         """Ask whether to act on one message (GET), or act (POST)."""
         if not (self.has_view_permission(request) and self.permits(request, verb)):
             raise PermissionDenied
-        rows = self.model._default_manager.filter(pk=pk)
+        rows = written(self.model).filter(pk=pk)
         if not rows.exists():
             return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))  # type: ignore[attr-defined,no-any-return]
         if request.method != "POST":
@@ -172,7 +178,7 @@ class MessageAdmin(ReadOnlyAdmin):
         """The body as a file."""
         if not (self.has_view_permission(request) and self.has_view_payload_permission(request)):
             raise PermissionDenied
-        row = self.model._default_manager.filter(pk=pk).only("body", "body_encoding").first()
+        row = written(self.model).filter(pk=pk).only("body", "body_encoding").first()
         if row is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))  # type: ignore[attr-defined,no-any-return]
         return payload.download(row)
@@ -192,7 +198,7 @@ class MessageAdmin(ReadOnlyAdmin):
         """The row with the beginning of its payload; None if there is none."""
         if not (object_id.isascii() and object_id.isdecimal() and len(object_id) < 19):
             return None
-        return payload.with_preview(self.model._default_manager.filter(pk=int(object_id))).first()
+        return payload.with_preview(written(self.model).filter(pk=int(object_id))).first()
 
     def detail(self, request: HttpRequest, row: Any, extra_context: dict[str, Any]) -> HttpResponse:
         """Render the page of one message."""

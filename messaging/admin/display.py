@@ -10,6 +10,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from messaging.clock import in_utc
+
 # A shape beside the word, so that nothing depends on seeing colours.
 SHAPES = {
     "draft": "✎",
@@ -39,12 +41,12 @@ def moment(value: datetime | None, *, seconds: bool = True) -> SafeString:
     """A point in time: local and absolute, UTC as its title, and how far away it is."""
     if value is None:
         return format_html('<span class="msg-none">{}</span>', "—")
-    aware = value if timezone.is_aware(value) else timezone.make_aware(value)
+    aware = in_utc(value)
     stamp = format_html(
         '<time datetime="{}" title="{} UTC">{}</time>',
         aware.isoformat(),
-        aware.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"),
-        timezone.localtime(aware).strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M"),
+        aware.isoformat(" ", "seconds").partition("+")[0],
+        timezone.localtime(aware).isoformat(" ", "seconds" if seconds else "minutes")[: 19 if seconds else 16],
     )
     return format_html('{} <span class="msg-when">{}</span>', stamp, distance(aware))
 
@@ -56,12 +58,17 @@ def client_of(address: str) -> str:
 
 def distance(value: datetime) -> str:
     """How far a point in time is from now, such as "5 min ago" or "in 40 s"."""
-    seconds = (value - timezone.now()).total_seconds()
+    seconds = seconds_until(value)
     if abs(seconds) < 1:
         return _("now")
     if seconds < 0:
         return _("%(span)s ago") % {"span": span(-seconds)}
     return _("in %(span)s") % {"span": span(seconds)}
+
+
+def seconds_until(value: datetime) -> float:
+    """How far a point in time lies ahead; below 0 for one that is past."""
+    return (in_utc(value) - datetime.now(UTC)).total_seconds()
 
 
 def span(seconds: float) -> str:

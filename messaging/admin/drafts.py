@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.utils import timezone
 
 from messaging import conf
+from messaging.admin.display import seconds_until
 from messaging.admin.forms import JSON, TEXT, parse_json, usual_exchange
 from messaging.models import PublishedMessage
 
@@ -37,7 +37,7 @@ def initial(row: PublishedMessage) -> dict[str, Any]:
         "headers": json.dumps(row.headers, ensure_ascii=False, indent=2) if row.headers else "",
         "priority": row.priority,
         "expiration": None if row.expiration is None else row.expiration / 1000,
-        "publish_at": row.publish_at if row.publish_at > timezone.now() else None,
+        "publish_at": row.publish_at if seconds_until(row.publish_at) > 0 else None,
         "mandatory": row.mandatory,
     }
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.core.exceptions import ValidationError
-from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from messaging import conf
+from messaging.admin.display import seconds_until
 from messaging.bodies import encode_body
 from messaging.composing import MAX_SECONDS, Composer
 from messaging.exceptions import MessagingError, PayloadError, WireError
@@ -164,7 +164,7 @@ class PublishForm(forms.Form):
     def clean_publish_at(self) -> datetime | None:
         """A moment that lies ahead, by at most ten years; None for one that is past."""
         moment: datetime | None = self.cleaned_data["publish_at"]
-        ahead = (moment - timezone.now()).total_seconds() if moment is not None else 0.0
+        ahead = seconds_until(moment) if moment is not None else 0.0
         if ahead > MAX_SECONDS:
             raise ValidationError(_("This lies more than ten years ahead."))
         return moment if ahead > 0 else None

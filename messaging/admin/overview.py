@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 from django.db.models import BooleanField, Count, ExpressionWrapper, Min, Q
 from django.http import HttpRequest
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from messaging.admin.display import span
+from messaging.admin.display import seconds_until, span
 from messaging.admin.paginator import LIMIT, Bounded, bounded_count
 from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models.base import written
 from messaging.models.outbox import UNROUTABLE
 
 LATE = 60  # seconds after which a message that is due and not sent is a sign of trouble
@@ -38,7 +38,7 @@ def cards(request: HttpRequest, site: str = "admin") -> list[Card]:
     """
     if not request.user.has_perm("messaging.view_processedmessage"):
         return outgoing_cards(request, site)
-    failed = ProcessedMessage.objects.failed()
+    failed = written(ProcessedMessage).failed()
     incoming = _failed(_("Incoming, failed"), failed, f"{site}:messaging_processedmessage_changelist")
     return [incoming, *outgoing_cards(request, site)]
 
@@ -48,7 +48,7 @@ def outgoing_cards(request: HttpRequest, site: str = "admin") -> list[Card]:
     if not request.user.has_perm("messaging.view_publishedmessage"):
         return []
     name = f"{site}:messaging_publishedmessage_changelist"
-    rows = PublishedMessage.objects.filter(state=PublishedMessage.State.FAILED)
+    rows = written(PublishedMessage).filter(state=PublishedMessage.State.FAILED)
     return [*_unsent(name), _failed(_("Outgoing, failed"), rows, name)]
 
 
@@ -60,7 +60,7 @@ def _failed(label: str, rows: Any, name: str) -> Card:
 
 def _unsent(name: str) -> list[Card]:
     """What is due; and what no queue took, if there is any. One query, of as many rows as are ever counted."""
-    due = PublishedMessage.objects.pending().filter(publish_at__lte=Now()).order_by("id")
+    due = written(PublishedMessage).pending().filter(publish_at__lte=Now()).order_by("id")
     is_unrouted = Q(attempts__gt=0, error__startswith=UNROUTABLE)
     found = due.annotate(is_unrouted=ExpressionWrapper(is_unrouted, BooleanField()))[: LIMIT + 1].aggregate(
         waiting=Count("pk", filter=Q(is_unrouted=True)),
@@ -69,7 +69,7 @@ def _unsent(name: str) -> list[Card]:
     )
     oldest, url = found["oldest"], reverse(name)
     number: type[int] = Bounded if found["due"] + found["waiting"] > LIMIT else int
-    age = (timezone.now() - oldest).total_seconds() if oldest else 0.0
+    age = -seconds_until(oldest) if oldest else 0.0
     note = _("oldest %(span)s") % {"span": span(age)} if oldest else _("nothing waits")
     cards = [Card(_("Outgoing, due"), number(found["due"]), note, f"{url}?state=pending", alarm=age > LATE)]
     if found["waiting"]:

@@ -12,12 +12,13 @@ from django.urls import reverse
 from django.utils import timezone
 
 from messaging import conf, topology
-from messaging.admin.display import client_of, moment, span
+from messaging.admin.display import client_of, moment, seconds_until, span
 from messaging.admin.paginator import LIMIT, Bounded
 from messaging.backends.base import QueueDepth, QueueSpec
 from messaging.exceptions import ConfigurationError
 from messaging.holders import long_ones
 from messaging.models import ProcessedMessage, QueueControl, Worker
+from messaging.models.base import written
 from messaging.readings import Reading, read
 
 SEEN = 60  # seconds after which a worker that says nothing is called silent
@@ -76,14 +77,14 @@ def panels(site: str) -> list[AliasPanel]:
     Args:
         site: name of the admin site that their links lead into.
     """
-    controls = {(control.alias, control.queue): control for control in QueueControl.objects.all()[:LIMIT]}
+    controls = {(control.alias, control.queue): control for control in written(QueueControl)[:LIMIT]}
     failures = open_failures()
     return [_panel(alias, site, controls, failures) for alias in conf.aliases()]
 
 
 def open_failures() -> dict[tuple[str, str], int]:
     """Failed incoming messages by alias and queue; bounded, so that a flood does not stop the page."""
-    rows = ProcessedMessage.objects.failed().order_by().values_list("alias", "queue")[: LIMIT + 1]
+    rows = written(ProcessedMessage).failed().order_by().values_list("alias", "queue")[: LIMIT + 1]
     found = Counter(rows)
     if found.total() <= LIMIT:
         return dict(found)
@@ -92,13 +93,13 @@ def open_failures() -> dict[tuple[str, str], int]:
 
 def workers() -> list[dict[str, Any]]:
     """The workers seen within a day, the latest first."""
-    rows = Worker.objects.filter(seen_at__gte=timezone.now() - KEPT).order_by("-seen_at")[:100]
+    rows = written(Worker).filter(seen_at__gte=timezone.now() - KEPT).order_by("-seen_at")[:100]
     return [
         {
             "worker": row,
             "seen": moment(row.seen_at),
             "started": moment(row.started_at),
-            "silent": (timezone.now() - row.seen_at).total_seconds() > SEEN,
+            "silent": seconds_until(row.seen_at) < -SEEN,
             "queues": ", ".join(map(str, row.queues)) if isinstance(row.queues, list) else "",
         }
         for row in rows

@@ -11,7 +11,6 @@ from django.db.models import Q
 from django.db.models.functions import Right
 from django.http import HttpRequest
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
@@ -20,13 +19,14 @@ from django.utils.translation import gettext_lazy
 from messaging import conf, holders
 from messaging.admin import filters
 from messaging.admin.base import MessageAdmin
-from messaging.admin.display import client_of, moment, shorten, span
+from messaging.admin.display import client_of, moment, seconds_until, shorten, span
 from messaging.admin.story import SHOWN, Event, Related, audit_events, in_order, related
 from messaging.admin.verbs import INCOMING
 from messaging.envelope import Envelope
 from messaging.exceptions import ConfigurationError, WireError
 from messaging.handlers import registry
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
+from messaging.models.base import written
 from messaging.texts import storable
 
 State = ProcessedMessage.State
@@ -179,7 +179,7 @@ def _held(row: ProcessedMessage) -> list[tuple[str, Any]]:
 def timeline(row: ProcessedMessage, rounds: Iterable[PublishedMessage], url: Any) -> list[Event]:
     """Everything that happened, oldest first."""
     events = [Event(row.received_at, _("Received"), _("from queue %(queue)s") % {"queue": row.queue})]
-    attempts = row.attempt_set.order_by("-pk").defer("traceback").annotate(trace=Right("traceback", TRACEBACK))
+    attempts = row.failures().order_by("-pk").defer("traceback").annotate(trace=Right("traceback", TRACEBACK))
     acts = audit_events("processed", row.pk)
     events += [*(_attempt_event(attempt) for attempt in attempts[:SHOWN]), *acts]
     for out in rounds:
@@ -213,7 +213,7 @@ def _outgoing(row: ProcessedMessage) -> Any:
     if row.message_id:
         correlation = row.correlation_id or row.message_id
         wanted |= Q(message_id=row.message_id) | Q(correlation_id=correlation, causation_id=row.message_id)
-    return PublishedMessage.objects.filter(wanted).defer("body", "headers", "wire", "error").order_by("-pk")[:SHOWN]
+    return written(PublishedMessage).filter(wanted).defer("body", "headers", "wire", "error").order_by("-pk")[:SHOWN]
 
 
 def _same_id(row: ProcessedMessage, outgoing: list[PublishedMessage]) -> list[PublishedMessage]:
@@ -227,7 +227,7 @@ def _produced(row: ProcessedMessage, outgoing: list[PublishedMessage]) -> list[P
 def _causes(row: ProcessedMessage, site: str) -> list[Related]:
     if not row.causation_id:
         return []
-    causes = ProcessedMessage.objects.filter(message_id=row.causation_id).defer("body", "headers", "wire", "error")
+    causes = written(ProcessedMessage).filter(message_id=row.causation_id).defer("body", "headers", "wire", "error")
     return related(_("Published while handling"), causes[:SHOWN], site)
 
 
@@ -261,7 +261,7 @@ def _stamp(seconds: int | None) -> list[tuple[str, Any]]:
 
 
 def _retry(row: ProcessedMessage) -> str:
-    seconds = (row.retry_at - timezone.now()).total_seconds() if row.retry_at else 0.0
+    seconds = seconds_until(row.retry_at) if row.retry_at else 0.0
     return _("Retries in %(span)s") % {"span": span(seconds)} if seconds >= 1 else _("Its retry is due")
 
 

@@ -6,10 +6,8 @@ from typing import Any
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -18,12 +16,13 @@ from messaging import conf
 from messaging.admin import filters
 from messaging.admin.base import MessageAdmin
 from messaging.admin.compose import compose_view
-from messaging.admin.display import distance, moment, state_badge
+from messaging.admin.display import distance, moment, seconds_until, state_badge
 from messaging.admin.drafts import is_editable
 from messaging.admin.story import SHOWN, Event, Link, Related, audit_events, in_order, related
 from messaging.admin.verbs import OUTGOING
 from messaging.exceptions import ConfigurationError
 from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models.base import written
 from messaging.models.outbox import UNROUTABLE
 
 State = PublishedMessage.State
@@ -108,8 +107,8 @@ class PublishedMessageAdmin(MessageAdmin):
             url = reverse(f"{site}:messaging_processedmessage_change", args=[row.inbox_id])
             groups.append(Related(_("Round of incoming message"), [Link(f"#{row.inbox_id}", url, SafeString(""))]))
         ids = [name for name in (row.message_id, row.causation_id) if name]
-        found = ProcessedMessage.objects.filter(Q(message_id__in=ids)).defer("body", "headers", "wire", "error")[:SHOWN]
-        incoming = list(found) if ids else []
+        found = written(ProcessedMessage).filter(message_id__in=ids).defer("body", "headers", "wire", "error")
+        incoming = list(found[:SHOWN]) if ids else []
         return [
             *groups,
             *related(
@@ -152,7 +151,7 @@ def headline(row: PublishedMessage) -> str:
         if row.waits_for_queue:
             when = distance(row.due_at) if row.due_at is not None else _("now")
             return _("No queue takes it. It waits for one, and is sent again %(when)s.") % {"when": when}
-        if row.due_at is not None and row.due_at > timezone.now():
+        if row.due_at is not None and seconds_until(row.due_at) > 0:
             return _("It will be sent %(when)s.") % {"when": distance(row.due_at)}
         return _("It is due and waits for a relay.")
     sentences = {

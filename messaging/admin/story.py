@@ -13,6 +13,7 @@ from django.utils.translation import gettext_lazy
 
 from messaging.admin.display import moment, state_badge
 from messaging.models import AuditRecord
+from messaging.models.base import written
 from messaging.models.operations import STOPPED
 
 SHOWN = 50  # events and links of a kind on one page
@@ -72,7 +73,7 @@ class Related(NamedTuple):
 
 def audit_events(kind: str, pk: int) -> list[Event]:
     """What operators did to a row."""
-    records = AuditRecord.objects.filter(kind=kind, message_pk=pk).order_by("-pk")[:SHOWN]
+    records = written(AuditRecord).filter(kind=kind, message_pk=pk).order_by("-pk")[:SHOWN]
     return [audit_event(record) for record in records]
 
 

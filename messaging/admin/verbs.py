@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db.models import Q, QuerySet
-from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from messaging import operations
+from messaging.admin.display import seconds_until
 from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.outbox import UNROUTABLE
@@ -78,7 +78,7 @@ class Verb(NamedTuple):
 
 def _is_abandoned(row: Any) -> bool:
     """Whether a message in processing seems to be held by no worker; the operation asks the database's clock."""
-    lapsed = row.state == In.PROCESSING and row.leased_until is not None and row.leased_until <= timezone.now()
+    lapsed = row.state == In.PROCESSING and row.leased_until is not None and seconds_until(row.leased_until) <= 0
     return lapsed or (row.state == In.PROCESSING and row.lease_token is None)
 
 

@@ -184,10 +184,15 @@ class Receiver(abc.ABC):
 
 @dataclass(frozen=True, slots=True)
 class ExchangeSpec:
-    """An exchange that we declare: durable, never auto-deleted."""
+    """The exchange that we publish to: durable, never auto-deleted.
+
+    Attributes:
+        declare: False where someone else declares all that this site uses: it is only looked at.
+    """
 
     name: str
     type: str = "topic"
+    declare: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,15 @@ def exchange(name: str) -> Difference:
     return Difference(f'exchange "{name}"', "it does not exist.", DECLARE, "missing")
 
 
+def exchange_of_others(name: str) -> Difference:
+    """An exchange that does not exist where nothing is declared: a site that only consumes needs none."""
+    return Difference(
+        f'exchange "{name}"',
+        'it does not exist, and is not declared where every queue says "declare": False. It takes nothing.',
+        'If this site publishes, whoever owns it must create it; else write "EXCHANGE": "" into MESSAGING.',
+    )
+
+
 def queue(name: str, ours: bool) -> Difference:
     """A queue that does not exist; `ours` if it would be declared here."""
     way_out = DECLARE if ours else (

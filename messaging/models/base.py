@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db import models
+from django.db import models, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.models import Q
@@ -13,7 +13,7 @@ from django.db.models.base import ModelState
 from django.utils.translation import gettext_lazy as _
 
 from messaging.bodies import unpack_body
-from messaging.clock import Now
+from messaging.clock import MomentField, Now
 
 
 class PolledIndex(models.Index):
@@ -64,6 +64,11 @@ class NameField(TextColumn):
         return parameters
 
 
+def written(model: type[models.Model]) -> Any:
+    """The rows of one of our models, in the database that a router has them written to: a replica may lag behind it."""
+    return model._default_manager.using(router.db_for_write(model))
+
+
 class StoredMessage(models.Model):
     """The message itself, as both the outbox and the inbox keep it.
 
@@ -88,8 +93,8 @@ class StoredMessage(models.Model):
     round = models.PositiveIntegerField(_("round"), default=1)
     attempts = models.PositiveIntegerField(_("attempts"), default=0)
     error = models.TextField(_("error"), blank=True)
-    created_at = models.DateTimeField(_("created"), db_default=Now(), editable=False)
-    discarded_at = models.DateTimeField(_("discarded"), null=True, editable=False)
+    created_at = MomentField(_("created"), db_default=Now(), editable=False)
+    discarded_at = MomentField(_("discarded"), null=True, editable=False)
 
     class Meta:
         abstract = True

@@ -14,7 +14,7 @@ from typing import Any, Self
 from django.db import models, transaction
 from django.db.models import Exists, F, OuterRef, Q
 
-from messaging.clock import Now
+from messaging.clock import MomentField, Now
 from messaging.envelope import hashed
 from messaging.models.base import PolledIndex
 
@@ -114,8 +114,8 @@ class EmbeddedConnection(models.Model):
 
     process = models.CharField(max_length=255, blank=True)
     queues = models.JSONField(default=list)
-    opened_at = models.DateTimeField(db_default=Now())
-    leased_until = models.DateTimeField()
+    opened_at = MomentField(db_default=Now())
+    leased_until = MomentField()
 
     objects = EmbeddedConnectionQuerySet.as_manager()
 
@@ -178,7 +178,7 @@ class EmbeddedMessage(models.Model):
     body = models.BinaryField()
     deliveries = models.PositiveIntegerField(default=0)
     holder = models.ForeignKey(EmbeddedConnection, on_delete=models.DO_NOTHING, null=True, related_name="+")
-    expires_at = models.DateTimeField(null=True)
+    expires_at = MomentField(null=True)
 
     objects = EmbeddedMessageQuerySet.as_manager()
 

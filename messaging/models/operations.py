@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from django.conf import settings
-from django.db import models
+from django.db import models, router
 from django.utils.translation import gettext_lazy as _
 
-from messaging.clock import Now
+from messaging.clock import MomentField, Now
 from messaging.models.base import NameField
 
 STOPPED = "Interrupted by a stop of its worker."
+
+if TYPE_CHECKING:
+    ForeignKey = models.ForeignKey[Any, Any]
+else:
+    ForeignKey = models.ForeignKey
+
+
+class _UserKey(ForeignKey):
+    """The user of an act. To migrations it is a `ForeignKey`, which sets null when the user is deleted."""
+
+    def __init__(self, to: Any, on_delete: Any, **options: Any) -> None:
+        super().__init__(to, on_delete=_set_null_here, **options)
+
+    def deconstruct(self) -> Any:
+        """As Django's own field."""
+        name, _path, args, kwargs = super().deconstruct()
+        return name, "django.db.models.ForeignKey", args, {**kwargs, "on_delete": models.SET_NULL}
+
+
+def _set_null_here(collector: Any, field: Any, rows: Any, using: str) -> None:
+    """Forget a deleted user, unless our tables are in another database than the user: its number is all they have."""
+    if router.db_for_write(AuditRecord) == using:
+        models.SET_NULL(collector, field, rows, using)
+
+
+_set_null_here.lazy_sub_objs = True  # type: ignore[attr-defined]  # Django asks no database before it calls this
+
+if TYPE_CHECKING:
+    UserKey = models.ForeignKey
+else:
+    UserKey = _UserKey
 
 
 class AuditRecord(models.Model):
@@ -21,8 +54,8 @@ class AuditRecord(models.Model):
     INTERRUPTION = "interrupt"
 
     action = models.CharField(_("action"), max_length=30)
-    at = models.DateTimeField(_("at"), db_default=Now())
-    user = models.ForeignKey(
+    at = MomentField(_("at"), db_default=Now())
+    user = UserKey(
         settings.AUTH_USER_MODEL,
         verbose_name=_("user"),
         on_delete=models.SET_NULL,
@@ -57,7 +90,7 @@ class QueueControl(models.Model):
     alias = NameField(_("alias"), max_length=100, default="default")
     queue = NameField(_("queue"), max_length=255)
     paused = models.BooleanField(_("paused"), default=False)
-    changed_at = models.DateTimeField(_("changed"), db_default=Now())
+    changed_at = MomentField(_("changed"), db_default=Now())
     changed_by = models.CharField(_("changed by"), max_length=255, blank=True)
     reason = models.TextField(_("reason"), blank=True)
 
@@ -84,8 +117,8 @@ class Worker(models.Model):
     queues = models.JSONField(_("queues"), default=list)
     paused = models.JSONField(_("paused queues"), default=list)
     status = models.CharField(_("status"), max_length=255, blank=True)
-    started_at = models.DateTimeField(_("started"), db_default=Now())
-    seen_at = models.DateTimeField(_("last seen"), db_default=Now())
+    started_at = MomentField(_("started"), db_default=Now())
+    seen_at = MomentField(_("last seen"), db_default=Now())
 
     class Meta:
         app_label = "messaging"

@@ -10,7 +10,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
-from messaging.clock import Now
+from messaging.clock import MomentField, Now
 from messaging.envelope import Envelope
 from messaging.models.base import PolledIndex, StoredMessage, set_only
 from messaging.models.states import in_state
@@ -81,14 +81,14 @@ class ProcessedMessage(StoredMessage):
     worker = models.CharField(_("worker"), max_length=200, blank=True)
     exception_type = models.CharField(_("exception"), max_length=255, blank=True)
     fingerprint = models.CharField(_("fingerprint"), max_length=32, blank=True, editable=False)
-    received_at = models.DateTimeField(_("received"), db_default=Now(), editable=False)
-    processed_at = models.DateTimeField(_("processed"), null=True, editable=False)
-    failed_at = models.DateTimeField(_("failed"), null=True, editable=False)
-    retry_at = models.DateTimeField(_("next attempt"), null=True, editable=False)
+    received_at = MomentField(_("received"), db_default=Now(), editable=False)
+    processed_at = MomentField(_("processed"), null=True, editable=False)
+    failed_at = MomentField(_("failed"), null=True, editable=False)
+    retry_at = MomentField(_("next attempt"), null=True, editable=False)
     lease_token = models.UUIDField(null=True, editable=False)
-    leased_until = models.DateTimeField(_("leased until"), null=True, editable=False)
+    leased_until = MomentField(_("leased until"), null=True, editable=False)
     at_broker = models.BooleanField(null=True, editable=False)
-    started_at = models.DateTimeField(_("started"), null=True, editable=False)
+    started_at = MomentField(_("started"), null=True, editable=False)
     interrupted = models.BooleanField(null=True, editable=False)
     derivation = models.PositiveSmallIntegerField(null=True, editable=False)
     edited_from = models.ForeignKey(
@@ -135,6 +135,10 @@ class ProcessedMessage(StoredMessage):
     def envelope(self) -> Envelope:
         """The message as it arrived, to the byte. Raises WireError when its envelope was never recorded."""
         return Envelope.from_wire(bytes(self.wire or b""), self.raw_body)
+
+    def failures(self) -> models.QuerySet[Attempt]:
+        """Its attempts that failed, where it is itself, whatever a router says of reads and relations."""
+        return Attempt.objects.using(self._state.db).filter(message_id=self.pk)
 
     def move(
         self,
@@ -201,8 +205,8 @@ class Attempt(models.Model):
     number = models.PositiveIntegerField(_("number"))
     round = models.PositiveIntegerField(_("round"))
     worker = models.CharField(_("worker"), max_length=200, blank=True)
-    started_at = models.DateTimeField(_("started"), null=True)
-    ended_at = models.DateTimeField(_("ended"), db_default=Now())
+    started_at = MomentField(_("started"), null=True)
+    ended_at = MomentField(_("ended"), db_default=Now())
     crashed = models.BooleanField(_("crashed"), default=False)
     exception_type = models.CharField(_("exception"), max_length=255, blank=True)
     exception_message = models.TextField(_("message"), blank=True)

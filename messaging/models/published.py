@@ -10,7 +10,7 @@ from django.db.models.functions import Greatest
 from django.utils.translation import gettext_lazy as _
 
 from messaging.bodies import decode_body
-from messaging.clock import Now
+from messaging.clock import MomentField, Now
 from messaging.envelope import Envelope
 from messaging.ids import new_id
 from messaging.models.base import PolledIndex, StoredMessage, set_only
@@ -38,9 +38,9 @@ class PublishedMessage(StoredMessage):
     priority = models.PositiveSmallIntegerField(_("priority"), null=True, blank=True)
     expiration = models.PositiveBigIntegerField(_("expiration in milliseconds"), null=True, blank=True)
     mandatory = models.BooleanField(_("mandatory"), default=True)
-    publish_at = models.DateTimeField(_("publish at"), db_default=Now())
-    due_at = models.DateTimeField(_("due"), null=True, db_default=Now(), editable=False)
-    published_at = models.DateTimeField(_("published"), null=True, editable=False)
+    publish_at = MomentField(_("publish at"), db_default=Now())
+    due_at = MomentField(_("due"), null=True, db_default=Now(), editable=False)
+    published_at = MomentField(_("published"), null=True, editable=False)
     lease_owner = models.CharField(max_length=OWNER_LENGTH, blank=True, editable=False)
     lease_token = models.UUIDField(null=True, editable=False)
     epoch = models.PositiveIntegerField(db_default=0, editable=False)
@@ -139,7 +139,7 @@ class PublishedMessage(StoredMessage):
         copy = type(self)(**{name: getattr(self, name) for name in (*own, *content)})
         copy.state = self.State.PENDING
         copy.message_id = str(new_id())
-        copy.copy_of = self
+        copy.copy_of_id = self.pk
         if self.wire is not None:
             envelope = Envelope.from_wire(bytes(self.wire), b"")
             properties = envelope.properties.edited(message_id=copy.message_id)

@@ -77,18 +77,19 @@ def compare(database: str, topology: Topology) -> list[Difference]:
 
 def _declare_queue(database: str, spec: QueueSpec) -> None:
     queues = EmbeddedQueue.objects.using(database)
-    dead = None
+    dead_id = None  # numbers, not instances: a router may forbid relations between these
     if spec.dead_letter:
         dead, _ = queues.get_or_create(key=key_of(spec.dead), defaults={"name": spec.dead})
-    queue, _ = queues.get_or_create(key=key_of(spec.name), defaults={"name": spec.name, "dead": dead})
-    if queue.dead != dead:
-        queues.filter(pk=queue.pk).update(dead=dead)
+        dead_id = dead.pk
+    queue, _ = queues.get_or_create(key=key_of(spec.name), defaults={"name": spec.name, "dead_id": dead_id})
+    if queue.dead_id != dead_id:
+        queues.filter(pk=queue.pk).update(dead_id=dead_id)
     for exchange, routing_key in _bindings(spec):
         EmbeddedBinding.objects.using(database).get_or_create(
             key=key_of(exchange, spec.name, routing_key),
             defaults={
-                "exchange": EmbeddedExchange.objects.using(database).get(key=key_of(exchange)),
-                "queue": queue,
+                "exchange_id": EmbeddedExchange.objects.using(database).get(key=key_of(exchange)).pk,
+                "queue_id": queue.pk,
                 "routing_key": routing_key,
             },
         )

@@ -122,7 +122,7 @@ class DatabaseSender(Sender):
         with transaction.atomic(using=self._database):
             queue = EmbeddedQueue.objects.using(self._database).order_by("id").first()
             if queue is not None:
-                EmbeddedMessage.objects.using(self._database).create(queue=queue, wire=b"", body=b"")
+                EmbeddedMessage.objects.using(self._database).create(queue_id=queue.pk, wire=b"", body=b"")
             transaction.set_rollback(True, using=self._database)
 
     def _address(self, message: Outgoing, routes: Routes, rows: list[EmbeddedMessage]) -> Outcome:

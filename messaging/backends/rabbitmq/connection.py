@@ -75,6 +75,11 @@ class Connection:
         return self._thread is not None and self._loss is None
 
     @property
+    def lost_by(self) -> int | None:
+        """The code with which the broker ended it."""
+        return self._loss.code if self._loss is not None else None
+
+    @property
     def in_io_thread(self) -> bool:
         """Whether the caller runs in the I/O thread, where nothing may wait."""
         return threading.current_thread() is self._thread

@@ -14,6 +14,8 @@ from messaging.backends.rabbitmq.probes import (
     exists,
     foreign_exchanges,
     is_builtin,
+    is_stream,
+    look_at_exchange_of_others,
     look_at_foreign,
 )
 from messaging.backends.rabbitmq.session import Session
@@ -62,18 +64,24 @@ class Declarer:
 
     def _queue(self, name: str, wanted: dict[str, object]) -> bool:
         """Create a queue or look at the one that exists; returns whether it can be used."""
-        before = len(self._found)
+        before, is_known = len(self._found), False
         try:
-            is_new = not exists(self._session, name)
+            is_known = exists(self._session, name)
             self._session.declare_queue(name, wanted)
-            self._new_quorum_queue |= is_new and wanted.get("x-queue-type") == "quorum"
+            self._new_quorum_queue |= not is_known and wanted.get("x-queue-type") == "quorum"
         except ChannelRefused as refusal:
-            self._found.append(differences.of_queue(name, refusal))
+            difference = differences.of_queue(name, refusal)
+            if refusal.code == 403 and is_known:
+                difference = differences.forbidden(difference.subject)
+            is_unfit = difference.severity != "error" and refusal.code == 406 and is_stream(self._session, name)
+            self._found.append(differences.stream(name) if is_unfit else difference)
         return all(found.severity != "error" for found in self._found[before:])
 
     def _exchanges(self, topology: Topology) -> None:
         for exchange in topology.exchanges:
-            if not is_builtin(exchange.name):
+            if not exchange.declare:
+                self._found += look_at_exchange_of_others(self._session, exchange.name)
+            elif not is_builtin(exchange.name):
                 self._found += declare_exchange(self._session, exchange.name, exchange.type)
         for name in foreign_exchanges(topology):
             if not exchange_exists(self._session, name):
@@ -89,7 +97,10 @@ class Declarer:
                 self._session.bind_queue(queue.name, exchange, routing_key)
             except ChannelRefused as refusal:
                 subject = f'binding of queue "{queue.name}" to exchange "{exchange}" with routing key "{routing_key}"'
-                self._found.append(differences.refused(subject, refusal))
+                forbidden = refusal.code == 403  # it may well exist
+                self._found.append(
+                    differences.forbidden(subject) if forbidden else differences.refused(subject, refusal)
+                )
 
 
 def capital(words: str) -> str:

@@ -94,6 +94,17 @@ def auto_deleted(name: str, ours: bool = True) -> Difference:
     )
 
 
+def stream(name: str) -> Difference:
+    """A queue that is a log: each consumer is shown it from a place of its own."""
+    return Difference(
+        f'queue "{name}"',
+        "it is a stream: what comes while nobody consumes would be skipped, and nothing is delivered again after a "
+        "failure.",
+        "Consume from a quorum or classic queue that is bound to the same exchange.",
+        "error",
+    )
+
+
 def exclusive(name: str) -> Difference:
     """A queue that belongs to another connection."""
     return Difference(
@@ -126,6 +137,15 @@ def of_exchange_property(name: str, what: str, current: Any, wanted: Any, *, our
     }.get(what, ("messages may not reach their queues. It is used as it is.", "loss"))
     way_out = _DELETE_EXCHANGE if ours else "Have its owner declare it anew, or bind to another exchange."
     return Difference(f'exchange "{name}"', f"{problem}: {consequence}", way_out, severity)
+
+
+def forbidden(subject: str) -> Difference:
+    """Something that exists, and that this account may use but not declare."""
+    return Difference(
+        subject,
+        "the broker's user may not declare it, so it is used as it is, and what differs cannot be seen.",
+        "Run `manage.py topology --check` as a user that may, or with MANAGEMENT_URL.",
+    )
 
 
 def refused(subject: str, refusal: ChannelRefused) -> Difference:

@@ -14,6 +14,7 @@ from messaging.exceptions import BrokerUnavailable
 from messaging.fields import printable
 
 FORCED = 320  # CONNECTION_FORCED: an operator or a shutdown, never a message's fault
+NOT_IMPLEMENTED = 540
 # Protocol errors that a message can cause, and that close the connection rather than a channel.
 HARD_ERRORS = frozenset({501, 502, 503, 504, 505, 540, 541})
 # A queue that is known and does not answer is "not found" as well; only these words tell it from a missing one.
@@ -57,6 +58,10 @@ class ChannelRefused(Exception):
         super().__init__(reason)
         self.code = code
         self.reason = reason
+
+
+class NoChannelLeft(Exception):
+    """The connection has as many channels as RabbitMQ allows."""
 
 
 def refusal(loss: Loss) -> ChannelRefused | QueueUnavailable:

@@ -19,6 +19,9 @@ def compare(session: Session, topology: Topology) -> Iterator[Difference]:
     for exchange in topology.exchanges:
         if probes.is_builtin(exchange.name):
             continue
+        if not exchange.declare:
+            yield from probes.look_at_exchange_of_others(session, exchange.name)
+            continue
         if probes.exchange_exists(session, exchange.name):
             yield from probes.declare_exchange(session, exchange.name, exchange.type)
         else:
@@ -40,7 +43,8 @@ def _compare_queue(session: Session, spec: QueueSpec) -> Iterator[Difference]:
         try:
             found = probes.find_queue(session, name, wish.arguments)
         except ChannelRefused as refusal:
-            yield differences.of_queue(name, refusal)
+            is_forbidden = refusal.code == 403  # that it exists was asked first
+            yield differences.forbidden(f'queue "{name}"') if is_forbidden else differences.of_queue(name, refusal)
             continue
         if found is None:
             yield missing.queue(name, ours=True)

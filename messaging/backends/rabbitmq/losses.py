@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from messaging.backends.base import Difference
-from messaging.backends.rabbitmq.differences import auto_deleted, both, change, exclusive, not_durable, shown
+from messaging.backends.rabbitmq.differences import auto_deleted, both, change, exclusive, not_durable, shown, stream
 from messaging.backends.rabbitmq.found import FoundQueue
 
 LOW = 1000  # returns; each disconnect is one for every message that was taken ahead
@@ -87,8 +87,7 @@ def _of_nature(queue: FoundQueue, is_ours: bool) -> Iterator[Difference]:
     elif queue.auto_delete:
         yield auto_deleted(queue.name, is_ours)
     if queue.type == "stream":
-        problem = "it is a stream: messages are not taken from it, and none is delivered again after a failure."
-        yield Difference(f'queue "{queue.name}"', problem, "Consume from a quorum or classic queue.", "error")
+        yield stream(queue.name)
     if queue.state in _UNWELL:
         way_out = "See the broker's log and its cluster; `rabbitmq-diagnostics check_if_node_is_quorum_critical` helps."
         yield Difference(f'queue "{queue.name}"', f"its state is {queue.state}.", way_out, "error")

@@ -16,8 +16,8 @@ from messaging.backends.rabbitmq.errors import INEQUIVALENT, ChannelRefused
 from messaging.backends.rabbitmq.found import FoundQueue
 from messaging.backends.rabbitmq.session import Session
 
-# Arguments that no broker accepts: an existing queue answers with what differs, a missing one is not created.
-_PROBE = {"x-expires": -1}
+# An argument that no broker accepts: an existing queue answers with what differs, a missing one is not created.
+_PROBE = {"x-queue-type": "none"}
 _MOST_ARGUMENTS = 20
 
 
@@ -55,7 +55,24 @@ def look_at_foreign(session: Session, name: str) -> list[Difference]:
             return [differences.not_durable(name, ours=False)]
         if match is not None and match["name"] == "auto_delete":
             return [differences.auto_deleted(name, ours=False)]
+        if match is not None and is_stream(session, name):
+            return [differences.stream(name)]
     return []
+
+
+def is_stream(session: Session, name: str) -> bool:
+    """Whether an existing queue is known to be a stream; the broker names its type after the other arguments."""
+    asked: dict[str, Any] = dict(_PROBE)
+    for _ in range(_MOST_ARGUMENTS):
+        try:
+            session.declare_queue(name, asked)
+        except ChannelRefused as refusal:
+            match = INEQUIVALENT.search(refusal.reason)
+            if match is not None and match["name"] == "x-queue-type":
+                return bool(differences.parsed(match["current"]) == "stream")
+            if not _correct(asked, refusal):
+                return False
+    return False
 
 
 def find_queue(session: Session, name: str, wanted: Mapping[str, Any]) -> FoundQueue | None:
@@ -81,6 +98,8 @@ def declare_exchange(session: Session, name: str, type_: str) -> list[Difference
     try:
         session.declare_exchange(name, type_)
     except ChannelRefused as refusal:
+        if refusal.code == 403 and exchange_exists(session, name):
+            return [differences.forbidden(f'exchange "{name}"')]
         found = [differences.of_exchange(name, refusal)]
         match = INEQUIVALENT.search(refusal.reason)
         current = match["current"].strip("'") if match is not None and match["name"] == "type" else type_
@@ -88,6 +107,15 @@ def declare_exchange(session: Session, name: str, type_: str) -> list[Difference
             found += declare_exchange(session, name, current)
         return found
     return []
+
+
+def look_at_exchange_of_others(session: Session, name: str) -> list[Difference]:
+    """What is wrong with our exchange where someone else declares all that this site uses."""
+    if is_builtin(name):
+        return []
+    if not exchange_exists(session, name):
+        return [missing.exchange_of_others(name)]
+    return list(look_at_foreign_exchange(session, name))
 
 
 def look_at_foreign_exchange(session: Session, name: str) -> Iterator[Difference]:

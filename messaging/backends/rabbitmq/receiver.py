@@ -11,14 +11,21 @@ from weakref import WeakSet
 
 from messaging.backends.base import Delivery, Receiver
 from messaging.backends.rabbitmq.connection import Connection, complete
+from messaging.backends.rabbitmq.declare import capital
+from messaging.backends.rabbitmq.differences import stream
 from messaging.backends.rabbitmq.endpoint import Endpoint
-from messaging.backends.rabbitmq.errors import ChannelRefused, Loss
+from messaging.backends.rabbitmq.errors import ChannelRefused, Loss, NoChannelLeft
 from messaging.backends.rabbitmq.logs import logger
+from messaging.backends.rabbitmq.session import Session
 from messaging.backends.rabbitmq.settling import Settlements
 from messaging.backends.rabbitmq.subscription import Subscription
 from messaging.conf import AliasSettings
-from messaging.exceptions import BrokerUnavailable, TopologyError
+from messaging.exceptions import BrokerUnavailable, TopologyError, UnusableQueue
 
+NO_CHANNEL = (
+    'Queue "{}" cannot be consumed from: RabbitMQ allows {} channels on a connection, and each queue takes one, its '
+    "dead-letter queue another. Raise channel_max at the broker, or have each `consume` name fewer queues."
+)
 _ANSWER_TIMEOUT = 30.0  # a queue that has just lost its leader takes its time
 
 
@@ -35,6 +42,7 @@ class RabbitReceiver(Endpoint, Receiver):
         self._subscriptions: dict[str, Subscription] = {}
         self._alive: WeakSet[Subscription] = WeakSet()  # cancelled ones too, while deliveries are out
         self._troubles: dict[str, str] = {}  # by queue
+        self._suspects: dict[str, bool] = {}  # queues that seem to be streams; False of those that are none
         self.settlements = Settlements()
 
     def consume(self, queue: str, prefetch: int) -> None:
@@ -44,6 +52,7 @@ class RabbitReceiver(Endpoint, Receiver):
             raise self._unavailable()
         if queue in self.consuming:
             return
+        self._refuse_stream(queue)
         subscription = Subscription(queue, prefetch, self, connection)
         try:
             connection.call(subscription.start, _ANSWER_TIMEOUT)
@@ -51,6 +60,10 @@ class RabbitReceiver(Endpoint, Receiver):
             words = f'Queue "{queue}" cannot be consumed from: {refusal.code} {refusal.reason}.'
             self._set_trouble(queue, words)
             raise TopologyError(words + _way_out(refusal.code, queue)) from None
+        except NoChannelLeft:
+            consuming = len(self.consuming)  # besides these, some may be about to close
+            kind = UnusableQueue if consuming >= len(self._alive) else TopologyError
+            raise kind(NO_CHANNEL.format(queue, consuming)) from None
         except BrokerUnavailable:
             subscription.abandon()
             raise
@@ -60,6 +73,10 @@ class RabbitReceiver(Endpoint, Receiver):
                 self._alive.add(subscription)
         if self._troubles.pop(queue, ""):
             logger.debug('Queue "%s" is consumed again.', queue)
+
+    def suspects(self, queue: str) -> bool:
+        """Note that a delivery looks like a stream's; False where that was looked into before. In the I/O thread."""
+        return self._suspects.setdefault(queue, True)
 
     def hurry(self) -> None:
         """Write acknowledgements without waiting for more."""
@@ -116,6 +133,15 @@ class RabbitReceiver(Endpoint, Receiver):
                 del self._subscriptions[subscription.queue]
         self._set_trouble(subscription.queue, words)
         self._on_change()
+
+    def _refuse_stream(self, queue: str) -> None:
+        """Look into a suspicion: whoever may publish can write the header of a stream."""
+        if self._suspects.get(queue):
+            with Session(self._settings, "stream check") as session:
+                self._suspects[queue] = session.refuses_get(queue)
+            if self._suspects[queue]:
+                difference = stream(queue)
+                raise UnusableQueue(f"{capital(difference.subject)}: {difference.problem} {difference.way_out}")
 
     def _write_settled(self, written: Future[None]) -> None:
         self.settlements.write()

@@ -11,8 +11,9 @@ from typing import Any, Self
 from pika import exceptions, spec
 
 from messaging.backends.rabbitmq.connection import Connection, complete
-from messaging.backends.rabbitmq.errors import ChannelRefused, Loss, refusal
+from messaging.backends.rabbitmq.errors import NOT_IMPLEMENTED, ChannelRefused, Loss, refusal
 from messaging.conf import AliasSettings
+from messaging.exceptions import BrokerUnavailable
 
 _QUEUE: Any = spec.Queue  # pika's method classes are not typed
 _EXCHANGE: Any = spec.Exchange
@@ -63,6 +64,22 @@ class Session:
     def delete_queue(self, name: str) -> None:
         """Delete a queue with all that it holds; one that does not exist is no error."""
         self._request(_QUEUE.Delete(queue=name), _QUEUE.DeleteOk)
+
+    def refuses_get(self, name: str) -> bool:
+        """Whether a queue cannot be read message by message, which ends this connection: so it is with streams.
+
+        Of another queue the first message goes out and back.
+        """
+        get: Any = spec.Basic.Get(queue=name, no_ack=False)
+        try:
+            self.look_at_queue(name)  # which opens the channel
+            self._connection.run(lambda: self._channel._send_method(get))
+            self.look_at_queue(name)
+        except BrokerUnavailable:
+            if self._connection.lost_by != NOT_IMPLEMENTED:
+                raise
+            return True
+        return False
 
     def look_at_exchange(self, name: str) -> None:
         """Check that an exchange exists."""

@@ -8,10 +8,11 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from pika import spec
+from pika.exceptions import NoFreeChannels
 
 from messaging.backends.base import Delivery
 from messaging.backends.rabbitmq.connection import Connection
-from messaging.backends.rabbitmq.errors import Loss, refusal
+from messaging.backends.rabbitmq.errors import Loss, NoChannelLeft, refusal
 from messaging.backends.rabbitmq.frames import Deliver, requeue_frame
 from messaging.backends.rabbitmq.settling import GATHERING, settlement_frames
 from messaging.exceptions import BrokerUnavailable
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # on disk, and forgets them when the channel closes meanwhile. So after a burst a channel is closed a little later.
 _BURST = 30
 _SETTLING_SECONDS = 0.5
+
+STREAM_OFFSET = b"x-stream-offset"  # a header of whatever comes from a stream
 
 _CANCELLED = (
     'The broker cancelled the consumer of queue "{}": the queue was deleted or is unavailable, or a delivery was held '
@@ -45,6 +48,7 @@ class Subscription:
         self._stopping = False
         self._closed = False
         self._is_ticking = False
+        self._is_first = True  # whether nothing was delivered yet
         self._unsettled: dict[int, bool] = {}
         self._unwritten: dict[int, None] = {}  # those of which the broker was told nothing yet
         self._burst = 0
@@ -58,7 +62,10 @@ class Subscription:
     def start(self, started: Future[None]) -> None:
         """Open the channel and consume; in the I/O thread."""
         self._started = started
-        self._channel = self.connection.io.channel(on_open_callback=self._opened)
+        try:
+            self._channel = self.connection.io.channel(on_open_callback=self._opened)
+        except NoFreeChannels as error:  # which pika takes for an error of the connection
+            raise NoChannelLeft from error
         self._channel.add_on_close_callback(self._on_closed)
 
     def stop(self, stopped: Future[None]) -> None:
@@ -141,6 +148,16 @@ class Subscription:
         self.close_if_done()
 
     def _on_message(self, message: Deliver) -> None:
+        is_first, self._is_first = self._is_first, False
+        if is_first and STREAM_OFFSET in message.properties and self._receiver.suspects(self.queue):
+            self._stopping = True
+            self._receiver.gone(self, f'Queue "{self.queue}" seems to be a stream.')
+            self._leave()
+            self._channel.close()  # nothing was taken from it
+        else:
+            self._take(message)
+
+    def _take(self, message: Deliver) -> None:
         if self._stopping:
             self.connection.io.write(requeue_frame(self.number, message.tag))
             return

@@ -26,8 +26,10 @@ class Survey:
     def compare(self, topology: Topology) -> Iterator[Difference]:
         """Every difference between the topology and the broker."""
         for exchange in topology.exchanges:
-            if not probes.is_builtin(exchange.name):
-                yield from self._compare_exchange(exchange.name, exchange.type)
+            if not exchange.declare and self._management.exchange(exchange.name) is None:
+                yield missing.exchange_of_others(exchange.name)
+            elif not probes.is_builtin(exchange.name):
+                yield from self._compare_exchange(exchange.name, exchange.type if exchange.declare else None)
         for name in probes.foreign_exchanges(topology):
             yield from self._compare_exchange(name, None)
         for queue in topology.queues:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import connections
 from django.db.migrations.executor import MigrationExecutor
 from django.db.utils import Error as DatabaseError
@@ -22,9 +22,10 @@ from messaging.consumer import Plan
 from messaging.database_checks import require, require_fit
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
+from messaging.management.base import MessagingCommand
 
 
-class Command(BaseCommand):
+class Command(MessagingCommand):
     """Parses, then calls: the parent hands over to `messaging.supervisor`, a child to `messaging.child`."""
 
     help = "Consume messages and run their handlers, with a relay inside that sends the outbox."
@@ -56,7 +57,9 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run in the role that the environment says."""
-        logs.configure(options["verbosity"])
+        if os.name != "posix":
+            raise CommandError("consume needs Linux, macOS or another POSIX system: on Windows run it in WSL.")
+        is_sites = logs.configure(options["verbosity"])
         try:
             plan = self._plan(options)
             options["relay"] = plan.relay
@@ -64,7 +67,7 @@ class Command(BaseCommand):
             if child.is_child():
                 sys.exit(child.run(plan, relay=options["relay"], reload=reload))
             self._require_tables(plan)
-            self._supervise(plan, options, reload)
+            self._supervise(plan, options, ["--reload"] * reload + ["--hand-over-lines"] * is_sites)
         except ConfigurationError as error:
             raise CommandError(str(error)) from error
 
@@ -78,7 +81,8 @@ class Command(BaseCommand):
         known = registry.queues(alias)
         if not known:
             raise CommandError(
-                f'No handler is registered for "{alias}". Write one into handlers.py of an installed app.'
+                f'No handler is registered for "{alias}", so there is nothing to consume. Write one into handlers.py '
+                "of an installed app; or run `manage.py relay`, which sends the outbox and needs none."
             )
         unknown = [queue for queue in options["queues"] if queue not in known]
         if unknown:
@@ -110,7 +114,7 @@ class Command(BaseCommand):
                 flag = "" if database == "default" else f" --database {database}"
                 raise CommandError(f'The database "{database}" lacks tables: run `manage.py migrate{flag}` first.')
 
-    def _supervise(self, plan: Plan, options: dict[str, Any], reload: bool) -> None:
+    def _supervise(self, plan: Plan, options: dict[str, Any], flags: list[str]) -> None:
         if options["verbosity"]:
             processes = f"{options['processes']} process{'es' if options['processes'] > 1 else ''}"
             workers = f"{plan.concurrency} worker{'s' if plan.concurrency > 1 else ''}"
@@ -122,10 +126,12 @@ class Command(BaseCommand):
                 self.stdout.write("RELAY is False: nothing is sent from here, and retries wait with what is published.")
             self.stdout.flush()
         is_command_line = getattr(self, "_called_from_command_line", False)
-        inner = sys.orig_argv[1:] if is_command_line else ["-m", "django", "consume", *_arguments(options, reload)]
+        arguments = _arguments(options, "--reload" in flags)
+        inner = _command_line() if is_command_line else ["-P", "-m", "django", "consume", *arguments]
         environment = _environment(is_command_line)
-        command = [sys.executable, "-m", "messaging.supervisor", *_supervisor_arguments(plan, options, reload)]
-        command += [*_python_path(environment), "--", sys.executable, *inner]
+        # Not from the working directory, where a file may have the name of a module.
+        command = [sys.executable, "-P", "-m", "messaging.supervisor", *_supervisor_arguments(plan, options)]
+        command += [*flags, *_python_path(environment), "--", sys.executable, *inner]
         environment["PYTHONPATH"] = os.pathsep.join(_home(environment))
         connections.close_all()
         if is_command_line:
@@ -134,7 +140,16 @@ class Command(BaseCommand):
             raise CommandError("The consumer ended with an error; its log says which.")
 
 
-def _supervisor_arguments(plan: Plan, options: dict[str, Any], reload: bool) -> list[str]:
+def _command_line() -> list[str]:
+    """What this process was started with, for one that starts where this one may have gone meanwhile."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    arguments = sys.orig_argv[1:]
+    if script is not None and sys.argv and sys.argv[0] in arguments:
+        arguments[arguments.index(sys.argv[0])] = script  # which Python has made absolute
+    return arguments
+
+
+def _supervisor_arguments(plan: Plan, options: dict[str, Any]) -> list[str]:
     freeze_timeout = conf.get(plan.alias).freeze_timeout
     return [
         f"--processes={options['processes']}",
@@ -143,7 +158,6 @@ def _supervisor_arguments(plan: Plan, options: dict[str, Any], reload: bool) -> 
         f"--max-memory={options['max_memory']}",
         f"--verbosity={options['verbosity']}",
         *([] if freeze_timeout is None else [f"--freeze-timeout={freeze_timeout}"]),
-        *(["--reload"] if reload else []),
     ]
 
 

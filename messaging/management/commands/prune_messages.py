@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from messaging import conf
 from messaging.database_checks import require
 from messaging.exceptions import ConfigurationError
+from messaging.management.base import MessagingCommand
 from messaging.retention import BATCH, deletable, expired, prune
 
 
-class Command(BaseCommand):
+class Command(MessagingCommand):
     """Deletes what ended well long ago, in small batches."""
 
     help = (

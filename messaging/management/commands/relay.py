@@ -9,18 +9,20 @@ import threading
 from types import FrameType
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from messaging import conf, logs
+from messaging.child_process import stop_signals
 from messaging.database_checks import require
 from messaging.exceptions import ConfigurationError
 from messaging.garbage import set_loaded_aside
+from messaging.management.base import MessagingCommand
 from messaging.relay import Relay
 
 logger = logging.getLogger("messaging.relay")
 
 
-class Command(BaseCommand):
+class Command(MessagingCommand):
     """Sends what is in the outbox until it is stopped."""
 
     help = "Send the messages of the outbox to the broker. The first signal stops it gracefully, the second at once."
@@ -56,5 +58,5 @@ def _stop_on_signals(relay: Relay, stop: threading.Event) -> None:
         # Not from the handler itself: it may have interrupted the very code whose lock waking takes.
         threading.Thread(target=relay.wake, daemon=True).start()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         signal.signal(number, on_signal)

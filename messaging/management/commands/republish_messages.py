@@ -5,10 +5,11 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import connections, router
 from django.db.models import QuerySet
 
+from messaging.management.base import MessagingCommand
 from messaging.management.options import in_batches, moment, operator, report
 from messaging.models import PublishedMessage
 from messaging.models.outbox import PublishedMessageQuerySet
@@ -19,7 +20,7 @@ WAITING = "waiting"
 STATES = ("failed", WAITING, "published")
 
 
-class Command(BaseCommand):
+class Command(MessagingCommand):
     """Send outgoing messages once more."""
 
     help = "Send failed outgoing messages once more, with fresh tries. Without filters: all of them."

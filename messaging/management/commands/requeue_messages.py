@@ -5,10 +5,11 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.core.management.base import CommandError
+from django.db import connections, router
 from django.db.models import Q, QuerySet
 
+from messaging.management.base import MessagingCommand
 from messaging.management.options import in_batches, moment, operator, report
 from messaging.models import ProcessedMessage
 from messaging.models.processed import ProcessedMessageQuerySet
@@ -17,7 +18,7 @@ from messaging.operations import requeue
 NAME = "manage.py requeue_messages"
 
 
-class Command(BaseCommand):
+class Command(MessagingCommand):
     """Requeue failed incoming messages."""
 
     help = "Send failed incoming messages round again, with fresh attempts. Without filters: all of them."
@@ -41,18 +42,17 @@ class Command(BaseCommand):
         add("--limit", type=int, help="at most this many, the oldest first")
         add("--reason", default="", help="recorded in the audit")
         add("--user", default="", help=f'recorded in the audit; default: "{NAME}"')
-        add("--database", default=DEFAULT_DB_ALIAS, help="whose inbox; default: default")
+        add("--database", help="whose inbox (default: where the database router has it)")
         add("--dry-run", action="store_true", help="only say how many there are")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Requeue in batches, each in its own transaction, and print what was done."""
         if options["limit"] is not None and options["limit"] < 1:
             raise CommandError("--limit must be at least 1.")
-        if options["database"] not in connections:
-            raise CommandError(
-                f'--database: DATABASES has no "{options["database"]}"; it has {", ".join(connections)}.'
-            )
-        manager = ProcessedMessage.objects.using(options["database"])
+        database = options["database"] or router.db_for_write(ProcessedMessage)
+        if database not in connections:
+            raise CommandError(f'--database: DATABASES has no "{database}"; it has {", ".join(connections)}.')
+        manager = ProcessedMessage.objects.using(database)
         ids = select(manager.all(), options)[: options["limit"]]
         if options["dry_run"]:
             count = ids.count()

@@ -8,13 +8,14 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser, DjangoHelpFormatter
+from django.core.management.base import CommandError, CommandParser, DjangoHelpFormatter
 
 from messaging import conf, topology
 from messaging.backends import get_backend
 from messaging.backends.base import Difference, Topology
 from messaging.exceptions import BrokerUnavailable, MessagingError
 from messaging.handlers import registry
+from messaging.management.base import MessagingCommand
 
 # In the order of their urgency, with what each means.
 SEVERITIES = {
@@ -39,7 +40,7 @@ class _Formatter(DjangoHelpFormatter, RawDescriptionHelpFormatter):
     """Django's order of the options, and line breaks as they are written."""
 
 
-class Command(BaseCommand):
+class Command(MessagingCommand):
     """Declares, or compares, for every alias or one."""
 
     help = (

@@ -1,0 +1,29 @@
+"""What our commands share: they run whatever became of their standard streams."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from messaging import logs
+
+
+class MessagingCommand(BaseCommand):
+    """A command that may be started with closed streams, or with an encoding that lacks the characters of a name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # as the interpreter says of one that was closed
+                logs.open_streams()
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for as long as the process lives
+        super().__init__(*args, **kwargs)
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """As Django does; what the output's encoding lacks is written as an escape."""
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        super().run_from_argv(argv)
