@@ -43,6 +43,7 @@ logger = logging.getLogger("messaging.processor")
 State = ProcessedMessage.State
 RERUNS = 3  # immediate ones, after a deadlock or a serialization failure
 DEFAULT_DELIVERY_LIMIT = 20  # RabbitMQ 4's, on queues whose limit we did not set
+BRIEF = 1.0  # seconds after which a connection may be lost once more and the handler be innocent
 WAITS_TO_BEGIN = "is claimed and waits to begin", "begins now"
 WAITS_TO_BE_RECORDED = "has run and waits to be recorded", "is recorded now"
 DELIVERY_COUNT = "x-delivery-count"
@@ -179,7 +180,7 @@ class Attempts:
                     continue
                 failure = Failure(error, self._station.worker, work.handler, started)
                 took = time.monotonic() - began
-                if rerun == RERUNS or not _worth_rerunning(error, place, work.database, took):
+                if rerun == RERUNS or not _worth_rerunning(error, place, work.database, took, is_first=rerun == 0):
                     self._record(place, failure, work)
                     return
                 close_old()
@@ -322,16 +323,17 @@ def _refresh(error: Error, place: Place, database: str, *, is_last: bool) -> Non
     reconnect(database)
 
 
-def _worth_rerunning(error: BaseException, place: Place, database: str, took: float) -> bool:
+def _worth_rerunning(error: BaseException, place: Place, database: str, took: float, *, is_first: bool) -> bool:
     """After a conflict, a connection that was lost while the database is up, or a value that can be written escaped.
 
     Not after a handler that took longer, in seconds, than the server lets a transaction be idle: that used its time up.
+    So has one that is lost a second time, unless at once: somebody between it and the server may have such a limit.
     """
     if was_idle(error):
         return False
     if is_lost(error, database) or (is_database_error(error) and not connections[database].is_usable()):
         reconnect(database)
-        return not is_too_long(database, took)
+        return (is_first or took < BRIEF) and not is_too_long(database, took)
     return is_conflict(error) or place.escape(error)
 
 

@@ -32,13 +32,11 @@ MYSQL_UNABLE = {1021, 1114, 1290, 1836}  # disk full, table full, read-only (twi
 SQLITE_UNABLE = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")
 IDLE = {"25P03", "25P04"}  # PostgreSQL: a transaction that was idle, or open, for longer than is allowed
 MYSQL_IDLE = {4031}
-# Where the server says how long that may be: seconds, 0 for as long as it likes.
-_PATIENCE = {
-    "postgresql": "SELECT setting::bigint / 1000.0 FROM pg_settings WHERE name IN "
-    "('idle_in_transaction_session_timeout', 'transaction_timeout')",
-    "mysql": "SHOW VARIABLES WHERE Variable_name IN "
-    "('wait_timeout', 'idle_transaction_timeout', 'idle_write_transaction_timeout')",
-}
+# How long that is for MariaDB and MySQL, which end such a session without a word: seconds, 0 for as long as it likes.
+_PATIENCE = (
+    "SHOW VARIABLES WHERE Variable_name IN "
+    "('wait_timeout', 'idle_transaction_timeout', 'idle_write_transaction_timeout')"
+)
 BATCH = 1000  # rows of one INSERT
 BATCH_BYTES = 4 * 1024 * 1024  # a quarter of MariaDB's own limit: quoted, a byte may take two
 
@@ -147,14 +145,14 @@ def was_idle(error: BaseException) -> bool:
 
 
 def is_too_long(database: str, seconds: float) -> bool:
-    """Whether the server lets no transaction be idle, or open, for so long: some end it without saying why."""
+    """Whether the server lets no transaction be idle for so long, and ends it without saying why."""
     connection = connections[database]
-    if connection.vendor not in _PATIENCE:
+    if connection.vendor != "mysql":
         return False
     try:
         with connection.cursor() as cursor:
-            cursor.execute(_PATIENCE[connection.vendor])
-            limits = [float(row[-1]) for row in cursor.fetchall()]
+            cursor.execute(_PATIENCE)
+            limits = [float(value) for _, value in cursor.fetchall()]
     except Error:
         return False
     return any(0 < limit <= seconds for limit in limits)

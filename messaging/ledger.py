@@ -37,6 +37,7 @@ class Entry:
         started: seconds since the epoch.
         timeout: seconds it may run, or None.
         token: the claim that it runs under; "" without one.
+        session: the database's number of the session that it runs in; 0 where nobody knows it.
         batch: how many messages run together; for more than one the entry serves time limits only, and nobody is
             blamed for a crash, because each of them comes back and then runs alone.
     """
@@ -52,6 +53,7 @@ class Entry:
     started: float
     timeout: float | None = None
     token: str = ""
+    session: int = 0
     batch: int = 1
 
     def to_json(self) -> str:

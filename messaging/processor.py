@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -23,6 +24,7 @@ from messaging.ledger import Entry
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
 from messaging.refusing import Refusals
+from messaging.session import end_orphan
 from messaging.station import (
     ACK,
     ASIDE,
@@ -261,12 +263,16 @@ class Processor:
             elif not any(map(partial(self._came_again, crash), self._station.elsewhere.others(entry.database))):
                 self.outages.steadily(entry.database, lambda: record_crash(crash))
         except SetAside:
-            return False
+            pass
         except OperationalError as trouble:
-            if is_lock_wait(trouble) or is_conflict(trouble):
-                return False
-            raise
-        return True
+            if not (is_lock_wait(trouble) or is_conflict(trouble)):
+                raise
+        else:
+            return True
+        if since is not None:  # perhaps by what is left of itself
+            age = time.monotonic() - since
+            self.outages.steadily(entry.database, lambda: end_orphan(entry.database, entry.session, age))
+        return False
 
     def _came_again(self, crash: Crash, database: str) -> bool:
         return self.outages.steadily(database, partial(came_again, crash, database))

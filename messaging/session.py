@@ -7,8 +7,10 @@ databases a statement of ours has to fail first, see `database.is_unfit()`.
 
 from __future__ import annotations
 
-from django.db import OperationalError
+from django.db import OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+
+from messaging.prepared import can_prepare
 
 _KEPT = "_messaging_session"  # attribute of Django's connection: the driver's, and how its session was at first
 
@@ -17,6 +19,12 @@ _PARAMETERS = (
     "search_path", "TimeZone", "default_transaction_isolation", "default_transaction_read_only", "statement_timeout",
 )  # fmt: skip
 STATE = "concat_ws('|', current_user, " + ", ".join(f"current_setting('{name}')" for name in _PARAMETERS) + ")"
+
+
+_END = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND usename = current_user "
+    "AND application_name LIKE '%% (message)' AND backend_start < statement_timestamp() - make_interval(secs => %s)"
+)
 
 
 class SessionChanged(OperationalError):
@@ -35,6 +43,27 @@ def compare(connection: BaseDatabaseWrapper, state: str) -> None:
         vars(connection)[_KEPT] = connection.connection, state
     elif known[1] != state and not _in_test(connection):
         raise SessionChanged(f"A handler has left its database session in another state: {state}, not {known[1]}.")
+
+
+def number_of(connection: BaseDatabaseWrapper) -> int:
+    """PostgreSQL's number of a session, which begins here at the latest; 0 where a pooler may stand between."""
+    if connection.vendor != "postgresql":
+        return 0
+    connection.ensure_connection()
+    return int(connection.connection.pgconn.backend_pid) if can_prepare(connection) else 0
+
+
+def end_orphan(database: str, number: int, age: float) -> None:
+    """End the session of a process that is dead, should it go on: with a statement, or since a fork keeps it open.
+
+    Args:
+        database: where.
+        number: of the session.
+        age: seconds since something ran in it; a session that began later only has its number.
+    """
+    if number and connections[database].vendor == "postgresql":
+        with connections[database].cursor() as cursor:
+            cursor.execute(_END, [number, age - 1.0])
 
 
 def _in_test(connection: BaseDatabaseWrapper) -> bool:

@@ -21,6 +21,7 @@ from messaging.logs import one_line
 from messaging.message import ReceivedMessage, Running
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
+from messaging.session import number_of
 from messaging.texts import storable
 from messaging.wire import Properties
 
@@ -148,6 +149,7 @@ class Work:
             started=started,
             timeout=self.handler.timeout,
             token=str(place.token or ""),
+            session=number_of(connections[self.database]),
             batch=batch,
         )
 

@@ -315,17 +315,17 @@ def test_an_old_copy_of_what_waits_elsewhere_does_not_run() -> None:
 def test_a_message_without_a_handler_goes_on_in_the_database_of_the_handler_that_is_found_later() -> None:
     delivery = arrived(routing_key="job.late")
     consumer(OLD, routing_keys=("job.x",)).process(delivery, nothing)
-    assert states() == ["failed", ""]
+    assert states() == ["retrying", ""]
     operations.requeue(ProcessedMessage.objects.using(OLD), BY)
     consumer(NEW, routing_keys=("job.late",)).process(*take(OLD), nothing)
     assert effects() == [NEW]
     assert states() == ["superseded", "processed"]
 
 
-def test_a_message_whose_handler_is_gone_fails_where_it_is_recorded() -> None:
+def test_a_message_whose_handler_is_gone_goes_round_where_it_is_recorded() -> None:
     consumer(NEW, fail, routing_keys=("work.do",)).process(arrived(), nothing)
     consumer(NEW, routing_keys=("job.x",)).process(*take(NEW), nothing)
-    assert states() == ["", "failed"]
+    assert states() == ["", "retrying"]
 
 
 # Dead letters and messages without ids

@@ -144,7 +144,7 @@ def test_a_transaction_that_was_idle_for_too_long_is_one_attempt(at_end: bool, s
     processor = Processor("default", "worker-1", handlers=registry)
     name = connection.settings_dict["NAME"]
     with connection.cursor() as cursor:
-        cursor.execute(f'ALTER DATABASE "{name}" SET idle_in_transaction_session_timeout TO 500')
+        cursor.execute(f'ALTER DATABASE "{name}" SET idle_in_transaction_session_timeout TO 1100')
     connection.close()
     try:
         processor.process(arrived(), lambda: None)
@@ -152,7 +152,7 @@ def test_a_transaction_that_was_idle_for_too_long_is_one_attempt(at_end: bool, s
         with connection.cursor() as cursor:
             cursor.execute(f'ALTER DATABASE "{name}" RESET idle_in_transaction_session_timeout')
         connection.close()
-    assert runs == [1]
+    assert runs == ([1, 1] if silent else [1]), "once more, where it may as well have been the network"
     assert ProcessedMessage.objects.values_list("state", "attempts").get() == ("retrying", 1)
 
 

@@ -16,12 +16,13 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.broker
 
 HANDLERS = """
-import multiprocessing, os, sys, time
+import ctypes, multiprocessing, os, sys, time
 from pathlib import Path
 from messaging import handler
 from tests.app.models import Effect
 
 FOLDER = Path(os.environ["DATA_DIR"])
+C = ctypes.CDLL(None)
 FORK = multiprocessing.get_context("fork")
 
 def note(*pids):
@@ -51,6 +52,21 @@ def die(message):
         time.sleep(900)
     hanging.kill()
 
+def query(message):
+    from django.db import connection
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(900)")
+
+def fork_in_c(message):
+    if message.attempt > 1 or message.redelivered:
+        return
+    pid = C.fork()  # past Python, so that nothing is closed
+    if pid == 0:
+        C.sleep(900)
+        C._exit(0)
+    note(pid)
+    os.kill(os.getpid(), 9)
+
 def leave(how):
     def deed(message):
         pid = os.fork()
@@ -74,6 +90,8 @@ DEEDS = {
     "pool": pool,
     "hang": hang,
     "die": die,
+    "query": query,
+    "fork in C": fork_in_c,
     "return": leave(lambda: None),
     "exit": leave(lambda: sys.exit(3)),
     "raise": leave(fail),
@@ -133,6 +151,26 @@ def test_the_orphan_of_a_killed_consumer_keeps_its_message_from_nobody(doing: Si
     assert is_alive(orphan)
     assert effects(doing) == {"die": 1}
     assert running.stop() == 0
+
+
+def test_a_statement_that_goes_on_when_its_process_is_dead_is_ended_and_counted(doing: Site) -> None:
+    running = consume(doing)
+    send(doing, "work", ("query-0", "query"))
+    settled(doing, failed=1, deadline=60)
+    assert attempts(doing) == {"query-0": 2}
+    wait_until(lambda: doing.value("SELECT COUNT(*) FROM pg_stat_activity WHERE query LIKE '%%pg_sleep(9%%'") <= 1)
+    assert running.stop() == 0
+
+
+def test_an_orphan_that_keeps_all_connections_does_not_keep_the_attempt_from_being_counted(doing: Site) -> None:
+    running = consume(doing)
+    send(doing, "work", ("first", "nothing"))  # after which its session is known
+    settled(doing, processed=1)
+    send(doing, "work", *((f"in-c-{number}", "fork in C") for number in range(4)))
+    wait_until(lambda: doing.value("SELECT COUNT(*) FROM messaging_attempt") > 0, deadline=30, what="an attempt")
+    wait_until(lambda: doing.value(IDLE) == 0, what="the end of its transaction")
+    assert any(map(is_alive, pids(doing)))
+    running.kill()
 
 
 def parent_of(pid: int) -> int:
