@@ -87,9 +87,9 @@ class Attempts:
             if place.token is not None:
                 self._begin(work, place)
                 kill_point("processor.begun")
-            started = time.time()
+            started = time.monotonic()
             # In the ledger until the attempt is recorded: a process that dies before has an attempt to be counted.
-            with station.running(work.entry(station, place, started)) as work.lift:
+            with station.running(work.entry(station, place, time.time())) as work.lift:
                 self._try(work, place, started)
 
     def _begin(self, work: Work, place: Place) -> None:
@@ -197,7 +197,7 @@ class Attempts:
             kill_point("processor.handled")
             self._finish_claimed(work, place)
         kill_point("processor.committed")
-        signals.message_processed.send_robust(ProcessedMessage, row=place.row, duration=time.time() - started)
+        signals.message_processed.send_robust(ProcessedMessage, row=place.row, duration=time.monotonic() - started)
 
     def _run_atomic(self, work: Work, place: Place, message: ReceivedMessage, *, last_resort: bool) -> None:
         # On SQLite a reader that becomes a writer fails if others wrote meanwhile, while one that begins as a writer

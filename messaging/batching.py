@@ -37,7 +37,7 @@ def run_batch(station: Station, handler: Handler, works: Sequence[Work]) -> bool
         return False
     if station.elsewhere.knows_any(handler.database, handler.queue, keys):
         return False
-    began = datetime.now(UTC)
+    began, started = datetime.now(UTC), time.monotonic()
     shared = _shared(station, handler, began)
     witness = inbox.Place(ProcessedMessage(key=keys[0], **shared))  # one stands for all: they are written together
     with station.outages.watch(handler.database):
@@ -50,7 +50,7 @@ def run_batch(station: Station, handler: Handler, works: Sequence[Work]) -> bool
             return False
     kill_point("processor.committed")
     if signals.message_processed.has_listeners(ProcessedMessage):
-        _tell(station, handler, keys, time.time() - began.timestamp())
+        _tell(station, handler, keys, time.monotonic() - started)
     return True
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import re
+import zlib
 from encodings import normalize_encoding
 from encodings.aliases import aliases
 from typing import Any
@@ -30,19 +32,29 @@ CHARSETS |= {alias: name for alias, name in aliases.items() if name in CHARSETS}
 
 LONGEST_CHARSET = 40  # characters of a name
 
+# What senders name as the encoding of bodies that are not encoded; some name the charset there.
+PLAIN = frozenset({"", "identity", "binary", "utf-8", "utf8", "us-ascii", "ascii", "8bit", "7bit"})
+COMPRESSED = frozenset({"gzip", "x-gzip", "deflate"})
+MOST_DECODED = 64 * 1024 * 1024  # bytes: four times the largest message of RabbitMQ 4
 _CONTAINERS = (dict, list, tuple)
 _OTHER_KEY = re.compile(r'"(?:-?[0-9][^"]*|null|true|false)":')  # how JSON writes a key that is not text
 
 _json = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def encode_body(payload: Any, content_type: str | None) -> tuple[bytes, str]:
+def encode_body(payload: Any, content_type: str | None, content_encoding: str | None = None) -> tuple[bytes, str]:
     """Encode a payload: bytes as they are, str as text unless the content type says JSON, anything else as JSON.
 
-    Returns the body and its content type. Raises PayloadError for what cannot be encoded.
+    What is not bytes is compressed where the content encoding is gzip or deflate. Returns the body and its content
+    type. Raises PayloadError for what cannot be encoded.
     """
     if isinstance(payload, (bytes, bytearray, memoryview)):
         return bytes(payload), content_type or "application/octet-stream"
+    body, content_type = _encode_text(payload, content_type)
+    return _compressed(body, content_encoding), content_type
+
+
+def _encode_text(payload: Any, content_type: str | None) -> tuple[bytes, str]:
     if isinstance(payload, str) and not _is_json(content_type):
         try:
             return payload.encode(_charset(content_type)), content_type or "text/plain; charset=utf-8"
@@ -90,10 +102,16 @@ def _check_texts(table: dict[Any, Any]) -> None:
 def decode_body(body: bytes, content_type: str | None, content_encoding: str | None = None) -> Any:
     """Decode a body by its content type: JSON, text, or bytes; without one, text where it is UTF-8.
 
-    Raises PayloadError when the body is not what its content type says.
+    A body that is compressed with gzip or deflate is decompressed first. Raises PayloadError when the body is not what
+    its content type says, or is encoded in another way.
     """
-    if content_encoding and content_encoding.lower() not in ("utf-8", "utf8", "identity", "binary"):
-        return body
+    encoding = (content_encoding or "").strip().lower()
+    if encoding in COMPRESSED:
+        body = _decompressed(body, encoding)
+    elif encoding not in PLAIN:
+        raise PayloadError(
+            f"The body is encoded as {content_encoding!r}, which is not decoded here; take message.body."
+        )
     if not content_type:
         try:
             return body.decode()
@@ -130,6 +148,43 @@ def unpack_body(body: str, body_encoding: str) -> bytes:
         return base64.b64decode(body, validate=True) if body_encoding else body.encode()
     except ValueError as error:
         raise WireError(f"A stored body is damaged: {error}.") from error
+
+
+def _compressed(body: bytes, content_encoding: str | None) -> bytes:
+    encoding = (content_encoding or "").strip().lower()
+    if encoding in PLAIN:
+        return body
+    if encoding not in COMPRESSED:
+        raise PayloadError(f"A payload cannot be encoded as {content_encoding!r} here; give bytes that are.")
+    return zlib.compress(body) if encoding == "deflate" else gzip.compress(body, mtime=0)  # the same each time
+
+
+def _decompressed(body: bytes, encoding: str) -> bytes:
+    """As much as may be: a few kilobytes can become gigabytes."""
+    pieces, left = [b""], MOST_DECODED
+    try:
+        while body:
+            engine = zlib.decompressobj(_window(body, encoding))
+            pieces.append(engine.decompress(body, left + 1))
+            left -= len(pieces[-1])
+            if left < 0:
+                raise PayloadError(
+                    f"The body has more than {MOST_DECODED // 1024 // 1024} MiB once it is decompressed."
+                )
+            if not engine.eof:
+                raise PayloadError(f"The body is not {encoding}: it is cut short.")
+            body = engine.unused_data.lstrip(b"\0") if encoding != "deflate" else b""  # gzip may have several parts
+    except zlib.error as error:
+        raise PayloadError(f"The body is not {encoding}: {error}.") from error
+    return b"".join(pieces)
+
+
+def _window(body: bytes, encoding: str) -> int:
+    """What tells zlib the format; some who say deflate leave out its header."""
+    if encoding != "deflate":
+        return 16 + zlib.MAX_WBITS
+    has_header = len(body) > 1 and body[0] & 15 == 8 and int.from_bytes(body[:2]) % 31 == 0
+    return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
 
 
 def _media_type(content_type: str) -> str:

@@ -80,8 +80,8 @@ class Composer:
         else:
             values["message_id"] = str(self._new_id(message, values))
         row = PublishedMessage.of(values)
-        if message.headers:
-            _set_headers(row, dict(message.headers))
+        if message.headers or message.content_encoding:
+            _set_headers(row, dict(message.headers or {}), message.content_encoding)
         return row
 
     def _address(self, message: Message) -> dict[str, str]:
@@ -110,6 +110,7 @@ class Composer:
             str(message.correlation_id or ""),
             None if message.delay is None else _seconds("delay", message.delay),
             None if message.at is None else values["publish_at"].isoformat(),
+            *([message.content_encoding] if message.content_encoding else []),
         ]
         try:
             headers = encode_table(_in_order(message.headers or {}))
@@ -128,14 +129,15 @@ def _blank() -> dict[str, Any]:
 
 def _content(message: Message) -> dict[str, str]:
     try:
-        body, content_type = encode_body(message.payload, message.content_type)
+        body, content_type = encode_body(message.payload, message.content_type, message.content_encoding)
     except PayloadError as error:
         raise PublishError(str(error)) from error
     text, body_encoding = pack_body(body)
     return {"body": text, "body_encoding": body_encoding, "content_type": _short("content_type", content_type)}
 
 
-def _set_headers(row: PublishedMessage, headers: dict[str, Any]) -> None:
+def _set_headers(row: PublishedMessage, headers: dict[str, Any], encoding: str | None) -> None:
+    """What the columns cannot hold goes into an envelope of the row's own."""
     ours = sorted(name for name in map(_text, headers) if name.startswith(OUR_PREFIX))
     if ours:
         raise PublishError(f"The header {ours[0]!r} begins with {OUR_PREFIX!r}, which is for this app alone.")
@@ -146,8 +148,9 @@ def _set_headers(row: PublishedMessage, headers: dict[str, Any]) -> None:
         _check_copies(headers)
         row.headers = to_json(headers)
         # Bytes, datetimes and decimals exist in AMQP, not in JSON; to PostgreSQL's JSON a large float is an integer.
-        if row.headers != headers or _has_odd_float(headers):
-            properties = Properties.decode(properties_of(row)).edited(add_headers=headers)
+        if encoding or row.headers != headers or _has_odd_float(headers):
+            encoding = _short("content_encoding", encoding) if encoding else None
+            properties = Properties.decode(properties_of(row)).edited(add_headers=headers, content_encoding=encoding)
             row.wire = Envelope(row.exchange, row.routing_key, properties, b"").to_wire()
     except WireError as error:
         raise PublishError(f"The headers cannot be sent: {error}") from error
@@ -187,6 +190,9 @@ def _check_types(message: Any) -> None:
     content_type: Any = message.content_type
     if content_type is not None and not isinstance(content_type, str):
         raise PublishError(f"content_type is {content_type!r}; it must be text.")
+    content_encoding: Any = message.content_encoding
+    if content_encoding is not None and not isinstance(content_encoding, str):
+        raise PublishError(f"content_encoding is {content_encoding!r}; it must be text.")
     if message.reply_to == REPLIES:
         raise PublishError(f"reply_to is {REPLIES!r}, which works only without an outbox; name a queue.")
     if not isinstance(message.mandatory, bool):

@@ -74,7 +74,7 @@ class Crash:
     def failure(self, row: ProcessedMessage) -> Failure:
         """The attempt that it is."""
         handler = registry.find(self.entry.alias, self.entry.queue, row.routing_key)
-        return Failure(self.error, self.worker, handler, self.entry.started, crashed=True)
+        return Failure(self.error, self.worker, handler, self.since, crashed=True)
 
 
 def record_crash(crash: Crash) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from django.db import DatabaseError, transaction
@@ -33,7 +34,7 @@ class Failure:
         error: what went wrong.
         worker: who ran it.
         handler: what ran; None when no handler was found or it never started.
-        started: seconds since the epoch; None when no attempt was started.
+        started: CLOCK_MONOTONIC of its begin, which no change of the host's clock moves; None when none was started.
         crashed: whether the process died with it.
         counted: whether the attempt is recorded already.
         max_attempts, backoff: what a handler would say, where there is none.
@@ -179,6 +180,11 @@ def _due(decision: Decision) -> Any:
     return Now() + timedelta(seconds=decision.retry_after or 0.0)
 
 
+def age_of(started: float) -> timedelta:
+    """How long ago that was, by CLOCK_MONOTONIC."""
+    return timedelta(seconds=max(0.0, time.monotonic() - started))
+
+
 def attempt_of(row: ProcessedMessage, failure: Failure, number: int, round_: int, run: uuid.UUID) -> Attempt:
     """The failure as a row beside it."""
     return Attempt(
@@ -186,7 +192,7 @@ def attempt_of(row: ProcessedMessage, failure: Failure, number: int, round_: int
         number=number,
         round=round_,
         worker=failure.worker,
-        started_at=datetime.fromtimestamp(failure.started, UTC) if failure.started is not None else None,
+        started_at=None if failure.started is None else Now() - age_of(failure.started),
         crashed=failure.crashed,
         exception_type=type_name(failure.error),
         exception_message=storable(text_of(failure.error), 10_000),

@@ -21,6 +21,7 @@ from messaging.trouble import Trouble
 logger = logging.getLogger("messaging.relay")
 
 DATABASE_PAUSE = 1.0  # seconds between tries while a database does not answer
+NEWEST = 8  # while more is due than is leased at once, one in so many of the leased rows is of the newest
 MARK_BATCH = 1000  # confirmed rows that are marked without waiting for more
 MARK_DELAY = 0.05  # seconds that a confirmed row waits for others, to be marked with them
 
@@ -108,14 +109,22 @@ class Leases:
         return seconds  # noqa: RET504 - the guard may have swallowed an error
 
     def take(self, limit: int) -> list[PublishedMessage]:
-        """Lease up to `limit` due rows; as many as that, and more are expected."""
+        """Lease up to `limit` due rows: the oldest, and of more than there is room for also some of the newest.
+
+        What is published while thousands fall due does not wait for all of them.
+        """
+        share = limit // NEWEST
+        oldest = self._lease(limit - share)
+        self.expects_more = len(oldest) == limit - share
+        return [*(self._lease(share, newest=True) if share and self.expects_more else ()), *oldest]
+
+    def _lease(self, limit: int, *, newest: bool = False) -> list[PublishedMessage]:
         rows: list[PublishedMessage] = []
         with self._guard():
-            rows = self._rows().lease(self._alias, self._owner, self._seconds, limit)
+            rows = self._rows().lease(self._alias, self._owner, self._seconds, limit, newest=newest)
             if rows and not self._held:
                 self._renew_at = time.monotonic() + self._seconds / 3
             self._held.update((row.id, row) for row in rows)
-        self.expects_more = len(rows) == limit
         return rows
 
     def confirmed(self, row: PublishedMessage) -> None:

@@ -28,6 +28,7 @@ class Message:
     message_id: str | uuid.UUID | None = field(default=None, kw_only=True)
     correlation_id: str | uuid.UUID | None = field(default=None, kw_only=True)
     content_type: str | None = field(default=None, kw_only=True)
+    content_encoding: str | None = field(default=None, kw_only=True)
     type: str | None = field(default=None, kw_only=True)
     reply_to: str | None = field(default=None, kw_only=True)
     priority: int | None = field(default=None, kw_only=True)

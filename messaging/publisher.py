@@ -36,6 +36,7 @@ def publish(
     message_id: str | uuid.UUID | None = None,
     correlation_id: str | uuid.UUID | None = None,
     content_type: str | None = None,
+    content_encoding: str | None = None,
     type: str | None = None,  # noqa: A002  AMQP's own name
     reply_to: str | None = None,
     priority: int | None = None,
@@ -57,6 +58,7 @@ def publish(
         message_id: up to 255 bytes; a UUID unless given. A consumer processes each id once.
         correlation_id: inside a handler, that of the handled message unless given.
         content_type: decides how text is encoded; guessed from the payload unless given.
+        content_encoding: "gzip" or "deflate" compress what is not bytes; bytes are sent as they are, whatever it says.
         type: the message's type, up to 255 bytes.
         reply_to: the queue that expects an answer, up to 255 bytes.
         priority: 0 to 255.
@@ -80,6 +82,7 @@ def publish(
         message_id=message_id,
         correlation_id=correlation_id,
         content_type=content_type,
+        content_encoding=content_encoding,
         type=type,
         reply_to=reply_to,
         priority=priority,

@@ -119,7 +119,7 @@ def record_counted(
     last = row.failures().order_by("-id").first()
     is_late = last is not None and last.exception_type.endswith(".HandlerTimeout")
     error = (HandlerTimeout if is_late else ProcessDied)(last.exception_message if last else "Its process died.")
-    failure = Failure(error, worker, handler, time.time(), crashed=True, counted=True)
+    failure = Failure(error, worker, handler, time.monotonic(), crashed=True, counted=True)
     failures.record(inbox.existing(row), failure, database, settings)
 
 
@@ -220,7 +220,7 @@ def record_abandoned(
 ) -> bool:
     """Count the crash of a worker that stopped renewing its claim. False when it was recorded otherwise meanwhile."""
     error = ProcessDied(f"The worker {row.worker} stopped renewing its claim: it died, or lost the database.")
-    failure = Failure(error, row.worker, handler, time.time(), crashed=True)
+    failure = Failure(error, row.worker, handler, time.monotonic(), crashed=True)
     try:
         failures.record(inbox.abandoned(row), failure, database, settings)
         return True

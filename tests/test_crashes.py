@@ -304,7 +304,7 @@ def test_a_failure_counts_from_what_is_recorded_at_that_moment(handle: Handle) -
     processor, row = handle(max_attempts=2), claimed(arrived())
     place = inbox.existing(row)
     ProcessedMessage.objects.update(attempts=1)
-    failure = Failure(ValueError("no"), "worker-0", processor.route(arrived()), time.time())
+    failure = Failure(ValueError("no"), "worker-0", processor.route(arrived()), time.monotonic())
     assert failures.record(place, failure, "default", processor.settings).state == State.FAILED
     row = ProcessedMessage.objects.get()
     assert (row.attempts, row.attempt_set.get().number) == (2, 2)

@@ -10,6 +10,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connections
 from django.db.models import F
+from django.utils import timezone
 
 from messaging.clock import Now
 from messaging.envelope import Envelope
@@ -43,6 +44,15 @@ def test_a_lease_takes_due_rows_once() -> None:
     seconds = rows.wait("default")
     assert seconds is not None
     assert 5 < seconds <= 15
+
+
+@pytest.mark.django_db
+def test_a_lease_may_take_the_newest() -> None:
+    made = [publish("k", 1, at=timezone.now() - timedelta(minutes=minutes)) for minutes in (3, 1, 2)]
+    publish("k", 1, delay=3600)
+    taken = [[row.pk for row in rows.lease("default", "one", 15, 1, newest=newest)] for newest in (True, False, True)]
+    assert taken == [[made[1].pk], [made[0].pk], [made[2].pk]]
+    assert rows.lease("default", "one", 15, 1, newest=True) == []
 
 
 @pytest.mark.django_db

@@ -170,7 +170,9 @@ def test_the_relay_finds_its_rows_by_an_index() -> None:
 
     def lease() -> None:
         assert rows.wait("default") == 0
-        held.extend(rows.lease("default", "one", 15, FEW))
+        half = FEW // 2
+        held.extend(rows.lease("default", "one", 15, FEW - half))
+        held.extend(rows.lease("default", "one", 15, half, newest=True))
         assert len(held) == FEW
 
     def mark() -> None:
@@ -206,6 +208,7 @@ def test_no_step_reads_a_backlog_that_is_newer_than_the_statistics(processor: Pr
     assert_apart(relay)
     assert_apart(lambda: rows.wait(LONG))
     assert_apart(lambda: rows.lease(LONG, "one", 15, MANY))
+    assert_apart(lambda: rows.lease(LONG, "one", 15, MANY, newest=True))
     [one] = plans_of(lambda: rows.exclude(state=Out.PUBLISHED).filter(pk=held[0].pk).count()).values()
     assert backlogs(one), "an index that is read as a whole is noticed"
     delivery = arrived("fail")

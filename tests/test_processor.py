@@ -199,6 +199,30 @@ def test_an_old_copy_beside_its_pending_retry_does_not_run(handle: Handle) -> No
     assert only_row().attempts == 1
 
 
+def test_a_jump_of_the_hosts_clock_moves_no_time_of_an_attempt(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+    real = time.time
+
+    def jump(message: ReceivedMessage) -> None:
+        hours = 3 if message.payload == "fail" else -3
+        monkeypatch.setattr(time, "time", lambda: real() + hours * 3600)
+        if message.payload == "fail":
+            raise RuntimeError
+
+    receive = lambda duration, **_: told.append(duration)  # noqa: E731
+    message_processed.connect(receive, weak=False)
+    try:
+        processor = handle(jump)
+        processor.process(arrived("fail"), nothing)
+        processor.process(arrived("fine"), nothing)
+    finally:
+        message_processed.disconnect(receive)
+    assert 0 < told[0] < 60
+    attempt = Attempt.objects.get()
+    assert attempt.started_at is not None
+    assert timedelta(0) <= attempt.ended_at - attempt.started_at < timedelta(seconds=60)
+
+
 def test_reject_fails_at_once_and_retry_names_its_pause(handle: Handle) -> None:
     def refuse(message: ReceivedMessage) -> None:
         if message.payload == "reject":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+import gzip
 import time
 import uuid
+import zlib
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -22,7 +24,7 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from messaging import Message, apublish, apublish_many, conf, publish, publish_many
-from messaging.bodies import decode_body, encode_body, pack_body, unpack_body
+from messaging.bodies import MOST_DECODED, decode_body, encode_body, pack_body, unpack_body
 from messaging.clock import Now, in_utc
 from messaging.composing import Composer
 from messaging.envelope import CAUSATION, Envelope
@@ -203,6 +205,9 @@ def test_a_float_in_a_header_stays_that_float(number: float) -> None:
         {"payload": {"a": 1}, "content_type": "text/plain"},
         {"payload": "ä", "content_type": "text/plain; charset=ascii"},
         {"payload": "ä", "content_type": "text/plain; charset=klingon"},
+        {"content_encoding": "x" * 256, "payload": b""},
+        {"content_encoding": 5},
+        {"content_encoding": "br"},
         {"message_id": "x" * 256},
         {"correlation_id": "x" * 256},
         {"type": "x" * 256},
@@ -371,6 +376,62 @@ def test_async_code_needs_no_query_for_what_the_database_filled_in() -> None:
         return [value for row in published for value in (row.created_at, row.publish_at, row.due_at)]
 
     assert None not in async_to_sync(look)()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "GZIP", "identity"])
+@pytest.mark.parametrize("payload", [{"order": [17] * 100}, "text " * 100, {"order": [17] * 100, "odd": 1.5}])
+def test_a_payload_is_compressed_and_arrives_as_it_was(encoding: str, payload: Any) -> None:
+    row = publish("k", payload, content_encoding=encoding, headers={"tenant": "acme"}, correlation_id="talk")
+    row.refresh_from_db()
+    message = received(row)
+    assert (message.payload, row.payload) == (payload, payload)
+    assert (message.properties.content_encoding, message.correlation_id) == (encoding, "talk")
+    assert message.headers == row.headers == {"tenant": "acme"}
+    assert (len(message.body) < 150) is (encoding != "identity")
+
+
+@pytest.mark.django_db
+def test_bytes_are_sent_as_they_are_whatever_encoding_is_named() -> None:
+    message = received(publish("k", b"as it is", content_encoding="br"))
+    assert (message.body, message.properties.content_encoding) == (b"as it is", "br")
+    with pytest.raises(PayloadError, match="encoded as 'br', which is not decoded here"):
+        _ = message.payload
+
+
+def test_a_compressed_body_is_the_same_each_time() -> None:
+    made = {Composer(conf.get("default"), cause(atomic=False)).compose(Message("k", 1, content_encoding=one)).message_id
+            for one in ("gzip", "gzip", "deflate", None)}  # fmt: skip
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "decoded"),
+    [
+        (gzip.compress(b'{"a"') + gzip.compress(b":1}") + bytes(64), "gzip", {"a": 1}),
+        (gzip.compress(b"7"), "X-GZIP", 7),
+        (zlib.compress(b"7"), "deflate", 7),
+        (zlib.compress(b"7")[2:-4], "deflate", 7),
+        (b"7", "UTF-8", 7),
+    ],
+)
+def test_what_others_compress_is_decoded(body: bytes, encoding: str, decoded: Any) -> None:
+    assert decode_body(body, "application/json", encoding) == decoded
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "words"),
+    [
+        (gzip.compress(b"7")[:-6], "gzip", "cut short"),
+        (b"7", "gzip", "not gzip"),
+        (b"\xff\xff", "deflate", "not deflate"),
+        (gzip.compress(bytes(MOST_DECODED + 1)), "gzip", "more than 64 MiB once it is decompressed"),
+        (b"7", "zstd", "'zstd', which is not decoded here"),
+    ],
+)
+def test_what_cannot_be_decoded_is_refused_in_words(body: bytes, encoding: str, words: str) -> None:
+    with pytest.raises(PayloadError, match=words):
+        decode_body(body, "application/json", encoding)
 
 
 class Elsewhere:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from typing import Any
 from urllib.parse import unquote
@@ -116,6 +117,22 @@ def test_what_no_queue_takes_waits_for_one_and_says_so_from_the_first_return(des
     with relaying():
         wait_until(lambda: states() == {Out.PUBLISHED: 3}, what="each of them published")
     assert len(desk.bodies("late")) == len(lost)
+
+
+def test_what_is_published_while_thousands_fall_due_does_not_wait_for_them(desk: Desk) -> None:
+    desk.queue("work")
+    desk.queue("soon")
+    due = datetime.now(UTC) - timedelta(minutes=1)
+    publish_many([Message("work", "late", queue="work", at=due)] * 15_000)
+    rows = PublishedMessage.objects
+    with relaying():
+        wait_until(rows.filter(state=Out.PUBLISHED).exists, what="the relay at work")
+        row = publish("soon", "now", queue="soon")
+        wait_until(state_is(row, Out.PUBLISHED), what="the new one published")
+        assert rows.pending().count() > 3000
+        wait_until(lambda: not rows.pending().exists(), what="all of them published", deadline=120)
+    assert states() == {Out.PUBLISHED: 15_001}
+    assert desk.bodies("soon") == [b"now"]
 
 
 def test_a_site_whose_relay_is_off_sends_nothing(desk: Desk, settings: Settings) -> None:

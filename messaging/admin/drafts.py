@@ -8,8 +8,8 @@ from typing import Any
 from django.core.exceptions import ValidationError
 
 from messaging import conf
-from messaging.admin.display import seconds_until
 from messaging.admin.forms import JSON, TEXT, parse_json, usual_exchange
+from messaging.clock import Now
 from messaging.models import PublishedMessage
 
 
@@ -37,9 +37,14 @@ def initial(row: PublishedMessage) -> dict[str, Any]:
         "headers": json.dumps(row.headers, ensure_ascii=False, indent=2) if row.headers else "",
         "priority": row.priority,
         "expiration": None if row.expiration is None else row.expiration / 1000,
-        "publish_at": row.publish_at if seconds_until(row.publish_at) > 0 else None,
+        "publish_at": row.publish_at if _lies_ahead(row) else None,
         "mandatory": row.mandatory,
     }
+
+
+def _lies_ahead(row: PublishedMessage) -> bool:
+    """By the clock that it is sent by: by a host's own that is ahead, the moment would be lost."""
+    return PublishedMessage.objects.using(row._state.db).filter(pk=row.pk, publish_at__gt=Now()).exists()
 
 
 def _is_json(text: str) -> bool:

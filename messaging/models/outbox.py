@@ -62,18 +62,20 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
         found = self.scheduled(alias).annotate(now=Now()).values_list("due_at", "now")[:1]
         return next((max(0.0, (due - now).total_seconds()) for due, now in found if due is not None), None)
 
-    def lease(self, alias: str, owner: str, seconds: float, limit: int) -> list[PublishedMessage]:
-        """Take up to `limit` due rows for `seconds`; other relays leave them alone until then.
+    def lease(
+        self, alias: str, owner: str, seconds: float, limit: int, *, newest: bool = False
+    ) -> list[PublishedMessage]:
+        """Take up to `limit` due rows for `seconds`, the oldest or the newest; other relays leave them alone till then.
 
         Each row comes back with the columns `LEASED`, among them the lease's `lease_token`, which every later mark but
         `published` needs.
         """
         owner, token = owner[:OWNER_LENGTH], uuid.uuid4()
-        connection = transaction.get_connection(self.db)
-        if connection.vendor == "postgresql":
-            found = self._lease_at_once(alias, owner, token, seconds, limit)
+        due = self.due(alias).reverse() if newest else self.due(alias)
+        if transaction.get_connection(self.db).vendor == "postgresql":
+            found = self._lease_at_once(due[:limit], owner, token, seconds)
         else:
-            found = self._lease_in_steps(alias, owner, token, seconds, limit)
+            found = self._lease_in_steps(due, owner, token, seconds, limit)
         database = self.db
         return [self.model.of(dict(zip(LEASED, values, strict=True)), database) for values in sorted(found)]
 
@@ -154,13 +156,13 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
         texts = "\0".join(sendings).replace("\\", r"\\").replace('"', r"\"").replace("\0", '","')  # no id has a NUL
         return _any(_Sending(), f'{{"{texts}"}}', "text[]")
 
-    def _lease_at_once(self, alias: str, owner: str, token: uuid.UUID, seconds: float, limit: int) -> list[Any]:
+    def _lease_at_once(self, rows: Self, owner: str, token: uuid.UUID, seconds: float) -> list[Any]:
         """One statement that locks, changes and returns; its commit does not wait for the disk.
 
         A lease that the server forgets in a crash has its row sent again, as when a relay dies.
         """
         connection = transaction.get_connection(self.db)
-        due, params = self.due(alias).values("id")[:limit].query.get_compiler(self.db).as_sql()
+        due, params = rows.values("id").query.get_compiler(self.db).as_sql()
         found = rows_of(
             connection,
             f"UPDATE {self.model._meta.db_table} "  # noqa: S608 - our own model's names
@@ -172,18 +174,18 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
         # Most have no headers, and a driver takes longer over their JSON than over the rest of the row.
         return [(*values, {} if headers == "{}" else json.loads(headers)) for *values, headers in found]
 
-    def _lease_in_steps(self, alias: str, owner: str, token: uuid.UUID, seconds: float, limit: int) -> list[Any]:
+    def _lease_in_steps(self, due: Self, owner: str, token: uuid.UUID, seconds: float, limit: int) -> list[Any]:
         """Look, then change, then read what was changed."""
         changes = {"lease_owner": owner, "lease_token": token, "due_at": after(seconds)}
         if transaction.get_connection(self.db).features.has_select_for_update_skip_locked:
             with transaction.atomic(using=self.db):
-                locked = self.due(alias).select_for_update(skip_locked=True)
+                locked = due.select_for_update(skip_locked=True)
                 ids = list(locked.values_list("id", flat=True)[:limit])
                 self.filter(id__in=ids).update(**changes)
         else:  # Nothing is locked by looking, so the condition decides who wins, and an idle relay never writes.
-            ids = list(self.due(alias).values_list("id", flat=True)[:limit])
+            ids = list(due.values_list("id", flat=True)[:limit])
             if ids:
-                self.due(alias).order_by().filter(id__in=ids).update(**changes)
+                due.order_by().filter(id__in=ids).update(**changes)
         return list(self.filter(lease_token=token, id__in=ids).values_list(*LEASED)) if ids else []
 
 

@@ -96,7 +96,10 @@ class PublishedMessage(StoredMessage):
     @property
     def payload(self) -> Any:
         """The body decoded by its content type. Raises PayloadError when it is not what that says."""
-        return decode_body(self.raw_body, self.content_type)
+        encoding = None
+        if self.wire is not None:
+            encoding = Envelope.from_wire(bytes(self.wire), b"").properties.content_encoding
+        return decode_body(self.raw_body, self.content_type, encoding)
 
     @property
     def waits_for_queue(self) -> bool:
