@@ -84,6 +84,7 @@ class AliasSettings:
         tls: `CA_FILE`, `CERT_FILE`, `KEY_FILE`, `VERIFY`, `SERVER_NAME`.
         management_url: base of RabbitMQ's management API, with credentials if they differ from `URL`'s.
         stop_timeout: seconds that running handlers get after the first signal.
+        resend_after: seconds after which a retry or requeue that did not come back is sent again; None for never.
         notify: wake relays by NOTIFY where the database has it.
         poll_interval: seconds between a relay's looks at the outbox.
     """
@@ -104,6 +105,7 @@ class AliasSettings:
     tls: Mapping[str, Any] = field(default_factory=dict, repr=False)
     management_url: str | None = field(default=None, repr=False)
     stop_timeout: float = 30.0
+    resend_after: float | None = None
     notify: bool = True
     poll_interval: float = 0.2
 
@@ -197,6 +199,7 @@ def _settings(alias: str, values: Mapping[str, Any]) -> AliasSettings:
         tls=values.get("TLS", {}),
         management_url=values.get("MANAGEMENT_URL"),
         stop_timeout=float(values.get("STOP_TIMEOUT", 30)),
+        resend_after=values.get("RESEND_AFTER"),
         notify=values.get("NOTIFY", True),
         poll_interval=float(values.get("POLL_INTERVAL", 0.2)),
     )

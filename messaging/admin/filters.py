@@ -15,9 +15,11 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from messaging import conf
+from messaging.clock import Now
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
 from messaging.models import ProcessedMessage
+from messaging.rounds import LONG, not_back
 
 PERIODS = {
     "15m": (_("Past 15 minutes"), timedelta(minutes=15)),
@@ -50,12 +52,15 @@ class StateFilter(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
         """Every state of the model."""
-        opened = [("open", _("open"))] if model_admin.model is ProcessedMessage else []
+        is_inbox = model_admin.model is ProcessedMessage
+        opened = [("open", _("open")), ("away", _("sent, not back"))] if is_inbox else []
         return [*opened, *model_admin.model.State.choices]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """The rows in that state."""
         value = self.value()
+        if value == "away" and queryset.model is ProcessedMessage:
+            return not_back(queryset, Now() - timedelta(seconds=LONG))
         if value == "open" and queryset.model is ProcessedMessage:
             return queryset.filter(state__in=ProcessedMessage.OPEN)
         return queryset.filter(state=value) if value in queryset.model.State.values else queryset

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
-from messaging.admin.display import seconds_until, span
+from messaging.admin.display import local, seconds_until, span
 from messaging.admin.paginator import bounded_count
 from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.base import written
+from messaging.rounds import LONG, not_back, oldest
 
 LATE = 60  # seconds after which a message that is due and not sent is a sign of trouble
 
@@ -37,8 +39,8 @@ def cards(request: HttpRequest, site: str = "admin") -> list[Card]:
     if not request.user.has_perm("messaging.view_processedmessage"):
         return outgoing_cards(request, site)
     failed = written(ProcessedMessage).failed()
-    incoming = _failed(_("Incoming, failed"), failed, f"{site}:messaging_processedmessage_changelist")
-    return [incoming, *outgoing_cards(request, site)]
+    name = f"{site}:messaging_processedmessage_changelist"
+    return [_failed(_("Incoming, failed"), failed, name), *_not_back(name), *outgoing_cards(request, site)]
 
 
 def outgoing_cards(request: HttpRequest, site: str = "admin") -> list[Card]:
@@ -54,6 +56,16 @@ def _failed(label: str, rows: Any, name: str) -> Card:
     count = bounded_count(rows)
     note = _("wait for an operator") if count else _("none")
     return Card(label, count, note, f"{reverse(name)}?state=failed", alarm=bool(count))
+
+
+def _not_back(name: str) -> list[Card]:
+    """The retries and requeues that left the outbox and are not back, if there are any."""
+    rows = not_back(written(ProcessedMessage), Now() - timedelta(seconds=LONG))
+    count, first = bounded_count(rows), oldest(rows)
+    if not count or first is None:
+        return []
+    note = _("since %(moment)s") % {"moment": local(first)}
+    return [Card(_("Incoming, sent and not back"), count, note, f"{reverse(name)}?state=away", alarm=True)]
 
 
 def _due(name: str) -> Card:
