@@ -9,16 +9,18 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 from django.db import router, transaction
 
-from messaging.chores import Keeper, claims_chores
+from messaging.chores import Chores, Keeper, claims_chores
 from messaging.clock import Now
 from messaging.database import is_up
 from messaging.exceptions import DatabaseUnavailable
 from messaging.models import QueueControl
 from messaging.models import Worker as WorkerRow
 from messaging.processor import Processor
+from messaging.resending import resend
 
 logger = logging.getLogger("messaging.consumer")
 
@@ -26,6 +28,7 @@ POLL = 2.0  # seconds between two looks at the pause flags
 HEARTBEAT = 5.0  # seconds between two signs of life
 FORGOTTEN = timedelta(days=1)
 PROBE = 1.0  # seconds between two questions to a database that is away
+RESEND_INTERVAL = 20.0  # seconds between two looks for rounds that did not come back
 TRIAL = 2.0  # seconds that it has to be well to count as back
 LONGEST_PROBE = 30.0  # seconds, when it seems to be back again and again
 
@@ -131,14 +134,21 @@ class Housekeeper(Keeper):
 
     def keepers(self) -> list[Keeper]:
         """Itself, and one for each further database that may hold claims."""
-        further = [database for database in self._processor.databases if database != self._database]
-        return [
-            self,
-            *(
-                Keeper(database, self._processor, claims_chores(self._processor, database), self._on_outage)
-                for database in further
-            ),
+        processor = self._processor
+        further = [database for database in processor.databases if database != self._database]
+        keepers = [
+            Keeper(database, processor, claims_chores(processor, database), self._on_outage) for database in further
         ]
+        if processor.settings.resend_after is not None:  # on threads of their own: they ask the broker
+            keepers += [
+                Keeper(database, processor, self._resending(database), self._on_outage)
+                for database in processor.databases
+            ]
+        return [self, *keepers]
+
+    def _resending(self, database: str) -> Chores:
+        act = partial(resend, self._processor.alias, self._queues, database)
+        return {"the rounds that did not come back": (RESEND_INTERVAL, act)}
 
     def _after_round(self) -> None:
         self.has_looked.set()

@@ -1,10 +1,17 @@
-"""The later rounds of incoming messages in the outbox: cancelled, or sent again where the broker lost them."""
+"""The later rounds of incoming messages: cancelled in the outbox, or sent again where they never came back.
+
+So it is when a backup was restored, the broker lost its disk, or nobody consumes the queue any more.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
 
-from django.db.models import F, QuerySet
+from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery
+from django.db.models.expressions import Combinable
+from django.db.models.functions import Coalesce
 
 from messaging import conf
 from messaging.clock import Now
@@ -16,6 +23,7 @@ from messaging.sealing import compose_round
 
 In = ProcessedMessage.State
 Out = PublishedMessage.State
+LONG = 600  # seconds after which a round that is not back is worth a look
 
 
 def cancel_rounds(row: ProcessedMessage) -> int:
@@ -54,6 +62,27 @@ def send_round_again(row: ProcessedMessage) -> PublishedMessage | None:
     again = compose_round(row, Now())
     again.save(using=row._state.db, force_insert=True)
     return again
+
+
+def not_back(rows: QuerySet[Any], since: datetime | Combinable) -> QuerySet[Any]:
+    """Those whose present round was sent before `since` and has not come back, each with `sent_at`.
+
+    Where retention has removed the row that was sent, it was sent long ago.
+    """
+    own = {"alias": OuterRef("alias"), "queue": OuterRef("queue"), "message_id": OuterRef("message_id")}
+    rounds = PublishedMessage.objects.using(rows.db).filter(inbox=OuterRef("pk"), **own)
+    sent = rounds.filter(state=Out.PUBLISHED, round=OuterRef("round")).order_by("-published_at")
+    awaited = rows.filter(state__in=ProcessedMessage.AWAITING).filter(Q(retry_at=None) | Q(retry_at__lt=since))
+    sent_at = Coalesce(Subquery(sent.values("published_at")[:1]), "retry_at", "received_at")
+    left = awaited.exclude(Exists(rounds.filter(in_state(Out.PENDING))))
+    found: QuerySet[Any] = left.annotate(sent_at=sent_at).filter(sent_at__lt=since)
+    return found
+
+
+def oldest(rows: QuerySet[Any]) -> datetime | None:
+    """When the first of the rows of `not_back()` was sent."""
+    found: datetime | None = rows.order_by(F("sent_at")).values_list("sent_at", flat=True).first()
+    return found
 
 
 def incoming_of(row: PublishedMessage, database: str) -> Iterator[ProcessedMessage]:

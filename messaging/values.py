@@ -159,6 +159,9 @@ ALIAS: Mapping[str, Rule] = {
     "MANAGEMENT_URL": Rule(_or_none(_is_string), 'a URL such as "http://user:password@host:15672", or None'),
     "STOP_TIMEOUT": Rule(_number(0, 86400), "a number of seconds, 0 to 86400"),
     "FREEZE_TIMEOUT": Rule(_or_none(_number(5, 86400)), "a number of seconds, 5 to 86400, or None"),
+    "RESEND_AFTER": Rule(
+        _or_none(_number(60, LONGEST_WAIT)), "a number of seconds, at least 60, or None to leave it to operators"
+    ),
     "NOTIFY": _FLAG,
     "POLL_INTERVAL": Rule(_number(0, 86400, above=True), "a number of seconds above 0, at most 86400"),
     "RELAY": _FLAG,

@@ -68,7 +68,7 @@ def test_what_differs_is_grouped_by_urgency_and_counted_in_the_last_line(setting
     assert said.splitlines()[-1] == "2 missing, 2 losses: something has to be done."
     for paragraph in said.split("\n\n")[2:-1]:
         assert paragraph.startswith(("    ", "  Loss", "  Note")), paragraph
-    assert said.count("MANAGEMENT_URL cannot be seen") + said.count("Without MANAGEMENT_URL, bindings") == 1
+    assert said.count("Without MANAGEMENT_URL, bindings") == said.count("are not checked.") == 1
     assert "guest:guest" not in said
 
 
@@ -117,3 +117,46 @@ def test_the_help_tells_the_exit_status(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         Command().run_from_argv(["manage.py", "topology", "--help"])
     assert "exit status:\n  0  nothing has to be done" in capsys.readouterr().out
+
+
+@pytest.mark.broker
+@pytest.mark.django_db
+@pytest.mark.parametrize("embedded", [True, False])
+def test_bindings_to_a_queue_that_was_renamed_are_told_and_removed_one_by_one(
+    settings: Settings, embedded: bool, vhost_url: str, management_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "database://" if embedded else vhost_url
+    options = {} if embedded else {"MANAGEMENT_URL": management_url}
+    use(settings, url, **options, QUEUES={"billing": {"bindings": [("shop", "orders.#"), ("shop", "paid")]}})
+    run()
+    use(settings, url, **options, QUEUES={"invoices": {"bindings": [("shop", "orders.#")]}})
+    run()
+    said = run("--check")
+    assert said.count("this site does not name it") == 2
+    assert "it may be another service's" in said
+    assert "--unbind QUEUE KEY" in said
+    assert said.splitlines()[-1] == "2 warnings: nothing has to be done."
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "no")
+    assert "Nothing was changed" in run("--using", "shop", "--unbind", "billing", "orders.#", status=1)
+    assert 'queue "billing" with routing key "orders.#"' in asked[0]
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    assert "It keeps what it holds" in run("--using", "shop", "--unbind", "billing", "orders.#")
+    assert run("--check").count("this site does not name it") == 1
+    assert "Removed" in run("--using", "shop", "--unbind", "billing", "paid", "--no-input")
+    assert run("--check").splitlines()[-1] == "Everything is as it should be."
+
+
+@pytest.mark.django_db
+def test_a_binding_that_the_site_asks_for_is_not_removed(settings: Settings) -> None:
+    use(settings, "database://")
+    run()
+    assert "asks for the routing key" in run("--using", "shop", "--unbind", "billing", "orders.#", status=1)
+
+
+@pytest.mark.django_db
+def test_queues_of_other_aliases_are_this_sites_too(settings: Settings) -> None:
+    use(settings, "database://")
+    settings.MESSAGING["other"] = {"URL": "database://", "EXCHANGE": "shop", "QUEUES": {"mail": QUEUES["billing"]}}
+    run()
+    assert run("--check").splitlines()[-1] == "Everything is as it should be."

@@ -46,9 +46,15 @@ def moment(value: datetime | None, *, seconds: bool = True) -> SafeString:
         '<time datetime="{}" title="{} UTC">{}</time>',
         aware.isoformat(),
         aware.isoformat(" ", "seconds").partition("+")[0],
-        timezone.localtime(aware).isoformat(" ", "seconds" if seconds else "minutes")[: 19 if seconds else 16],
+        local(aware, seconds=seconds),
     )
     return format_html('{} <span class="msg-when">{}</span>', stamp, distance(aware))
+
+
+def local(value: datetime, *, seconds: bool = False) -> str:
+    """A point in time in the reader's time zone."""
+    text = timezone.localtime(in_utc(value)).isoformat(" ", "seconds" if seconds else "minutes")
+    return text[: 19 if seconds else 16]
 
 
 def client_of(address: str) -> str:

@@ -15,10 +15,12 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from messaging import conf
+from messaging.clock import Now
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
 from messaging.models import ProcessedMessage
 from messaging.models.outbox import PublishedMessageQuerySet
+from messaging.rounds import LONG, not_back
 
 PERIODS = {
     "15m": (_("Past 15 minutes"), timedelta(minutes=15)),
@@ -52,12 +54,15 @@ class StateFilter(admin.SimpleListFilter):
     def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
         """Every state of the model."""
         if model_admin.model is ProcessedMessage:
-            return [("open", _("open")), *model_admin.model.State.choices]
+            own = [("open", _("open")), ("away", _("sent, not back"))]
+            return [*own, *model_admin.model.State.choices]
         return [*model_admin.model.State.choices, ("waiting", _("waiting for a queue"))]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """The rows in that state."""
         value = self.value()
+        if value == "away" and queryset.model is ProcessedMessage:
+            return not_back(queryset, Now() - timedelta(seconds=LONG))
         if value == "open" and queryset.model is ProcessedMessage:
             return queryset.filter(state__in=ProcessedMessage.OPEN)
         if value == "waiting" and isinstance(queryset, PublishedMessageQuerySet):

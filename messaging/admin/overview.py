@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from django.db.models import BooleanField, Count, ExpressionWrapper, Min, Q
@@ -9,12 +10,13 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
-from messaging.admin.display import seconds_until, span
+from messaging.admin.display import local, seconds_until, span
 from messaging.admin.paginator import LIMIT, Bounded, bounded_count
 from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.base import written
 from messaging.models.outbox import UNROUTABLE
+from messaging.rounds import LONG, not_back, oldest
 
 LATE = 60  # seconds after which a message that is due and not sent is a sign of trouble
 
@@ -39,8 +41,8 @@ def cards(request: HttpRequest, site: str = "admin") -> list[Card]:
     if not request.user.has_perm("messaging.view_processedmessage"):
         return outgoing_cards(request, site)
     failed = written(ProcessedMessage).failed()
-    incoming = _failed(_("Incoming, failed"), failed, f"{site}:messaging_processedmessage_changelist")
-    return [incoming, *outgoing_cards(request, site)]
+    name = f"{site}:messaging_processedmessage_changelist"
+    return [_failed(_("Incoming, failed"), failed, name), *_not_back(name), *outgoing_cards(request, site)]
 
 
 def outgoing_cards(request: HttpRequest, site: str = "admin") -> list[Card]:
@@ -58,6 +60,16 @@ def _failed(label: str, rows: Any, name: str) -> Card:
     return Card(label, count, note, f"{reverse(name)}?state=failed", alarm=bool(count))
 
 
+def _not_back(name: str) -> list[Card]:
+    """The retries and requeues that left the outbox and are not back, if there are any."""
+    rows = not_back(written(ProcessedMessage), Now() - timedelta(seconds=LONG))
+    count, first = bounded_count(rows), oldest(rows)
+    if not count or first is None:
+        return []
+    note = _("since %(moment)s") % {"moment": local(first)}
+    return [Card(_("Incoming, sent and not back"), count, note, f"{reverse(name)}?state=away", alarm=True)]
+
+
 def _unsent(name: str) -> list[Card]:
     """What is due; and what no queue took, if there is any. One query, of as many rows as are ever counted."""
     due = written(PublishedMessage).pending().filter(publish_at__lte=Now()).order_by("id")
@@ -67,10 +79,10 @@ def _unsent(name: str) -> list[Card]:
         due=Count("pk", filter=Q(is_unrouted=False)),
         oldest=Min("publish_at", filter=Q(is_unrouted=False)),
     )
-    oldest, url = found["oldest"], reverse(name)
+    first, url = found["oldest"], reverse(name)
     number: type[int] = Bounded if found["due"] + found["waiting"] > LIMIT else int
-    age = -seconds_until(oldest) if oldest else 0.0
-    note = _("oldest %(span)s") % {"span": span(age)} if oldest else _("nothing waits")
+    age = -seconds_until(first) if first else 0.0
+    note = _("oldest %(span)s") % {"span": span(age)} if first else _("nothing waits")
     cards = [Card(_("Outgoing, due"), number(found["due"]), note, f"{url}?state=pending", alarm=age > LATE)]
     if found["waiting"]:
         label, note = _("Outgoing, waiting for a queue"), _("no queue takes them")

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.translation import gettext as _
 
 from messaging import conf, topology
-from messaging.admin.display import client_of, moment, seconds_until, span
+from messaging.admin.display import client_of, local, moment, seconds_until, span
 from messaging.admin.paginator import LIMIT, Bounded
 from messaging.backends.base import QueueDepth, QueueSpec
+from messaging.clock import Now
 from messaging.exceptions import ConfigurationError
 from messaging.holders import long_ones
 from messaging.models import ProcessedMessage, QueueControl, Worker
 from messaging.models.base import written
 from messaging.readings import Reading, read
+from messaging.rounds import LONG, not_back
 
 SEEN = 60  # seconds after which a worker that says nothing is called silent
 KEPT = timedelta(days=1)  # for which a silent worker is still listed
@@ -37,6 +40,7 @@ class QueueRow:
     consumers: str
     dead: str
     failures: int
+    away: str
     control: QueueControl | None
     exists: bool
     links: dict[str, str]
@@ -78,8 +82,8 @@ def panels(site: str) -> list[AliasPanel]:
         site: name of the admin site that their links lead into.
     """
     controls = {(control.alias, control.queue): control for control in written(QueueControl)[:LIMIT]}
-    failures = open_failures()
-    return [_panel(alias, site, controls, failures) for alias in conf.aliases()]
+    failures, away = open_failures(), rounds_away()
+    return [_panel(alias, site, controls, failures, away) for alias in conf.aliases()]
 
 
 def open_failures() -> dict[tuple[str, str], int]:
@@ -89,6 +93,18 @@ def open_failures() -> dict[tuple[str, str], int]:
     if found.total() <= LIMIT:
         return dict(found)
     return {key: Bounded(count) for key, count in found.items()}
+
+
+def rounds_away() -> dict[tuple[str, str], str]:
+    """What was sent to each queue and is not back, and since when, by alias and queue; of the first so many."""
+    rows = not_back(written(ProcessedMessage), Now() - timedelta(seconds=LONG)).order_by("pk")
+    found: dict[tuple[str, str], list[datetime]] = {}
+    for alias, queue, sent_at in rows.values_list("alias", "queue", "sent_at")[:LIMIT]:
+        found.setdefault((alias, queue), []).append(sent_at)
+    return {
+        key: _("%(count)d since %(moment)s") % {"count": len(times), "moment": local(min(times))}
+        for key, times in found.items()
+    }
 
 
 def workers() -> list[dict[str, Any]]:
@@ -125,7 +141,11 @@ def is_waiting(workers: list[dict[str, Any]]) -> bool:
 
 
 def _panel(
-    alias: str, site: str, controls: dict[tuple[str, str], QueueControl], failures: dict[tuple[str, str], int]
+    alias: str,
+    site: str,
+    controls: dict[tuple[str, str], QueueControl],
+    failures: dict[tuple[str, str], int],
+    away: dict[tuple[str, str], str],
 ) -> AliasPanel:
     try:
         specs = topology.build(alias).queues
@@ -146,6 +166,7 @@ def _panel(
                 consumers=_number(depth, "consumers"),
                 dead=_number(dead, "ready"),
                 failures=failures.get((alias, spec.name), 0),
+                away=away.get((alias, spec.name), ""),
                 control=controls.get((alias, spec.name)),
                 exists=depth is None or depth.exists,
                 links=_links(alias, spec.name, site),
@@ -157,8 +178,10 @@ def _panel(
 def _links(alias: str, queue: str, site: str) -> dict[str, str]:
     query = urlencode({"alias": alias, "queue": queue})
     failed = urlencode({"state": "failed", "queue": queue})
+    away = urlencode({"state": "away", "queue": queue})
     return {
         "failures": f"{reverse(f'{site}:messaging_processedmessage_changelist')}?{failed}",
+        "away": f"{reverse(f'{site}:messaging_processedmessage_changelist')}?{away}",
         "pause": f"{reverse(f'{site}:messaging_queuecontrol_pause')}?{query}",
         "resume": f"{reverse(f'{site}:messaging_queuecontrol_resume')}?{query}",
     }

@@ -288,6 +288,10 @@ class Backend(abc.ABC):
     def compare(self, topology: Topology) -> list[Difference]:
         """The differences between the topology and the broker; changes nothing. Raises BrokerUnavailable."""
 
+    @abc.abstractmethod
+    def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
+        """Remove one binding; one that does not exist is no error. Raises TopologyError, BrokerUnavailable."""
+
     @property
     def unseen(self) -> str:
         """What the last `compare()` could not see of this broker and why, in one sentence; "" if it saw everything."""

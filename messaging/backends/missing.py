@@ -39,6 +39,17 @@ def binding(name: str, exchange: str, routing_key: str) -> Difference:
     )
 
 
+def needless_binding(name: str, exchange: str, routing_key: str) -> Difference:
+    """A binding of our exchange to a queue that this site does not name: an old one, or another service's."""
+    return Difference(
+        f'queue "{name}"',
+        f'it is bound to exchange "{exchange}" with routing key "{routing_key}", and this site does not name it. If '
+        "that was its name here before, it fills; it may be another service's.",
+        "If it is yours: run what it holds by naming it once more, then remove its bindings one by one with "
+        "`manage.py topology --unbind QUEUE KEY`.",
+    )
+
+
 def default_binding(name: str, routing_key: str) -> Difference:
     """A binding that cannot be made: the default exchange delivers by queue name and takes no bindings."""
     return Difference(

@@ -51,6 +51,11 @@ class DatabaseBroker(Backend):
         with broker_errors(self._database):
             return catalog.compare(self._database, topology)
 
+    def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
+        """Remove one binding."""
+        with broker_errors(self._database):
+            catalog.unbind(self._database, queue, exchange, routing_key)
+
     def depths(self, queues: Iterable[str]) -> list[QueueDepth]:
         """A reading of each queue."""
         names = list(dict.fromkeys(queues))

@@ -15,6 +15,7 @@ from messaging.handlers import topic_matches
 from messaging.models import EmbeddedBinding, EmbeddedExchange, EmbeddedQueue
 from messaging.models.embedded import key_of
 from messaging.texts import storable
+from messaging.topology import named_queues
 
 BUILT_IN = {"amq.topic": "topic", "amq.direct": "direct", "amq.fanout": "fanout"}
 TYPES = ("topic", "direct", "fanout")
@@ -72,7 +73,13 @@ def declare(database: str, topology: Topology) -> list[Difference]:
 
 def compare(database: str, topology: Topology) -> list[Difference]:
     """Everything that differs; changes nothing."""
-    return [*_missing(database, topology), *_remarks(topology), *_foreign(database, topology)]
+    found = [*_missing(database, topology), *_remarks(topology), *_foreign(database, topology)]
+    return [*found, *_needless(database, topology)]
+
+
+def unbind(database: str, queue: str, exchange: str, routing_key: str) -> None:
+    """Remove one binding; one that does not exist is no error."""
+    EmbeddedBinding.objects.using(database).filter(key=key_of(exchange, queue, routing_key)).delete()
 
 
 def _declare_queue(database: str, spec: QueueSpec) -> None:
@@ -128,6 +135,15 @@ def _foreign(database: str, topology: Topology) -> Iterator[Difference]:
     for spec in topology.queues:
         if not spec.declare and key_of(spec.name) not in known:
             yield missing.queue(spec.name, ours=False)
+
+
+def _needless(database: str, topology: Topology) -> Iterator[Difference]:
+    """Bindings of our exchanges to queues that this site does not name."""
+    ours = {key_of(one.name): one.name for one in topology.exchanges if one.declare}
+    named = {key_of(name) for name in named_queues(topology)}
+    bindings = EmbeddedBinding.objects.using(database).filter(exchange__key__in=ours).exclude(queue__key__in=named)
+    for key, queue, routing_key in bindings.order_by("id").values_list("exchange__key", "queue__name", "routing_key"):
+        yield missing.needless_binding(queue, ours[key], routing_key)
 
 
 def _remarks(topology: Topology) -> Iterator[Difference]:

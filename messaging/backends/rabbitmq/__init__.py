@@ -20,7 +20,7 @@ from messaging.backends.rabbitmq.sender import RabbitSender
 from messaging.backends.rabbitmq.session import Session
 from messaging.backends.rabbitmq.survey import Survey
 from messaging.conf import AliasSettings
-from messaging.exceptions import BrokerUnavailable
+from messaging.exceptions import BrokerUnavailable, TopologyError
 
 __all__ = ["RabbitMQ"]
 
@@ -50,17 +50,25 @@ class RabbitMQ(Backend):
 
     def compare(self, topology: Topology) -> list[Difference]:
         """The differences; bindings and policies only where `MANAGEMENT_URL` is set and answers."""
-        self._unseen = f"Without MANAGEMENT_URL, {inspection.UNSEEN} cannot be seen."
+        self._unseen = f"Without MANAGEMENT_URL, {inspection.UNSEEN} are not checked."
         if self.settings.management_url:
             try:
                 found = list(Survey(Management(self.settings)).compare(topology))
             except BrokerUnavailable as error:
-                self._unseen = f"{error} Without it, {inspection.UNSEEN} cannot be seen."
+                self._unseen = f"{error} Without it, {inspection.UNSEEN} are not checked."
             else:
                 self._unseen = ""
                 return found
         with Session(self.settings, "topology check") as session:
             return list(inspection.compare(session, topology))
+
+    def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
+        """Remove one binding; see the contract."""
+        try:
+            with Session(self.settings, "topology") as session:
+                session.unbind_queue(queue, exchange, routing_key)
+        except ChannelRefused as refusal:
+            raise TopologyError(f'Queue "{queue}" cannot be unbound: {refusal.code} {refusal.reason}.') from None
 
     @property
     def unseen(self) -> str:

@@ -11,7 +11,10 @@ from messaging.backends.rabbitmq.comparison import compare_queue, wishes
 from messaging.backends.rabbitmq.errors import ChannelRefused
 from messaging.backends.rabbitmq.session import Session
 
-UNSEEN = "bindings, policies (one may add dead lettering), and the arguments of queues that others declare"
+UNSEEN = (
+    "bindings (to queues that this site no longer names, too), policies (one may add dead lettering), and the "
+    "arguments of queues that others declare"
+)
 
 
 def compare(session: Session, topology: Topology) -> Iterator[Difference]:

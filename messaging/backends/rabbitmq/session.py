@@ -61,6 +61,11 @@ class Session:
         bind = _QUEUE.Bind(queue=name, exchange=exchange, routing_key=routing_key, arguments={})
         self._request(bind, _QUEUE.BindOk)
 
+    def unbind_queue(self, name: str, exchange: str, routing_key: str) -> None:
+        """Remove a binding; one that does not exist is no error."""
+        unbind = _QUEUE.Unbind(queue=name, exchange=exchange, routing_key=routing_key, arguments={})
+        self._request(unbind, _QUEUE.UnbindOk)
+
     def delete_queue(self, name: str) -> None:
         """Delete a queue with all that it holds; one that does not exist is no error."""
         self._request(_QUEUE.Delete(queue=name), _QUEUE.DeleteOk)

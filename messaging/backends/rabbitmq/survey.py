@@ -13,6 +13,7 @@ from messaging.backends.rabbitmq.found import FoundQueue
 from messaging.backends.rabbitmq.losses import Wish
 from messaging.backends.rabbitmq.management import Management
 from messaging.handlers import topic_matches
+from messaging.topology import named_queues
 
 _AE = "alternate-exchange"
 
@@ -34,6 +35,15 @@ class Survey:
             yield from self._compare_exchange(name, None)
         for queue in topology.queues:
             yield from self._compare_queue(queue)
+        for exchange in topology.exchanges:
+            if exchange.declare and not probes.is_builtin(exchange.name):
+                yield from self._needless_bindings(exchange.name, named_queues(topology))
+
+    def _needless_bindings(self, exchange: str, named: frozenset[str]) -> Iterator[Difference]:
+        for binding in self._management.bindings_from(exchange):
+            queue = str(binding.get("destination"))
+            if binding.get("destination_type") == "queue" and queue not in named:
+                yield missing.needless_binding(queue, exchange, str(binding.get("routing_key")))
 
     def _compare_exchange(self, name: str, type_: str | None) -> Iterator[Difference]:
         """The differences of an exchange; of one that others publish to, `type_` is None."""

@@ -14,6 +14,7 @@ from messaging.management.options import in_batches, moment, operator, report
 from messaging.models import ProcessedMessage
 from messaging.models.processed import ProcessedMessageQuerySet
 from messaging.operations import requeue
+from messaging.rounds import not_back
 
 NAME = "manage.py requeue_messages"
 
@@ -31,12 +32,17 @@ class Command(MessagingCommand):
         add("--exception", action="append", help="only with this exception (class, with or without its module)")
         add(
             "--state",
-            choices=["failed", "retrying", "processing"],
+            choices=["failed", "retrying", "requeued", "processing"],
             default="failed",
             help="default: failed; of those in processing, only what no worker holds any more",
         )
         add("--after", metavar="TIME", help="only received at or after this time (ISO 8601; the site's time zone)")
         add("--before", metavar="TIME", help="only received before this time")
+        add(
+            "--not-back-since",
+            metavar="TIME",
+            help="of those retrying or requeued, only what was sent to its queue before this time and never came back",
+        )
         add("--id", action="append", dest="ids", help="only this message id; may be repeated")
         add("--alias", help="only of this alias of MESSAGING")
         add("--limit", type=int, help="at most this many, the oldest first")
@@ -49,6 +55,8 @@ class Command(MessagingCommand):
         """Requeue in batches, each in its own transaction, and print what was done."""
         if options["limit"] is not None and options["limit"] < 1:
             raise CommandError("--limit must be at least 1.")
+        if options["not_back_since"] and options["state"] not in ProcessedMessage.AWAITING:
+            raise CommandError("--not-back-since takes --state retrying or --state requeued.")
         database = options["database"] or router.db_for_write(ProcessedMessage)
         if database not in connections:
             raise CommandError(f'--database: DATABASES has no "{database}"; it has {", ".join(connections)}.')
@@ -64,9 +72,9 @@ class Command(MessagingCommand):
 
 def select(rows: ProcessedMessageQuerySet, options: dict[str, Any]) -> QuerySet[ProcessedMessage, int]:
     """The primary keys that the options name, the oldest first. Raises CommandError for an unreadable time."""
-    rows = rows.filter(state=options["state"])
     if options["state"] == ProcessedMessage.State.PROCESSING:
         rows = rows.unclaimed()
+    rows = rows.filter(state=options["state"])
     for option, column in (("queue", "queue"), ("handler", "handler"), ("ids", "message_id")):
         if options[option]:
             rows = rows.filter(**{f"{column}__in": options[option]})
@@ -78,7 +86,10 @@ def select(rows: ProcessedMessageQuerySet, options: dict[str, Any]) -> QuerySet[
         rows = rows.filter(received_at__gte=moment(options["after"], "--after"))
     if options["before"]:
         rows = rows.filter(received_at__lt=moment(options["before"], "--before"))
-    return rows.order_by("pk").values_list("pk", flat=True)
+    found: QuerySet[Any] = rows
+    if options["not_back_since"]:
+        found = not_back(rows, moment(options["not_back_since"], "--not-back-since"))
+    return found.order_by("pk").values_list("pk", flat=True)
 
 
 def _exceptions(names: list[str]) -> Q:

@@ -56,11 +56,21 @@ class Command(MessagingCommand):
         """The command line."""
         parser.add_argument("--using", metavar="ALIAS", help="alias of MESSAGING (all)")
         parser.add_argument("--check", action="store_true", help="compare only, and change nothing")
+        parser.add_argument(
+            "--unbind",
+            nargs=2,
+            metavar=("QUEUE", "KEY"),
+            help="remove this one binding of the alias's exchange, after asking; --check lists those that nobody names",
+        )
+        parser.add_argument("--no-input", action="store_true", help="do not ask before a binding is removed")
         parser.add_argument("--json", action="store_true", help="print the differences as JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Declare or compare every alias, then print what was found."""
         registry.discover()
+        if options["unbind"]:
+            self._unbind(options["using"] or conf.DEFAULT_ALIAS, *options["unbind"], ask=not options["no_input"])
+            return
         rows: list[dict[str, Any]] = []
         trouble: list[tuple[str, MessagingError]] = []
         for alias in [options["using"]] if options["using"] else conf.aliases():
@@ -93,6 +103,30 @@ class Command(MessagingCommand):
             self._explain(found)
             self._summarise(found, options["check"])
         return found
+
+    def _unbind(self, alias: str, queue: str, key: str, *, ask: bool) -> None:
+        """Remove a binding that this site does not ask for."""
+        try:
+            exchange, backend = conf.get(alias).exchange, get_backend(alias)
+            if any(spec.name == queue and (exchange, key) in spec.bindings for spec in topology.build(alias).queues):
+                text = f'A handler or QUEUES["{queue}"] asks for the routing key "{key}": remove it there first.'
+                raise CommandError(text)
+            if ask:
+                text = f'the binding of exchange "{exchange}" to queue "{queue}" with routing key "{key}"'
+                self._ask(f"Remove {text} at {backend.settings.safe_url}? [y/N] ")
+            backend.unbind(queue, exchange, key)
+        except MessagingError as error:
+            returncode = UNREACHABLE if isinstance(error, BrokerUnavailable) else 1
+            raise CommandError(f"{alias}: {error}", returncode=returncode) from error
+        self.stdout.write(self.style.SUCCESS(f'Removed: queue "{queue}" gets "{key}" no more. It keeps what it holds.'))
+
+    def _ask(self, question: str) -> None:
+        try:
+            answer = input(question).strip().lower()
+        except EOFError:  # nobody is there
+            answer = ""
+        if answer not in ("y", "yes"):
+            raise CommandError("Nothing was changed.")
 
     def _explain(self, found: list[Difference]) -> None:
         """One paragraph for each difference, the most urgent first."""
