@@ -89,7 +89,8 @@ def test_settings_pass_the_system_checks(block: Block) -> None:
     names: dict[str, Any] = {}
     run(block, names)
     with override_settings(MESSAGING=names["MESSAGING"]):
-        assert [str(problem) for problem in check_messaging()] == []
+        absent = "messaging.W004"  # the files and variables that a page names are on no machine of ours
+        assert [str(problem) for problem in check_messaging() if problem.id != absent] == []
         for alias in conf.aliases():
             conf.get(alias)
 

@@ -46,7 +46,7 @@ REQUEUE = action(
 )
 DISCARD = action("discard", "operator", "operations.discard", "operations._leave", "rounds.cancel_rounds")
 RESTORE = action("restore", "operator", "operations.restore")
-REPLAY = action("replay", "operator", "operations.replay", "rounds.send_round_again")
+REPLAY = action("replay", "operator", "operations.replay", "rounds.send_round_again", "resending._send_again")
 PUBLISH_AGAIN = action("publish again", "operator", "operations.release")
 LAY_ASIDE = action("discard the outgoing row", "operator", "operations.discard_published")
 PRUNE = action("retention deletes it", "operator", "retention.prune", "retention._delete")

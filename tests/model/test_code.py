@@ -22,6 +22,7 @@ OUTSIDE = {
     "messaging.backends.database.DatabaseBroker.purge_and_delete": "for tests",
     "messaging.backends.database.catalog._declare_queue": BROKER,
     "messaging.backends.database.catalog.declare": BROKER,
+    "messaging.backends.database.catalog.unbind": BROKER,
     "messaging.backends.database.errors.broker_errors": BROKER,
     "messaging.backends.database.feed.Feed.open": BROKER,
     "messaging.backends.database.sender.DatabaseSender._probe": BROKER,
