@@ -10,7 +10,7 @@ from __future__ import annotations
 from django.db import OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from messaging.prepared import can_prepare
+from messaging.prepared import can_prepare, owns
 
 _KEPT = "_messaging_session"  # attribute of Django's connection: the driver's, and how its session was at first
 
@@ -91,8 +91,11 @@ def number_of(connection: BaseDatabaseWrapper) -> int:
     """PostgreSQL's number of a session, which begins here at the latest; 0 where a pooler may stand between."""
     if connection.vendor != "postgresql":
         return 0
-    connection.ensure_connection()
-    return int(connection.connection.pgconn.backend_pid) if can_prepare(connection) else 0
+    if not owns(connection):
+        connection.ensure_connection()
+        if not can_prepare(connection):
+            return 0
+    return int(connection.connection.pgconn.backend_pid)
 
 
 def end_orphan(database: str, number: int, age: float) -> None:
