@@ -36,6 +36,7 @@ from messaging.killpoints import kill_point
 from messaging.logs import one_line
 from messaging.message import ReceivedMessage, Running
 from messaging.models import ProcessedMessage
+from messaging.session import renew
 from messaging.station import Station, Work, inserts_first
 
 logger = logging.getLogger("messaging.processor")
@@ -180,7 +181,10 @@ class Attempts:
                     continue
                 failure = Failure(error, self._station.worker, work.handler, started)
                 took = time.monotonic() - began
-                if rerun == RERUNS or not _worth_rerunning(error, place, work.database, took, is_first=rerun == 0):
+                is_first, is_last = rerun == 0, rerun == RERUNS
+                ends = is_last or not _worth_rerunning(error, place, work.database, took, is_first=is_first)
+                renew(connections[work.database])
+                if ends:
                     self._record(place, failure, work)
                     return
                 close_old()
@@ -194,6 +198,7 @@ class Attempts:
             self._run_atomic(work, place, message, last_resort=last_resort)
         else:
             self._call(work, message, _cause(place.row, work.handler), place.row.derivation)
+            renew(connections[work.database])
             kill_point("processor.handled")
             self._finish_claimed(work, place)
         kill_point("processor.committed")
@@ -331,7 +336,9 @@ def _worth_rerunning(error: BaseException, place: Place, database: str, took: fl
     """
     if was_idle(error):
         return False
-    if is_lost(error, database) or (is_database_error(error) and not connections[database].is_usable()):
+    connection = connections[database]
+    is_open = connection.connection is not None  # which MySQL's cannot be asked otherwise
+    if is_lost(error, database) or (is_database_error(error) and not (is_open and connection.is_usable())):
         reconnect(database)
         return (is_first or took < BRIEF) and not is_too_long(database, took)
     return is_conflict(error) or place.escape(error)

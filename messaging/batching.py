@@ -21,6 +21,7 @@ from messaging.inserting import insert_values
 from messaging.killpoints import kill_point
 from messaging.message import ReceivedMessage, Running
 from messaging.models import ProcessedMessage
+from messaging.session import renew
 from messaging.station import Station, Work, inserts_first
 
 logger = logging.getLogger("messaging.processor")
@@ -45,6 +46,7 @@ def run_batch(station: Station, handler: Handler, works: Sequence[Work]) -> bool
             _run(station, handler, works, keys, shared, witness)
         except BaseException as error:  # noqa: BLE001  SystemExit is a failed attempt as well
             station.outages.raise_if_away(error, handler.database)
+            renew(connections[handler.database])
             if witness.is_unfinished:
                 station.outages.steadily(handler.database, lambda: _take_back(station, handler, keys, began))
             return False

@@ -169,11 +169,13 @@ class Child:
 
     def enforce_life(self, *, may_end: bool) -> None:
         """Say so when it does nothing beside one handler, and kill it where that is limited and `may_end`."""
-        handlers = sorted({found.entry.handler for found in self._ledger.running_entries()})
-        if self._watch.look(self.pid, handlers) and may_end and not self._is_frozen:
+        if self._watch.look(self.pid, self._handlers) and may_end and not self._is_frozen:
             self._is_frozen = True
             logger.error("Process %s %s: it is killed.", self.pid, self._froze())
             self._kill()
+
+    def _handlers(self) -> list[str]:
+        return sorted({found.entry.handler for found in self._ledger.running_entries()})
 
     def _froze(self) -> str:
         return f"has done nothing beside one handler for more than {self._watch.limit or 0:g} s"
@@ -291,7 +293,7 @@ class Child:
             "Process %s %s while it ran %s; another one starts in %.1f s.",
             self.pid,
             describe(status),
-            ", ".join(sorted({found.entry.handler for found in running})) or "no handler",
+            ", ".join(self._handlers()) or "no handler",
             pause,
         )
 

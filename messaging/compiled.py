@@ -72,25 +72,32 @@ def insert(row: models.Model, database: str, *, lock_wait: float | None = None, 
 
 
 def exists(model: type[models.Model], database: str, **values: Any) -> bool:
-    """Whether there is a row with these values.
+    """Whether there is a row with these values; see `ask()`."""
+    return ask(model, database, "1", **values) is not None
+
+
+def ask(model: type[models.Model], database: str, what: str, **values: Any) -> Any:
+    """The value of an SQL expression, where there is a row with these values; else None.
 
     Args:
         model: of the row.
         database: alias of `DATABASES`.
+        what: the expression, which is never NULL.
         values: by field.
     """
     connection, options = connections[database], model._meta
     fields: list[Any] = [options.get_field(name) for name in values]
-    shape = (connection.alias, model, *values)
+    shape = (connection.alias, model, what, *values)
     sql = _statements.get(shape)
     if sql is None:
         quote = connection.ops.quote_name
         places = " AND ".join(f"{quote(str(field.column))} = %s" for field in fields)
-        sql = f"SELECT 1 FROM {quote(options.db_table)} WHERE {places} LIMIT 1"  # noqa: S608  names of ours
+        sql = f"SELECT {what} FROM {quote(options.db_table)} WHERE {places} LIMIT 1"  # noqa: S608  names of ours
         _statements[shape] = sql
     with connection.cursor() as cursor:
         cursor.execute(sql, [field.get_db_prep_save(values[field.name], connection) for field in fields])
-        return cursor.fetchone() is not None
+        found = cursor.fetchone()
+        return None if found is None else found[0]
 
 
 def _is_watched(model: type[models.Model]) -> bool:

@@ -23,6 +23,7 @@ from messaging.handlers import Handler
 from messaging.message import ReceivedMessage, Running, running
 from messaging.proof import UNPROVEN, Proof
 from messaging.savepoints import run_commit_hooks
+from messaging.session import leave
 
 logger = logging.getLogger("messaging.processor")
 
@@ -70,6 +71,7 @@ def proven_commit(database: str, what: object, *, mode: str) -> Iterator[Proof]:
         if not hook.given:
             raise
         logger.exception("%r is processed, but a commit hook failed.", what)
+    leave(connection)
     if not hook.given:
         raise CommitNotProven(UNPROVEN)
 

@@ -63,6 +63,8 @@ def end_fork() -> NoReturn:
 
 def _note(connection: Any, **_: Any) -> None:
     _databases.add(connection)
+    with suppress(Exception):  # SQLite has none; others' drivers do so themselves, or forget to
+        os.set_inheritable(connection.connection.fileno(), False)
 
 
 def _part() -> None:

@@ -21,12 +21,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import BooleanField, Case, F, QuerySet, Value, When
 
 from messaging.clock import Now
-from messaging.compiled import exists, insert
+from messaging.compiled import ask, exists, insert
 from messaging.database import Local, brief_locks, is_lock_wait, is_refusal
 from messaging.envelope import MAX_ROUND, Envelope
 from messaging.handlers import Handler
 from messaging.ledger import run_of
 from messaging.models import ProcessedMessage
+from messaging.session import part, state_of
 
 TWIN_WAIT = 2.0  # seconds that a record waits for another transaction with the same message
 
@@ -310,7 +311,11 @@ def comes_again(row: ProcessedMessage, handler: Handler | None) -> bool:
 def stands(row: ProcessedMessage, database: str) -> bool:
     """Whether a record that this transaction wrote before its handler ran is still there; `proof` knows when to ask."""
     own = {"id": row.pk, "key": row.key} if row.pk else {"alias": row.alias, "queue": row.queue, "key": row.key}
-    return exists(ProcessedMessage, database, **own, state=row.state, worker=row.worker)
+    connection = connections[database]
+    found = ask(ProcessedMessage, database, state_of(connection), **own, state=row.state, worker=row.worker)
+    if found is not None:
+        part(connection, found)
+    return found is not None
 
 
 def gate(row: ProcessedMessage, envelope: Envelope) -> Verdict:

@@ -37,6 +37,12 @@ def can_prepare(connection: BaseDatabaseWrapper) -> bool:
     return owned
 
 
+def owns(connection: BaseDatabaseWrapper) -> bool:
+    """Whether `can_prepare()` has found the session of an open connection to be its own."""
+    raw = connection.connection
+    return raw is not None and _owned.get(raw, False)
+
+
 def execute(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> Any:
     """Execute a statement that is worth keeping, such as one for every message, and return its only row."""
     kept = vars(connection).pop(_KEPT, None)  # nobody else has it meanwhile

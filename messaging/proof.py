@@ -22,6 +22,7 @@ from messaging.exceptions import CommitNotProven
 from messaging.inbox import stands
 from messaging.models import ProcessedMessage
 from messaging.savepoints import release
+from messaging.session import begin
 
 # Seconds beyond a handler's timeout after which the server ends its idle transaction. More than a supervisor that still
 # runs, on however busy a machine, takes to kill the process, so that this is what is recorded; less than anyone minds.
@@ -52,6 +53,8 @@ class Proof:
     def __init__(self, database: str, *, in_test: bool) -> None:
         self._database, self._in_test = database, in_test
         connection = self._connection = connections[database]
+        if not in_test:
+            begin(connection)
         has_savepoint = in_test or connection.vendor == "sqlite"
         self._savepoint = connection.savepoint() if has_savepoint else None
         self._before = self._marked = _reported(connection)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import threading
 import time
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ class Repeats(logging.Filter):
     def __init__(self, most: int = MOST, seconds: float = SECONDS) -> None:
         super().__init__()
         self._most, self._seconds = most, seconds
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget everything, as in a process that was forked, where the lock may be held for ever."""
         self._kinds: dict[Any, _Kind] = {}
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
@@ -87,6 +92,7 @@ class Repeats(logging.Filter):
 def limit() -> None:
     """Have it so for the loggers of this process that write a line for a message."""
     repeats = Repeats()
+    os.register_at_fork(after_in_child=repeats.begin)
     for name in LOGGERS:
         logging.getLogger(name).addFilter(repeats)
     atexit.register(repeats.flush)

@@ -14,11 +14,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 logger = logging.getLogger("messaging.supervisor")
 
 PULSE = 1.0  # seconds between two signs of life
 SILENCE = 10.0  # seconds without one that are worth a line
+STOPPED = 2.0  # seconds between two looks of a supervisor that did not run itself
 MOST = 32 * 1024  # bytes of stacks
 # One that nobody uses by name; there is none where a system has no such signals.
 _SIGNAL = int(signal.SIGRTMIN) + 9 if hasattr(signal, "SIGRTMIN") else 0
@@ -43,6 +45,7 @@ class Watch:
     def begin(self) -> None:
         """Another process starts, of which nothing has been heard."""
         self._heard_at: float | None = None
+        self._looked_at = time.monotonic()
         self._is_asked = self._is_told = False
 
     def heard(self, pid: int) -> None:
@@ -52,14 +55,18 @@ class Watch:
             logger.warning("Process %s goes on, after %.0f s.", pid, now - (self._heard_at or now))
         self._heard_at, self._is_asked, self._is_told = now, False, False
 
-    def look(self, pid: int, running: Sequence[str]) -> bool:
+    def look(self, pid: int, running: Callable[[], Sequence[str]]) -> bool:
         """Say so where nothing was heard of it for too long. Returns whether it is to be ended.
 
         Args:
             pid: the process.
-            running: the handlers that it runs.
+            running: tells the handlers that it runs.
         """
-        silent = time.monotonic() - self._heard_at if self._heard_at is not None else 0.0
+        now, looked_at = time.monotonic(), self._looked_at
+        self._looked_at = now
+        if self._heard_at is not None and now - looked_at > STOPPED:
+            self._heard_at = now  # this process was stopped too, perhaps by the machine
+        silent = now - self._heard_at if self._heard_at is not None else 0.0
         if silent <= self._patience:
             return False
         if not self._is_asked:
@@ -67,7 +74,8 @@ class Watch:
             self._ask(pid)
         elif not self._is_told:  # at the next look: by then it has answered
             self._is_told = True
-            what = f"{' or '.join(running)} holds the interpreter's lock" if running else "it hangs"
+            handlers = " or ".join(running())
+            what = f"{handlers} holds the interpreter's lock" if handlers else "it hangs"
             text = "Process %s has done nothing else for %.0f s: %s, or the machine is too busy.%s"
             logger.warning(text, pid, silent, what, self._stacks())
         return self.limit is not None and silent > self.limit
@@ -76,7 +84,8 @@ class Watch:
         if self.fd >= 0:
             os.ftruncate(self.fd, 0)
             os.lseek(self.fd, 0, os.SEEK_SET)
-            os.kill(pid, _SIGNAL)
+            with suppress(OSError):  # it has ended
+                os.kill(pid, _SIGNAL)
 
     def _stacks(self) -> str:
         written = os.pread(self.fd, MOST, 0).decode(errors="replace").strip() if self.fd >= 0 else ""

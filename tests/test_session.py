@@ -21,10 +21,11 @@ from tests.settings import TEST_DB
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(TEST_DB != "postgres", reason="about PostgreSQL's sessions"),
+    pytest.mark.skipif(TEST_DB == "sqlite", reason="a connection is a session of its own"),
 ]
+postgres = pytest.mark.skipif(TEST_DB != "postgres", reason="about PostgreSQL's sessions")
 
-LEFT = {
+LEFT_IN_POSTGRESQL = {
     "path": "SET search_path TO pg_catalog",
     "another path": "SET search_path TO pg_catalog, public",
     "role": "SET ROLE pg_monitor",
@@ -37,9 +38,23 @@ LEFT = {
     "lock timeout": "SET lock_timeout TO 1",
     "nothing": "SELECT 1",
 }
-SEEN = (
+SEEN_IN_POSTGRESQL = (
     "SELECT current_user, current_setting('search_path'), current_setting('TimeZone'), "
     "current_setting('statement_timeout')"
+)
+LEFT_IN_MARIADB = {
+    "read-only": "SET SESSION TRANSACTION READ ONLY",
+    "statement timeout": "SET SESSION max_statement_time = 0.05",
+    "isolation": "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+    "time zone": "SET time_zone = '+05:30'",
+    "mode": "SET SESSION sql_mode = ''",
+    "lock timeout": "SET SESSION innodb_lock_wait_timeout = 1",
+    "nothing": "SELECT 1",
+}
+LEFT, SLEEP, SEEN = (
+    (LEFT_IN_MARIADB, "SELECT SLEEP(0.1)", "SELECT DATABASE(), @@time_zone, @@sql_mode, @@max_statement_time")
+    if TEST_DB == "mariadb"
+    else (LEFT_IN_POSTGRESQL, "SELECT pg_sleep(0.1)", SEEN_IN_POSTGRESQL)
 )
 
 
@@ -49,7 +64,8 @@ def leave(message: ReceivedMessage) -> None:
         if message.type:
             cursor.execute(message.type)
             return
-        cursor.execute("SELECT pg_sleep(0.1)")
+        cursor.execute(SLEEP)
+        cursor.fetchall()
         cursor.execute(SEEN)
         Effect.objects.create(key=message.id, value=str(cursor.fetchone()))
         publish("seen", message.id)
@@ -83,6 +99,23 @@ def run_batch(messages: list[ReceivedMessage]) -> None:
         leave(message)
 
 
+@pytest.mark.parametrize("what", [LEFT["time zone"], "USE information_schema"])
+def test_what_a_handler_leaves_that_fails_costs_nobody_anything(what: str) -> None:
+    def fail(message: ReceivedMessage) -> None:
+        leave(message)
+        if message.type:
+            raise ValueError
+
+    registry = Registry()
+    registered(registry, fail)
+    processor = Processor("default", "worker-1", handlers=registry)
+    processor.process(arrived(), lambda: None)
+    processor.process(arrived(type=what), lambda: None)  # the second one fails at its record, or is no SQL
+    processor.process(arrived(), lambda: None)
+    assert sorted(ProcessedMessage.objects.values_list("state", flat=True)) == ["processed", "processed", "retrying"]
+    assert len(set(Effect.objects.values_list("value", flat=True))) == 1
+
+
 def test_a_round_that_was_recorded_before_finds_a_clean_session() -> None:
     registry = Registry()
     registered(registry, leave, backoff=0)
@@ -93,6 +126,7 @@ def test_a_round_that_was_recorded_before_finds_a_clean_session() -> None:
     assert len(set(Effect.objects.values_list("value", flat=True))) == 1
 
 
+@postgres
 def test_a_session_that_is_as_it_was_is_kept_and_asked_nothing() -> None:
     registry = Registry()
     registered(registry, lambda message: None)
@@ -105,6 +139,7 @@ def test_a_session_that_is_as_it_was_is_kept_and_asked_nothing() -> None:
     assert [query["sql"].split()[0] for query in queries] == ["BEGIN", "INSERT", "COMMIT"]
 
 
+@postgres
 def test_a_record_of_ours_that_cannot_be_made_costs_no_attempt() -> None:
     """Neither the first time nor after a new connection: it is nobody's attempt."""
     registry = Registry()
@@ -123,6 +158,7 @@ def test_a_record_of_ours_that_cannot_be_made_costs_no_attempt() -> None:
     assert ProcessedMessage.objects.count() == 0
 
 
+@postgres
 @pytest.mark.parametrize("at_end", [True, False], ids=["at its end", "at a statement"])
 @pytest.mark.parametrize("silent", [True, False], ids=["cut without a word", "told"])
 def test_a_transaction_that_was_idle_for_too_long_is_one_attempt(at_end: bool, silent: bool) -> None:
@@ -167,6 +203,7 @@ def ended(pid: int) -> bool:
         other.close()
 
 
+@postgres
 def test_a_lock_limit_of_ours_tells_of_another_session() -> None:
     with brief_locks(connection, 1):
         pass
