@@ -35,7 +35,7 @@ LONGEST_CHARSET = 40  # characters of a name
 # What senders name as the encoding of bodies that are not encoded; some name the charset there.
 PLAIN = frozenset({"", "identity", "binary", "utf-8", "utf8", "us-ascii", "ascii", "8bit", "7bit"})
 COMPRESSED = frozenset({"gzip", "x-gzip", "deflate"})
-MOST_DECODED = 64 * 1024 * 1024  # bytes: four times the largest message of RabbitMQ 4
+MOST_DECODED = 16 * 1024 * 1024  # bytes: what RabbitMQ 4 takes of a message that is not compressed
 _CONTAINERS = (dict, list, tuple)
 _OTHER_KEY = re.compile(r'"(?:-?[0-9][^"]*|null|true|false)":')  # how JSON writes a key that is not text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 
@@ -68,7 +68,8 @@ class Drain:
         self._databases = usable(settings.databases)
         for database in self._databases:
             refuse_nested(database)
-        self._processor = Processor(alias, "drain()", call=_call, databases=self._databases)
+        exact = replace(settings, retry=replace(settings.retry, jitter=0.0))  # a test says how much time passes
+        self._processor = Processor(alias, "drain()", call=_call, databases=self._databases, settings=exact)
         self._queues = {spec.name: spec for spec in topology.build(alias).queues}
         self._handled = frozenset(registry.queues(alias))
         self._dead = {f"{queue}.dead" for queue in self._handled if settings.queue(queue).dead_letter} - self._handled

@@ -87,7 +87,7 @@ class Retry(MessagingError):
     """Raise from a handler to have the message retried later; counts as an attempt.
 
     Args:
-        after: seconds until the next attempt; None leaves it to the handler's backoff.
+        after: seconds until the next attempt, or a little more; None leaves it to the handler's backoff.
         reason: shown to operators.
     """
 

@@ -54,6 +54,7 @@ class Processor:
         handlers: the registry to find handlers in.
         call: calls a handler.
         databases: those that may know a message; None for the settings' and the handlers'.
+        settings: the alias's, unless given.
     """
 
     def __init__(
@@ -65,9 +66,10 @@ class Processor:
         handlers: Registry = registry,
         call: Call = call,
         databases: Sequence[str] | None = None,
+        settings: conf.AliasSettings | None = None,
     ) -> None:
         self.alias = alias
-        self.settings = conf.get(alias)
+        self.settings = settings or conf.get(alias)
         self.outages = Outages()
         claims = Claims(self.settings.lease, self.outages)
         running = running or (lambda _entry: nullcontext(_nothing))

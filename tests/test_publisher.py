@@ -425,7 +425,7 @@ def test_what_others_compress_is_decoded(body: bytes, encoding: str, decoded: An
         (gzip.compress(b"7", mtime=0)[:-6], "gzip", "cut short"),
         (b"7", "gzip", "not gzip"),
         (b"\xff\xff", "deflate", "not deflate"),
-        (gzip.compress(bytes(MOST_DECODED + 1), mtime=0), "gzip", "more than 64 MiB once it is decompressed"),
+        (gzip.compress(bytes(MOST_DECODED + 1), mtime=0), "gzip", "more than 16 MiB once it is decompressed"),
         (b"7", "zstd", "'zstd', which is not decoded here"),
     ],
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from tests.site import ROOT
@@ -36,7 +38,7 @@ UNUSED = {
     *("messaging.backends", "messaging.topology", "messaging.readings", "messaging.admin.panels"),
     *("messaging.relay", "messaging.consumer", "messaging.processor", "messaging.inbox", "messaging.retention"),
     *("messaging.checks", "messaging.database_checks", "messaging.problems", "messaging.addresses"),
-    *("messaging.testing", "messaging.draining", "messaging.supervisor"),
+    *("messaging.testing", "messaging.draining", "messaging.supervisor", "messaging.reports"),
 }
 
 
@@ -67,3 +69,13 @@ print(json.dumps(found))
 def test_importing_the_package_imports_nothing_else_of_it() -> None:
     code = "import json, sys, messaging; print(json.dumps([name for name in sys.modules if 'messaging' in name]))"
     assert run(code) == ["messaging"]
+
+
+def test_the_demo_keeps_its_data_where_its_own_user_alone_reads_it(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "data"
+    environment = {**os.environ, "DATA_DIR": str(folder), "ENV_FILE": "", "DATABASE_URL": ""}
+    environment |= {"DJANGO_SETTINGS_MODULE": "project.settings", "MESSAGING_URL": "database://"}
+    subprocess.run(
+        [sys.executable, "-c", "import project.settings"], cwd=ROOT, env=environment, check=True, umask=0o022
+    )
+    assert folder.stat().st_mode & 0o077 == 0

@@ -157,3 +157,13 @@ def test_a_consumer_does_not_starve_where_the_site_uses_djangos_connection_pool(
     wait_until(lambda: made.states() == {"processed": 5}, deadline=60)
     assert consumer.stop() == 0
     assert "couldn't get a connection" not in consumer.output
+
+
+def test_a_site_that_may_send_nothing_runs_handlers_and_keeps_what_they_publish(site: SiteFactory) -> None:
+    made = site("sqlite", handlers=HANDLERS, broker="database://", options={"RELAY": False})
+    made.shell(PUBLISH.format(3))
+    consumer = made.start("consume", "--burst")
+    consumer.wait_for_output("RELAY is False: nothing is sent from here")
+    assert consumer.wait() == 0
+    assert made.states("published") == {"pending": 3}
+    assert made.states() == {}
