@@ -18,7 +18,7 @@ from messaging.clock import Now
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage
 from messaging.operations import Operator
 from messaging.resending import resend
-from messaging.rounds import LONG, not_back, oldest
+from messaging.rounds import LONG, first_sent, not_back
 from tests.admin_rows import INCOMING, QUEUES, incoming, outgoing, staff
 from tests.backends.tools import message, send
 from tests.test_admin_pages import EVERYTHING
@@ -80,7 +80,7 @@ def test_a_round_that_was_sent_again_is_away_since_then() -> None:
 def test_the_pages_say_since_when() -> None:
     away(sent=HOUR)
     row = away(sent=2 * HOUR)
-    first = oldest(not_back(ProcessedMessage.objects.all(), Now()))
+    first = first_sent(not_back(ProcessedMessage.objects.all(), Now()))
     assert first is not None
     said = timezone.localtime(first).strftime("%Y-%m-%d %H:%M")
     client = staff(*EVERYTHING)
