@@ -75,6 +75,7 @@ class Attempts:
                 work.envelope.belongs_to(place.row.key)
             if place.token is not None:
                 self._begin(work, place)
+                kill_point("processor.begun")
             started = time.time()
             # In the ledger until the attempt is recorded: a process that dies before has an attempt to be counted.
             with station.running(work.entry(station, place, started)) as work.lift:

@@ -21,6 +21,7 @@ POINTS = {
     "consumer.received": "a delivery is received, nothing is written",
     "processor.claimed": "the claim is committed, the handler has not started",
     "processor.moved": "its old row in another database is superseded, the handler has not started",
+    "processor.begun": "the claim says that its handler begins, which has not started",
     "processor.handled": "the handler returned, its transaction is not committed",
     "processor.committed": "the handler's transaction is committed, nothing is acknowledged",
     "processor.rolled_back": "the handler failed and is rolled back, the attempt is not recorded",

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
 import psycopg
@@ -34,6 +35,7 @@ from tools.rabbitmq import RabbitMQ
 from tools.services import ServiceFailed, ServiceMissing
 
 MISSING = "MISSING SERVICE"
+Server = TypeVar("Server", RabbitMQ, PostgreSQL, MariaDB)
 
 
 @dataclass(frozen=True)
@@ -159,10 +161,7 @@ class Services:
     def node(self) -> RabbitMQ:
         """A further private RabbitMQ node, running. Raises ServiceMissing."""
         rabbitmq.find_scripts()
-        node = RabbitMQ(self._new_folder("rabbitmq"), self._watch())
-        self._closing.append(node.close)
-        node.start()
-        return node
+        return self._started(lambda: RabbitMQ(self._new_folder("rabbitmq"), self._watch()))
 
     def rabbitmq_cluster(self) -> Cluster:
         """Three private RabbitMQ nodes, not yet running. Raises ServiceMissing."""
@@ -173,19 +172,13 @@ class Services:
 
     def cluster(self) -> PostgreSQL:
         """A further private PostgreSQL server, running. Raises ServiceMissing."""
-        cluster = PostgreSQL(self._new_folder("postgresql"), self._watch())
-        self._closing.append(cluster.close)
-        cluster.start()
-        return cluster
+        return self._started(lambda: PostgreSQL(self._new_folder("postgresql"), self._watch()))
 
     def mariadb_server(self) -> MariaDB:
         """A further private MariaDB server, running. Raises ServiceMissing."""
         if importlib.util.find_spec("MySQLdb") is None:
             raise ServiceMissing("mysqlclient is not installed: `.venv/bin/pip install -r requirements-mariadb.txt`.")
-        server = MariaDB(self._new_folder("mariadb"), self._watch())
-        self._closing.append(server.close)
-        server.start()
-        return server
+        return self._started(lambda: MariaDB(self._new_folder("mariadb"), self._watch()))
 
     def close(self) -> None:
         """End everything that was started and remove its data."""
@@ -194,6 +187,18 @@ class Services:
         if self._janitor is not None:
             self._janitor.close()
             self._janitor = None
+
+    def _started(self, make: Callable[[], Server]) -> Server:
+        """A new server, running; a second one where somebody took a port of the first since it was found free."""
+        server = make()
+        self._closing.append(server.close)
+        try:
+            server.start()
+        except ServiceFailed:
+            server = make()
+            self._closing.append(server.close)
+            server.start()
+        return server
 
     def _share_broker(self, required: bool = False) -> None:
         if os.environ.get("MESSAGING_TEST_URL"):

@@ -228,7 +228,7 @@ def test_a_killed_supervisor_takes_its_children_along(make_site: Callable[..., S
     [
         pytest.param("work", "die", "ProcessDied", "killed by signal 9", marks=pytest.mark.mode(20)),
         pytest.param("brief", "hang", "HandlerTimeout", "ran longer than its timeout", marks=pytest.mark.mode(31)),
-        pytest.param("work", "exit", "SystemExit", "3", marks=pytest.mark.mode(28)),
+        pytest.param("work", "exit", "SystemExit", "3", marks=[pytest.mark.mode(28), pytest.mark.slow]),
     ],
 )
 def test_killers_are_counted_and_retried(
@@ -245,7 +245,7 @@ def test_killers_are_counted_and_retried(
     assert running.stop() == 0
 
 
-@pytest.mark.parametrize("ids", [[None], ["twin", "twin"]])
+@pytest.mark.parametrize("ids", [pytest.param([None], marks=pytest.mark.slow), ["twin", "twin"]])
 def test_a_killer_leaves_nothing_behind_whoever_takes_it_next(
     make_site: Callable[..., Site], ids: list[str | None]
 ) -> None:
@@ -402,8 +402,11 @@ def test_runs_from_call_command_too(make_site: Callable[..., Site]) -> None:
 
 @pytest.mark.parametrize(
     "launcher",
-    [[sys.executable, str(ROOT / "manage.py")], [sys.executable, "-W", "error", "-m", "django"], ["django-admin"]],
-    ids=["manage.py", "python -m django", "django-admin"],
+    [
+        pytest.param([sys.executable, str(ROOT / "manage.py")], id="manage.py"),
+        pytest.param([sys.executable, "-W", "error", "-m", "django"], id="python -m django", marks=pytest.mark.slow),
+        pytest.param(["django-admin"], id="django-admin", marks=pytest.mark.slow),
+    ],
 )
 def test_starts_from_anywhere(make_site: Callable[..., Site], launcher: list[str], tmp_path: Path) -> None:
     site = make_site()

@@ -107,7 +107,7 @@ def test_a_network_that_carries_nothing_fails_nothing(desk: Desk, proxy: Proxy, 
 @pytest.mark.broker
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("relays", [1, 2])
-@pytest.mark.parametrize("longest", [0.03, 0.3])
+@pytest.mark.parametrize("longest", [0.03, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_a_network_that_cuts_each_connection_fails_nothing(
     desk: Desk, proxy: Proxy, relays: int, longest: float
 ) -> None:

@@ -86,8 +86,8 @@ class Slow:
     def finish(self) -> None:
         """Have it end, and wait until it is recorded."""
         self.end.set()
-        assert self.thread is not None
-        self.thread.join(30)
+        if self.thread is not None:  # the test may have been skipped
+            self.thread.join(30)
 
 
 @pytest.fixture

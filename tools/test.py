@@ -15,13 +15,14 @@ from tools.environment import DEVELOPMENT, MARIADB, ROOT, ensure_environment
 from tools.packages import BUILDING, install_missing
 
 # These choose their databases themselves, or need none: another database would only run them once more.
+ALONE = ("consumer", "benchmarks", "chaos", "handlers", "items", "ledger", "readings", "retry", "services", "startup")
 ONCE = [
     "tests/acceptance",
     *(f"tests/backends/{path.name}" for path in (ROOT / "tests/backends").glob("test_*.py")),
     "tests/docs",
     "tests/failures",
-    "tests/test_benchmarks.py",
-    "tests/test_services.py",
+    *(f"tests/model/test_{name}.py" for name in ("code", "documents", "model")),
+    *(f"tests/test_{name}.py" for name in (*ALONE, "supervisor", "translations", "wire")),
 ]
 ONCE.remove("tests/backends/test_database.py")
 NAMES = {"sqlite": "SQLite", "postgres": "PostgreSQL", "mariadb": "MariaDB"}

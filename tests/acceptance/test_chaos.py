@@ -1,4 +1,4 @@
-"""`make chaos` in its one-minute form: everything is killed and cut, and nothing is lost or doubled."""
+"""`make chaos` in a short form: everything is killed and cut, and nothing is lost or doubled."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ from tools.services import ServiceMissing
 pytestmark = [pytest.mark.chaos, pytest.mark.broker, pytest.mark.postgres]
 
 
-@pytest.mark.parametrize("broker,minutes", [("rabbitmq", "1"), pytest.param("embedded", "0.5", marks=pytest.mark.slow)])
-def test_nothing_is_lost_or_doubled_while_everything_fails_at_random(broker: str, minutes: str) -> None:
+@pytest.mark.parametrize(
+    "broker,minutes,effects",
+    [
+        ("rabbitmq", "0.4", 150),
+        pytest.param("rabbitmq", "1", 500, marks=pytest.mark.slow),
+        pytest.param("embedded", "0.5", 500, marks=pytest.mark.slow),
+    ],
+)
+def test_nothing_is_lost_or_doubled_while_everything_fails_at_random(broker: str, minutes: str, effects: int) -> None:
     report = soak(BROKER=broker, MINUTES=minutes, FAULTS=f"-{FAILOVER}")
-    assert number(report, "effects expected") > 500
-    assert number(report, "messages without an id") > 50
-    assert number(report, "faults injected") >= 5
+    assert number(report, "effects expected") > effects
+    assert number(report, "messages without an id") > effects / 10
+    assert number(report, "faults injected") >= 3
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def hello(message):
         time.sleep(0.02)
 """
 
-TYPES = ["quorum", "classic"]
+TYPES = ["quorum", pytest.param("classic", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(params=TYPES)
@@ -100,7 +100,7 @@ def test_a_handler_that_always_exits_ends_as_failed_without_a_loop(hello: Site) 
     assert consumer.stop() == 0
 
 
-@pytest.mark.parametrize("kind", ["quorum", pytest.param("classic", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", TYPES)
 def test_a_broker_restart_loses_neither_queue_nor_message(site: SiteFactory, own_rabbitmq: RabbitMQ, kind: str) -> None:
     made = site(
         "postgres",

@@ -79,7 +79,8 @@ def wait_for_the_end(site: Site, count: int) -> None:
 
 
 @pytest.mark.broker
-@pytest.mark.parametrize("db", ["postgres", pytest.param("sqlite", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("db", ["postgres", "sqlite"])
+@pytest.mark.slow
 def test_strangers_neither_stop_the_consumer_nor_lose_a_message(site: SiteFactory, db: str) -> None:
     shop = site(db, handlers=HANDLERS)
     consumer = shop.start("consume", "hostile", "--concurrency", "4")

@@ -50,6 +50,7 @@ CONSUMER = {
     "relay.marked": "steps.plain",
     "consumer.received": "steps.plain",
     "processor.claimed": "long.work",
+    "processor.begun": "long.work",
     "processor.handled": "steps.plain",
     "processor.committed": "steps.plain",
     "processor.rolled_back": "steps.flaky",
@@ -139,6 +140,8 @@ def kill_the_consumer(steps: Site, point: str, routing_key: str) -> None:
         assert steps.sql("SELECT number FROM messaging_attempt") == [(1,)]
     if point == "processor.claimed":
         assert steps.sql("SELECT number FROM messaging_attempt") == [], "its handler never began"
+    if point == "processor.begun":
+        assert steps.sql("SELECT number FROM messaging_attempt") == [(1,)], "its handler may have begun"
 
 
 @pytest.mark.mode(1)

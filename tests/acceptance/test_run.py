@@ -105,7 +105,9 @@ def test_every_signal_ends_it_and_it_goes_on_where_it_was(start: Callable[..., T
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [MODES[0], pytest.param(("--rabbitmq",), id="rabbitmq", marks=[pytest.mark.broker, pytest.mark.slow])]
+)
 def test_a_killed_runner_takes_everything_along(start: Callable[..., Terminal], mode: tuple[str]) -> None:
     terminal = start(*mode)
     terminal.wait_for(r"(Ctrl-C stops everything)")

@@ -102,7 +102,8 @@ def test_a_silent_network_is_noticed_within_two_heartbeats(site: SiteFactory, vh
 
 
 @pytest.mark.mode(34)
-@pytest.mark.parametrize("db", ["postgres", pytest.param("sqlite", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("db", ["postgres", "sqlite"])
+@pytest.mark.slow
 def test_a_connection_cut_while_handlers_run_loses_and_doubles_nothing(
     site: SiteFactory, db: str, vhost_url: str
 ) -> None:

@@ -118,7 +118,8 @@ def test_what_runs_beside_a_killer_is_blamed_once_at_most(site: SiteFactory) -> 
 
 
 @pytest.mark.mode(30)
-@pytest.mark.parametrize("do", ["leak", pytest.param("memory", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("do", ["leak", "memory"])
+@pytest.mark.slow
 def test_a_handler_that_runs_out_of_memory_rests_as_failed_and_the_others_flow(doing: Site, do: str) -> None:
     running = consume(doing, "work", "--concurrency=1")
     publish(doing, ("work.a", do), *[("work.a", "nothing")] * 10)

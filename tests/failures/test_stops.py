@@ -37,7 +37,7 @@ def count_of(site: Site) -> int:
 
 
 @pytest.mark.mode(46)
-@pytest.mark.parametrize("queue", ["long", "work"])
+@pytest.mark.parametrize("queue", ["long", pytest.param("work", marks=pytest.mark.slow)])
 def test_what_runs_at_the_deadline_is_handed_over_to_another_consumer_at_once(site: SiteFactory, queue: str) -> None:
     doing = site("postgres", handlers=HANDLERS, options={"LEASE": 600, "STOP_TIMEOUT": 1})
     running = run_as_redelivered(doing, queue)
@@ -52,7 +52,8 @@ def test_what_runs_at_the_deadline_is_handed_over_to_another_consumer_at_once(si
 
 
 @pytest.mark.mode(46)
-@pytest.mark.parametrize("signals", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.slow
 def test_deploys_cost_a_long_handler_no_attempt(site: SiteFactory, any_db: str, signals: int) -> None:
     doing = site(any_db, handlers=HANDLERS, options={"LEASE": 3, "STOP_TIMEOUT": 1 if signals == 1 else 60})
     publish(doing, ("long.a", "wait"))
@@ -71,7 +72,8 @@ def test_deploys_cost_a_long_handler_no_attempt(site: SiteFactory, any_db: str, 
 
 
 @pytest.mark.mode(46)
-@pytest.mark.parametrize("queue", ["long", pytest.param("work", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("queue", ["long", "work"])
+@pytest.mark.slow
 def test_a_container_that_is_killed_after_its_stop_signal_costs_no_attempt(site: SiteFactory, queue: str) -> None:
     doing = site("postgres", handlers=HANDLERS, options={"LEASE": 3, "STOP_TIMEOUT": 60})
     running = run_as_redelivered(doing, queue)

@@ -47,7 +47,7 @@ from tests.model.states import (
 DELIVER = action(
     "deliver", "progress", "models.embedded.EmbeddedMessageQuerySet.take", at=("embedded.taken", "consumer.received")
 )
-BEGIN = action("begin the claimed run", "progress", "attempting.Attempts._begin")
+BEGIN = action("begin the claimed run", "progress", "attempting.Attempts._begin", at=("processor.begun",))
 COMMIT = action(
     "commit the handler", "progress", "execution.proven_commit", "attempting.Attempts._write_processed",
     at=("processor.handled", "processor.committed"),

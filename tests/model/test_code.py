@@ -37,7 +37,7 @@ OUTSIDE = {
     "messaging.models.outbox.PublishedMessageQuerySet._change_held": MEANS,
     "messaging.models.processed.ProcessedMessage.move": MEANS,
     "messaging.operations._change": MEANS,
-    "messaging.operations._each": MEANS,
+    "messaging.operations._act_on": MEANS,
     "messaging.child_process.Child.__init__": "creates a ledger, no row",
     "messaging.draining.Drain._let_pass": "for tests of those who use the package",
     "messaging.draining.refuse_nested": "for tests of those who use the package",

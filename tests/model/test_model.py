@@ -9,7 +9,7 @@ from tests.model.explore import explore
 from tests.model.mutants import MUTANTS, Mutant
 from tests.model.protocol import ACTIONS, Configuration
 
-FEW = 2500  # states of each world
+FEW = 1500  # states of each world
 
 
 @pytest.mark.parametrize("world", SMALL, ids=lambda world: world.name)
