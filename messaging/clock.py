@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
@@ -21,17 +21,22 @@ def in_utc(value: datetime) -> datetime:
 
     `datetime.max` and `datetime.min`, which mean never and always, become the nearest that every time zone can name.
     """
-    aware = timezone.make_aware(value, timezone.get_default_timezone()) if timezone.is_naive(value) else value
+    moment = value.replace(tzinfo=local_zone()) if timezone.is_naive(value) else value
     try:
-        return min(max(aware.astimezone(UTC), _FIRST), _LAST)
-    except OverflowError:
-        return _FIRST if aware.year == 1 else _LAST
+        return min(max(moment.astimezone(UTC), _FIRST), _LAST)
+    except (OverflowError, ValueError, OSError):  # in whichever way the platform says so
+        return _FIRST if moment.year == 1 else _LAST
 
 
 def as_stored(value: datetime) -> datetime:
     """A point in time as the models have it: with a time zone, or without as `USE_TZ` has it."""
     moment = in_utc(value)
-    return moment if settings.USE_TZ else timezone.make_naive(moment, timezone.get_default_timezone())
+    return moment if settings.USE_TZ else moment.astimezone(local_zone()).replace(tzinfo=None)
+
+
+def local_zone() -> tzinfo | None:
+    """`TIME_ZONE`; None for the system's own, as `TIME_ZONE = None` has it."""
+    return timezone.get_default_timezone() if settings.TIME_ZONE else None
 
 
 if TYPE_CHECKING:

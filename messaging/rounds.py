@@ -79,7 +79,7 @@ def not_back(rows: QuerySet[Any], since: datetime | Combinable) -> QuerySet[Any]
     return found
 
 
-def oldest(rows: QuerySet[Any]) -> datetime | None:
+def first_sent(rows: QuerySet[Any]) -> datetime | None:
     """When the first of the rows of `not_back()` was sent."""
     found: datetime | None = rows.order_by(F("sent_at")).values_list("sent_at", flat=True).first()
     return found

@@ -1,7 +1,7 @@
 """Settings of the sites that tests start as processes of their own: the demo site's, ruled by the environment.
 
 Beside those of `project.settings`: `EXTRA_APPS` (comma-separated), `MESSAGING_QUEUES` and `MESSAGING_OPTIONS` (JSON),
-and `SECOND_DATABASE_URL` for a database "second".
+`SECOND_DATABASE_URL` for a database "second", and `LOG_FILE` for a `LOGGING` of its own.
 """
 
 from project.settings import *  # noqa: F403
@@ -20,3 +20,10 @@ if second := env.str("SECOND_DATABASE_URL", default=""):
 
 MESSAGING["default"]["QUEUES"] = env.json("MESSAGING_QUEUES", default={})
 MESSAGING["default"] |= env.json("MESSAGING_OPTIONS", default={})
+
+if log_file := env.str("LOG_FILE", default=""):
+    LOGGING = {
+        "version": 1,
+        "handlers": {"file": {"class": "logging.FileHandler", "filename": log_file}},
+        "loggers": {"messaging": {"handlers": ["file"], "level": "INFO"}},
+    }

@@ -18,9 +18,10 @@ from messaging.clock import Now
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage
 from messaging.operations import Operator
 from messaging.resending import resend
-from messaging.rounds import LONG, not_back, oldest
+from messaging.rounds import LONG, first_sent, not_back
 from tests.admin_rows import INCOMING, QUEUES, incoming, outgoing, staff
 from tests.backends.tools import message, send
+from tests.site import SiteFactory
 from tests.test_admin_pages import EVERYTHING
 
 pytestmark = pytest.mark.django_db
@@ -80,7 +81,7 @@ def test_a_round_that_was_sent_again_is_away_since_then() -> None:
 def test_the_pages_say_since_when() -> None:
     away(sent=HOUR)
     row = away(sent=2 * HOUR)
-    first = oldest(not_back(ProcessedMessage.objects.all(), Now()))
+    first = first_sent(not_back(ProcessedMessage.objects.all(), Now()))
     assert first is not None
     said = timezone.localtime(first).strftime("%Y-%m-%d %H:%M")
     client = staff(*EVERYTHING)
@@ -151,3 +152,30 @@ def test_other_queues_and_missing_ones_are_left_alone() -> None:
     away(queue="mail")
     assert resend("default", ["billing"], "default") == 0
     assert resend("default", ["mail"], "default") == 0  # it does not exist
+
+
+LOST = """
+from datetime import timedelta
+from messaging.clock import Now
+from messaging.envelope import key_of
+from tests.admin_rows import incoming
+row = incoming("retrying", queue="work", routing_key="work.do", round=2, retry_at=Now() - timedelta(hours=2))
+row.key, row.digest = key_of(row.message_id), row.envelope().digest
+row.save()
+"""
+HANDLERS = """
+from messaging import handler
+
+@handler("work")
+def work(message):
+    print("worked on", message.payload, flush=True)
+"""
+
+
+def test_a_running_consumer_finds_what_was_lost(site: SiteFactory) -> None:
+    made = site(broker="database://", handlers=HANDLERS, options={"RESEND_AFTER": 60})
+    made.manage("topology")
+    made.manage("shell", "-c", LOST)
+    running = made.start("consume", "--no-reload")
+    running.wait_for_output("worked on {'order': 17}")
+    assert running.stop() == 0

@@ -46,6 +46,15 @@ def zone(request: pytest.FixtureRequest, settings: Any) -> Iterator[str]:
     readings.forget()
 
 
+def test_the_systems_own_time_zone_will_do(settings: Any) -> None:
+    settings.USE_TZ, settings.TIME_ZONE = False, None  # with which Django's own admin does not work
+    if connection.vendor == "postgresql":
+        pytest.skip("its session has the server's time zone then")
+    row = publish("k", 1, at=datetime.now() + 2 * SOON)  # noqa: DTZ005
+    row.refresh_from_db()
+    assert abs(in_utc(row.publish_at) - datetime.now(UTC) - 2 * SOON) < SOON
+
+
 def handled(function: Callable[..., Any], delivery: Any, **options: Any) -> ProcessedMessage:
     registry = Registry()
     registered(registry, function, **options)

@@ -16,7 +16,7 @@ from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.base import written
 from messaging.models.outbox import UNROUTABLE
-from messaging.rounds import LONG, not_back, oldest
+from messaging.rounds import LONG, first_sent, not_back
 
 LATE = 60  # seconds after which a message that is due and not sent is a sign of trouble
 
@@ -63,7 +63,7 @@ def _failed(label: str, rows: Any, name: str) -> Card:
 def _not_back(name: str) -> list[Card]:
     """The retries and requeues that left the outbox and are not back, if there are any."""
     rows = not_back(written(ProcessedMessage), Now() - timedelta(seconds=LONG))
-    count, first = bounded_count(rows), oldest(rows)
+    count, first = bounded_count(rows), first_sent(rows)
     if not count or first is None:
         return []
     note = _("since %(moment)s") % {"moment": local(first)}

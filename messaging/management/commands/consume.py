@@ -57,7 +57,7 @@ class Command(MessagingCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run in the role that the environment says."""
-        if os.name != "posix":
+        if not is_posix():
             raise CommandError("consume needs Linux, macOS or another POSIX system: on Windows run it in WSL.")
         is_sites = logs.configure(options["verbosity"])
         try:
@@ -138,6 +138,11 @@ class Command(MessagingCommand):
             os.execve(sys.executable, command, environment)  # noqa: S606 (our own command line)
         if subprocess.run(command, env=environment, check=False).returncode:
             raise CommandError("The consumer ended with an error; its log says which.")
+
+
+def is_posix() -> bool:
+    """Whether processes here can be signalled, and inherit what they share."""
+    return os.name == "posix"
 
 
 def _command_line() -> list[str]:
