@@ -148,11 +148,11 @@ def headline(row: PublishedMessage) -> str:
             return _("A relay is sending it.")
         if not _is_relayed(row.alias):
             return _("It is not sent from here: the setting RELAY is False.")
+        when = distance(row.due_at) if row.due_at is not None and seconds_until(row.due_at) > 0 else ""
         if row.waits_for_queue:
-            when = distance(row.due_at) if row.due_at is not None else _("now")
-            return _("No queue takes it. It waits for one, and is sent again %(when)s.") % {"when": when}
-        if row.due_at is not None and seconds_until(row.due_at) > 0:
-            return _("It will be sent %(when)s.") % {"when": distance(row.due_at)}
+            return _("No queue takes it. It waits for one, and is sent again %(when)s.") % {"when": when or _("now")}
+        if when:
+            return _("It will be sent %(when)s.") % {"when": when}
         return _("It is due and waits for a relay.")
     sentences = {
         State.DRAFT: _("It is not published yet."),
