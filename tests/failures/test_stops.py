@@ -69,6 +69,8 @@ def test_deploys_cost_a_long_handler_no_attempt(site: SiteFactory, any_db: str, 
     doing.manage("consume", "long", "--burst")
     settled(doing, processed=1)
     assert (attempts(doing), count_of(doing), effects(doing)) == ({}, 1, {"wait": 1})
+    told = "SELECT COUNT(*) FROM messaging_auditrecord WHERE reason = 'Interrupted by a stop of its worker.'"
+    assert doing.value(told) == 4, "its timeline tells of each"
 
 
 @pytest.mark.mode(46)
