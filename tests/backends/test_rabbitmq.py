@@ -555,7 +555,7 @@ class TestDeclaring:
         from messaging.backends.rabbitmq.session import Session
 
         name = unique("probe")
-        with Session(backend.settings, "tests") as session, pytest.raises(ChannelRefused, match="x-expires"):
+        with Session(backend.settings, "tests") as session, pytest.raises(ChannelRefused, match="x-queue-type"):
             session.declare_queue(name, _PROBE)
         assert backend.depths([name])[0].exists is False
 
