@@ -96,6 +96,7 @@ def _run(function: Callable[..., Any]) -> None:
     call(registered(Registry(), function), "the message", Running(None, "default", True, None))  # type: ignore[arg-type]
 
 
+@pytest.mark.mode(48)
 @pytest.mark.parametrize("name", RUN)
 def test_what_a_handler_gives_back_is_awaited(name: str) -> None:
     _run(RUN[name])
@@ -125,6 +126,7 @@ async def _give(value: Any) -> Any:
     return value
 
 
+@pytest.mark.mode(48)
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("atomic", [True, False])
 @pytest.mark.parametrize("name", LAZY)

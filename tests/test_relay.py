@@ -102,6 +102,7 @@ def test_unroutable_messages_end_failed_after_their_tries(desk: Desk, settings: 
     assert set(desk.bodies("hello")) == {str(n).encode() for n in range(len(fine))}
 
 
+@pytest.mark.mode(53)
 def test_what_no_queue_takes_waits_for_one_and_says_so_from_the_first_return(desk: Desk) -> None:
     rows = PublishedMessage.objects
     lost = [publish("nobody.listens", 1), publish("x", 1, exchange="late"), publish("x", 1, queue="late")]
@@ -146,6 +147,7 @@ def test_a_site_whose_relay_is_off_sends_nothing(desk: Desk, settings: Settings)
     assert desk.bodies("hello") == []
 
 
+@pytest.mark.mode(53)
 def test_an_unroutable_message_is_tried_for_six_hours() -> None:
     pauses = conf.get().unroutable
     assert pauses[:5] == (1, 5, 30, 120, 600)

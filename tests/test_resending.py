@@ -56,6 +56,7 @@ def rounds(row: Any) -> list[str]:
     return list(PublishedMessage.objects.filter(inbox_id=row.pk).order_by("pk").values_list("state", flat=True))
 
 
+@pytest.mark.mode(52)
 def test_what_was_sent_and_is_not_back_is_found() -> None:
     lost = [away(), away("requeued")]
     away(sent=timedelta(minutes=1))
@@ -98,6 +99,7 @@ def test_where_all_is_back_nothing_is_said() -> None:
     assert "not back" not in staff(*EVERYTHING).get("/admin/messaging/").content.decode()
 
 
+@pytest.mark.mode(52)
 @pytest.mark.parametrize("state", ["retrying", "requeued"])
 def test_the_command_sends_again_what_is_not_back(state: str) -> None:
     lost, recent = away(state), away(state, sent=timedelta(minutes=1))
@@ -172,6 +174,7 @@ def work(message):
 """
 
 
+@pytest.mark.mode(52)
 def test_a_running_consumer_finds_what_was_lost(site: SiteFactory) -> None:
     made = site(broker="database://", handlers=HANDLERS, options={"RESEND_AFTER": 60})
     made.manage("topology")

@@ -97,6 +97,7 @@ def failed(home: str, **options: Any) -> ProcessedMessage:
     return ProcessedMessage.objects.using(home).latest("pk")
 
 
+@pytest.mark.mode(56)
 @pytest.mark.parametrize("atomic", [True, False])
 def test_a_failure_is_recorded_and_retried(home: str, atomic: bool) -> None:
     row = failed(home, atomic=atomic, max_attempts=2)
@@ -105,6 +106,7 @@ def test_a_failure_is_recorded_and_retried(home: str, atomic: bool) -> None:
     assert PublishedMessage.objects.using(home).get().inbox_id == row.pk
 
 
+@pytest.mark.mode(56)
 def test_operators_act_on_what_was_written(home: str) -> None:
     row, client = failed(home), staff(*EVERYTHING)
     page = f"{INCOMING}{row.pk}/"
@@ -150,6 +152,7 @@ def test_the_command_asks_the_router_where_the_rows_are(home: str) -> None:
     assert "Requeued 1 message" in out.getvalue()
 
 
+@pytest.mark.mode(56)
 def test_a_deleted_user_is_forgotten_where_that_can_be_done(home: str) -> None:
     user = get_user_model().objects.create_user("olga")
     operations.set_paused("work", True, Operator(user=user))

@@ -129,6 +129,7 @@ def reports(settings: Settings) -> str:
     return pages + mail.outbox[0].body
 
 
+@pytest.mark.mode(60)
 @pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize(
     "options", [{"URL": URL}, {"URL": "amqp://shop@rabbit/vhost", "PASSWORD": "open@sesame"}], ids=["url", "apart"]

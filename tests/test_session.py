@@ -71,6 +71,7 @@ def leave(message: ReceivedMessage) -> None:
         publish("seen", message.id)
 
 
+@pytest.mark.mode(50)
 @pytest.mark.parametrize("options", [{}, {"batch": 5}, {"atomic": False}], ids=["atomic", "batch", "claimed"])
 @pytest.mark.parametrize("what", LEFT)
 def test_what_a_handler_leaves_in_its_session_costs_nobody_anything(what: str, options: dict[str, Any]) -> None:
@@ -99,6 +100,7 @@ def run_batch(messages: list[ReceivedMessage]) -> None:
         leave(message)
 
 
+@pytest.mark.mode(50)
 @pytest.mark.parametrize("what", [LEFT["time zone"], "USE information_schema"])
 def test_what_a_handler_leaves_that_fails_costs_nobody_anything(what: str) -> None:
     def fail(message: ReceivedMessage) -> None:

@@ -142,6 +142,7 @@ def is_alive(pid: int) -> bool:
     return status.rpartition(")")[2].split()[0] != "Z"
 
 
+@pytest.mark.mode(62)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 def test_first_signal_lets_every_child_finish(supervise: Callable[..., Supervised], number: int) -> None:
     supervised = supervise(OBEDIENT, "--processes=2")
@@ -178,6 +179,7 @@ def test_closed_streams_are_not_mistaken_for_the_next_file(supervise: Callable[.
     assert supervised.process.wait(60) == 0
 
 
+@pytest.mark.mode(62)
 @pytest.mark.skipif(sys.platform != "linux", reason="process 1, or one that stands in for it, is Linux's")
 def test_what_handlers_leave_behind_is_reaped(supervise: Callable[..., Supervised]) -> None:
     adopt = "import ctypes, os, sys; ctypes.CDLL(None).prctl(36, 1); os.execv(sys.argv[1], sys.argv[1:])"

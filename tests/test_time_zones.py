@@ -84,6 +84,7 @@ def test_what_is_stored_is_what_is_read() -> None:
     assert PublishedMessage.objects.filter(publish_at=moment, due_at=moment).exists()
 
 
+@pytest.mark.mode(57)
 def test_a_failure_is_retried_and_ends_as_failed() -> None:
     def boom(message: object) -> None:
         raise ValueError("Boom")
@@ -122,6 +123,7 @@ def test_a_message_is_sent_when_it_was_said_to_be(settings: Any) -> None:
             publish("naive", 1, at=datetime(2026, 1, 1))  # noqa: DTZ001
 
 
+@pytest.mark.mode(57)
 @pytest.mark.parametrize("moment", EDGES)
 def test_the_ends_of_time_are_never_and_at_once(moment: datetime) -> None:
     row = publish("edge", 1, at=moment)
@@ -132,6 +134,7 @@ def test_the_ends_of_time_are_never_and_at_once(moment: datetime) -> None:
         assert client.get(url).status_code == 200
 
 
+@pytest.mark.mode(57)
 def test_every_page_with_a_time_is_shown() -> None:
     ago = Now() - SOON
     out = outgoing("pending")

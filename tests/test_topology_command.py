@@ -119,6 +119,7 @@ def test_the_help_tells_the_exit_status(capsys: pytest.CaptureFixture[str]) -> N
     assert "exit status:\n  0  nothing has to be done" in capsys.readouterr().out
 
 
+@pytest.mark.mode(63)
 @pytest.mark.broker
 @pytest.mark.django_db
 @pytest.mark.parametrize("embedded", [True, False])

@@ -33,6 +33,7 @@ def count(database: str = "default") -> int:
     return PublishedMessage.objects.using(database).count()
 
 
+@pytest.mark.mode(55)
 @pytest.mark.parametrize("publishing", [lambda: publish("k", 1), lambda: publish_many([Message("k", 1)] * 2)])
 def test_a_message_is_no_part_of_another_databases_transaction(publishing: Callable[[], Any]) -> None:
     with transaction.atomic(using="other"), pytest.raises(PublishError) as caught:

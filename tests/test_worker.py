@@ -111,6 +111,7 @@ def states() -> dict[str, str]:
     return dict(ProcessedMessage.objects.values_list("body", "state"))
 
 
+@pytest.mark.mode(49)
 @pytest.mark.parametrize("options", [{}, {"batch": 10}, {"atomic": False}], ids=["atomic", "batch", "claimed"])
 def test_what_the_consumer_fails_on_again_and_again_rests_as_failed(
     bench: Callable[..., Bench], options: dict[str, Any]
@@ -143,6 +144,7 @@ def test_what_cannot_be_read_is_recorded_as_it_came(
     assert states() == {"unreadable": "failed"}
 
 
+@pytest.mark.mode(49)
 def test_what_can_neither_be_processed_nor_recorded_stays_with_the_broker(bench: Callable[..., Bench]) -> None:
     made = bench()
     execute = connection.cursor().execute

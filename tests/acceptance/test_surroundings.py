@@ -30,6 +30,7 @@ def in_shell(site: Site, command: str, cwd: Path = ROOT, **env: str) -> subproce
     )
 
 
+@pytest.mark.mode(58)
 def test_with_closed_streams(site: SiteFactory) -> None:
     made = site(**EMBEDDED)
     made.manage("topology")
@@ -39,12 +40,14 @@ def test_with_closed_streams(site: SiteFactory) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.mode(58)
 def test_where_the_output_has_no_letters_for_a_name(site: SiteFactory) -> None:
     made = site(**EMBEDDED, queues={"bücher": {}}, env={"PYTHONIOENCODING": "ascii"})
     assert "b\\xfccher" in made.manage("topology").stdout
     assert made.manage("consume", "--burst").returncode == 0
 
 
+@pytest.mark.mode(58)
 def test_from_a_working_directory_with_files_that_are_named_like_modules(site: SiteFactory, tmp_path: Path) -> None:
     made = site(**EMBEDDED)
     for name in ("select", "queue", "secrets", "logging"):
@@ -53,6 +56,7 @@ def test_from_a_working_directory_with_files_that_are_named_like_modules(site: S
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.mode(58)
 def test_with_a_manage_py_that_changes_its_directory(site: SiteFactory, tmp_path: Path) -> None:
     made = site(**EMBEDDED)
     (tmp_path / "site").mkdir()

@@ -48,6 +48,7 @@ def known(**options: Any) -> Topology:
     return Topology((ExchangeSpec(exchange),), (QueueSpec(unique("q"), bindings=((exchange, "k.#"),), **options),))
 
 
+@pytest.mark.mode(59)
 def test_what_exists_is_used_by_an_account_that_may_not_declare(account: Account) -> None:
     wanted = known()
     rabbitmq_backend(account.owner_url).declare(wanted)

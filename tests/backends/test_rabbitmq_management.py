@@ -55,6 +55,7 @@ def http_answer(body: bytes, status: str = "200 OK", headers: str = "") -> Answe
     return lambda connection: connection.sendall(head + body)
 
 
+@pytest.mark.mode(60)
 def test_credentials_do_not_follow_a_redirect() -> None:
     with served(http_answer(b"{}")) as (elsewhere, requests):
         to = f"Location: http://127.0.0.1:{elsewhere}/\r\n"

@@ -42,6 +42,7 @@ def stream(channel: BlockingChannel) -> Iterator[str]:
     channel.queue_delete(name)
 
 
+@pytest.mark.mode(54)
 @pytest.mark.parametrize("declare", [True, False])
 def test_a_stream_is_refused_before_anything_is_consumed(backend: RabbitMQ, stream: str, declare: bool) -> None:
     known = Topology(queues=(QueueSpec(stream, declare=declare, dead_letter=False),))
@@ -60,6 +61,7 @@ def test_other_queues_of_others_are_none(
     channel.queue_delete(name)
 
 
+@pytest.mark.mode(54)
 def test_a_stream_that_shows_itself_with_its_first_delivery_is_refused(
     broker_url: str, channel: BlockingChannel, stream: str
 ) -> None:

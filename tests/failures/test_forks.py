@@ -125,6 +125,7 @@ def doing(site: SiteFactory) -> Iterator[Site]:
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.mode(51)
 def test_a_handler_that_hangs_in_a_pool_of_its_own_is_ended_with_it_and_counted(doing: Site) -> None:
     running = consume(doing)
     send(doing, "work", ("hang-0", "hang"))
@@ -136,6 +137,7 @@ def test_a_handler_that_hangs_in_a_pool_of_its_own_is_ended_with_it_and_counted(
     assert running.stop() == 0
 
 
+@pytest.mark.mode(51)
 @pytest.mark.parametrize("whole", [True, False], ids=["all of it", "one process"])
 def test_the_orphan_of_a_killed_consumer_keeps_its_message_from_nobody(doing: Site, whole: bool) -> None:
     running = consume(doing)
@@ -162,6 +164,7 @@ def test_a_statement_that_goes_on_when_its_process_is_dead_is_ended_and_counted(
     assert running.stop() == 0
 
 
+@pytest.mark.mode(51)
 def test_an_orphan_that_keeps_all_connections_does_not_keep_the_attempt_from_being_counted(doing: Site) -> None:
     running = consume(doing)
     send(doing, "work", ("first", "nothing"))  # after which its session is known

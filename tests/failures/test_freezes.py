@@ -28,6 +28,7 @@ def work(message):
 """
 
 
+@pytest.mark.mode(61)
 def test_a_handler_that_lets_nothing_else_run_is_named_with_its_stack(site: SiteFactory, any_db: str) -> None:
     doing = site(any_db, handlers=HANDLERS)
     running = consume(doing)
@@ -44,6 +45,7 @@ def test_a_handler_that_lets_nothing_else_run_is_named_with_its_stack(site: Site
     assert running.stop() == 0
 
 
+@pytest.mark.mode(61)
 def test_a_handler_that_lets_nothing_else_run_is_ended_where_the_setting_says_so(site: SiteFactory) -> None:
     doing = site("postgres", handlers=HANDLERS, options={"FREEZE_TIMEOUT": 5})
     running = consume(doing)
