@@ -15,7 +15,7 @@ from messaging.failures import Failure
 from messaging.handlers import Handler
 from messaging.inbox import AlreadyRecorded, SetAside
 from messaging.models import ProcessedMessage
-from messaging.retry import Backoff, pause
+from messaging.retry import Backoff, interval
 from messaging.station import ACK, ASIDE, Incoming, Settlement, Station, set_aside
 from messaging.texts import storable
 from messaging.tracebacks import describe
@@ -92,7 +92,7 @@ class Refusals:
 
     def _shortest(self, handlers: Sequence[Handler]) -> Backoff:
         policy = self._station.settings.retry
-        return lambda attempt: min(pause(attempt, handler.backoff, policy) for handler in handlers)
+        return lambda attempt: min(interval(attempt, handler.backoff, policy) for handler in handlers)
 
     def _read(self, delivery: Incoming, queue: str, *, is_dead: bool) -> tuple[Envelope, Handler | None]:
         """What can be read of a message that cannot be processed."""

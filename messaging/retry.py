@@ -48,7 +48,12 @@ def decide(
 
 
 def pause(attempt: int, backoff: Backoff | None, policy: RetrySettings) -> float:
-    """Seconds to wait after a failed attempt, give or take the policy's jitter.
+    """Seconds to wait after a failed attempt, give or take the policy's jitter: what failed together is spread out."""
+    return min(interval(attempt, backoff, policy) * (1 + policy.jitter * (2 * random.random() - 1)), LONGEST)
+
+
+def interval(attempt: int, backoff: Backoff | None, policy: RetrySettings) -> float:
+    """Seconds to wait after a failed attempt, without jitter.
 
     A backoff that raises or returns nonsense falls back to the policy.
     """
@@ -58,11 +63,6 @@ def pause(attempt: int, backoff: Backoff | None, policy: RetrySettings) -> float
         except Exception:  # noqa: BLE001  it is the user's own code
             seconds = -1.0
         if 0 <= seconds <= LONGEST:
-            return min(_spread(seconds, policy), LONGEST)
+            return seconds
     # The exponent is bounded: a float overflows at about 3 to the power of 646.
-    return _spread(min(policy.initial * policy.multiplier ** min(attempt - 1, 64), policy.maximum), policy)
-
-
-def _spread(seconds: float, policy: RetrySettings) -> float:
-    """About as long: what failed together must not come back together."""
-    return seconds * (1 + policy.jitter * (2 * random.random() - 1))
+    return min(policy.initial * policy.multiplier ** min(attempt - 1, 64), policy.maximum)

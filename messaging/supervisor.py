@@ -140,6 +140,7 @@ class Supervisor:
 
     def _after_end(self, child: Child) -> None:
         is_refused = child.bury(blame=not self._stopping)
+        self._take_back_lines(child)  # before another one may be there
         if child.is_finished or self._stopping:
             return
         if is_refused and not (self._files and self._files.known):
@@ -159,12 +160,16 @@ class Supervisor:
     def _look_after_lines(self, *, at_the_end: bool = False) -> None:
         if self._lines is None:
             return
-        for child in self._children:
-            if not child.is_running:
-                self._lines.take_back(child.take_unwritten())
         self._lines.hand_over()
         if at_the_end:
+            for child in self._children:
+                self._take_back_lines(child)
             self._lines.write_rest()
+
+    def _take_back_lines(self, child: Child) -> None:
+        """The lines that it did not write before its end."""
+        if self._lines is not None:
+            self._lines.take_back(child.take_unwritten())
 
     def _limit_memory(self) -> None:
         now = time.monotonic()

@@ -235,6 +235,24 @@ keep()
     assert not supervised.output()
 
 
+def test_the_next_child_writes_the_lines_about_one_that_had_no_time_left(supervise: Callable[..., Supervised]) -> None:
+    supervised = supervise(
+        LOGGING_CHILD
+        + """
+if not died_before():
+    with ledger.slot(0).running(entry(timeout=0.2)):
+        time.sleep(600)
+keep()
+""",
+        "--hand-over-lines",
+    )
+    supervised.wait_for("up", 2)
+    written = supervised.folder / "lines"
+    wait_until(lambda: written.exists() and "ran longer than its timeout of 0.2 s" in written.read_text())
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.process.wait(60) == 0
+
+
 def test_a_line_that_no_child_writes_goes_to_standard_error(supervise: Callable[..., Supervised]) -> None:
     supervised = supervise("time.sleep(600)", "--hand-over-lines", "--stop-timeout=0.2")
     supervised.wait_for("up")
