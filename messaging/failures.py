@@ -130,18 +130,7 @@ def send_round(place: Place, worker: str, database: str, *, why: str = "") -> No
 
 def _interruption(row: ProcessedMessage, before: str, why: str, worker: str) -> AuditRecord:
     """What is to be read of a run that was no attempt, when the message has long been processed."""
-    return AuditRecord(
-        action=AuditRecord.INTERRUPTION,
-        username=worker,
-        reason=why,
-        kind="processed",
-        message_pk=row.pk,
-        alias=row.alias,
-        queue=row.queue,
-        message_id=row.message_id,
-        state_before=before,
-        state_after=row.state,
-    )
+    return AuditRecord.of(row, AuditRecord.INTERRUPTION, before, username=worker, reason=why)
 
 
 def decision_on(number: int, failure: Failure, settings: conf.AliasSettings) -> Decision:

@@ -417,19 +417,7 @@ def _locked(rows: QuerySet[Any], ids: list[int], outcome: Outcome) -> list[Any]:
 
 
 def _record(action: str, row: Any, before: str, by: Operator) -> AuditRecord:
-    return AuditRecord(
-        action=action,
-        user_id=by.user_id,
-        username=by.username,
-        reason=by.reason,
-        kind="processed" if isinstance(row, ProcessedMessage) else "published",
-        message_pk=row.pk,
-        alias=row.alias,
-        queue=row.queue,
-        message_id=row.message_id,
-        state_before=before,
-        state_after=row.state,
-    )
+    return AuditRecord.of(row, action, before, user_id=by.user_id, username=by.username, reason=by.reason)
 
 
 def _batches(ids: Iterable[int]) -> Iterator[list[int]]:

@@ -21,7 +21,8 @@ from messaging.rounds import not_back, send_round_again
 from messaging.wake import wake_relays
 
 BATCH = 500
-AUTOMATIC = "RESEND_AFTER"  # stands in the audit where an operator's name does
+# Stands in the audit where an operator's name does.
+_BY = {"username": "RESEND_AFTER", "reason": "It had not come back, and its queue was empty."}
 
 
 def resend(alias: str, queues: Iterable[str], database: str) -> int:
@@ -62,22 +63,9 @@ def _send_again(alias: str, rows: QuerySet[ProcessedMessage], database: str) -> 
         # Asked again: another process may have sent some of them meanwhile.
         still = set(rows.filter(pk__in=[row.pk for row in locked]).values_list("pk", flat=True))
         sent = [row for row in locked if row.pk in still and send_round_again(row) is not None]
-        AuditRecord.objects.using(database).bulk_create([_record(row) for row in sent])
+        AuditRecord.objects.using(database).bulk_create(
+            [AuditRecord.of(row, "replay", row.state, **_BY) for row in sent]
+        )
         if sent:
             wake_relays(database, conf.get(alias))
     return len(sent)
-
-
-def _record(row: ProcessedMessage) -> AuditRecord:
-    return AuditRecord(
-        action="replay",
-        username=AUTOMATIC,
-        reason="It had not come back, and its queue was empty.",
-        kind="processed",
-        message_pk=row.pk,
-        alias=row.alias,
-        queue=row.queue,
-        message_id=row.message_id,
-        state_before=row.state,
-        state_after=row.state,
-    )

@@ -1,7 +1,8 @@
-"""What the commands of operators have in common: points in time, who acts, and the report."""
+"""What the commands of operators have in common: which messages, points in time, who acts, and the report."""
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Callable
 from datetime import datetime
 from itertools import islice
@@ -9,11 +10,40 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError
-from django.db.models import QuerySet
+from django.db import connections, router
+from django.db.models import Model, QuerySet
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from messaging.operations import BATCH, Operator, Outcome
+
+
+def add_common(parser: ArgumentParser, command: str, *, database: str) -> None:
+    """Which messages, how many, where, and who says so.
+
+    Args:
+        parser: of the command's arguments.
+        command: stands in the audit where no user is named.
+        database: the help of `--database`.
+    """
+    add = parser.add_argument
+    add("--id", action="append", dest="ids", help="only this message id; may be repeated")
+    add("--alias", help="only of this alias of MESSAGING")
+    add("--limit", type=int, help="at most this many, the oldest first")
+    add("--reason", default="", help="recorded in the audit")
+    add("--user", default="", help=f'recorded in the audit; default: "{command}"')
+    add("--database", help=database)
+    add("--dry-run", action="store_true", help="only say how many there are")
+
+
+def database_of(model: type[Model], options: dict[str, Any]) -> str:
+    """Where the messages are. Raises CommandError for an unknown database, and for a limit that leaves none."""
+    if options["limit"] is not None and options["limit"] < 1:
+        raise CommandError("--limit must be at least 1.")
+    database: str = options["database"] or router.db_for_write(model)
+    if database not in connections:
+        raise CommandError(f'--database: DATABASES has no "{database}"; it has {", ".join(connections)}.')
+    return database
 
 
 def moment(text: str, option: str) -> datetime:

@@ -83,6 +83,20 @@ class AuditRecord(models.Model):
     def __str__(self) -> str:
         return f"{self.action} · {self.username}"
 
+    @classmethod
+    def of(cls, row: Any, action: str, before: str, **by: Any) -> AuditRecord:
+        """The unsaved record of an act on a message.
+
+        Args:
+            row: the message, in the state that it is in now.
+            action: what was done.
+            before: the state that it was in.
+            by: `username`, `reason` and `user_id`.
+        """
+        own = {name: getattr(row, name) for name in ("alias", "queue", "message_id")}
+        kind = row._meta.model_name.removesuffix("message")
+        return cls(action=action, kind=kind, message_pk=row.pk, state_before=before, state_after=row.state, **own, **by)
+
 
 class QueueControl(models.Model):
     """Whether our consumers take from a queue; no row means that they do."""

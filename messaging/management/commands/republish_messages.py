@@ -5,12 +5,10 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import CommandError
-from django.db import connections, router
 from django.db.models import QuerySet
 
 from messaging.management.base import MessagingCommand
-from messaging.management.options import in_batches, moment, operator, report
+from messaging.management.options import add_common, database_of, in_batches, moment, operator, report
 from messaging.models import PublishedMessage
 from messaging.models.outbox import PublishedMessageQuerySet
 from messaging.operations import release, replay
@@ -41,22 +39,11 @@ class Command(MessagingCommand):
         times = "(ISO 8601; the site's time zone); of published ones: when the broker confirmed them"
         add("--after", metavar="TIME", help=f"only written at or after this time {times}")
         add("--before", metavar="TIME", help="only written before this time")
-        add("--id", action="append", dest="ids", help="only this message id; may be repeated")
-        add("--alias", help="only of this alias of MESSAGING")
-        add("--limit", type=int, help="at most this many, the oldest first")
-        add("--reason", default="", help="recorded in the audit")
-        add("--user", default="", help=f'recorded in the audit; default: "{NAME}"')
-        add("--database", help="whose outbox; default: the one that publish() uses")
-        add("--dry-run", action="store_true", help="only say how many there are")
+        add_common(parser, NAME, database="whose outbox; default: the one that publish() uses")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Send them in batches, each in its own transaction, and print what was done."""
-        if options["limit"] is not None and options["limit"] < 1:
-            raise CommandError("--limit must be at least 1.")
-        database = options["database"] or router.db_for_write(PublishedMessage)
-        if database not in connections:
-            raise CommandError(f'--database: DATABASES has no "{database}"; it has {", ".join(connections)}.')
-        rows = PublishedMessage.objects.using(database)
+        rows = PublishedMessage.objects.using(database_of(PublishedMessage, options))
         ids = select(rows.all(), options)[: options["limit"]]
         if options["dry_run"]:
             count = ids.count()

@@ -6,11 +6,10 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import CommandError
-from django.db import connections, router
 from django.db.models import Q, QuerySet
 
 from messaging.management.base import MessagingCommand
-from messaging.management.options import in_batches, moment, operator, report
+from messaging.management.options import add_common, database_of, in_batches, moment, operator, report
 from messaging.models import ProcessedMessage
 from messaging.models.processed import ProcessedMessageQuerySet
 from messaging.operations import requeue
@@ -43,24 +42,13 @@ class Command(MessagingCommand):
             metavar="TIME",
             help="of those retrying or requeued, only what was sent to its queue before this time and never came back",
         )
-        add("--id", action="append", dest="ids", help="only this message id; may be repeated")
-        add("--alias", help="only of this alias of MESSAGING")
-        add("--limit", type=int, help="at most this many, the oldest first")
-        add("--reason", default="", help="recorded in the audit")
-        add("--user", default="", help=f'recorded in the audit; default: "{NAME}"')
-        add("--database", help="whose inbox (default: where the database router has it)")
-        add("--dry-run", action="store_true", help="only say how many there are")
+        add_common(parser, NAME, database="whose inbox (default: where the database router has it)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Requeue in batches, each in its own transaction, and print what was done."""
-        if options["limit"] is not None and options["limit"] < 1:
-            raise CommandError("--limit must be at least 1.")
         if options["not_back_since"] and options["state"] not in ProcessedMessage.AWAITING:
             raise CommandError("--not-back-since takes --state retrying or --state requeued.")
-        database = options["database"] or router.db_for_write(ProcessedMessage)
-        if database not in connections:
-            raise CommandError(f'--database: DATABASES has no "{database}"; it has {", ".join(connections)}.')
-        manager = ProcessedMessage.objects.using(database)
+        manager = ProcessedMessage.objects.using(database_of(ProcessedMessage, options))
         ids = select(manager.all(), options)[: options["limit"]]
         if options["dry_run"]:
             count = ids.count()
