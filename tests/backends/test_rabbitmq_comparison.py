@@ -22,13 +22,6 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.broker
 
 
-@pytest.fixture(params=["management API", "AMQP alone"])
-def backend(request: pytest.FixtureRequest, broker_url: str) -> RabbitMQ:
-    if request.param == "AMQP alone":
-        return rabbitmq_backend(broker_url)
-    return rabbitmq_backend(broker_url, management_url=request.getfixturevalue("management_url"))
-
-
 @pytest.fixture
 def all_seeing(broker_url: str, management_url: str) -> RabbitMQ:
     return rabbitmq_backend(broker_url, management_url=management_url)

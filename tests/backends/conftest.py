@@ -1,0 +1,16 @@
+"""Fixtures of the backends' tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from messaging.backends.rabbitmq import RabbitMQ
+from tests.backends.rabbitmq_settings import rabbitmq_backend
+
+
+@pytest.fixture(params=["management API", "AMQP alone"])
+def backend(request: pytest.FixtureRequest, broker_url: str) -> RabbitMQ:
+    """RabbitMQ as a site sees it that names a management API, and as one that does not."""
+    if request.param == "AMQP alone":
+        return rabbitmq_backend(broker_url)
+    return rabbitmq_backend(broker_url, management_url=request.getfixturevalue("management_url"))
