@@ -31,7 +31,7 @@ class _Aside:
 class Backlog:
     """Deliveries by queue, taken in turn. Safe to call from any thread.
 
-    A message that was redelivered, or whose retry says so, may be why a process died. While it runs, no other atomic
+    A message that was redelivered, or whose row says so, may be why a process died. While it runs, no other atomic
     message runs here, so that only it can be blamed.
 
     Args:
@@ -94,12 +94,17 @@ class Backlog:
             if job.is_alone or self._suspect_since is not None:  # nothing else waits for the end of what runs
                 self._changed.notify_all()
 
-    def put_back(self, items: Iterable[Item], after: float = 0.0, *, held: bool = False) -> None:
-        """Nothing was spent on these: offer them again after `after` seconds; `held` where a transaction has them."""
+    def put_back(self, items: Iterable[Item], after: float = 0.0, *, held: bool = False, alone: bool = False) -> None:
+        """Nothing was spent on these: offer them again after `after` seconds.
+
+        `held` where a transaction has them, `alone` where nothing innocent is to run beside them.
+        """
         due = time.monotonic() + after
         with self._changed:
             for item in items:
                 item.is_held = held
+                if alone:
+                    item.isolate()
                 heapq.heappush(self._aside, _Aside(due, next(self._order), item))
             self._changed.notify_all()
 

@@ -186,6 +186,7 @@ def _insert(crash: Crash) -> ProcessedMessage:
         queue=entry.queue,
         key=key,
         digest=digest,
+        headers_digest=entry.headers_digest or None,
         message_id=entry.message_id,
         round=entry.round,
         state=State.PROCESSING,
@@ -212,6 +213,8 @@ def _settle_elsewhere(crash: Crash, own: ProcessedMessage | None) -> bool:
     """
     key, digest = crash.entry.identity
     alike = crash.rows().filter(digest=digest, message_id="", received_at__gte=crash.began).exclude(key=key)
+    if crash.entry.headers_digest:
+        alike = alike.filter(Q(headers_digest=None) | Q(headers_digest=crash.entry.headers_digest))
     ids = list(alike.values_list("pk", flat=True)[:MANY])
     rows = crash.rows().filter(pk__in=ids)
     attempts = Attempt.objects.using(crash.entry.database).filter(message__in=ids, run=crash.entry.run)

@@ -123,7 +123,7 @@ class Elsewhere:
         """
         if home is None:
             place = inbox.fresh(self._alias, queue, envelope)
-            place.row.attempts, place.derivation = there.attempts, there.derivation
+            place.row.attempts, place.derivation, place.row.nonce = there.attempts, there.derivation, there.nonce
             return place
         changes: dict[str, Any] = {
             "state": State.RETRYING,
@@ -201,7 +201,7 @@ class Standing:
 
 def weigh(home: ProcessedMessage | None, others: Sequence[ProcessedMessage], envelope: Envelope) -> Standing:
     """Which row decides about a delivery. Pure."""
-    alike = [row for row in others if row.digest == envelope.digest]
+    alike = [row for row in others if row.is_of(envelope)]
     decides = _deciding(home, alike, others, envelope)
     rows = [row for row in (home, *alike) if row is not None and row is not decides and row.state != State.SUPERSEDED]
     left_over = [row for row in rows if inbox.gate(row, envelope) in _OPEN]
@@ -229,7 +229,7 @@ def _deciding(
 
     if home is None:
         return max(alike or others, key=rank, default=None)
-    if home.digest != envelope.digest:  # another message's, which took its id
+    if not home.is_of(envelope):  # another message's, which took its id
         return next((row for row in alike if row.state == State.PROCESSED), home)
     return max([home, *alike], key=rank)
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Any, TypeGuard
 
+from messaging import nonces
 from messaging.bodies import pack_body
 from messaging.exceptions import WireError
 from messaging.fields import MAX_SHORT
@@ -25,13 +26,18 @@ LAST_ROUND = 2**31 - 1  # what a column holds
 OUR_PREFIX = "x-messaging-"
 KEY = "x-messaging-key"
 ROW = "x-messaging-row"
-DIED = "x-messaging-died"
+DIED = "x-messaging-died"  # for the release before: this one asks the row
+NONCE = "x-messaging-nonce"
 CAUSATION = "x-messaging-causation-id"
-OURS = frozenset({ROUND, QUEUE, EXCHANGE, ROUTING_KEY, KEY, ROW, DIED})
+OURS = frozenset({ROUND, QUEUE, EXCHANGE, ROUTING_KEY, KEY, ROW, DIED, NONCE})
 
 # What a retry must not carry: the first two would route copies to other queues, the others describe another journey.
 NOT_RETRIED = OURS | {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count", "x-opt-rk"}
 NOT_RETRIED_PREFIXES = ("x-first-death-", "x-last-death-")
+
+# Headers that are no part of what a message says: brokers, tracers and ourselves change them from copy to copy.
+NOT_SAID = frozenset({"traceparent", "tracestate", "baggage", "CC", "BCC", "timestamp_in_ms"})
+NOT_SAID_PREFIXES = ("x-", "X-")
 
 _MARK = 5 << 76 | 0x8 << 60  # a UUID's version and variant, and the bits that are neither
 _UNMARKED = ~(0xF << 76 | 0xC << 60)
@@ -46,8 +52,10 @@ class Envelope:
         properties: its properties, headers included.
         body: its payload.
         round: 1 for the first life in a queue, then one more per retry or requeue.
-        target: the queue that a retry was addressed to; "" otherwise.
+        target: the queue for which headers of ours were written; "" where there are none.
         row_key: the key of the inbox row that a retry belongs to; None for a message on its first round.
+        nonce: what it shows so that its headers of ours are believed; see `nonces`.
+        arrived_by: exchange and routing key without those headers; None where it has none that say anything.
     """
 
     exchange: str
@@ -57,19 +65,26 @@ class Envelope:
     round: int = 1
     target: str = ""
     row_key: uuid.UUID | None = None
+    nonce: str = ""
+    arrived_by: tuple[str, str] | None = None
 
     @classmethod
     def received(cls, exchange: str, routing_key: str, properties: Properties, body: bytes, queue: str) -> Envelope:
         """Restore the original addresses from the headers of a delivery that `queue` got, if they are there.
 
-        Headers of ours are believed only where we put them: on what was sent straight to this queue. On anything else
-        they are forwarded, or a stranger's, who could reach another handler or another message's row by them.
+        Headers of ours count only where we put them: on what was sent straight to this queue. On anything else they
+        are forwarded, or a stranger's, who could reach another handler or another message's row by them. Even there a
+        stranger may have put them: where `arrived_by` is set, somebody has to look whether `nonce` is right.
         """
         if exchange != "" or not properties.raw_headers:
             return cls(exchange, routing_key, properties, body)
         headers = properties.headers
+        nonce, arrived_by = header_text(headers.get(NONCE), ""), (exchange, routing_key)
         if QUEUE not in headers:
-            return cls(exchange, address(headers.get(ROUTING_KEY), routing_key), properties, body)
+            said = address(headers.get(ROUTING_KEY), routing_key)
+            if said == routing_key:
+                return cls(exchange, routing_key, properties, body)
+            return cls(exchange, said, properties, body, target=queue, nonce=nonce, arrived_by=arrived_by)
         round_, key = headers.get(ROUND), _uuid(headers.get(KEY))
         if header_text(headers[QUEUE], "") != queue or key is None or not _is_later_round(round_):
             return cls(exchange, routing_key, properties, body)
@@ -81,7 +96,24 @@ class Envelope:
             round=round_,
             target=queue,
             row_key=key,
+            nonce=nonce,
+            arrived_by=arrived_by,
         )
+
+    def as_a_strangers(self) -> Envelope:
+        """The same message, for whom its headers of ours say nothing."""
+        if self.arrived_by is None:
+            return self
+        return Envelope(*self.arrived_by, self.properties, self.body)
+
+    @cached_property
+    def is_proven(self) -> bool:
+        """Whether what its headers of ours say, if anything, is shown to be ours by itself, without a look at a row."""
+        if self.arrived_by is None:
+            return True
+        if self.row_key is not None:
+            return False
+        return nonces.proves_address(self.nonce, self.target, self.routing_key, self.message_id)
 
     def to_wire(self) -> bytes:
         """Exchange, routing key and properties as bytes, to be kept beside the body."""
@@ -108,11 +140,12 @@ class Envelope:
             raise WireError("A stored envelope is damaged.")
         return cls(names[0], names[1], properties, body)
 
-    def for_round(self, queue: str, round_: int, key: uuid.UUID, *, died: bool = False) -> Envelope:
-        """The same message addressed straight to `queue` for another round of the inbox row with this key.
+    def for_round(self, queue: str, round_: int, key: uuid.UUID, nonce: uuid.UUID, *, died: bool = False) -> Envelope:
+        """The same message addressed straight to `queue` for another round of the inbox row with this key and nonce.
 
-        With `died` it says that the last process that ran it died, so that the next one runs it alone.
+        With `died` it says that the last process that ran it died, for a consumer of the release before.
         """
+        shown = nonces.of_round(nonce, round_)
         headers = self.properties.headers
         dropped = {name for name in headers if name in NOT_RETRIED or name.startswith(NOT_RETRIED_PREFIXES)}
         properties = self.properties.edited(
@@ -121,6 +154,7 @@ class Envelope:
                 QUEUE: wire_text(queue),
                 ROUND: round_,
                 KEY: str(key),
+                NONCE: shown,
                 EXCHANGE: wire_text(self.exchange),
                 ROUTING_KEY: wire_text(self.routing_key),
                 **({DIED: True} if died else {}),
@@ -129,7 +163,7 @@ class Envelope:
             user_id=None,
             delivery_mode=2,
         )
-        return Envelope(self.exchange, self.routing_key, properties, self.body, round_, queue, key)
+        return Envelope(self.exchange, self.routing_key, properties, self.body, round_, queue, key, shown)
 
     def read(self) -> None:
         """Read all that the inbox wants to know, which is then kept."""
@@ -157,6 +191,7 @@ class Envelope:
         }
         return {
             "digest": self.digest,
+            "headers_digest": self.headers_digest,
             **{name: storable(text, 255) if text else "" for name, text in texts.items()},
             "headers": to_json(headers),
             "body": body,
@@ -171,12 +206,24 @@ class Envelope:
 
     @cached_property
     def digest(self) -> uuid.UUID:
-        """Tells two messages of the same id apart: exchange, routing key, type, content type and body."""
+        """Tells two messages of the same id apart: exchange, routing key, type, content type and body.
+
+        This is version 1, which every row has, so that the release before can read it.
+        """
         pieces = []
         for part in (self.exchange, self.routing_key, self.properties.type or "", self.properties.content_type or ""):
             raw = part.encode("utf-8", "surrogateescape")
             pieces += [struct.pack(">I", len(raw)), raw]
         return hashed(*pieces, self.body)
+
+    @cached_property
+    def headers_digest(self) -> uuid.UUID:
+        """What version 2 of the digest has beside that: the application's headers, in whatever order they came."""
+        raw = self.properties.raw_headers
+        if not raw:
+            return _NO_HEADERS
+        said = [raw[one.start : one.end] for one in self.properties.entries if _is_said(one.name)]
+        return hashed(*sorted(said), person=b"headers") if said else _NO_HEADERS
 
     @cached_property
     def key(self) -> uuid.UUID | None:
@@ -191,11 +238,15 @@ class Envelope:
         """Note that a row was made for this delivery: without an id nothing else leads back to it."""
         self.__dict__["key"] = key
 
-    @cached_property
-    def reused_key(self) -> uuid.UUID:
-        """Identity of a message whose id another message took: a hash of id and digest, the same at each delivery."""
+    def reused_key(self, version: int) -> uuid.UUID:
+        """Identity of a message whose id another message took: a hash of id and digest, the same at each delivery.
+
+        Args:
+            version: of the digest by which the two were compared.
+        """
         raw = self.message_id.encode("utf-8", "surrogateescape")
-        return hashed(raw, self.digest.bytes, person=b"reused-id")
+        more = (self.headers_digest.bytes,) if version > 1 else ()
+        return hashed(raw, self.digest.bytes, *more, person=b"reused-id")
 
 
 def key_of(message_id: str) -> uuid.UUID:
@@ -209,6 +260,14 @@ def hashed(*pieces: bytes, person: bytes = b"") -> uuid.UUID:
     for piece in pieces:
         state.update(piece)
     return uuid.UUID(int=int.from_bytes(state.digest()) & _UNMARKED | _MARK)
+
+
+_NO_HEADERS = hashed(person=b"headers")
+
+
+def _is_said(name: str) -> bool:
+    """Whether a header is the application's."""
+    return not name.startswith(NOT_SAID_PREFIXES) and name not in NOT_SAID
 
 
 def address(value: Any, default: str) -> str:

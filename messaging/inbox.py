@@ -18,8 +18,9 @@ from typing import Any
 
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import BooleanField, Case, F, QuerySet, Value, When
+from django.db.models import BooleanField, Case, F, Q, QuerySet, Value, When
 
+from messaging import nonces
 from messaging.clock import Now
 from messaging.compiled import ask, exists, insert
 from messaging.database import Local, brief_locks, is_lock_wait, is_refusal
@@ -27,6 +28,7 @@ from messaging.envelope import MAX_ROUND, Envelope
 from messaging.handlers import Handler
 from messaging.ledger import run_of
 from messaging.models import ProcessedMessage
+from messaging.models.processed import DEAD
 from messaging.session import part, state_of
 
 TWIN_WAIT = 2.0  # seconds that a record waits for another transaction with the same message
@@ -46,6 +48,14 @@ class SetAside(Exception):
 
 class Held(SetAside):
     """A twin holds the record in an open transaction."""
+
+
+class Unrecognised(Exception):
+    """What a delivery says in headers of ours was not said by us."""
+
+
+class NeedsToBeAlone(Exception):
+    """It may kill its process: nothing innocent is to run beside it."""
 
 
 class Verdict(enum.Enum):
@@ -123,7 +133,7 @@ class Place:
         if changes.get("state") != State.PROCESSED:  # it may run again
             row.derivation = self.derivation
         if next_round is not None:
-            row.round = next_round
+            row.round, row.nonce = next_round, row.nonce or nonces.of_row(row.queue, row.key)
         try:
             insert(row, database, lock_wait=TWIN_WAIT, local=local)
         except IntegrityError as error:
@@ -265,7 +275,8 @@ def alike(database: str, alias: str, queue: str, envelope: Envelope) -> list[Pro
     Of the first round only: a later one has its row's key with it.
     """
     rows = _with_lease(database).filter(message_id="", state=State.PROCESSING, round=1)
-    return list(rows.filter(alias=alias, queue=queue, digest=envelope.digest).order_by("id"))
+    said = Q(headers_digest=None) | Q(headers_digest=envelope.headers_digest)
+    return list(rows.filter(said, alias=alias, queue=queue, digest=envelope.digest).order_by("id"))
 
 
 def is_unfinished(row: ProcessedMessage) -> bool:
@@ -318,9 +329,9 @@ def stands(row: ProcessedMessage, database: str) -> bool:
     return found is not None
 
 
-def gate(row: ProcessedMessage, envelope: Envelope) -> Verdict:
-    """What a recorded row says about a delivery of the same key. Pure."""
-    if row.digest != envelope.digest:
+def gate(row: ProcessedMessage, envelope: Envelope, *, is_dead: bool = False) -> Verdict:
+    """What a recorded row says about a delivery of the same key, which `is_dead` where it is a dead letter. Pure."""
+    if not row.is_of(envelope):
         return Verdict.REUSED
     if envelope.round < row.round:
         return Verdict.DONE
@@ -333,6 +344,9 @@ def gate(row: ProcessedMessage, envelope: Envelope) -> Verdict:
     # A higher round than recorded: the inbox was set back to an older state, and the retry is newer than the failure;
     # or the message went on in another database, and has come back from there.
     if row.state in (State.FAILED, State.SUPERSEDED) and envelope.round > row.round:
+        return Verdict.RUN
+    # Anyone may write to a dead-letter queue: what is still in its own queue is not dead.
+    if row.state == State.FAILED and row.exception_type == DEAD and envelope.round == row.round and not is_dead:
         return Verdict.RUN
     return Verdict.DONE
 

@@ -7,11 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from messaging.backends.base import Delivery
-from messaging.envelope import DIED
 from messaging.handlers import Handler
 from messaging.killpoints import kill_point
-
-_DIED = DIED.encode()
 
 
 @dataclass(eq=False, slots=True)
@@ -43,11 +40,16 @@ class Item:
 
     def __post_init__(self) -> None:
         delivery, handler = self.delivery, self.handler
-        died = _DIED in (delivery.properties.raw_headers or b"")
         self.is_atomic = handler is not None and handler.atomic and not self.is_dead
-        self.is_suspect = self.is_atomic and (died or (delivery.redelivered and not self.is_innocent))
-        runs_together = self.is_atomic and not self.is_suspect and not delivery.redelivered
-        self.batch = handler.batch if handler is not None and runs_together else None
+        self.is_suspect = self.is_atomic and delivery.redelivered and not self.is_innocent
+        runs_together = self.is_atomic and not delivery.redelivered
+        is_in_batch = handler is not None and handler.batch is not None and runs_together
+        # What a row has to be asked about runs alone, or a stranger could have the whole batch run one by one.
+        self.batch = handler.batch if handler is not None and is_in_batch and delivery.envelope.is_proven else None
+
+    def isolate(self) -> None:
+        """Let nothing innocent run beside it: its row says that its last run killed a process."""
+        self.is_suspect, self.batch = True, None
 
     def ack(self) -> bool:
         """Acknowledge it, once. False when its channel is gone: it comes again, and the inbox knows it."""

@@ -38,6 +38,7 @@ class Entry:
         timeout: seconds it may run, or None.
         token: the claim that it runs under; "" without one.
         session: the database's number of the session that it runs in; 0 where nobody knows it.
+        headers_digest: what version 2 of the digest has beside `digest`; "" where the release before reports it.
         batch: how many messages run together; for more than one the entry serves time limits only, and nobody is
             blamed for a crash, because each of them comes back and then runs alone.
     """
@@ -55,6 +56,7 @@ class Entry:
     token: str = ""
     session: int = 0
     batch: int = 1
+    headers_digest: str = ""
 
     def to_json(self) -> str:
         """As it crosses from a dead process to its successor."""

@@ -16,17 +16,21 @@ from messaging.claims import Claim, Claims
 from messaging.crashes import Crash, came_again, record_crash
 from messaging.database import is_conflict, is_lock_wait, is_lost, is_unfit, reconnect
 from messaging.elsewhere import Elsewhere, Standing, database_of, weigh
+from messaging.envelope import Envelope
 from messaging.exceptions import MessagingError
 from messaging.execution import call
 from messaging.handlers import Handler, Registry, registry
-from messaging.inbox import AlreadyRecorded, Place, SetAside, Verdict
+from messaging.inbox import AlreadyRecorded, NeedsToBeAlone, Place, SetAside, Unrecognised, Verdict
 from messaging.ledger import Entry
 from messaging.models import ProcessedMessage
+from messaging.models.processed import DIED
 from messaging.outages import Outages
+from messaging.recognition import Recognition, is_ours
 from messaging.refusing import Refusals
 from messaging.session import end_orphan
 from messaging.station import (
     ACK,
+    ALONE,
     ASIDE,
     DONE,
     HELD,
@@ -76,7 +80,8 @@ class Processor:
         elsewhere = Elsewhere(alias, handlers, self.outages, databases)
         self._station = Station(alias, worker, self.settings, self.outages, claims, handlers, elsewhere, running, call)
         self._attempts = Attempts(self._station)
-        self._refusals = Refusals(self._station)
+        self._recognition = Recognition(self._station)
+        self._refusals = Refusals(self._station, self._recognition)
 
     def route(self, delivery: Incoming) -> Handler | None:
         """The handler that would take a delivery; None where there is none or its headers cannot be read.
@@ -86,26 +91,45 @@ class Processor:
         if delivery.properties.problem:
             return None
         envelope = delivery.envelope
-        handler = self._station.handlers.find(self.alias, delivery.queue, envelope.routing_key)
+        handler = self._handler(delivery, envelope)
         if handler is not None and len(delivery.body) <= READ_AHEAD:
             envelope.read()
         return handler
 
+    def _handler(self, delivery: Incoming, envelope: Envelope) -> Handler | None:
+        if delivery.properties.problem:
+            return None
+        return self._station.handlers.find(self.alias, delivery.queue, envelope.routing_key)
+
     # The road: process, settle, admit, attempt
 
-    def process(self, delivery: Incoming, ack: Callable[[], object]) -> Settlement:
+    def process(self, delivery: Incoming, ack: Callable[[], object], *, alone: bool = True) -> Settlement:
         """Dedupe a delivery, run its handler and record how it ended.
 
         Args:
             delivery: what the broker delivered.
             ack: acknowledges it; called on the way for a handler with `atomic=False`, never twice.
+            alone: whether no other atomic handler runs in this process meanwhile.
 
         Returns what to do with the delivery now. Raises DatabaseUnavailable: hold it, and process it again.
         """
-        handler = self.route(delivery)
+        handler, envelope = self.route(delivery), delivery.envelope
+        # A round is recognised by the row that is looked up for it anyway.
+        if not envelope.is_proven and (envelope.row_key is None or handler is None):
+            envelope = self._recognition.of(delivery.queue, envelope)
+            handler = self._handler(delivery, envelope)
+        try:
+            return self._process(delivery, envelope, handler, ack, alone=alone)
+        except Unrecognised:
+            envelope = envelope.as_a_strangers()
+            return self._process(delivery, envelope, self._handler(delivery, envelope), ack, alone=alone)
+
+    def _process(
+        self, delivery: Incoming, envelope: Envelope, handler: Handler | None, ack: Callable[[], object], *, alone: bool
+    ) -> Settlement:
         if handler is None:
-            return self._refusals.record_unknown(delivery)
-        work = Work(delivery.envelope, delivery.queue, handler, delivery.redelivered, ack)
+            return self._refusals.record_unknown(delivery, envelope)
+        work = Work(envelope, delivery.queue, handler, delivery.redelivered, ack, alone=alone)
         with self.outages.watch(handler.database):
             return self._settle(work)
 
@@ -115,7 +139,7 @@ class Processor:
         Returns a settlement for each. Raises DatabaseUnavailable.
         """
         works = [Work(one.envelope, one.queue, handler, one.redelivered, _nothing) for one in deliveries]
-        if run_batch(self._station, handler, works):
+        if all(work.envelope.is_proven for work in works) and run_batch(self._station, handler, works):
             return [ACK] * len(works)
         return [self.process(delivery, _nothing) for delivery in deliveries]
 
@@ -134,6 +158,8 @@ class Processor:
                 work.redelivered = True
             except SetAside as aside:
                 return set_aside(aside)
+            except NeedsToBeAlone:
+                return ALONE
             except Error as error:
                 if is_lock_wait(error):
                     return HELD
@@ -158,18 +184,21 @@ class Processor:
         # Where inserting first decides who runs, a first delivery needs no look.
         if is_first and not others and inserts_first(work.database):
             return inbox.fresh(self.alias, work.queue, envelope)
-        standing = weigh(self._find(work), others, envelope)
+        home = self._find(work)
+        if envelope.row_key is not None and not is_ours([row for row in (home, *others) if row is not None], envelope):
+            raise Unrecognised
+        standing = weigh(home, others, envelope)
         if standing.decides is None:
             return inbox.fresh(self.alias, work.queue, envelope)
         return self._admit_known(work, standing, standing.decides)
 
     def _admit_known(self, work: Work, standing: Standing, row: ProcessedMessage) -> Place | None:
         claims, work.left_over = self._station.claims, standing.left_over
-        is_ours = claims.is_idle(row.lease_token) and row.digest == work.envelope.digest
+        is_held_here = claims.is_idle(row.lease_token) and row.is_of(work.envelope)
         will_run = inbox.gate(row, work.envelope) is Verdict.RUN
-        if (is_ours or will_run) and any(not claims.is_idle(one.lease_token) for one in standing.claimed):
+        if (is_held_here or will_run) and any(not claims.is_idle(one.lease_token) for one in standing.claimed):
             raise SetAside  # it is being run in another database
-        if is_ours and claims.take(row.lease_token):
+        if is_held_here and claims.take(row.lease_token):
             with claims.held(row.lease_token, work.database):
                 if not row.renewed(self.settings.lease):
                     raise AlreadyRecorded
@@ -177,6 +206,8 @@ class Processor:
         if not will_run:
             self._admit_recorded(work, standing, row)
             return None
+        if not work.alone and work.handler.atomic and row.exception_type == DIED:
+            raise NeedsToBeAlone  # a retry is no redelivery: only its row knows what became of the last run
         if row is standing.home:
             unrun.bring_content(row, work.envelope, work.database)
             return inbox.existing(row)

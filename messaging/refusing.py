@@ -10,11 +10,19 @@ from functools import partial
 from messaging import inbox, unrun
 from messaging.elsewhere import Standing, database_of, weigh
 from messaging.envelope import Envelope
-from messaging.exceptions import ConsumerFailed, DeadLettered, HandlerNotFound, MessagingError, PayloadError
+from messaging.exceptions import (
+    ConsumerFailed,
+    DatabaseUnavailable,
+    DeadLettered,
+    HandlerNotFound,
+    MessagingError,
+    PayloadError,
+)
 from messaging.failures import Failure
 from messaging.handlers import Handler
 from messaging.inbox import AlreadyRecorded, SetAside
 from messaging.models import ProcessedMessage
+from messaging.recognition import Recognition
 from messaging.retry import Backoff, interval
 from messaging.station import ACK, ASIDE, Incoming, Settlement, Station, set_aside
 from messaging.texts import storable
@@ -26,20 +34,28 @@ class Refusals:
 
     Args:
         station: where this process stands.
+        recognition: what recognises messages of ours.
     """
 
-    def __init__(self, station: Station) -> None:
+    def __init__(self, station: Station, recognition: Recognition) -> None:
         self._station = station
+        self._recognition = recognition
 
     def record_dead(self, delivery: Incoming) -> Settlement:
-        """Record a delivery from `<queue>.dead` as failed, with the broker's reason. Raises DatabaseUnavailable."""
+        """Record a delivery from `<queue>.dead` as failed, with the broker's reason. Raises DatabaseUnavailable.
+
+        Nothing tells whether the broker put it there or someone else did. So it ends nothing that may be alive: a later
+        round only by its nonce, a claim that the inbox answers for not at all; and what comes from the queue itself in
+        the same round runs all the same.
+        """
         queue = delivery.queue.removesuffix(".dead")
         envelope, reason = unrun.revive(delivery, queue)
+        envelope = self._recognition.of(queue, envelope)
         handler = self._station.handlers.find(self._station.alias, queue, envelope.routing_key)
         failure = Failure(DeadLettered(reason), self._station.worker)
-        return self._record(queue, envelope, failure, redelivered=True, handler=handler)
+        return self._record(queue, envelope, failure, redelivered=True, handler=handler, is_dead=True)
 
-    def record_unknown(self, delivery: Incoming) -> Settlement:
+    def record_unknown(self, delivery: Incoming, envelope: Envelope) -> Settlement:
         """Record what no handler can take.
 
         With a routing key that nobody knows it goes round like a failed attempt, until its attempts are spent: while a
@@ -49,8 +65,8 @@ class Refusals:
             error: MessagingError = PayloadError(f"Its properties cannot be read: {delivery.properties.problem}")
             failure = Failure(error, self._station.worker)
         else:
-            failure = self._unknown(delivery)
-        return self._record(delivery.queue, delivery.envelope, failure, redelivered=delivery.redelivered)
+            failure = self._unknown(delivery.queue, envelope)
+        return self._record(delivery.queue, envelope, failure, redelivered=delivery.redelivered)
 
     def record_failed(self, delivery: Incoming, error: BaseException, *, is_dead: bool) -> Settlement:
         """Record as failed what the consumer itself fails on. Raises DatabaseUnavailable."""
@@ -58,7 +74,7 @@ class Refusals:
         text = f"The consumer itself failed on it, time and again: {describe(error)}. Its log has the traceback."
         failure = Failure(ConsumerFailed(f"{text} Requeue it once that is mended."), self._station.worker)
         envelope, handler = self._read(delivery, queue, is_dead=is_dead)
-        return self._record(queue, envelope, failure, redelivered=True, handler=handler)
+        return self._record(queue, envelope, failure, redelivered=True, handler=handler, is_dead=is_dead)
 
     def let_go(self, standing: Standing, row: ProcessedMessage) -> None:
         """Have no other row wait for a message that this one answers for."""
@@ -77,13 +93,13 @@ class Refusals:
             return nullcontext()
         return claims.held(row.lease_token, database_of(row))
 
-    def _unknown(self, delivery: Incoming) -> Failure:
-        station, queue = self._station, delivery.queue
+    def _unknown(self, queue: str, envelope: Envelope) -> Failure:
+        station = self._station
         known = [handler for handler in station.handlers.all(station.alias) if handler.queue == queue]
         patterns = ", ".join(sorted({key for handler in known for key in handler.routing_keys})) or "none"
         error = HandlerNotFound(
             f"No handler of the queue {queue!r} takes the routing key "
-            f"{storable(delivery.envelope.routing_key)!r} (they take: {patterns}). Unless a version that does is about "
+            f"{storable(envelope.routing_key)!r} (they take: {patterns}). Unless a version that does is about "
             "to be deployed, add a handler; then requeue the message."
         )
         most = max([station.settings.retry.max_attempts, *(handler.max_attempts or 0 for handler in known)])
@@ -98,13 +114,23 @@ class Refusals:
         """What can be read of a message that cannot be processed."""
         try:
             envelope = unrun.revive(delivery, queue)[0] if is_dead else delivery.envelope
+            envelope = self._recognition.of(queue, envelope)
             envelope.read()
             return envelope, self._station.handlers.find(self._station.alias, queue, envelope.routing_key)
+        except DatabaseUnavailable:
+            raise
         except Exception:  # noqa: BLE001  that may well be what fails
             return Envelope(delivery.exchange, delivery.routing_key, delivery.properties, delivery.body), None
 
     def _record(
-        self, queue: str, envelope: Envelope, failure: Failure, *, redelivered: bool, handler: Handler | None = None
+        self,
+        queue: str,
+        envelope: Envelope,
+        failure: Failure,
+        *,
+        redelivered: bool,
+        handler: Handler | None = None,
+        is_dead: bool = False,
     ) -> Settlement:
         """Record it where it is recorded already; else in the database of the handler that would take it."""
         station = self._station
@@ -122,6 +148,7 @@ class Refusals:
                 settings=station.settings,
                 redelivered=redelivered,
                 handler=handler,
+                is_dead=is_dead,
             )
             if not station.outages.steadily(where, record):
                 return ASIDE

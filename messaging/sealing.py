@@ -7,13 +7,13 @@ from typing import Any
 
 from django.db import models
 
-from messaging.envelope import CAUSATION, ROUTING_KEY, Envelope
-from messaging.exceptions import ProcessDied
+from messaging import nonces
+from messaging.envelope import CAUSATION, NONCE, ROUTING_KEY, Envelope
 from messaging.ids import new_epoch
 from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models.processed import DIED
 from messaging.wire import encode_properties, encode_table
 
-DIED = f"{ProcessDied.__module__}.{ProcessDied.__qualname__}"
 PERSISTENT = 2  # AMQP's delivery mode
 
 
@@ -39,7 +39,8 @@ def properties_of(row: PublishedMessage) -> bytes:
     if row.causation_id:
         headers = {**headers, CAUSATION: row.causation_id}
     if row.queue and row.routing_key != row.queue:
-        headers = {**headers, ROUTING_KEY: row.routing_key}
+        nonce = nonces.of_address(row.queue, row.routing_key, row.message_id)
+        headers = {**headers, ROUTING_KEY: row.routing_key, NONCE: nonce}
     return encode_properties(
         content_type=row.content_type or None,
         raw_headers=encode_table(headers) if headers else None,
@@ -59,7 +60,8 @@ def compose_round(row: ProcessedMessage, due: models.expressions.Combinable) -> 
 
     Straight to the queue, so that no other service sees it twice. Raises WireError without a recorded envelope.
     """
-    envelope = row.envelope().for_round(row.queue, row.round, row.key, died=row.exception_type == DIED)
+    nonce, died = row.nonce or nonces.of_row(row.queue, row.key), row.exception_type == DIED
+    envelope = row.envelope().for_round(row.queue, row.round, row.key, nonce, died=died)
     return PublishedMessage(
         alias=row.alias,
         state=PublishedMessage.State.PENDING,

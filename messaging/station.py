@@ -49,17 +49,20 @@ class Settlement:
         action: "ack" it now; "done": it was acknowledged on the way; "set_aside": nothing was spent, process it again.
         after: seconds until then.
         held: whether it was set aside because an open transaction has its record.
+        alone: whether it was set aside because nothing else is to run beside it.
     """
 
     action: Literal["ack", "done", "set_aside"]
     after: float = 0.0
     held: bool = False
+    alone: bool = False
 
 
 ACK = Settlement("ack")
 DONE = Settlement("done")
 ASIDE = Settlement("set_aside", after=TWIN_WAIT)
 HELD = Settlement("set_aside", after=TWIN_WAIT, held=True)
+ALONE = Settlement("set_aside", alone=True)
 
 
 def set_aside(reason: SetAside) -> Settlement:
@@ -112,7 +115,8 @@ class Station:
 class Work:
     """One delivery on its way through the processor; `lift` ends its handler's time limit, `has_begun` is its run.
 
-    `left_over` are the rows in other databases that wait for it, and no longer do once its own is durable.
+    `left_over` are the rows in other databases that wait for it, and no longer do once its own is durable. `alone` says
+    that no other atomic handler runs in this process meanwhile.
     """
 
     envelope: Envelope
@@ -124,6 +128,7 @@ class Work:
     lift: Callable[[], None] = lambda: None
     has_begun: bool = False
     left_over: Sequence[ProcessedMessage] = ()
+    alone: bool = True
 
     @property
     def database(self) -> str:
@@ -142,6 +147,7 @@ class Work:
             queue=self.queue,
             key=str(place.row.key),
             digest=str(self.envelope.digest),
+            headers_digest=str(self.envelope.headers_digest),
             round=place.row.round,
             message_id=storable(self.envelope.message_id, 255),
             database=self.database,

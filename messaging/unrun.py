@@ -58,8 +58,9 @@ def record_unrun(
     settings: conf.AliasSettings,
     redelivered: bool,
     handler: Handler | None = None,
+    is_dead: bool = False,
 ) -> bool:
-    """Record a message that no handler can take, or that the broker gave up.
+    """Record a message that no handler can take, or that the broker gave up, so that it `is_dead`.
 
     `handler` is the one that would take it. Returns whether the inbox answers for it now. Raises SetAside when a twin
     is about to record it.
@@ -69,14 +70,14 @@ def record_unrun(
         if row is None:
             place = inbox.fresh(settings.alias, queue, envelope)
         else:
-            verdict = inbox.gate(row, envelope)
+            verdict = inbox.gate(row, envelope, is_dead=is_dead)
             if verdict is Verdict.REUSED:
                 record_reused(database, row, envelope, worker=failure.worker, settings=settings)
                 return True
             bring_content(row, envelope, database)
-            if verdict is Verdict.DONE:
-                return True
-            place = inbox.existing(row)
+            if verdict is Verdict.DONE or (is_dead and verdict is Verdict.CRASHED and row.at_broker is False):
+                return True  # in the latter case the sweep ends the claim, and sends the message round again
+            place = inbox.abandoned(row) if verdict is Verdict.CRASHED else inbox.existing(row)
         try:
             failures.record(place, failure, database, settings)
             return True
@@ -89,7 +90,7 @@ def record_reused(
     database: str, row: ProcessedMessage, envelope: Envelope, *, worker: str, settings: conf.AliasSettings
 ) -> None:
     """Keep and flag a message whose id another one took first."""
-    place = inbox.fresh(settings.alias, row.queue, envelope, key=envelope.reused_key)
+    place = inbox.fresh(settings.alias, row.queue, envelope, key=envelope.reused_key(row.digest_version))
     error = IdReused(
         f"The message id was used before, by another message (row {row.pk}) with other content. "
         "Requeue it to process it all the same, or discard it."

@@ -6,7 +6,7 @@ The headers stay the bytes they arrived as; they are decoded for reading only, a
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from struct import Struct
 from typing import Any
@@ -126,6 +126,11 @@ class Properties:
         tail = entries[-1].end if entries else 0
         kept = [raw[entry.start : entry.end] for entry in entries if entry.name not in dropped]
         return replace(base, raw_headers=b"".join([added, *kept, raw[tail:]]))
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """The entries of the headers table up to where it can be read, with their places in `raw_headers`."""
+        return self._scan()
 
     def _scan(self) -> list[Entry]:
         if self._entries is None:

@@ -126,10 +126,11 @@ class Worker(threading.Thread):
             return [self._processor.record_dead(head.delivery)]
         if head.batch is not None and head.handler is not None:
             return self._processor.process_batch(head.handler, [item.delivery for item in job.items])
-        return [self._processor.process(head.delivery, head.ack)]
+        # A handler without a transaction makes no room, and needs none.
+        return [self._processor.process(head.delivery, head.ack, alone=job.is_alone)]
 
     def _settle(self, item: Item, settlement: Settlement) -> None:
         if settlement.action == "ack":
             item.ack()
         elif settlement.action == "set_aside":
-            self._backlog.put_back([item], settlement.after, held=settlement.held)
+            self._backlog.put_back([item], settlement.after, held=settlement.held, alone=settlement.alone)

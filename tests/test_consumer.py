@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import pytest
 from messaging.backends.base import Delivery
 from messaging.backlog import Backlog
 from messaging.consumer import Plan
-from messaging.envelope import DIED
+from messaging.envelope import DIED, KEY, QUEUE, ROUND
 from messaging.handlers import Handler
 from messaging.items import Job
 from messaging.wire import Properties
@@ -537,10 +538,14 @@ def test_what_waits_for_another_transaction_is_counted_until_it_ends_otherwise(b
     assert backlog.held == 0
 
 
-def test_a_retry_whose_last_process_died_runs_alone(backlog: Backlog) -> None:
+def test_what_its_row_says_killed_a_process_is_offered_again_alone(backlog: Backlog) -> None:
     died, beside = Parcel("many"), Parcel("many")
-    died.properties = Properties.build(headers={DIED: True})
     backlog.put(died)
+    first = backlog.take()
+    assert first is not None
+    assert not first.is_alone
+    backlog.put_back(first.items, alone=True)
+    backlog.done(first)
     backlog.put(beside)
     job = backlog.take()
     assert job is not None
@@ -548,6 +553,31 @@ def test_a_retry_whose_last_process_died_runs_alone(backlog: Backlog) -> None:
     taken = try_to_take(backlog)
     backlog.done(job)
     wait_until(lambda: taken)
+
+
+@pytest.mark.mode(64)
+def test_a_strangers_header_about_a_death_slows_nobody(backlog: Backlog) -> None:
+    forged = [Parcel("many") for _ in range(2)]
+    for parcel in forged:
+        parcel.properties = Properties.build(headers={DIED: True})
+        backlog.put(parcel)
+    job = backlog.take()
+    assert job is not None
+    assert (job.is_alone, [item.delivery for item in job.items]) == (False, forged)
+
+
+@pytest.mark.mode(64)
+def test_what_only_says_that_it_is_a_round_makes_no_batch_run_one_by_one(backlog: Backlog) -> None:
+    forged, *others = Parcel("many"), Parcel("many"), Parcel("many")
+    forged.properties = Properties.build(headers={QUEUE: "many", ROUND: 2, KEY: str(uuid.uuid4())})
+    forged.exchange = ""
+    for parcel in (others[0], forged, others[1]):
+        backlog.put(parcel)
+    batch, alone = backlog.take(), backlog.take()
+    assert batch is not None
+    assert alone is not None
+    assert [item.delivery for item in batch.items] == others
+    assert (alone.is_alone, [item.delivery for item in alone.items]) == (False, [forged])
 
 
 def test_nothing_atomic_runs_beside_a_suspect(backlog: Backlog) -> None:

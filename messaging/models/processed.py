@@ -10,8 +10,10 @@ from django.db import models
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
+from messaging import nonces
 from messaging.clock import MomentField, Now
 from messaging.envelope import Envelope
+from messaging.exceptions import DeadLettered, ProcessDied
 from messaging.models.base import PolledIndex, StoredMessage, set_only
 from messaging.models.states import in_state
 
@@ -23,6 +25,11 @@ UNCLAIMED: dict[str, Any] = {
     "started_at": None,
     "interrupted": None,
 }
+
+
+# What `exception_type` says of these.
+DIED = f"{ProcessDied.__module__}.{ProcessDied.__qualname__}"
+DEAD = f"{DeadLettered.__module__}.{DeadLettered.__qualname__}"
 
 
 class ProcessedMessageQuerySet(models.QuerySet["ProcessedMessage"]):
@@ -60,6 +67,10 @@ class ProcessedMessage(StoredMessage):
 
     `derivation` is how the ids of what its handler publishes outside a transaction are made, so that a rerun makes the
     same ones: None for a message that the release before recorded first.
+
+    `digest` with `headers_digest` tells messages of one id apart; where the second is NULL the row was stored with
+    version 1 of the digest, which does not cover headers. `nonce` is how its rounds are recognised as ours; NULL until
+    it first goes round.
     """
 
     class State(models.TextChoices):
@@ -77,6 +88,8 @@ class ProcessedMessage(StoredMessage):
     state = models.CharField(_("state"), max_length=10, choices=State.choices)
     key = models.UUIDField(_("key"), editable=False)
     digest = models.UUIDField(_("digest"), editable=False)
+    headers_digest = models.UUIDField(null=True, editable=False)
+    nonce = models.UUIDField(null=True, editable=False)
     handler = models.CharField(_("handler"), max_length=255, blank=True)
     worker = models.CharField(_("worker"), max_length=200, blank=True)
     exception_type = models.CharField(_("exception"), max_length=255, blank=True)
@@ -136,6 +149,15 @@ class ProcessedMessage(StoredMessage):
         """The message as it arrived, to the byte. Raises WireError when its envelope was never recorded."""
         return Envelope.from_wire(bytes(self.wire or b""), self.raw_body)
 
+    @property
+    def digest_version(self) -> int:
+        """The version of the digest that it was stored with."""
+        return 1 if self.headers_digest is None else 2
+
+    def is_of(self, envelope: Envelope) -> bool:
+        """Whether it is about a message that says what this one does, by the version of the digest that it has."""
+        return self.digest == envelope.digest and self.headers_digest in (None, envelope.headers_digest)
+
     def failures(self) -> models.QuerySet[Attempt]:
         """Its attempts that failed, where it is itself, whatever a router says of reads and relations."""
         return Attempt.objects.using(self._state.db).filter(message_id=self.pk)
@@ -176,6 +198,7 @@ class ProcessedMessage(StoredMessage):
             rows = rows.filter(attempts=counted)
         if next_round is not None:
             changes["round"] = next_round
+            changes["nonce"] = self.nonce or nonces.of_row(self.queue, self.key)
         if rows.update(**changes) != 1:
             return False
         for name, value in changes.items():

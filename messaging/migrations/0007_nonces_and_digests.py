@@ -1,0 +1,20 @@
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [
+        ("messaging", "0006_sendings_and_claims"),
+    ]
+
+    operations = [
+        migrations.AddField(
+            model_name="processedmessage",
+            name="headers_digest",
+            field=models.UUIDField(editable=False, null=True),
+        ),
+        migrations.AddField(
+            model_name="processedmessage",
+            name="nonce",
+            field=models.UUIDField(editable=False, null=True),
+        ),
+    ]
