@@ -138,7 +138,10 @@ def _left_over(state: State, but: int, row: Row) -> tuple[int, int, Row] | tuple
 
 
 def dead(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:
-    """A dead letter is recorded as failed, whatever was recorded before it ended."""
+    """A dead letter is recorded as failed, whatever was recorded before it ended.
+
+    It may be anyone's: a claim that the inbox answers for is left to the sweep.
+    """
     copy, found = one.copies[0], look(model, state, one._replace(again=True))
     if found.blocked:
         return
@@ -148,15 +151,16 @@ def dead(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step
         return
     recorded = one._replace(phase=RECORDED)
     if not row:
-        failed = Row(copy.message, key, copy.queue, FAILED, copy.round)
+        failed = Row(copy.message, key, copy.queue, FAILED, copy.round, buried=True)
         yield Step(RECORD_DEAD, with_consumer(with_row(state, found.database, 0, failed), index, recorded))
         return
     if copy.key == 0:
         state = _adopted(state, found, copy)
-    if gate(model, row, copy) == DONE:
+    verdict = gate(model, row, copy)
+    if verdict == DONE or (verdict == CRASHED and row.at_broker is False):
         yield from _done(model, state, index, one, found)
         return
-    failed = unclaimed(model, row._replace(state=FAILED, content=True, message=copy.message), one.old)
+    failed = unclaimed(model, row._replace(state=FAILED, content=True, message=copy.message, buried=True), one.old)
     yield Step(RECORD_DEAD, with_consumer(with_row(state, found.database, found.number, failed), index, recorded))
 
 
@@ -169,7 +173,7 @@ def enter(model: Model, state: State, index: int, one: Consumer) -> Iterator[Ste
     if not one.elsewhere and not _needs_claim(model, one, row):
         yield Step(RUN, running(model, state, index, one._replace(run=UNCLAIMED_RUN + row.round)))
         return
-    claimed = row._replace(state=PROCESSING, token=FRESH + 1, lapsed=0)
+    claimed = row._replace(state=PROCESSING, token=FRESH + 1, lapsed=0, buried=False)
     if not model.deviates(one.old, "claims do not say who has the message"):
         claimed = claimed._replace(at_broker=of.atomic, started=False, interrupted=False)
     after = with_row(state, one.database, one.number, claimed)

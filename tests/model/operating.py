@@ -67,12 +67,12 @@ def _on_incoming(model: Model, state: State, database: int, number: int, row: Ro
     about = f"message {row.message}, round {row.round}"
     open_ = takes_verbs(model, state, database, number)
     if open_ and row.content and model.may(state, REQUEUE.name):
-        fresh = row._replace(state=REQUEUED, round=row.round + 1, attempts=0, runs=())
+        fresh = row._replace(state=REQUEUED, round=row.round + 1, attempts=0, runs=(), buried=False)
         after = with_row(cancelled(model, state, database, number), database, number, unclaimed(model, fresh, False))
         after = _voided(next_round(after, database, number), database, row)
         yield Step(REQUEUE, model.spent(after, REQUEUE.name), about)
     if open_ and model.may(state, DISCARD.name):
-        laid = row._replace(state=DISCARDED, round=row.round + 1)
+        laid = row._replace(state=DISCARDED, round=row.round + 1, buried=False)
         after = with_row(cancelled(model, state, database, number), database, number, unclaimed(model, laid, False))
         yield Step(DISCARD, model.spent(after, DISCARD.name), about)
     if row.state == DISCARDED and model.may(state, RESTORE.name):

@@ -81,7 +81,10 @@ def gate(model: Model, row: Row, copy: Copy) -> str:
         if not row.token:
             return COUNTED
         return CRASHED if row.lapsed else DONE
-    return RUN if row.state == FAILED and copy.round > row.round else DONE
+    if row.state != FAILED:
+        return DONE
+    is_alive = row.buried and copy.round == row.round and not copy.dead
+    return RUN if copy.round > row.round or is_alive else DONE
 
 
 def unclaimed(model: Model, row: Row, old: bool) -> Row:
@@ -108,13 +111,13 @@ def stands(model: Model, state: State, consumer: Consumer) -> bool:
 def consequence(model: Model, state: State, database: int, number: int, row: Row, old: bool) -> State:
     """A failed attempt, `row` with its count: another round with its outbox row, or rest as failed."""
     if row.attempts >= model.of.attempts:
-        return with_row(state, database, number, unclaimed(model, row._replace(state=FAILED), old))
+        return with_row(state, database, number, unclaimed(model, row._replace(state=FAILED, buried=False), old))
     return again(model, state, database, number, row, old)
 
 
 def again(model: Model, state: State, database: int, number: int, row: Row, old: bool) -> State:
     """A message goes round again, whatever it counts."""
-    row = unclaimed(model, row._replace(state=RETRYING, round=row.round + 1), old)
+    row = unclaimed(model, row._replace(state=RETRYING, round=row.round + 1, buried=False), old)
     state = with_row(state, database, number, row)
     number = number or len(state.databases[database].inbox)
     return state if "failure without its retry" in model.mutants else next_round(state, database, number)
@@ -142,6 +145,7 @@ def succeed(model: Model, state: State, consumer: Consumer) -> State:
     before = seen.attempts if model.deviates(old, "success overwrites the count") else row.attempts
     # Who has the message is left standing: it tells later that it came again.
     done = row._replace(state=PROCESSED, attempts=before + 1, token=0, lapsed=0, started=False, interrupted=False)
+    done = done._replace(buried=False)
     state = model.owe(state, seen.message, seen.queue, -1)
     return with_row(state, consumer.database, consumer.number, done)
 

@@ -41,7 +41,10 @@ class Outgoing(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the inbox. `runs` are those that are recorded as attempts and may be reported again."""
+    """A row of the inbox. `runs` are those that are recorded as attempts and may be reported again.
+
+    `buried` says that it failed for a dead letter.
+    """
 
     message: int  # ghost: which message it is about
     key: int
@@ -56,6 +59,7 @@ class Row(NamedTuple):
     started: bool = False
     interrupted: bool = False
     runs: tuple[int, ...] = ()
+    buried: bool = False
 
 
 class Copy(NamedTuple):

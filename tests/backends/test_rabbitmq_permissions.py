@@ -1,0 +1,177 @@
+"""The permissions of docs/how-to/broker-permissions.md, given to accounts of a broker: each does its work, no more."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+from uuid import uuid4
+
+import pika
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import ChannelClosedByBroker
+
+from messaging.backends.base import ExchangeSpec, QueueSpec, Topology
+from tests.backends.rabbitmq_settings import rabbitmq_backend
+from tests.backends.tools import Deliveries, confirmed, message, send
+from tests.docs.blocks import find
+from tests.services import Broker
+
+pytestmark = pytest.mark.broker
+
+SITE = Topology((ExchangeSpec("messaging"),), (QueueSpec("billing", bindings=(("messaging", "orders.#"),)),))
+FORBIDDEN = 403
+PERSISTENT = pika.BasicProperties(delivery_mode=2)
+Act = Callable[[BlockingChannel], Any]
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """The accounts of the page, in a virtual host of their own."""
+
+    owner: str
+    suffix: str
+
+    def url(self, name: str) -> str:
+        """The URL of one of them."""
+        parts = urlsplit(self.owner)
+        return parts._replace(netloc=f"{name}-{self.suffix}:x@{parts.hostname}:{parts.port}").geturl()
+
+    def may(self, name: str, act: Act) -> bool:
+        """Whether the broker lets one of them do that."""
+        connection = pika.BlockingConnection(pika.URLParameters(self.url(name)))
+        try:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            act(channel)
+        except ChannelClosedByBroker as error:
+            if error.reply_code == FORBIDDEN:
+                return False
+            raise
+        finally:
+            connection.close()
+        return True
+
+
+@pytest.fixture
+def accounts(rabbitmq: Broker, vhost_url: str) -> Iterator[Accounts]:
+    suffix, vhost = uuid4().hex[:8], quote(urlsplit(vhost_url).path[1:], safe="")
+    (block,) = find("permissions")
+    names = set()
+    for line in block.text.splitlines():
+        _, command, _, _, name, *values = shlex.split(line)
+        user = f"{name}-{suffix}"
+        if name not in names:
+            tags = "management" if name == "monitor" else ""
+            rabbitmq.api("PUT", f"/api/users/{user}", {"password": "x", "tags": tags})
+            names.add(name)
+        keys = ("configure", "write", "read") if command == "set_permissions" else ("exchange", "write", "read")
+        path = command.removeprefix("set_").replace("_", "-")
+        rabbitmq.api("PUT", f"/api/{path}/{vhost}/{user}", dict(zip(keys, values, strict=True)))
+    yield Accounts(vhost_url, suffix)
+    for name in names:
+        rabbitmq.api("DELETE", f"/api/users/{name}-{suffix}")
+
+
+def publish(exchange: str, routing_key: str) -> Act:
+    return lambda channel: channel.basic_publish(exchange, routing_key, b"{}", PERSISTENT)
+
+
+def get(queue: str) -> Act:
+    return lambda channel: channel.basic_get(queue, auto_ack=True)
+
+
+def declare(queue: str) -> Act:
+    return lambda channel: channel.queue_declare(queue, durable=True)
+
+
+def bind(queue: str, exchange: str, routing_key: str) -> Act:
+    return lambda channel: channel.queue_bind(queue, exchange, routing_key)
+
+
+def delete(queue: str) -> Act:
+    return lambda channel: channel.queue_delete(queue)
+
+
+def test_each_account_can_do_its_work(accounts: Accounts, management_url: str) -> None:
+    assert rabbitmq_backend(accounts.url("deploy")).declare(SITE) == []
+    for name in ("relay", "consumer"):  # what exists is used, and told of
+        found = rabbitmq_backend(accounts.url(name)).declare(SITE)
+        assert {one.severity for one in found} == {"warning"}
+    sender = rabbitmq_backend(accounts.url("relay")).sender()
+    sender.open()
+    outgoing = [message("billing"), message("billing", exchange="messaging", routing_key="orders.placed")]
+    assert confirmed(send(sender, *outgoing, message("billing.dead")))
+    sender.close()
+    deliveries = Deliveries()
+    receiver = rabbitmq_backend(accounts.url("consumer")).receiver(deliveries.on_delivery, deliveries.on_change)
+    receiver.open()
+    for queue in ("billing", "billing.dead"):
+        receiver.consume(queue, 10)
+    for delivery in deliveries.wait(3):
+        assert delivery.ack()
+    receiver.close()
+    parts = urlsplit(management_url)
+    host = parts.netloc.rpartition("@")[2]
+    own = parts._replace(netloc=f"monitor-{accounts.suffix}:x@{host}").geturl()
+    watching = rabbitmq_backend(accounts.url("monitor"), management_url=own)
+    assert [(depth.queue, depth.exists) for depth in watching.depths(["billing"])] == [("billing", True)]
+    assert [one.severity for one in watching.compare(SITE) if one.severity == "error"] == []
+    assert watching.unseen == ""
+
+
+def test_partners_publish_and_consume_under_their_routing_keys(accounts: Accounts) -> None:
+    rabbitmq_backend(accounts.url("deploy")).declare(SITE)
+    assert accounts.may("partner-in", declare("partner.copies"))
+    assert accounts.may("partner-in", bind("partner.copies", "messaging", "orders.#"))
+    assert not accounts.may("partner-in", bind("partner.copies", "messaging", "secrets.#"))
+    assert accounts.may("partner-out", publish("messaging", "orders.placed"))
+    assert not accounts.may("partner-out", publish("messaging", "secrets.told"))
+    assert accounts.may("partner-in", get("partner.copies"))
+
+
+@pytest.mark.parametrize(
+    ("name", "act"),
+    [
+        ("relay", get("billing")),
+        ("relay", get("billing.dead")),
+        ("relay", declare("other")),
+        ("relay", delete("billing")),
+        ("relay", bind("billing", "messaging", "#")),
+        ("consumer", publish("messaging", "orders.placed")),
+        ("consumer", publish("", "billing")),
+        ("consumer", get("secrets")),
+        ("consumer", delete("billing")),
+        ("consumer", declare("other")),
+        ("monitor", get("billing")),
+        ("monitor", publish("messaging", "orders.placed")),
+        ("monitor", publish("", "billing")),
+        ("monitor", delete("billing")),
+        ("partner-out", publish("", "billing")),
+        ("partner-out", publish("", "billing.dead")),
+        ("partner-out", get("billing")),
+        ("partner-out", declare("other")),
+        ("partner-in", publish("messaging", "orders.placed")),
+        ("partner-in", publish("", "billing.dead")),
+        ("partner-in", get("billing")),
+        ("partner-in", bind("billing", "messaging", "orders.#")),
+        ("partner-in", delete("billing")),
+        ("deploy", get("billing.dead")),
+        ("deploy", get("secrets")),
+        ("deploy", publish("messaging", "orders.placed")),
+    ],
+)
+def test_no_account_can_do_another_ones_work(accounts: Accounts, name: str, act: Act) -> None:
+    rabbitmq_backend(accounts.url("deploy")).declare(SITE)
+    rabbitmq_backend(accounts.owner).declare(Topology(queues=(QueueSpec("secrets", dead_letter=False),)))
+    assert not accounts.may(name, act)
+
+
+def test_what_is_said_of_the_default_exchange_is_so(accounts: Accounts) -> None:
+    """It leads into every queue of the virtual host, whoever has it."""
+    rabbitmq_backend(accounts.owner).declare(Topology(queues=(QueueSpec("secrets", dead_letter=False),)))
+    for name in ("deploy", "relay"):
+        assert accounts.may(name, publish("", "secrets"))
