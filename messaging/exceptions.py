@@ -72,7 +72,7 @@ class DeadLettered(MessagingError):
 
 
 class IdReused(MessagingError):
-    """Another message with this id was recorded before, with other content."""
+    """Another message with this id was recorded before, with other content or headers."""
 
 
 class ConsumerFailed(MessagingError):

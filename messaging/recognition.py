@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from messaging import nonces
-from messaging.envelope import NONCE, Envelope
+from messaging.envelope import Envelope
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.station import Station
 from messaging.texts import storable
@@ -79,6 +79,7 @@ def _is_of_the_release_before(rows: Iterable[ProcessedMessage], envelope: Envelo
             return True
         sent = PublishedMessage.objects.using(row._state.db).filter(inbox_id=row.pk, round=envelope.round)
         own = sent.filter(alias=row.alias, queue=row.queue, message_id=row.message_id)
-        if any(NONCE.encode() not in bytes(wire or b"") for wire in own.values_list("wire", flat=True)):
+        shown = nonces.of_round(row.nonce, envelope.round).encode()
+        if any(shown not in bytes(wire or b"") for wire in own.values_list("wire", flat=True)):
             return True
     return False

@@ -92,7 +92,7 @@ def record_reused(
     """Keep and flag a message whose id another one took first."""
     place = inbox.fresh(settings.alias, row.queue, envelope, key=envelope.reused_key(row.digest_version))
     error = IdReused(
-        f"The message id was used before, by another message (row {row.pk}) with other content. "
+        f"The message id was used before, by another message (row {row.pk}) with other content or headers. "
         "Requeue it to process it all the same, or discard it."
     )
     with suppress(AlreadyRecorded):  # this very message was flagged before
