@@ -222,7 +222,11 @@ class Envelope:
         raw = self.properties.raw_headers
         if not raw:
             return _NO_HEADERS
-        said = [raw[one.start : one.end] for one in self.properties.entries if _is_said(one.name)]
+        said = [
+            raw[start:end]
+            for name, _, start, end in self.properties.entries
+            if name not in NOT_SAID and not name.startswith(NOT_SAID_PREFIXES)
+        ]
         return hashed(*sorted(said), person=b"headers") if said else _NO_HEADERS
 
     @cached_property
@@ -263,11 +267,6 @@ def hashed(*pieces: bytes, person: bytes = b"") -> uuid.UUID:
 
 
 _NO_HEADERS = hashed(person=b"headers")
-
-
-def _is_said(name: str) -> bool:
-    """Whether a header is the application's."""
-    return not name.startswith(NOT_SAID_PREFIXES) and name not in NOT_SAID
 
 
 def address(value: Any, default: str) -> str:

@@ -35,14 +35,20 @@ class Recognition:
         if envelope.is_proven:
             return envelope
         if envelope.row_key is None:
-            known = any(self._has_sent(database, queue, envelope) for database in self._station.databases)
+            known = any(self._has_sent(database, queue, envelope) for database in self._databases)
         else:
             known = is_ours(self._rows(queue, envelope.row_key), envelope)
         return envelope if known else envelope.as_a_strangers()
 
+    @property
+    def _databases(self) -> tuple[str, ...]:
+        """Those that may know a message."""
+        own = self._station.database
+        return own, *self._station.elsewhere.others(own)
+
     def _rows(self, queue: str, key: uuid.UUID) -> list[ProcessedMessage]:
         found: list[ProcessedMessage] = []
-        for database in self._station.databases:
+        for database in self._databases:
             rows = ProcessedMessage.objects.using(database).filter(alias=self._station.alias, queue=queue)
             found += self._station.outages.steadily(database, partial(list, rows.filter(key=key)))
         return found

@@ -18,6 +18,7 @@ from pytest_django import DjangoDbBlocker, Settings
 from messaging import Reject, operations
 from messaging.clock import Now
 from messaging.elsewhere import Elsewhere
+from messaging.envelope import NONCE
 from messaging.exceptions import DatabaseUnavailable, ProcessDied
 from messaging.handlers import Registry
 from messaging.ledger import Entry
@@ -669,3 +670,23 @@ def test_a_crash_after_the_move_is_counted_where_it_ran() -> None:
     processor.record_crash(entry, ProcessDied("killed by signal 9 (SIGKILL)"))
     assert states() == ["superseded", "retrying"]
     assert row(NEW).attempts == 2
+
+
+@pytest.mark.mode(64)
+@pytest.mark.parametrize("unknown", [False, True])
+def test_a_round_is_recognised_by_its_row_whichever_database_has_it(settings: Settings, unknown: bool) -> None:
+    """By the processor where there is a handler, and by what records a message without one."""
+    again = waiting()
+    forged = Arrived(again.queue, "", again.routing_key, again.properties, again.body)
+    forged.properties = again.properties.edited(add_headers={NONCE: "0" * 32})
+    settings.SECRET_KEY = "another"
+    at_new = consumer(NEW, routing_keys=("something.else",) if unknown else ())
+    at_new.process(forged, nothing)
+    assert states()[0].startswith("retrying"), "it is a stranger's, which ends on its own"
+    at_new.process(again, nothing)
+    if unknown:
+        assert [one.attempts for one in ProcessedMessage.objects.filter(routing_key="work.do")] == [2]
+    else:
+        assert states()[0].startswith("superseded")
+        assert "processed" in states()[1]
+        assert len(effects()) == 1
