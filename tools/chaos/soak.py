@@ -139,13 +139,7 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
     """Stop publishing, wait until all has settled, stop everything and drain what copies are left."""
     stage.keeper.stop()
     result.remarks += stage.keeper.own_ends
-    for place in stage.places:
-        if place.is_running:
-            continue
-        place.replace()
-    for place in stage.publishers:
-        place.stop()
-    stage.sql("UPDATE messaging_queuecontrol SET paused = false")  # whoever purged it may have found no way back
+    _bring_back(stage)
     _fill(stage)
     began, quiet_since = watch.elapsed, datetime.now(UTC)
     watch.changed_at, watch.requeue_every = began, REQUEUE_SOON
@@ -169,6 +163,19 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
         if place not in stage.publishers and (status := place.stop()) != 0:
             result.remarks.append(f"{place.name} was told to stop and ended with status {status}")
     stage.site.manage("consume", "--burst", timeout=120, check=False)
+
+
+def _bring_back(stage: Stage) -> None:
+    """Have everything run, and of the new release, but for those who publish."""
+    stage.change_release("new")
+    for place in stage.consumers:
+        place.stop()
+    for place in stage.places:
+        if not place.is_running:
+            place.replace()
+    for place in stage.publishers:
+        place.stop()
+    stage.sql("UPDATE messaging_queuecontrol SET paused = false")  # whoever purged it may have found no way back
 
 
 def _fill(stage: Stage) -> None:
