@@ -24,7 +24,7 @@ from messaging.consumer import Plan
 from messaging.envelope import DIED
 from messaging.handlers import Handler
 from messaging.items import Job
-from messaging.wire import Properties
+from tests.processing import Parcel
 from tests.services import Database
 from tests.site import ROOT, Running, Site, SiteFactory
 from tests.waiting import wait_until
@@ -444,30 +444,6 @@ def test_topology_declares_and_compares(make_site: Callable[..., Site]) -> None:
 # The backlog's order
 
 
-class Parcel(Delivery):
-    """A delivery that remembers how it was settled."""
-
-    def __init__(self, queue: str = "work", *, redelivered: bool = False, age: float = 0.0) -> None:
-        self.queue = self.routing_key = queue
-        self.exchange, self.body, self.properties = "", b"", Properties()
-        self.redelivered = redelivered
-        self.received_at = time.monotonic() - age
-        self.settled: list[str] = []
-        self.live = True
-
-    def ack(self) -> bool:
-        self.settled.append("ack")
-        return self.live
-
-    def requeue(self) -> bool:
-        self.settled.append("requeue")
-        return self.live
-
-    @property
-    def is_live(self) -> bool:
-        return self.live
-
-
 def handler(queue: str, *, atomic: bool = True, batch: int | None = None) -> Handler:
     return Handler(print, queue, (), "default", "default", atomic, None, None, None, batch)
 
@@ -538,8 +514,7 @@ def test_what_waits_for_another_transaction_is_counted_until_it_ends_otherwise(b
 
 
 def test_a_retry_whose_last_process_died_runs_alone(backlog: Backlog) -> None:
-    died, beside = Parcel("many"), Parcel("many")
-    died.properties = Properties.build(headers={DIED: True})
+    died, beside = Parcel("many", headers={DIED: True}), Parcel("many")
     backlog.put(died)
     backlog.put(beside)
     job = backlog.take()
