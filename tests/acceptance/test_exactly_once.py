@@ -45,8 +45,9 @@ ON_POSTGRES = [pytest.mark.broker, pytest.mark.postgres]
 @pytest.mark.parametrize(
     ("db", "broker", "count"),
     [
-        pytest.param("postgres", None, COUNT, marks=ON_POSTGRES, id="rabbitmq"),
+        pytest.param("postgres", None, COUNT // 2, marks=ON_POSTGRES, id="rabbitmq"),
         pytest.param("sqlite", "database://", COUNT // 4, id="embedded-sqlite"),
+        pytest.param("postgres", None, COUNT, marks=[*ON_POSTGRES, pytest.mark.slow], id="rabbitmq-more"),
         pytest.param("postgres", "database://", COUNT, marks=[*ON_POSTGRES, pytest.mark.slow], id="embedded-postgres"),
         pytest.param("mariadb", None, COUNT, marks=[pytest.mark.broker, pytest.mark.slow], id="rabbitmq-mariadb"),
         pytest.param("mariadb", "database://", COUNT, marks=pytest.mark.slow, id="embedded-mariadb"),
