@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import psycopg
 
+from tests.inside import Loaded
 from tests.mariadb import MariaDatabase, connected
 from tests.services import Broker, Database
 from tests.waiting import wait_until
@@ -25,6 +26,9 @@ from tools.janitor import Janitor
 from tools.services import free_ports, is_listening
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+loaded = Loaded()
 
 
 class Running:
@@ -187,8 +191,16 @@ class Site:
         assert server.returncode is None, server.output
         return f"http://127.0.0.1:{port}"
 
+    def run(self, code: str) -> str:
+        """Run Python code that prepares the test, without a process of its own, and return what it prints.
+
+        The handlers of the site are not there, and no kill point is armed: `shell()` has both.
+        """
+        assert self.root == ROOT
+        return loaded.run(code, self.env)
+
     def shell(self, code: str) -> str:
-        """Run Python code inside the site and return what it prints."""
+        """Run Python code inside the site, in a process of its own, and return what it prints."""
         return self.manage("shell", "-c", code).stdout
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
@@ -285,6 +297,7 @@ class SiteFactory:
         for undo in self._close:
             undo()
         self._janitor.close()
+        loaded.close()
 
     def _new_vhost(self) -> str:
         rabbitmq: Broker = self._fixture("rabbitmq")

@@ -60,7 +60,7 @@ def test_every_effect_happens_exactly_once_while_processes_are_killed(
     made.manage("topology")
     commands = [("relay",), ("relay",), ("consume", "--no-relay"), ("consume", "--no-relay")]
     running = [made.start(*command) for command in commands]
-    made.shell(PUBLISH.format(count=count))
+    made.run(PUBLISH.format(count=count))
     kills = chaos(made, running, commands, count)
     assert made.states("published").get("published", 0) >= count
     assert set(made.states("published")) == {"published"}
