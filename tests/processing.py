@@ -61,12 +61,12 @@ class Parcel(Delivery):
     """A delivery without a broker's channel, which remembers how it was settled.
 
     Args:
-        payload, options: as for `arrived()`.
+        payload, options: as for `arrived()`, but without an id unless one is given: all are copies of one message.
         age: seconds since it arrived.
     """
 
     def __init__(self, queue: str = "work", payload: Any = "", *, age: float = 0.0, **options: Any) -> None:
-        for name, value in vars(arrived(payload, queue=queue, **options)).items():
+        for name, value in vars(arrived(payload, queue=queue, **{"message_id": None, **options})).items():
             setattr(self, name, value)
         self.received_at = time.monotonic() - age
         self.settled: list[str] = []

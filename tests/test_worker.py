@@ -57,7 +57,7 @@ class Bench:
         self.worker = Worker(0, self.backlog, self.processor, self.outages.append)
 
     def put(self, *payloads: str, queue: str = "work") -> list[Parcel]:
-        parcels = [Parcel(queue, payload) for payload in payloads]
+        parcels = [Parcel(queue, payload, message_id="") for payload in payloads]
         for parcel in parcels:
             self.backlog.put(parcel)
         if not self.worker.is_alive():
