@@ -11,7 +11,7 @@ import pytest
 from django.test import TransactionTestCase
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
-from pytest_django import Settings
+from pytest_django import DjangoDbBlocker, Settings
 
 from tests.mariadb import MariaDatabase
 from tests.services import MISSING, Broker, Database, Services, missing
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("any machine")
 
+# With these a test may use the database that TEST_DB names.
+DATABASE_FIXTURES = {"db", "transactional_db", "django_db_setup", "second_database"}
+
 services = Services()
 
 
@@ -40,6 +43,14 @@ def pytest_configure(config: pytest.Config) -> None:
     is_worker = hasattr(config, "workerinput")
     if not is_worker and config.getoption("numprocesses", None) and not config.option.collectonly:
         services.share(mariadb=TEST_DB == "mariadb" or "not slow" not in config.option.markexpr)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what may open this process's database: pytest-django refuses it to all others."""
+    for item in items:
+        if item.get_closest_marker("django_db") or DATABASE_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("database")
 
 
 def pytest_unconfigure() -> None:
@@ -226,6 +237,15 @@ def django_db_modify_db_settings(
         database: Database | MariaDatabase = request.getfixturevalue(TEST_DB)
         url = environ.Env.db_url_config(database.dsn)
         settings.update({name: url[name] for name in ("NAME", "USER", "PASSWORD", "HOST", "PORT")})
+
+
+@pytest.fixture(scope="module")
+def second_database(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """A database `other` beside the default one, for a module's tests: see `tests.other`."""
+    from tests import other  # models: only once Django is set up
+
+    with django_db_blocker.unblock(), other.second_database():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from pathlib import Path
-from tempfile import gettempdir
 
 from django.db import connections
 
@@ -19,20 +17,23 @@ OTHER = "other"
 
 @contextmanager
 def second_database() -> Iterator[None]:
-    """Migrated like the first, and known to Django as `other`."""
+    """As the first is, whose tables are empty between tests, and known to Django as `other`."""
     first = connections["default"]
-    settings = deepcopy(first.settings_dict)
-    name = f"messaging-test-{os.getpid()}-other"
-    settings["TEST"]["NAME"] = str(Path(gettempdir()) / f"{name}.sqlite3") if first.vendor == "sqlite" else name
-    before = settings["NAME"]
-    connections.settings[OTHER] = settings
-    connection = connections[OTHER]
-    connection.creation.create_test_db(verbosity=0, autoclobber=True)
+    creation = first.creation
+    settings = connections.settings[OTHER] = deepcopy(creation.get_test_db_clone_settings(OTHER))
+    if first.vendor == "mysql":  # Django copies it with a program that may be missing
+        settings["TEST"]["NAME"] = settings["NAME"]
+        connections[OTHER].creation.create_test_db(verbosity=0, autoclobber=True)
+    else:
+        if first.vendor == "sqlite":
+            with first.cursor() as cursor:
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the file that is copied then has it all
+        creation.clone_test_db(OTHER, verbosity=0)
     try:
         yield
     finally:
-        connection.close()
-        connection.creation.destroy_test_db(before, verbosity=0)
+        connections[OTHER].close()
+        creation.destroy_test_db(suffix=OTHER, verbosity=0)
         del connections.settings[OTHER]
         del connections[OTHER]
 

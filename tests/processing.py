@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 from django.db import connections
 
+from messaging.backends.base import Delivery
 from messaging.bodies import encode_body
 from messaging.envelope import Envelope
 from messaging.handlers import Handler, Registry
@@ -53,6 +55,34 @@ def arrived(
         headers=headers, content_type=content_type or guessed, message_id=identity, delivery_mode=2, **properties
     )
     return Arrived(queue, "messaging", routing_key, built, body, redelivered)
+
+
+class Parcel(Delivery):
+    """A delivery without a broker's channel, which remembers how it was settled.
+
+    Args:
+        payload, options: as for `arrived()`, but without an id unless one is given: all are copies of one message.
+        age: seconds since it arrived.
+    """
+
+    def __init__(self, queue: str = "work", payload: Any = "", *, age: float = 0.0, **options: Any) -> None:
+        for name, value in vars(arrived(payload, queue=queue, **{"message_id": None, **options})).items():
+            setattr(self, name, value)
+        self.received_at = time.monotonic() - age
+        self.settled: list[str] = []
+        self.live = True
+
+    def ack(self) -> bool:
+        self.settled.append("ack")
+        return self.live
+
+    def requeue(self) -> bool:
+        self.settled.append("requeue")
+        return self.live
+
+    @property
+    def is_live(self) -> bool:
+        return self.live
 
 
 def envelope_of(delivery: Arrived) -> Envelope:

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import psycopg
 
+from tests.inside import Loaded
 from tests.mariadb import MariaDatabase, connected
 from tests.services import Broker, Database
 from tests.waiting import wait_until
@@ -25,6 +26,10 @@ from tools.janitor import Janitor
 from tools.services import free_ports, is_listening
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+SETTINGS = "tests.site_settings"
+loaded = Loaded()
 
 
 class Running:
@@ -187,8 +192,17 @@ class Site:
         assert server.returncode is None, server.output
         return f"http://127.0.0.1:{port}"
 
+    def run(self, code: str) -> str:
+        """Run Python code that prepares the test, without a process of its own, and return what it prints.
+
+        The handlers of the site are not there, and no kill point is armed: `shell()` has both.
+        """
+        if self.root != ROOT or self.env["DJANGO_SETTINGS_MODULE"] != SETTINGS:
+            return self.shell(code)  # other code, or settings of its own
+        return loaded.run(code, self.env)
+
     def shell(self, code: str) -> str:
-        """Run Python code inside the site and return what it prints."""
+        """Run Python code inside the site, in a process of its own, and return what it prints."""
         return self.manage("shell", "-c", code).stdout
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
@@ -285,6 +299,7 @@ class SiteFactory:
         for undo in self._close:
             undo()
         self._janitor.close()
+        loaded.close()
 
     def _new_vhost(self) -> str:
         rabbitmq: Broker = self._fixture("rabbitmq")
@@ -327,7 +342,7 @@ class SiteFactory:
 
     def _base_env(self, folder: Path) -> dict[str, str]:
         return os.environ | {
-            "DJANGO_SETTINGS_MODULE": "tests.site_settings",
+            "DJANGO_SETTINGS_MODULE": SETTINGS,
             "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
             "PYTHONUNBUFFERED": "1",
             "PYTHONWARNINGS": "error",

@@ -26,6 +26,7 @@ from messaging.envelope import DIED, KEY, QUEUE, ROUND
 from messaging.handlers import Handler
 from messaging.items import Job
 from messaging.wire import Properties
+from tests.processing import Parcel
 from tests.services import Database
 from tests.site import ROOT, Running, Site, SiteFactory
 from tests.waiting import wait_until
@@ -86,7 +87,7 @@ def make_site(site: SiteFactory) -> Callable[..., Site]:
 
 def publish(site: Site, *messages: tuple[str, dict[str, Any]]) -> None:
     lines = [f"publish({key!r}, {payload!r})" for key, payload in messages]
-    site.shell("from messaging import publish\n" + "\n".join(lines))
+    site.run("from messaging import publish\n" + "\n".join(lines))
 
 
 @contextlib.contextmanager
@@ -265,21 +266,21 @@ def test_a_killer_leaves_nothing_behind_whoever_takes_it_next(
 def test_a_paused_queue_rests_until_it_is_resumed(make_site: Callable[..., Site]) -> None:
     site = make_site()
     running = consume(site, "work", "other")
-    site.shell(PAUSE.format(True))
+    site.run(PAUSE.format(True))
     running.wait_for_output("The queue work is paused")
     publish(site, ("work.a", {"name": 1}), ("other.a", {"name": 2}))
     wait_until(lambda: has_processed(site, 1))
     wait_until(lambda: ready(site, "work") == 1)
     send(site, "work.dead", {"name": 3})
     wait_until(lambda: site.states().get("failed") == 1, what="the dead letter of a paused queue")
-    site.shell(PAUSE.format(False))
+    site.run(PAUSE.format(False))
     wait_until(lambda: has_processed(site, 2))
     assert running.stop() == 0
 
 
 def test_a_queue_paused_before_the_start_is_left_alone(make_site: Callable[..., Site]) -> None:
     site = make_site()
-    site.shell(PAUSE.format(True))
+    site.run(PAUSE.format(True))
     site.manage("topology")
     publish(site, ("work.a", {"name": 1}), ("other.a", {"name": 2}))
     site.manage("consume", "--burst", "work", "other")
@@ -443,30 +444,6 @@ def test_topology_declares_and_compares(make_site: Callable[..., Site]) -> None:
 
 
 # The backlog's order
-
-
-class Parcel(Delivery):
-    """A delivery that remembers how it was settled."""
-
-    def __init__(self, queue: str = "work", *, redelivered: bool = False, age: float = 0.0) -> None:
-        self.queue = self.routing_key = queue
-        self.exchange, self.body, self.properties = "", b"", Properties()
-        self.redelivered = redelivered
-        self.received_at = time.monotonic() - age
-        self.settled: list[str] = []
-        self.live = True
-
-    def ack(self) -> bool:
-        self.settled.append("ack")
-        return self.live
-
-    def requeue(self) -> bool:
-        self.settled.append("requeue")
-        return self.live
-
-    @property
-    def is_live(self) -> bool:
-        return self.live
 
 
 def handler(queue: str, *, atomic: bool = True, batch: int | None = None) -> Handler:

@@ -338,12 +338,12 @@ def test_a_death_waits_to_be_counted_while_its_message_runs_elsewhere(handle: Ha
 
     def slow(message: ReceivedMessage) -> None:
         entered.set()
-        leave.wait(30)
+        leave.wait(60)
         raise ValueError
 
     processor, delivery = handle(slow), arrived(redelivered=True)
     runner = in_a_thread(lambda: processor.process(delivery, nothing))
-    assert entered.wait(10)
+    assert entered.wait(60)
     entry = entry_of(ProcessedMessage.objects.get())
     assert not processor.record_crash(entry, KILLED)
     leave.set()

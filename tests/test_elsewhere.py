@@ -6,14 +6,14 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.db import OperationalError, connections
 from django.test.utils import CaptureQueriesContext
-from pytest_django import DjangoDbBlocker, Settings
+from pytest_django import Settings
 
 from messaging import Reject, operations
 from messaging.clock import Now
@@ -26,21 +26,18 @@ from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 from messaging.processor import Processor
 from tests.app.models import Effect
-from tests.other import killed, second_database
+from tests.other import killed
 from tests.processing import Acks, Arrived, arrived, registered, sent
 
-pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
+pytestmark = [
+    pytest.mark.usefixtures("second_database"),
+    pytest.mark.django_db(transaction=True, databases=["default", "other"]),
+]
 
 OLD, NEW = "default", "other"
 BOTH = (OLD, NEW)
 State = ProcessedMessage.State
 BY = operations.Operator(name="op")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _databases(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
-    with django_db_blocker.unblock(), second_database():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -2,31 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
-from messaging.backends.base import Delivery
 from messaging.handlers import Handler
 from messaging.items import Item, Line
-from messaging.wire import Properties
-
-
-class Parcel(Delivery):
-    """A delivery without a broker."""
-
-    def __init__(self, *, redelivered: bool = False) -> None:
-        self.queue = self.exchange = self.routing_key = "many"
-        self.body, self.properties, self.redelivered = b"", Properties(), redelivered
-        self.received_at = time.monotonic()
-
-    def ack(self) -> bool:
-        return True
-
-    def requeue(self) -> bool:
-        return True
-
-    @property
-    def is_live(self) -> bool:
-        return True
+from tests.processing import Parcel
 
 
 def handler(batch: int | None) -> Handler:
@@ -37,7 +15,7 @@ THREE, OTHER, SINGLE = handler(3), handler(3), handler(None)
 
 
 def item(handler: Handler = THREE, *, redelivered: bool = False) -> Item:
-    return Item(Parcel(redelivered=redelivered), handler, is_dead=False)
+    return Item(Parcel("many", redelivered=redelivered), handler, is_dead=False)
 
 
 def test_a_gathering_batch_is_news_when_it_begins_and_when_it_is_full() -> None:

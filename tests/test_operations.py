@@ -21,6 +21,7 @@ from messaging import operations, retention
 from messaging.clock import Now
 from messaging.envelope import key_of
 from messaging.ids import new_epoch
+from messaging.management import options
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.operations import Operator
 from tests.admin_rows import incoming, outgoing
@@ -162,12 +163,13 @@ def test_an_operation_that_meets_a_relay_in_a_deadlock_is_done_again() -> None:
     assert row.state == "requeued"
 
 
-def test_a_selection_of_several_batches_is_done_whole() -> None:
-    for _ in range(operations.BATCH + 3):
+def test_a_selection_of_several_batches_is_done_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "BATCH", 5)
+    for _ in range(13):
         outgoing("failed")
     outcome = operations.release(PublishedMessage.objects.all(), BY)
-    assert len(outcome.done) == operations.BATCH + 3
-    assert AuditRecord.objects.count() == operations.BATCH + 3
+    assert len(outcome.done) == 13
+    assert AuditRecord.objects.count() == 13
 
 
 def test_a_damaged_row_is_skipped_and_does_not_stop_the_others() -> None:
@@ -509,8 +511,9 @@ def test_the_command_refuses_what_it_cannot_read(args: list[str]) -> None:
         run(*args)
 
 
-def test_the_command_takes_more_than_a_batch() -> None:
-    for _ in range(operations.BATCH + 1):
+def test_the_command_takes_more_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "BATCH", 5)
+    for _ in range(11):
         incoming()
-    assert f"Requeued {operations.BATCH + 1} messages." in run()
+    assert "Requeued 11 messages." in run()
     assert not ProcessedMessage.objects.filter(state="failed", received_at__lt=timezone.now() + timedelta(1)).exists()

@@ -12,7 +12,6 @@ from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db import connections
 from django.test.utils import CaptureQueriesContext
-from pytest_django import DjangoDbBlocker
 
 from messaging import operations, publish, readings
 from messaging.backends import get_backend
@@ -22,11 +21,13 @@ from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMe
 from messaging.operations import Operator
 from messaging.processor import Processor
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, staff
-from tests.other import second_database
 from tests.processing import Acks, arrived, registered
 from tests.test_admin_pages import EVERYTHING
 
-pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
+pytestmark = [
+    pytest.mark.usefixtures("second_database"),
+    pytest.mark.django_db(transaction=True, databases=["default", "other"]),
+]
 
 
 class Strict:
@@ -57,12 +58,6 @@ class Apart(Strict):
         return "other" if model._meta.app_label == "messaging" else None
 
     db_for_write = db_for_read
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _databases(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
-    with django_db_blocker.unblock(), second_database():
-        yield
 
 
 @pytest.fixture(params=[Replica, Apart], ids=["replica", "apart"])

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from django.db import transaction
-from pytest_django import DjangoDbBlocker, Settings
+from pytest_django import Settings
 
 from messaging import Message, publish, publish_many
 from messaging.exceptions import PublishError
 from messaging.message import Running, running
 from messaging.models import PublishedMessage
-from tests.other import second_database
 
-pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _databases(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
-    with django_db_blocker.unblock(), second_database():
-        yield
+pytestmark = [
+    pytest.mark.usefixtures("second_database"),
+    pytest.mark.django_db(transaction=True, databases=["default", "other"]),
+]
 
 
 @pytest.fixture(autouse=True)

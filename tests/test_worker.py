@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from django.db import connection
 
 from messaging import worker as module
-from messaging.backends.base import Delivery
 from messaging.backlog import Backlog
 from messaging.envelope import Envelope
 from messaging.exceptions import DatabaseUnavailable
@@ -19,31 +17,10 @@ from messaging.handlers import Registry
 from messaging.models import ProcessedMessage
 from messaging.processor import Processor
 from messaging.worker import Worker
-from tests.processing import Arrived, arrived, registered
+from tests.processing import Parcel, registered
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-class Parcel(Delivery):
-    """A delivery that counts its acknowledgements."""
-
-    def __init__(self, arrived: Arrived) -> None:
-        for name in ("queue", "exchange", "routing_key", "properties", "body", "redelivered"):
-            setattr(self, name, getattr(arrived, name))
-        self.received_at = time.monotonic()
-        self.acks = 0
-
-    def ack(self) -> bool:
-        self.acks += 1
-        return True
-
-    def requeue(self) -> bool:
-        return True
-
-    @property
-    def is_live(self) -> bool:
-        return True
 
 
 class Broken(Processor):
@@ -80,7 +57,7 @@ class Bench:
         self.worker = Worker(0, self.backlog, self.processor, self.outages.append)
 
     def put(self, *payloads: str, queue: str = "work") -> list[Parcel]:
-        parcels = [Parcel(arrived(payload, queue=queue)) for payload in payloads]
+        parcels = [Parcel(queue, payload, message_id="") for payload in payloads]
         for parcel in parcels:
             self.backlog.put(parcel)
         if not self.worker.is_alive():
@@ -118,7 +95,7 @@ def test_what_the_consumer_fails_on_again_and_again_rests_as_failed(
 ) -> None:
     parcels = bench(**options).put("one", "broken", "two")
     wait_until(lambda: len(states()) == 3)
-    wait_until(lambda: [parcel.acks for parcel in parcels] == [1, 1, 1])
+    wait_until(lambda: [parcel.settled for parcel in parcels] == [["ack"]] * 3)
     assert states() == {"one": "processed", "broken": "failed", "two": "processed"}
     row = ProcessedMessage.objects.get(state="failed")
     assert row.error.startswith("The consumer itself failed on it, time and again: TypeError: an error of ours.")
@@ -128,7 +105,7 @@ def test_what_the_consumer_fails_on_again_and_again_rests_as_failed(
 
 def test_a_dead_letter_that_it_fails_on_is_recorded_for_its_queue(bench: Callable[..., Bench]) -> None:
     (parcel,) = bench().put("broken", queue="work.dead")
-    wait_until(lambda: parcel.acks == 1)
+    wait_until(lambda: parcel.settled == ["ack"])
     assert ProcessedMessage.objects.values_list("queue", "state").get() == ("work", "failed")
 
 
@@ -140,7 +117,7 @@ def test_what_cannot_be_read_is_recorded_as_it_came(
 
     monkeypatch.setattr(Envelope, "received", fail)
     (parcel,) = bench().put("unreadable")
-    wait_until(lambda: parcel.acks == 1)
+    wait_until(lambda: parcel.settled == ["ack"])
     assert states() == {"unreadable": "failed"}
 
 
@@ -153,8 +130,8 @@ def test_what_can_neither_be_processed_nor_recorded_stays_with_the_broker(bench:
         (parcel,) = made.put("broken")
         items = made.backlog._aside
         wait_until(lambda: any(one.item.troubles > module.TRIES for one in items), what="tries beyond the last")
-        assert parcel.acks == 0
+        assert parcel.settled == []
     finally:
         execute("ALTER TABLE elsewhere RENAME TO messaging_processedmessage")
-    wait_until(lambda: parcel.acks == 1)
+    wait_until(lambda: parcel.settled == ["ack"])
     assert states() == {"broken": "failed"}

@@ -36,7 +36,7 @@ def start_held(site: Site, count: int) -> Running:
     """Start a consumer that takes `count` messages and hangs in the first one."""
     (site.folder / "hold").touch()
     consumer = site.start("consume", "--concurrency", "1")
-    site.shell(PUBLISH.format(count))
+    site.run(PUBLISH.format(count))
     wait_until((site.folder / "started").exists, deadline=60)
     held = "SELECT COUNT(*) FROM messaging_embeddedmessage WHERE holder_id IS NOT NULL"
     wait_until(lambda: site.value(held) == count, what="all messages to be taken")
@@ -153,7 +153,7 @@ def test_a_consumer_does_not_starve_where_the_site_uses_djangos_connection_pool(
     (made.folder / "pooled.py").write_text(settings)
     consumer = made.start("consume", env={"DJANGO_SETTINGS_MODULE": "pooled"})
     consumer.wait_for_output("Connected")
-    made.shell(PUBLISH.format(5))
+    made.run(PUBLISH.format(5))
     wait_until(lambda: made.states() == {"processed": 5}, deadline=60)
     assert consumer.stop() == 0
     assert "couldn't get a connection" not in consumer.output
@@ -161,7 +161,7 @@ def test_a_consumer_does_not_starve_where_the_site_uses_djangos_connection_pool(
 
 def test_a_site_that_may_send_nothing_runs_handlers_and_keeps_what_they_publish(site: SiteFactory) -> None:
     made = site("sqlite", handlers=HANDLERS, broker="database://", options={"RELAY": False})
-    made.shell(PUBLISH.format(3))
+    made.run(PUBLISH.format(3))
     consumer = made.start("consume", "--burst")
     consumer.wait_for_output("RELAY is False: nothing is sent from here")
     assert consumer.wait() == 0

@@ -126,7 +126,7 @@ def kill_the_consumer(steps: Site, point: str, routing_key: str) -> None:
     env, marker = armed(steps, point)
     consumer = steps.start("consume", "--concurrency", "1", env=env)
     consumer.wait_for_output("Consuming")
-    steps.shell(PUBLISH.format(routing_key))
+    steps.run(PUBLISH.format(routing_key))
     wait_until(lambda: not marker.exists(), deadline=60, what=f"{point} to be passed")
     followers = 1 if routing_key.startswith("steps") else 0
     wait_until(
@@ -165,9 +165,9 @@ def test_killed_after_the_commit_it_is_published_later(steps: Site) -> None:
 
 def test_killed_while_requeueing_nothing_is_half_done(steps: Site) -> None:
     consumer = steps.start("consume")
-    steps.shell(PUBLISH.format("doomed.work"))
+    steps.run(PUBLISH.format("doomed.work"))
     wait_until(lambda: steps.states() == {"failed": 1}, deadline=60, what="the failure")
-    steps.shell('from tests.app.models import Effect; Effect.objects.create(key="k", value="cure")')
+    steps.run('from tests.app.models import Effect; Effect.objects.create(key="k", value="cure")')
     env, marker = armed(steps, "operations.requeued")
     killed = steps.manage("requeue_messages", "--queue", "doomed", check=False, env=env)
     assert (killed.returncode, marker.exists()) == (-9, False)

@@ -125,10 +125,10 @@ def effects(site: Site) -> dict[str, int]:
 
 
 def test_the_whole_road(road: Site) -> None:
-    road.shell(PAUSE)
+    road.run(PAUSE)
     consumer = road.start("consume")
     consumer.wait_for_output("Connected to")
-    road.shell(PUBLISH)
+    road.run(PUBLISH)
 
     wait_for(failures, road, FAILED)
     wait_for(effects, road, PROCESSED)
@@ -139,7 +139,7 @@ def test_the_whole_road(road: Site) -> None:
     assert error.startswith("Unroutable")
 
     # Alone, because what ran beside it in the same process would be blamed as well.
-    road.shell('from messaging import publish; publish("fatal.one", {})')
+    road.run('from messaging import publish; publish("fatal.one", {})')
     wait_for(failures, road, sorted([*FAILED, ("fatal", "messaging.exceptions.ProcessDied", 2)]))
 
     road.shell(REPAIR)

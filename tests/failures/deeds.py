@@ -106,7 +106,7 @@ def publish(site: Site, *messages: tuple[str, str]) -> None:
     lines = [
         f'publish({key!r}, {{"do": {do!r}}}, message_id="{do}-{number}")' for number, (key, do) in enumerate(messages)
     ]
-    site.shell("from messaging import publish\n" + "\n".join(lines))
+    site.run("from messaging import publish\n" + "\n".join(lines))
 
 
 @contextlib.contextmanager

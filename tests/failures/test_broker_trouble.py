@@ -47,7 +47,7 @@ def test_a_broker_that_ends_and_comes_back_is_one_line_each_time(
     send(made, "work", "first")
     processed(made, 1)
     getattr(own_rabbitmq, end)()
-    made.shell(PUBLISH.format(20))
+    made.run(PUBLISH.format(20))
     running.wait_for_output("Trying again until it works")
     own_rabbitmq.start_app() if end == "stop_app" else own_rabbitmq.start()
     processed(made, 21, deadline=90)
@@ -68,7 +68,7 @@ def test_during_an_alarm_publishing_stops_and_consuming_goes_on(
     try:
         running = consume(made)
         processed(made, 20)
-        made.shell(PUBLISH.format(5000))
+        made.run(PUBLISH.format(5000))
         running.wait_for_output("takes no messages for now; they wait in the outbox: low on memory")
         assert made.states("published").get("published", 0) == 0
         assert made.value("SELECT COUNT(*) FROM messaging_publishedmessage WHERE lease_token IS NOT NULL") <= 2000
@@ -89,7 +89,7 @@ def test_a_silent_network_is_noticed_within_two_heartbeats(site: SiteFactory, vh
         send(made, "work", "first")
         processed(made, 1)
         proxy.blackhole()
-        made.shell(PUBLISH.format(20))
+        made.run(PUBLISH.format(20))
         running.wait_for_output("messages wait in the outbox", deadline=NOTICED)
         running.wait_for_output("Trying again until it works", deadline=NOTICED)
         proxy.heal()
@@ -111,7 +111,7 @@ def test_a_connection_cut_while_handlers_run_loses_and_doubles_nothing(
         made = site(db=db, handlers=HANDLERS, broker=through(vhost_url, proxy))
         running = consume(made)
         for cut in range(3):
-            made.shell(PUBLISH.format(100))
+            made.run(PUBLISH.format(100))
             wait_until(lambda seen=100 * cut: sum(made.states().values()) > seen, what="handlers that run")
             proxy.reset()
         processed(made, 300, deadline=90)
@@ -127,7 +127,7 @@ def test_a_deleted_queue_is_one_line_and_back_within_seconds(site: SiteFactory) 
     with channel(made) as broker:
         broker.queue_delete("work")
     running.wait_for_output(r"Connected to .* again; consuming .*work")
-    made.shell(PUBLISH.format(3))
+    made.run(PUBLISH.format(3))
     processed(made, 3)
     assert running.stop() == 0
     assert_told_once(running, QUEUE)

@@ -40,7 +40,7 @@ for start in range({first}, {last} + 1, {size}):
 
 def publish(site: Site, first: int, last: int, *routing_keys: str) -> None:
     """Publish the numbers from `first` to `last`, in transactions of 500, to the keys in turn."""
-    site.shell(PUBLISH.format(first=first, last=last, size=500, keys=routing_keys or ("work.x",)))
+    site.run(PUBLISH.format(first=first, last=last, size=500, keys=routing_keys or ("work.x",)))
 
 
 def publishing(site: Site, first: int, last: int, *routing_keys: str) -> Running:
