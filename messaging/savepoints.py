@@ -53,6 +53,7 @@ def as_in_autocommit(connection: BaseDatabaseWrapper) -> Iterator[None]:
     and DatabaseUnavailable where the block ended the transaction.
     """
     savepoint = connection.savepoint()
+    assert savepoint is not None, "outside of a transaction"
     try:
         yield
         if is_doomed(connection):
