@@ -105,13 +105,21 @@ def missing_here(cell: Cell) -> str:
     if cell.ran == NOTHING:
         return "the suite has no way to run it"
     for what, version in cell.wants.items():
-        if what == "Python" and shutil.which(f"python{version}") is None:
+        if what == "Python" and not _starts(f"python{version}"):
             return f"there is no python{version} on PATH"
         if what in SERVERS:
             found = SERVERS[what]()
             if not is_of(found, version):
                 return f"the {what} here is {found}" if found else f"there is no {what} here"
     return ""
+
+
+def _starts(program: str) -> bool:
+    """Whether it is on PATH, and not only as the name under which a manager of versions would start it."""
+    command = [program, "-c", ""]
+    return (
+        shutil.which(program) is not None and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    )
 
 
 def is_of(found: str, version: str) -> bool:
