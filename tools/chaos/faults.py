@@ -264,6 +264,17 @@ def _move(stage: Stage, chance: random.Random) -> Iterator[str]:
     yield moved_to
 
 
+@_means("release deployed")
+def _deploy(stage: Stage, _chance: random.Random) -> Iterator[str]:
+    """One after the other, so that both releases run side by side for a while."""
+    release = stage.change_release()
+    first, *others = stage.consumers
+    first.ask_to_stop()
+    yield release
+    for place in others:
+        place.ask_to_stop()
+
+
 def _wait(condition: Callable[[], bool], seconds: float) -> None:
     """Wait for a condition, but not longer."""
     deadline = time.monotonic() + seconds

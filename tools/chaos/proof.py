@@ -23,9 +23,12 @@ def _forgotten(kind: str, table: str = "found.") -> str:
     return _FORGOTTEN.format(kind, table)
 
 
-LOST = """SELECT key FROM workload_expected AS due
+_MISSING = """SELECT key FROM workload_expected AS due
     WHERE NOT EXISTS (SELECT FROM workload_effect AS found WHERE found.key = due.key)
     AND NOT EXISTS (SELECT FROM workload_elsewhere AS found WHERE found.key = due.key)"""
+# An effect outside its record's transaction may be forgotten alone: its handler is recorded after the promotion.
+_ALONE = f"due.may_repeat AND {_forgotten('effect', 'due.')}"
+LOST = f"{_MISSING} AND NOT ({_ALONE})"
 _TWICE = f"""SELECT key FROM {_EFFECTS} AS found WHERE NOT EXISTS ({_DUE} AND due.may_repeat)
     GROUP BY key HAVING count(*) > 1"""
 _UNDUE = f"SELECT key FROM {_EFFECTS} AS found WHERE NOT EXISTS ({_DUE})"
@@ -35,7 +38,8 @@ UNASKED = f"SELECT key FROM ({_UNDUE}) AS found WHERE NOT {_forgotten('expected'
 # Contents of which fewer messages had an effect than the broker took, and by how many.
 _MET = "(SELECT count(*) FROM workload_meeting AS found WHERE found.key = strange.key)"
 _MISSED = f"SELECT key, sum(confirmed) - {_MET} AS missing FROM workload_stranger AS strange GROUP BY key"
-_EXCUSED = "(SELECT count(*) FROM workload_forgotten AS gone WHERE gone.kind = 'received' AND gone.key = missed.key)"
+_EXCUSED = """(SELECT greatest(count(*) FILTER (WHERE kind = 'received'), count(*) FILTER (WHERE kind = 'effect'))
+    FROM workload_forgotten AS gone WHERE gone.key = missed.key)"""
 STRANGERS_LOST = f"SELECT key FROM ({_MISSED}) AS missed WHERE missing > {_EXCUSED}"
 SPENT = """SELECT attempt.message_id AS id, attempt.ended_at FROM messaging_attempt AS attempt
     JOIN messaging_processedmessage AS received ON received.id = attempt.message_id
@@ -82,7 +86,8 @@ COSTS = {
     f"WHERE {_forgotten('expected')}",
     "effects made twice, since a message was sent, forgotten and published again": f"SELECT key FROM ({_TWICE}) AS "
     f"found WHERE {_forgotten('published')}",
-    "messages without an id whose end was forgotten": f"SELECT 1 FROM ({_MISSED}) AS missed, "
+    "effects of handlers without a transaction that were forgotten alone": f"{_MISSING} AND {_ALONE}",
+    "messages without an id whose end or effect was forgotten": f"SELECT 1 FROM ({_MISSED}) AS missed, "
     f"generate_series(1, missing::int) WHERE missing BETWEEN 1 AND {_EXCUSED}",
     "attempts spent by a stop that was forgotten": f"SELECT id FROM ({SPENT}) AS spent WHERE {_SOON_AFTER}",
 }

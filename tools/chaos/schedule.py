@@ -49,6 +49,7 @@ KINDS = {
     "messages replayed": Kind(OPERATOR, 2),
     "queue purged": Kind(OPERATOR, 2, 0.5, 4.0),
     "handlers moved": Kind(OPERATOR, 1),
+    "release deployed": Kind(OPERATOR, 1, 2.0, 8.0),
 }
 
 

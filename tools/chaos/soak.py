@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
@@ -24,6 +25,7 @@ LINE_EVERY = 5.0  # seconds between two lines of progress
 REQUEUE_EVERY = 20.0  # seconds between an operator's looks at the failed messages, while faults go on
 REQUEUE_SOON = 4.0  # the same afterwards
 REPLAY_EVERY = 20.0  # seconds between two replays of what was lost on purpose, until all is done
+FORGOTTEN_AFTER = 30.0  # seconds without any change after which a round that did not come back is taken for forgotten
 SETTLE = 300.0  # seconds within which everything has to come to rest
 STANDSTILL = 120.0  # seconds without any change after which nothing more is expected
 
@@ -102,7 +104,7 @@ class Watch:
                 )
             if self._counts[2] and self.elapsed >= self._requeue_at:
                 self._requeue_at = self.elapsed + self.requeue_every
-                self._requeue()
+                self.requeue()
             time.sleep(0.2)
 
     def _look(self) -> str:
@@ -115,17 +117,18 @@ class Watch:
         expected, missing, failed = counts
         return f"{expected:7} published {expected - missing:7} done {missing:6} to go {failed:3} failed"
 
-    def _requeue(self) -> None:
+    def requeue(self, *options: str) -> None:
+        """Have the operator requeue what failed, or what `options` name, unless the last time is not over yet."""
         if self._operator is not None and self._operator.is_alive():
             return
-        self._operator = threading.Thread(target=self._requeue_all, daemon=True)
+        self._operator = threading.Thread(target=self._requeue_all, args=options, daemon=True)
         self._operator.start()
 
-    def _requeue_all(self) -> None:
+    def _requeue_all(self, *options: str) -> None:
         # An outage interrupts it; the failed ones are still there at the next look.
         for database in DATABASES:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._stage.site.manage("requeue_messages", f"--database={database}", check=False)
+                self._stage.site.manage("requeue_messages", f"--database={database}", *options, check=False)
 
 
 def _now(injector: Injector) -> str:
@@ -136,15 +139,9 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
     """Stop publishing, wait until all has settled, stop everything and drain what copies are left."""
     stage.keeper.stop()
     result.remarks += stage.keeper.own_ends
-    for place in stage.places:
-        if place.is_running:
-            continue
-        place.replace()
-    for place in stage.publishers:
-        place.stop()
-    stage.sql("UPDATE messaging_queuecontrol SET paused = false")  # whoever purged it may have found no way back
+    _bring_back(stage)
     _fill(stage)
-    began = watch.elapsed
+    began, quiet_since = watch.elapsed, datetime.now(UTC)
     watch.changed_at, watch.requeue_every = began, REQUEUE_SOON
     replayed_at = -REPLAY_EVERY
 
@@ -155,6 +152,8 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
             return True
         if now - replayed_at >= REPLAY_EVERY:
             stage.replay(stage.debts)
+            if now - watch.changed_at > FORGOTTEN_AFTER:
+                watch.requeue("--state=retrying", f"--not-back-since={quiet_since.isoformat()}")
             replayed_at = watch.elapsed
         return False
 
@@ -164,6 +163,19 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
         if place not in stage.publishers and (status := place.stop()) != 0:
             result.remarks.append(f"{place.name} was told to stop and ended with status {status}")
     stage.site.manage("consume", "--burst", timeout=120, check=False)
+
+
+def _bring_back(stage: Stage) -> None:
+    """Have everything run, and of the new release, but for those who publish."""
+    stage.change_release("new")
+    for place in stage.consumers:
+        place.stop()
+    for place in stage.places:
+        if not place.is_running:
+            place.replace()
+    for place in stage.publishers:
+        place.stop()
+    stage.sql("UPDATE messaging_queuecontrol SET paused = false")  # whoever purged it may have found no way back
 
 
 def _fill(stage: Stage) -> None:

@@ -40,7 +40,7 @@ IMPATIENT = 3  # seconds of STOP_TIMEOUT where handlers are stopped that take lo
 PUBLISHERS = 2
 MARATHON = "marathon"  # the queue whose consumer is only ever stopped
 # What a purge may drop, since the outbox has it; strangers' messages are nowhere else.
-QUEUES = ("bulk", "single", "flaky", "chain", "long", "picky", "deadly", "wanderer", "nomad")
+QUEUES = ("bulk", "single", "flaky", "chain", "long", "picky", "deadly", "forker", "wanderer", "nomad")
 STRANGERS = ("stranger", "stranger-job")
 PURGE_EMBEDDED = """DELETE FROM messaging_embeddedmessage WHERE holder_id IS NULL
     AND queue_id = (SELECT id FROM messaging_embeddedqueue WHERE name = '{}') RETURNING body"""
@@ -147,6 +147,13 @@ class Stage:
         name = "default" if file.exists() and file.read_text() == "second" else "second"
         file.write_text(name)
         return name
+
+    def change_release(self, name: str | None = None) -> str:
+        """Have what starts from now on be of the release `name`, or of the other one. Returns its name."""
+        file = self.folder / "release"
+        name = name or ("new" if file.exists() and file.read_text() == "old" else "old")
+        file.write_text(name)
+        return f"the {name} one"
 
     def operate(self, *arguments: str, stdin: str = "") -> bool:
         """Have an operator act; False where trouble was in the way."""

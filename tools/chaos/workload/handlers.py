@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+import warnings
 from pathlib import Path
 
 from messaging import Message, ReceivedMessage, Reject, handler, publish, publish_many
@@ -13,6 +14,7 @@ from tools.chaos.workload.models import Effect, Meeting
 ATTEMPTS = 1000  # kills count as attempts, and the faults decide how many there are
 AFTER = ".after"
 HOME = Path(os.environ["DATA_DIR"], "home")  # names the database of those that move between two starts
+RELEASE = Path(os.environ["DATA_DIR"], "release")  # "old" while what starts is the release that lacks a handler
 
 
 def home() -> str:
@@ -21,6 +23,7 @@ def home() -> str:
 
 
 LIVES_IN = home()
+IS_OLD = RELEASE.exists() and RELEASE.read_text().strip() == "old"
 
 
 class HealsLater(Exception):
@@ -83,6 +86,27 @@ def deadly(message: ReceivedMessage) -> None:
             os._exit(7)
         while True:
             time.sleep(1)
+
+
+@handler("forker", "chaos.forker", max_attempts=ATTEMPTS, backoff=0.5, timeout=3)
+def fork(message: ReceivedMessage) -> None:
+    """Leaves a child behind that keeps what it inherited, and sometimes never ends itself at the first attempt."""
+    Effect.objects.create(key=message.payload["key"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside other threads, which is the point here
+        if os.fork() == 0:
+            time.sleep(message.payload["seconds"])
+            os._exit(0)
+    while message.attempt == 1 and message.payload["hangs"]:
+        time.sleep(1)
+
+
+if not IS_OLD:
+
+    @handler("single", "chaos.novel", max_attempts=ATTEMPTS, backoff=0.5)
+    def novel(message: ReceivedMessage) -> None:
+        """What the old release does not know, though it consumes the queue."""
+        Effect.objects.create(key=message.payload["key"])
 
 
 @handler("wanderer", "chaos.wanderer", database=LIVES_IN, max_attempts=ATTEMPTS, backoff=0.5)

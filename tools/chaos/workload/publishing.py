@@ -28,6 +28,8 @@ WEIGHTS = {
     "marathon": 2,
     "picky": 15,
     "deadly": 1,
+    "forker": 2,
+    "novel": 40,
 }
 JOBS = ("long", "nomad", "marathon")  # have no transaction, and publish on
 LARGEST = 80  # messages of one transaction, at most
@@ -64,6 +66,8 @@ class Parcel:
             payload["failures"] = chance.choice((0, 0, 0, 1))
         elif kind == "deadly":
             payload["exits"] = chance.random() < 0.5
+        elif kind == "forker":
+            payload["hangs"], payload["seconds"] = chance.random() < 0.3, chance.choice((0.1, 2.0, 20.0))
         self.messages += _messages(kind, key, payload, chance)
 
 
