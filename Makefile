@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help environment run run-rabbitmq test test-slow test-all contract reliability chaos model bench scale leak docs lint format clean
+.PHONY: help environment run run-rabbitmq test test-slow test-all contract reliability matrix chaos model bench scale leak docs lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ contract: ## what every backend promises, as a table: test, backend, database (A
 
 reliability: ## every failure mode, as a table with its result (ARGS=--write notes it in docs/reliability.md)
 	@$(PYTHON) -m tools.reliability $(ARGS)
+
+matrix: ## the tests on each version of Python, Django and servers that is here (ARGS=--write notes it in docs/reference/versions.md)
+	@$(PYTHON) -m tools.matrix $(ARGS)
 
 chaos: ## a soak under random faults, which ends with a proof by query (MINUTES, SEED, BROKER=embedded, KEEP=1)
 	@$(PYTHON) -m tools.chaos

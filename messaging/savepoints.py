@@ -52,7 +52,8 @@ def as_in_autocommit(connection: BaseDatabaseWrapper) -> Iterator[None]:
     Raises TransactionManagementError for one that was caught inside the block, which a transaction does not survive,
     and DatabaseUnavailable where the block ended the transaction.
     """
-    savepoint = transaction.savepoint(using=connection.alias)
+    savepoint = connection.savepoint()
+    assert savepoint is not None, "outside of a transaction"
     try:
         yield
         if is_doomed(connection):
@@ -60,7 +61,7 @@ def as_in_autocommit(connection: BaseDatabaseWrapper) -> Iterator[None]:
     except BaseException:
         if is_doomed(connection) and not connection.closed_in_transaction:
             connection.needs_rollback = False  # or going back would be refused
-            transaction.savepoint_rollback(savepoint, using=connection.alias)
+            connection.savepoint_rollback(savepoint)
         raise
     release(connection, savepoint)
 
@@ -68,6 +69,6 @@ def as_in_autocommit(connection: BaseDatabaseWrapper) -> Iterator[None]:
 def release(connection: BaseDatabaseWrapper, savepoint: str) -> None:
     """Release a savepoint inside a test's transaction. Raises DatabaseUnavailable where that has ended."""
     try:
-        transaction.savepoint_commit(savepoint, using=connection.alias)
+        connection.savepoint_commit(savepoint)
     except Error as error:
         raise DatabaseUnavailable(TEST_ENDED, connection.alias) from error

@@ -15,12 +15,13 @@ class Authority:
         self.folder = Path(self._home.name)
         self.folder.chmod(0o755)  # a broker's own account reads it
         self.ca_file = self.folder / "ca.pem"
-        self._openssl("req", "-x509", *_NEW, self._key("ca"), "-out", self.ca_file, "-subj", "/CN=tests")
+        usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")  # which Python 3.13 asks of an authority
+        self._openssl("req", "-x509", *_NEW, self._key("ca"), "-out", self.ca_file, "-subj", "/CN=tests", *usage)
 
     def sign(self, name: str) -> tuple[Path, Path]:
         """A new certificate for a name, and its key."""
         certificate, request, extensions = (self.folder / f"{name}.{kind}" for kind in ("pem", "csr", "ext"))
-        extensions.write_text(f"subjectAltName=DNS:{name}\n")
+        extensions.write_text(f"subjectAltName=DNS:{name}\nauthorityKeyIdentifier=keyid\n")
         self._openssl("req", *_NEW, self._key(name), "-out", request, "-subj", f"/CN={name}")
         signed_by = ("-CA", self.ca_file, "-CAkey", self._key("ca"), "-CAcreateserial", "-extfile", extensions)
         self._openssl("x509", "-req", "-days", "2", "-in", request, "-out", certificate, *signed_by)

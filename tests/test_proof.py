@@ -262,9 +262,9 @@ def test_where_the_record_is_written_last_a_handler_that_committed_itself_has_fa
 
 
 def in_a_savepoint() -> None:
-    savepoint = transaction.savepoint()
+    savepoint = connection.savepoint()
     Effect.objects.create(key="rolled back")
-    transaction.savepoint_rollback(savepoint)
+    connection.savepoint_rollback(savepoint)
 
 
 def around_an_error() -> None:

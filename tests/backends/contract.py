@@ -218,8 +218,10 @@ class BackendContract:
         with self.receiving(backend, queue) as (_, deliveries):
             for times in (1, 2, 3):
                 newest = deliveries.wait(times)[-1]
-                assert newest.properties.headers.get("x-delivery-count", 0) == times - 1
-                assert newest.properties.headers["user"] == "kept"
+                headers = newest.properties.headers
+                # Since RabbitMQ 4.3 what is given back no longer counts towards a queue's limit, and is counted apart.
+                assert headers.get("x-acquired-count", headers.get("x-delivery-count", 0)) == times - 1
+                assert headers["user"] == "kept"
                 assert newest.requeue() if times < 3 else newest.ack()
 
     def test_two_receivers_share_a_queue(self, backend: Backend, queue: str, sender: Sender) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -12,12 +13,15 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from messaging.backends.base import Difference, ExchangeSpec, QueueSpec, Topology
 from messaging.backends.rabbitmq import RabbitMQ
+from messaging.backends.rabbitmq.arguments import for_queue
 from messaging.backends.rabbitmq.found import FoundQueue
+from messaging.backends.rabbitmq.handing import of_handing_out
 from messaging.backends.rabbitmq.losses import Wish, of_queue
 from tests.backends.rabbitmq_settings import rabbitmq_backend
 from tests.backends.tools import unique
 from tests.services import Broker
 from tests.waiting import wait_until
+from tools.services import ServiceFailed
 
 pytestmark = pytest.mark.broker
 
@@ -321,6 +325,41 @@ class TestWithTheManagementAPI:
         for name in definitions:
             rabbitmq.api("DELETE", f"/api/policies/{vhost}/{name}")
 
+    @pytest.mark.parametrize(
+        "definition, said",
+        [
+            ({"consumer-timeout": 60_000}, "consumer-timeout is 60000 by the policy"),
+            (
+                {"delayed-retry-type": "all", "delayed-retry-min": 5000, "delayed-retry-max": 90_000},
+                "90000 millisecond",
+            ),
+            ({"delayed-retry-type": "returned", "delayed-retry-min": 5000}, "up to 5000 milliseconds"),
+        ],
+    )
+    def test_policies_that_take_back_or_hold_back_are_seen(
+        self,
+        all_seeing: RabbitMQ,
+        channel: BlockingChannel,
+        rabbitmq: Broker,
+        definition: dict[str, Any],
+        said: str,
+    ) -> None:
+        spec = QueueSpec(unique("q"), dead_letter=False)
+        channel.queue_declare(spec.name, durable=True, arguments=for_queue(spec))
+        path = f"/api/policies/{quote(rabbitmq.vhost, safe='')}/{spec.name}"
+        body = {"pattern": f"^{spec.name}$", "definition": definition, "apply-to": "queues"}
+        try:
+            rabbitmq.api("PUT", path, body)
+        except ServiceFailed as error:
+            pytest.skip(f"this broker knows no such policy: {error}")
+        wait_until(lambda: look(all_seeing, spec) != [], what="the policy in the queue's description")
+        [found] = look(all_seeing, spec)
+        assert found.severity == "warning"
+        assert said in found.problem
+        meant = replace(spec, arguments={f"x-{key}": value for key, value in definition.items()})
+        assert look(all_seeing, meant) == []
+        rabbitmq.api("DELETE", path)
+
     def test_an_alternate_exchange_by_policy_is_a_warning(
         self, all_seeing: RabbitMQ, channel: BlockingChannel, rabbitmq: Broker
     ) -> None:
@@ -383,3 +422,34 @@ def test_the_smaller_of_an_argument_and_a_policy_holds() -> None:
 def test_a_queue_that_is_down_is_an_error() -> None:
     [(_, found)] = of_queue(FoundQueue("q", "quorum", state="down"), Wish(dead_letter=False), lambda *_: "")
     assert found.severity == "error"
+
+
+@pytest.mark.parametrize(
+    "arguments, policy, said",
+    [
+        ({}, {"consumer-timeout": 1_800_000}, ""),
+        ({"x-consumer-timeout": 1_799_999}, {}, "x-consumer-timeout is '1799999' at the broker"),
+        ({"x-consumer-timeout": 60_000}, {"consumer-timeout": 50_000}, 'consumer-timeout is 50000 by the policy "p"'),
+        ({"x-consumer-timeout": 60_000}, {"consumer-timeout": 70_000}, "x-consumer-timeout is '60000' at the broker"),
+        ({"x-delayed-retry-type": "all"}, {}, ""),  # without a smallest delay it is not in force
+        ({"x-delayed-retry-type": "disabled", "x-delayed-retry-min": 9}, {}, ""),
+        (
+            {"x-delayed-retry-type": "failed", "x-delayed-retry-min": 9},
+            {},
+            "with a lost connection wait for up to 9 mill",
+        ),
+        ({"x-delayed-retry-type": "all", "x-delayed-retry-min": 9}, {"delayed-retry-type": "disabled"}, ""),
+        (
+            {"x-delayed-retry-type": "all", "x-delayed-retry-min": 9},
+            {"delayed-retry-type": "returned", "delayed-retry-min": 8, "delayed-retry-max": 7000},
+            'delayed-retry-type is returned by the policy "p"',
+        ),
+    ],
+)
+def test_what_takes_or_holds_messages_back(arguments: dict[str, Any], policy: dict[str, Any], said: str) -> None:
+    queue = FoundQueue("q", "quorum", arguments=arguments, policy=policy, policy_name="p")
+    found = [difference for _, difference in of_handing_out(queue, Wish())]
+    assert [one.severity for one in found] == ["warning"] * bool(said)
+    assert all(said in one.problem for one in found)
+    assert list(of_handing_out(queue, Wish(is_last=True))) == [], "nobody consumes a dead-letter queue in order"
+    assert list(of_handing_out(replace(queue, type="stream"), Wish())) == []

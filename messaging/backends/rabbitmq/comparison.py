@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from messaging.backends.base import Difference, QueueSpec
 from messaging.backends.rabbitmq import arguments, differences
 from messaging.backends.rabbitmq.found import FoundQueue
+from messaging.backends.rabbitmq.handing import DELAYED_RETRY, of_handing_out
 from messaging.backends.rabbitmq.losses import DeadEnd, Wish, of_queue
 
 _QUORUM_ONLY = frozenset({"x-delivery-limit", "x-dead-letter-strategy"})
@@ -28,6 +29,11 @@ def compare_queue(queue: FoundQueue, wish: Wish, dead_end: DeadEnd) -> Iterator[
     for argument, difference in of_queue(queue, wish, dead_end):
         told.add(argument)
         yield difference
+    for argument, difference in of_handing_out(queue, wish):
+        told.add(argument)
+        yield difference
+    if "x-delayed-retry-type" in told:
+        told.update(f"x-{key}" for key in DELAYED_RETRY)
     if "x-dead-letter-exchange" in told:
         told.update(differences.DEAD_LETTER)
     if queue.type != "quorum":

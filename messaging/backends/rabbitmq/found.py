@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 # Where an argument and a policy both set one of these, the broker takes the smaller.
-_SMALLER_WINS = frozenset({"message-ttl", "max-length", "max-length-bytes", "expires", "delivery-limit"})
+_SMALLER_WINS = frozenset(
+    {
+        "message-ttl", "max-length", "max-length-bytes", "expires", "delivery-limit",
+        "consumer-timeout", "delayed-retry-min", "delayed-retry-max",
+    }
+)  # fmt: skip
+_POLICY_WINS = frozenset({"delayed-retry-type"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,8 @@ class FoundQueue:
         argument, policy = self.arguments.get(f"x-{key}"), self.policy.get(key)
         if argument is None or policy is None:
             return policy if argument is None else argument
+        if key in _POLICY_WINS:
+            return policy
         is_number = isinstance(argument, int) and isinstance(policy, int)
         return min(argument, policy) if key in _SMALLER_WINS and is_number else argument
 

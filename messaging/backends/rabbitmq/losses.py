@@ -61,12 +61,12 @@ def of_queue(queue: FoundQueue, wish: Wish, dead_end: DeadEnd) -> Iterator[tuple
         if is_caught and wish.wants(argument, value):
             continue  # asked for, and nothing is lost by it
         fate = "dead-lettered, and end as failed" if is_caught else "dropped"
-        yield argument, _of_limit(queue, wish, key, f"{words} {fate}.", "warning" if is_caught else "loss")
+        yield argument, of_value(queue, wish, key, f"{words} {fate}.", "warning" if is_caught else "loss")
     if is_caught and wish.is_careful and queue.type == "quorum" and not _is_careful(queue):
         yield "x-dead-letter-strategy", _of_strategy(queue, wish)
     if queue.value("expires") is not None:
         words = "when nobody has used it for so long, it is deleted with all its messages."
-        yield "x-expires", _of_limit(queue, wish, "expires", words, "loss")
+        yield "x-expires", of_value(queue, wish, "expires", words, "loss")
 
 
 def _of_strategy(queue: FoundQueue, wish: Wish) -> Difference:
@@ -126,7 +126,8 @@ def _limits(queue: FoundQueue) -> Iterator[tuple[str, str]]:
         yield "delivery-limit", "messages that were returned more often (each disconnect counts) are"
 
 
-def _of_limit(queue: FoundQueue, wish: Wish, key: str, words: str, severity: str) -> Difference:
+def of_value(queue: FoundQueue, wish: Wish, key: str, words: str, severity: str = "warning") -> Difference:
+    """What holds for `key`, who said so, what comes of it in `words`, and the way out."""
     argument, value = f"x-{key}", queue.value(key)
     if queue.is_by_policy(key):
         said = shown(wish.arguments.get(argument))
