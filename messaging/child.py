@@ -125,7 +125,8 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
     _keep_connections()
     name = f"{socket.gethostname()[:150]}:{os.getpid()}:{secrets.token_hex(2)}"
     try:
-        consumer = Consumer(plan, name, Ledger.attach(role["ledger"], role["slots"]))
+        ledger = Ledger.attach(role["ledger"], role["slots"])
+        consumer = Consumer(plan, name, ledger, is_careful=role.get("careful", False))
         release.processor = consumer.processor
         Pulse(role.get("stacks", -1), lambda: control.report(alive=True), consumer.note_freeze).start()
         deaths = Deaths(crashed, consumer.processor, lambda: control.report(recorded=1), stopping)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from messaging.allowance import Allowance
 from messaging.conf import AliasSettings
 from messaging.envelope import Envelope
 from messaging.wire import Properties
@@ -155,6 +156,10 @@ class Receiver(abc.ABC):
         """
 
     @abc.abstractmethod
+    def widen(self) -> None:
+        """Have consumers that began with one delivery at once, for the sake of an allowance, given more."""
+
+    @abc.abstractmethod
     def hurry(self) -> None:
         """Tell the broker now of what was settled, since someone waits for more; from any thread."""
 
@@ -269,12 +274,19 @@ class Backend(abc.ABC):
         """A new publishing connection, not yet open."""
 
     @abc.abstractmethod
-    def receiver(self, on_delivery: Callable[[Delivery], None], on_change: Callable[[], None]) -> Receiver:
+    def receiver(
+        self,
+        on_delivery: Callable[[Delivery], None],
+        on_change: Callable[[], None],
+        allowance: Allowance | None = None,
+    ) -> Receiver:
         """A new consuming connection, not yet open.
 
         Args:
             on_delivery: called in the backend's thread for each delivery; must return at once and never raise.
             on_change: called in the backend's thread when the connection or a consumer is lost.
+            allowance: the bytes that may be held, which `on_delivery` counts. Above it nothing is taken in, and fewer
+                deliveries than `consume()` allows are asked for. Consumers begin with one; see `Receiver.widen()`.
         """
 
     @abc.abstractmethod

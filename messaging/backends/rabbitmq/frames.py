@@ -49,11 +49,13 @@ class Deliver:
 
     Attributes:
         properties: its header's flags and property list, still encoded.
+        size: bytes of the whole body; 0 until the header has come.
         body: complete once `is_complete`.
     """
 
     __slots__ = (
-        "_missing", "_pieces", "channel_number", "exchange", "properties", "redelivered", "routing_key", "tag",
+        "_missing", "_pieces", "channel_number", "exchange", "properties", "redelivered", "routing_key", "size",
+        "tag",
     )  # fmt: skip
 
     def __init__(self, channel_number: int, payload: bytes) -> None:
@@ -64,6 +66,7 @@ class Deliver:
         self.exchange, offset = decode_short(payload, offset + _DELIVER.size)
         self.routing_key, _ = decode_short(payload, offset)
         self.properties = b""
+        self.size = 0
         self._missing = -1  # bytes of the body; -1 until the header has come
         self._pieces: list[bytes] = []
 
@@ -81,6 +84,7 @@ class Deliver:
         """Take in the next frame of its content. Raises pika's errors for one that does not belong there."""
         if self._missing < 0 and isinstance(content, frame.Header):
             self.properties, self._missing = content.properties.raw, content.body_size
+            self.size = content.body_size
         elif isinstance(content, frame.Body) and len(content.fragment) <= self._missing:
             self._pieces.append(content.fragment)
             self._missing -= len(content.fragment)

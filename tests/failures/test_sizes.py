@@ -1,0 +1,93 @@
+"""Messages so large that only a few of them fit into memory, and some that do not. Real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pika
+import pytest
+
+from tests.failures.deeds import channel, consume, settled
+from tests.site import Running, Site, SiteFactory
+from tests.test_consumer import children_of
+
+pytestmark = pytest.mark.broker
+
+HANDLERS = """
+import os, time
+from pathlib import Path
+from messaging import handler
+from tests.app.models import Effect
+
+FOLDER = Path(os.environ["DATA_DIR"])
+
+@handler("work", "work.#")
+def work(message):
+    while (FOLDER / "wait").exists():
+        time.sleep(0.02)
+    Effect.objects.create(key=message.id, value=str(len(message.body)))
+
+@handler("many", "many.#", batch=200)
+def many(messages):
+    with (FOLDER / "batches").open("a") as file:
+        file.write(f"{len(messages)}\\n")
+    for message in messages:
+        Effect.objects.create(key=message.id, value="many")
+"""
+
+MB = 1024 * 1024
+HELD = 24 * MB
+
+
+def fill(site: Site, queue: str, count: int, size: int) -> None:
+    with channel(site) as broker:
+        for number in range(count):
+            properties = pika.BasicProperties(
+                content_type="text/plain", message_id=f"{queue}-{number}", delivery_mode=2
+            )
+            broker.basic_publish("", queue, b"x" * size, properties, mandatory=True)
+
+
+@contextlib.contextmanager
+def peak_of(running: Running) -> Iterator[list[int]]:
+    """The most resident memory, in bytes, that any child of a consumer has had."""
+    peak, over = [0], threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            for child in children_of(running.pid):
+                with contextlib.suppress(OSError):
+                    status = Path(f"/proc/{child}/status").read_text()
+                    peak[0] = max(
+                        [
+                            peak[0],
+                            *(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")),
+                        ]
+                    )
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watcher.join()
+
+
+@pytest.mark.mode(67)
+def test_thirty_large_messages_are_processed_in_little_memory(site: SiteFactory) -> None:
+    doing = site("postgres", handlers=HANDLERS, options={"HELD_BYTES": HELD})
+    doing.manage("topology")
+    fill(doing, "work", 30, 16 * MB)
+    running = consume(doing)
+    with peak_of(running) as peak:
+        settled(doing, 300, processed=30)
+    print(f"{peak[0] / MB:.0f} MB")
+    assert peak[0] < 350 * MB
+    assert running.output.count("another one starts") == 0
+    assert running.stop() == 0
