@@ -40,10 +40,6 @@ class Allowance:
         """Whether so many bytes more may be held. What is the only message always may."""
         return self.limit is None or not self.held or self.held + size <= self.limit
 
-    def is_too_large(self, size: int) -> bool:
-        """Whether a message exceeds the limit by itself."""
-        return self.limit is not None and size > self.limit
-
     def fits(self, size: float) -> int:
         """How many messages of that size may be held, at least one."""
         return sys.maxsize if self.limit is None else max(1, int(self.limit / max(size, 1.0)))

@@ -65,7 +65,7 @@ class Backlog:
     def put(self, delivery: Delivery) -> None:
         """Take in a delivery; called from the backend's thread."""
         is_dead = delivery.queue in self._dead_queues
-        handler = None if is_dead else self._find_handler(delivery)
+        handler = None if is_dead or delivery.spool is not None else self._find_handler(delivery)
         with self._changed:
             item = Item(delivery, handler, is_dead, is_innocent=delivery.redelivered and self._gave_back(delivery))
             if not self._is_closed:

@@ -22,7 +22,7 @@ from messaging.child_process import EXIT_CONFIGURATION, STOP_SIGNALS, VARIABLE
 from messaging.consumer import Consumer, Plan
 from messaging.deaths import Deaths
 from messaging.exceptions import ConfigurationError, TopologyError
-from messaging.garbage import set_loaded_aside
+from messaging.garbage import give_back_large, set_loaded_aside
 from messaging.ledger import Ledger
 from messaging.processor import Processor
 from messaging.relay import Relay
@@ -122,6 +122,7 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
         threading.Thread(target=_report_files, args=(control,), name="messaging-files", daemon=True).start()
     forks.watch(control)
     repeats.limit()
+    give_back_large()
     _keep_connections()
     name = f"{socket.gethostname()[:150]}:{os.getpid()}:{secrets.token_hex(2)}"
     try:

@@ -10,12 +10,20 @@ from functools import partial
 from messaging import inbox, unrun
 from messaging.elsewhere import Standing, database_of, weigh
 from messaging.envelope import Envelope
-from messaging.exceptions import ConsumerFailed, DeadLettered, HandlerNotFound, MessagingError, PayloadError
+from messaging.exceptions import (
+    ConsumerFailed,
+    DeadLettered,
+    HandlerNotFound,
+    MessageTooLarge,
+    MessagingError,
+    PayloadError,
+)
 from messaging.failures import Failure
 from messaging.handlers import Handler
 from messaging.inbox import AlreadyRecorded, SetAside
 from messaging.models import ProcessedMessage
 from messaging.retry import Backoff, interval
+from messaging.spools import Spool
 from messaging.station import ACK, ASIDE, Incoming, Settlement, Station, set_aside
 from messaging.texts import storable
 from messaging.tracebacks import describe
@@ -54,11 +62,31 @@ class Refusals:
 
     def record_failed(self, delivery: Incoming, error: BaseException, *, is_dead: bool) -> Settlement:
         """Record as failed what the consumer itself fails on. Raises DatabaseUnavailable."""
+        if delivery.spool is not None:
+            return self.record_too_large(delivery, delivery.spool, is_dead=is_dead)
         queue = delivery.queue.removesuffix(".dead") if is_dead else delivery.queue
         text = f"The consumer itself failed on it, time and again: {describe(error)}. Its log has the traceback."
         failure = Failure(ConsumerFailed(f"{text} Requeue it once that is mended."), self._station.worker)
         envelope, handler = self._read(delivery, queue, is_dead=is_dead)
         return self._record(queue, envelope, failure, redelivered=True, handler=handler)
+
+    def record_too_large(self, delivery: Incoming, spool: Spool, *, is_dead: bool) -> Settlement:
+        """Record as failed what is too large to be held here, with its body from a file. Raises DatabaseUnavailable."""
+        queue = delivery.queue.removesuffix(".dead") if is_dead else delivery.queue
+        text = (
+            f"Its body has {spool.size} bytes, and a consumer here holds {spool.limit} at most (HELD_BYTES, or a share "
+            "of the memory that there is)."
+        )
+        if spool.trouble:
+            raise ConsumerFailed(f"{text} It is left to the broker: {spool.trouble}.")
+        text += (
+            f' It is stored whole. Give the consumer more memory, set MESSAGING["{self._station.alias}"]["HELD_BYTES"] '
+            f"to at least {spool.size}, then requeue it; or discard it."
+        )
+        envelope, handler = self._read(delivery, queue, is_dead=is_dead)
+        envelope.keeps_body_in(spool.pieces())
+        failure = Failure(MessageTooLarge(text), self._station.worker)
+        return self._record(queue, envelope, failure, redelivered=True, handler=handler, spool=spool)
 
     def let_go(self, standing: Standing, row: ProcessedMessage) -> None:
         """Have no other row wait for a message that this one answers for."""
@@ -104,7 +132,14 @@ class Refusals:
             return Envelope(delivery.exchange, delivery.routing_key, delivery.properties, delivery.body), None
 
     def _record(
-        self, queue: str, envelope: Envelope, failure: Failure, *, redelivered: bool, handler: Handler | None = None
+        self,
+        queue: str,
+        envelope: Envelope,
+        failure: Failure,
+        *,
+        redelivered: bool,
+        handler: Handler | None = None,
+        spool: Spool | None = None,
     ) -> Settlement:
         """Record it where it is recorded already; else in the database of the handler that would take it."""
         station = self._station
@@ -122,6 +157,7 @@ class Refusals:
                 settings=station.settings,
                 redelivered=redelivered,
                 handler=handler,
+                spool=spool,
             )
             if not station.outages.steadily(where, record):
                 return ASIDE

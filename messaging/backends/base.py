@@ -11,12 +11,15 @@ import enum
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from messaging.allowance import Allowance
 from messaging.conf import AliasSettings
 from messaging.envelope import Envelope
 from messaging.wire import Properties
+
+if TYPE_CHECKING:
+    from messaging.spools import Spool
 
 DEAD = ".dead"  # what a dead-letter queue's name ends with
 
@@ -112,7 +115,11 @@ class Sender(abc.ABC):
 
 
 class Delivery(abc.ABC):
-    """A message that the broker delivered and now waits for."""
+    """A message that the broker delivered and now waits for.
+
+    Attributes:
+        spool: has the body where that is too large to be held, so that `body` is empty.
+    """
 
     queue: str
     exchange: str
@@ -121,6 +128,7 @@ class Delivery(abc.ABC):
     body: bytes
     redelivered: bool
     received_at: float  # time.monotonic() of its arrival
+    spool: Spool | None = None
 
     @cached_property
     def envelope(self) -> Envelope:

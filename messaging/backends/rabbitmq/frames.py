@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from struct import Struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pika import exceptions, frame, spec
 
 from messaging.exceptions import WireError
 from messaging.fields import decode_short, encode_short
+
+if TYPE_CHECKING:
+    from messaging.spools import Spool
 
 Frame = Any  # pika's frame classes share no useful base
 
@@ -50,12 +53,13 @@ class Deliver:
     Attributes:
         properties: its header's flags and property list, still encoded.
         size: bytes of the whole body; 0 until the header has come.
+        spool: what takes the body instead, where it is too large to be held.
         body: complete once `is_complete`.
     """
 
     __slots__ = (
         "_missing", "_pieces", "channel_number", "exchange", "properties", "redelivered", "routing_key", "size",
-        "tag",
+        "spool", "tag",
     )  # fmt: skip
 
     def __init__(self, channel_number: int, payload: bytes) -> None:
@@ -67,6 +71,7 @@ class Deliver:
         self.routing_key, _ = decode_short(payload, offset)
         self.properties = b""
         self.size = 0
+        self.spool: Spool | None = None
         self._missing = -1  # bytes of the body; -1 until the header has come
         self._pieces: list[bytes] = []
 
@@ -86,7 +91,7 @@ class Deliver:
             self.properties, self._missing = content.properties.raw, content.body_size
             self.size = content.body_size
         elif isinstance(content, frame.Body) and len(content.fragment) <= self._missing:
-            self._pieces.append(content.fragment)
+            (self._pieces.append if self.spool is None else self.spool.write)(content.fragment)
             self._missing -= len(content.fragment)
         else:
             raise exceptions.UnexpectedFrameError(content)

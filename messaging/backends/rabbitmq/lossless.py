@@ -25,7 +25,7 @@ class LosslessConnection(pika.SelectConnection):  # type: ignore[misc]
         self._arriving: dict[int, Deliver] = {}
         self.confirms: dict[int, Callable[[Confirm], None]] = {}
         self.consumers: dict[int, Callable[[Deliver], None]] = {}
-        self.on_content: Callable[[], None] = _nothing  # called when the header of a delivery has come, with its size
+        self.on_content: Callable[[Deliver], None] = _nothing  # called with a delivery whose size has become known
         self._is_paused = False
         super().__init__(*args, **kwargs)
 
@@ -53,7 +53,7 @@ class LosslessConnection(pika.SelectConnection):  # type: ignore[misc]
         is_first = not delivery.properties
         delivery.add(frame)
         if is_first:
-            self.on_content()
+            self.on_content(delivery)
         if delivery.is_complete:
             del self._arriving[number]
             consumer = self.consumers.get(number)
@@ -87,8 +87,8 @@ class LosslessConnection(pika.SelectConnection):  # type: ignore[misc]
 
     @property
     def arriving(self) -> int:
-        """Bytes of the bodies that are being read."""
-        return sum(delivery.size for delivery in self._arriving.values())
+        """Bytes of the bodies that are being read, and will be held."""
+        return sum(delivery.size for delivery in self._arriving.values() if delivery.spool is None)
 
     def pause(self) -> None:
         """Read no more, but for about 100 KB; heartbeats are sent, and the peer's are taken to have come."""
@@ -132,5 +132,5 @@ class LosslessConnection(pika.SelectConnection):  # type: ignore[misc]
         self._adapter_call_later(delay, callback)
 
 
-def _nothing() -> None:
+def _nothing(_: Deliver) -> None:
     """For a connection that reads all that comes."""

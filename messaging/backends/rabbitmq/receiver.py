@@ -16,12 +16,14 @@ from messaging.backends.rabbitmq.declare import capital
 from messaging.backends.rabbitmq.differences import stream
 from messaging.backends.rabbitmq.endpoint import Endpoint
 from messaging.backends.rabbitmq.errors import ChannelRefused, Loss, NoChannelLeft
+from messaging.backends.rabbitmq.frames import Deliver
 from messaging.backends.rabbitmq.logs import logger
 from messaging.backends.rabbitmq.session import Session
 from messaging.backends.rabbitmq.settling import Settlements
 from messaging.backends.rabbitmq.subscription import Subscription
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable, TopologyError, UnusableQueue
+from messaging.spools import Spool
 
 NO_CHANNEL = (
     'Queue "{}" cannot be consumed from: RabbitMQ allows {} channels on a connection, and each queue takes one, its '
@@ -161,7 +163,7 @@ class RabbitReceiver(Endpoint, Receiver):
     def _prepare(self, connection: Connection) -> None:
         self._waiting_for_answers, self._is_closing = 0, False
         if self._is_limited:
-            connection.io.on_content = lambda: self._read_or_not(connection)
+            connection.io.on_content = lambda message: self._weigh(connection, message)
 
     def _call(self, connection: Connection, start: Callable[[Future[None]], None], timeout: float) -> None:
         """Ask the broker for something, and read what comes before its answer, however much is held."""
@@ -174,6 +176,13 @@ class RabbitReceiver(Endpoint, Receiver):
 
     def _expect_answer(self, connection: Connection, change: int) -> None:
         self._waiting_for_answers += change
+        self._read_or_not(connection)
+
+    def _weigh(self, connection: Connection, message: Deliver) -> None:
+        """What is to become of a body whose size is known, and of what comes after it."""
+        limit = self._allowance.limit
+        if limit is not None and message.size > limit:
+            message.spool = Spool(message.size, limit)
         self._read_or_not(connection)
 
     def _read_or_not(self, connection: Connection) -> None:

@@ -275,6 +275,7 @@ class RabbitDelivery(Delivery):
         self.redelivered = message.redelivered
         self.properties = Properties.decode(message.properties)
         self.body = message.body
+        self.spool = message.spool
         self.received_at = time.monotonic()
 
     def __repr__(self) -> str:
