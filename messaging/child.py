@@ -132,7 +132,7 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
         Pulse(role.get("stacks", -1), lambda: control.report(alive=True), consumer.note_freeze).start()
         deaths = Deaths(crashed, consumer.processor, lambda: control.report(recorded=1), stopping)
         deaths.record()
-        sender = _RelayThread(plan.alias, name, stopping) if relay and (plan.burst or role["index"] == 0) else None
+        sender = _RelayThread(plan, name, stopping) if relay and (plan.burst or role["index"] == 0) else None
         threading.Thread(target=_stop, args=(stopping, consumer, sender), name="messaging-stop", daemon=True).start()
         set_loaded_aside()
         if sender is not None:
@@ -179,9 +179,9 @@ def _keep_connections() -> None:
 class _RelayThread(threading.Thread):
     """Sends the outbox from within this process until `stopping`."""
 
-    def __init__(self, alias: str, name: str, stopping: threading.Event) -> None:
+    def __init__(self, plan: Plan, name: str, stopping: threading.Event) -> None:
         super().__init__(name="messaging-relay", daemon=True)
-        self._relay = Relay(alias, name=f"{name}:relay")
+        self._relay = Relay(plan.alias, name=f"{name}:relay", held_bytes=plan.held_bytes)
         self._stopping = stopping
 
     def run(self) -> None:
