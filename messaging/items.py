@@ -57,6 +57,8 @@ class Item:
         if self.is_acked:
             return True
         self.is_acked = True
+        if self.delivery.spool is not None:
+            self.delivery.spool.close()
         reached = self.delivery.ack()
         kill_point("consumer.acked")
         return reached

@@ -56,8 +56,12 @@ class Spool:
             text = Value(base64.b64encode(piece).decode("ascii"), output_field=TextField())
             own.update(body=Concat(F("body"), text))
 
-    def _give_up(self, error: OSError) -> None:
-        self.trouble = f"it could not be written to a temporary file: {error.strerror or error}"
+    def close(self) -> None:
+        """Give up the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _give_up(self, error: OSError) -> None:
+        self.trouble = f"it could not be written to a temporary file: {error.strerror or error}"
+        self.close()

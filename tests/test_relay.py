@@ -239,6 +239,7 @@ def test_large_messages_are_read_one_by_one_however_many_small_ones_came_before(
     assert relay._bytes == 0
 
 
+@pytest.mark.mode(68)
 def test_what_is_too_large_for_the_relay_s_memory_fails_and_says_so(desk: Desk) -> None:
     queue = desk.queue("sizes")
     publish(queue, b"x" * 3 * 1024 * 1024, queue=queue)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 from tests.failures.deeds import channel, consume, effects, settled
 from tests.site import Running, Site, SiteFactory
 from tests.test_consumer import children_of, ready
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.broker
 
@@ -108,4 +111,24 @@ def test_a_message_that_alone_is_too_large_rests_as_failed_and_is_whole(site: Si
     running = consume(doing)
     settled(doing, processed=4)
     assert effects(doing) == {"1000": 3, str(40 * MB): 1}
+    assert running.stop() == 0
+
+
+@pytest.mark.mode(67)
+def test_after_a_death_that_nobody_is_blamed_for_one_message_at_once_is_taken(site: SiteFactory) -> None:
+    doing = site("postgres", handlers=HANDLERS)
+    running = consume(doing)
+    [before] = children_of(running.pid)
+    os.kill(before, signal.SIGKILL)
+    running.wait_for_output("while it ran no handler; another one starts")
+    wait_until(lambda: running.output.count("Connected to") == 2, what="its successor")
+    (doing.folder / "wait").touch()
+    fill(doing, "work", 6, 1000)
+    wait_until(lambda: ready(doing, "work") == 5, what="one is taken")
+    os.kill(
+        children_of(running.pid)[0], signal.SIGKILL
+    )  # its message is blamed: the next process takes as many as ever
+    wait_until(lambda: ready(doing, "work") == 0, what="all are taken")
+    (doing.folder / "wait").unlink()
+    settled(doing, processed=6)
     assert running.stop() == 0

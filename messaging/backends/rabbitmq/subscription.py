@@ -28,6 +28,7 @@ _BURST = 30
 _SETTLING_SECONDS = 0.5
 
 _FORGETTING = 0.98  # share of a large body's size that is still reckoned with after another `GATHERING`
+_QUIET = 1.0  # seconds after which what the broker could send has left its queue
 
 STREAM_OFFSET = b"x-stream-offset"  # a header of whatever comes from a stream
 
@@ -50,6 +51,9 @@ class Subscription:
         self._prefetch = 1 if is_narrow else prefetch  # that the broker knows of
         self._largest = 0  # bytes of a body since the last look
         self._size = 0.0  # bytes of a large body, as of late
+        self._newest = 0  # tag of the last delivery,
+        self._came = 0  # as it was at the last look,
+        self._came_at = 0.0  # and when it became that
         self._is_resizing = False
         self._receiver = receiver
         self._channel: Any = None
@@ -111,14 +115,19 @@ class Subscription:
         A consumer keeps its prefetch, so another one takes its place. What the first was delivered stays with the
         channel: to hand it back would count against each message.
         """
-        self._size, self._largest = max(float(self._largest), self._size * _FORGETTING), 0
-        wanted = 1 if self.is_narrow else min(self._most, self._receiver.fits(self._size))
+        wanted = 1 if self.is_narrow else min(self._most, self._receiver.fits(max(self._largest, self._size)))
         if wanted == self._prefetch or self._prefetch < wanted < min(self._most, 2 * self._prefetch):
             return
-        if self._is_resizing or self._stopping or not self._tag or not self.is_live:
+        if self._is_resizing or self._stopping or not self._tag or not self.is_live or self._is_coming(wanted):
             return
         self._is_resizing, self._prefetch = True, wanted
         self._cancel(self._replace)
+
+    def _is_coming(self, wanted: int) -> bool:
+        """Whether deliveries may be on their way, which a queue takes back from a consumer that is cancelled then."""
+        if len(self._unwritten) >= self._prefetch:
+            return False  # the broker has sent all that it may
+        return wanted > self._prefetch or time.monotonic() - max(self._came_at, self._burst_at) < _QUIET
 
     def _replace(self, _: Any) -> None:
         """The consumer is cancelled: begin another."""
@@ -216,8 +225,11 @@ class Subscription:
             return
         if message.size > self._largest:
             self._largest = message.size
+        self._newest = message.tag
         self._unsettled[message.tag] = True
         self._unwritten[message.tag] = None
+        if self._prefetch == 1 < self._most:
+            self._resize()
         if not self._is_ticking:
             self._is_ticking = True
             self.connection.io.later(GATHERING, self._tick)
@@ -226,10 +238,17 @@ class Subscription:
     def _tick(self) -> None:
         """Write what was settled meanwhile, and come again while anything is out."""
         self._receiver.settlements.write()
-        self._resize()
+        self._look_at_sizes()
         self._is_ticking = self.is_live and bool(self._unwritten)
         if self._is_ticking:
             self.connection.io.later(GATHERING, self._tick)
+
+    def _look_at_sizes(self) -> None:
+        """Forget large ones slowly, and ask for more or less where that makes a difference."""
+        self._size, self._largest = max(float(self._largest), self._size * _FORGETTING), 0
+        if self._newest != self._came:
+            self._came, self._came_at = self._newest, time.monotonic()
+        self._resize()
 
     def _on_cancelled(self, _: Any) -> None:
         self._stopping = True  # the channel stays for what was delivered on it
