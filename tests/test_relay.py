@@ -214,7 +214,6 @@ def test_a_message_over_which_the_broker_closes_the_channel_fails_alone(desk: De
     assert set(desk.bodies("hello")) == {str(n).encode() for n in range(200) if n != 77}
 
 
-@pytest.mark.mode(12)
 def test_large_messages_are_read_one_by_one_however_many_small_ones_came_before(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +248,7 @@ def test_what_is_too_large_for_the_relay_s_memory_fails_and_says_so(desk: Desk) 
     assert 'set MESSAGING["default"]["HELD_BYTES"] to at least' in PublishedMessage.objects.get(state="failed").error
 
 
+@pytest.mark.mode(12)
 def test_a_full_queue_makes_its_messages_wait_and_spends_nothing(desk: Desk) -> None:
     desk.queue("full", **{"x-max-length": 1, "x-overflow": "reject-publish"})
     rows = publish_many([Message("full", str(n), queue="full") for n in range(3)])
