@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from messaging.allowance import Allowance
 from messaging.backends.base import Delivery
 from messaging.handlers import Handler
 from messaging.items import Item, Job, Line, identity
@@ -38,6 +39,7 @@ class Backlog:
         route: finds the handler of a delivery; cheap.
         dead_queues: queues whose deliveries are recorded, not run.
         on_idle: called, at once and under a lock, when someone finds nothing to take.
+        allowance: is told of what comes in and what is done with.
     """
 
     def __init__(
@@ -45,9 +47,11 @@ class Backlog:
         route: Callable[[Delivery], Handler | None],
         dead_queues: Iterable[str] = (),
         on_idle: Callable[[], None] = lambda: None,
+        allowance: Allowance | None = None,
     ) -> None:
         self._route = route
         self._on_idle = on_idle
+        self._allowance = allowance or Allowance()
         self._dead_queues = frozenset(dead_queues)
         self._changed = threading.Condition()
         self._waiting: dict[str, Line] = {}  # in the order of their turns
@@ -61,10 +65,11 @@ class Backlog:
     def put(self, delivery: Delivery) -> None:
         """Take in a delivery; called from the backend's thread."""
         is_dead = delivery.queue in self._dead_queues
-        handler = None if is_dead else self._find_handler(delivery)
+        handler = None if is_dead or delivery.spool is not None else self._find_handler(delivery)
         with self._changed:
             item = Item(delivery, handler, is_dead, is_innocent=delivery.redelivered and self._gave_back(delivery))
             if not self._is_closed:
+                self._allowance.held += item.size
                 if self._line(delivery.queue).append(item):
                     self._changed.notify()
                 return
@@ -89,6 +94,7 @@ class Backlog:
             self._running -= 1
             self._atomic_running -= job.head.is_atomic
             self._held_running -= job.held
+            self._allowance.let_go(job.size)
             if job.is_alone:
                 self._is_alone = False
             if job.is_alone or self._suspect_since is not None:  # nothing else waits for the end of what runs
@@ -105,6 +111,7 @@ class Backlog:
                 item.is_held = held
                 if alone:
                     item.isolate()
+                self._allowance.held += item.size  # until the job that it was in is done, it counts twice
                 heapq.heappush(self._aside, _Aside(due, next(self._order), item))
             self._changed.notify_all()
 
@@ -188,6 +195,7 @@ class Backlog:
                 self._aside = [one for one in self._aside if one.item not in gone]
                 heapq.heapify(self._aside)
             if removed or aside:
+                self._allowance.let_go(sum(item.size for item in removed + aside))
                 self._changed.notify_all()
         return removed + aside
 

@@ -22,7 +22,7 @@ from messaging.child_process import EXIT_CONFIGURATION, STOP_SIGNALS, VARIABLE
 from messaging.consumer import Consumer, Plan
 from messaging.deaths import Deaths
 from messaging.exceptions import ConfigurationError, TopologyError
-from messaging.garbage import set_loaded_aside
+from messaging.garbage import give_back_large, set_loaded_aside
 from messaging.ledger import Ledger
 from messaging.processor import Processor
 from messaging.relay import Relay
@@ -122,15 +122,17 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
         threading.Thread(target=_report_files, args=(control,), name="messaging-files", daemon=True).start()
     forks.watch(control)
     repeats.limit()
+    give_back_large()
     _keep_connections()
     name = f"{socket.gethostname()[:150]}:{os.getpid()}:{secrets.token_hex(2)}"
     try:
-        consumer = Consumer(plan, name, Ledger.attach(role["ledger"], role["slots"]))
+        ledger = Ledger.attach(role["ledger"], role["slots"])
+        consumer = Consumer(plan, name, ledger, is_careful=role.get("careful", False))
         release.processor = consumer.processor
         Pulse(role.get("stacks", -1), lambda: control.report(alive=True), consumer.note_freeze).start()
         deaths = Deaths(crashed, consumer.processor, lambda: control.report(recorded=1), stopping)
         deaths.record()
-        sender = _RelayThread(plan.alias, name, stopping) if relay and (plan.burst or role["index"] == 0) else None
+        sender = _RelayThread(plan, name, stopping) if relay and (plan.burst or role["index"] == 0) else None
         threading.Thread(target=_stop, args=(stopping, consumer, sender), name="messaging-stop", daemon=True).start()
         set_loaded_aside()
         if sender is not None:
@@ -177,9 +179,9 @@ def _keep_connections() -> None:
 class _RelayThread(threading.Thread):
     """Sends the outbox from within this process until `stopping`."""
 
-    def __init__(self, alias: str, name: str, stopping: threading.Event) -> None:
+    def __init__(self, plan: Plan, name: str, stopping: threading.Event) -> None:
         super().__init__(name="messaging-relay", daemon=True)
-        self._relay = Relay(alias, name=f"{name}:relay")
+        self._relay = Relay(plan.alias, name=f"{name}:relay", held_bytes=plan.held_bytes)
         self._stopping = stopping
 
     def run(self) -> None:

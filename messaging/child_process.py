@@ -22,7 +22,7 @@ from messaging.watchdog import Watch
 
 logger = logging.getLogger("messaging.supervisor")
 
-VARIABLE = "MESSAGING_CHILD"  # tells a child who it is: JSON with index, control, ledger and slots
+VARIABLE = "MESSAGING_CHILD"  # tells a child who it is: JSON with index, control, ledger, slots, stacks and careful
 EXIT_CONFIGURATION = 78  # EX_CONFIG: a restart would not help; the child has said why
 # Windows has fewer.
 STOP_SIGNALS = tuple(
@@ -59,6 +59,7 @@ class Child:
         self._ledger = Ledger.create(command.slots)
         self._watch = Watch(command.freeze_timeout)
         self._is_frozen = False  # set once it is killed for it
+        self._is_unexplained = False  # whether the last one died and nothing that it ran is to blame
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._received = b""
@@ -107,7 +108,9 @@ class Child:
             "ledger": self._ledger.fd,
             "slots": self._ledger.slots,
             "stacks": self._watch.fd,
+            "careful": self._is_unexplained,
         }
+        self._is_unexplained = False
         inherited = (theirs.fileno(), self._ledger.fd, *([self._watch.fd] if self._watch.fd >= 0 else []))
         # Inherited as blocked: a Ctrl-C that reaches the child while it loads must not kill it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -288,6 +291,7 @@ class Child:
         how = f"{self._froze()}, and was killed" if self._is_frozen else describe(status)
         self._crashed += [_crash(found, "ProcessDied", f"The process that ran it {how}.") for found in blamed]
         # Each death that somebody is blamed for costs an attempt, so that their series ends without longer pauses.
+        self._is_unexplained = not blamed
         pause = self._pause(grows=not blamed)
         logger.error(
             "Process %s %s while it ran %s; another one starts in %.1f s.",

@@ -90,6 +90,7 @@ class AliasSettings:
         management_url: base of RabbitMQ's management API, with credentials if they differ from `URL`'s.
         stop_timeout: seconds that running handlers get after the first signal.
         freeze_timeout: seconds for which a handler may keep all else in its process from running; None for any.
+        held_bytes: bytes of message bodies that a consumer process holds at most; None for a share of the memory.
         resend_after: seconds after which a retry or requeue that did not come back is sent again; None for never.
         notify: wake relays by NOTIFY where the database has it.
         poll_interval: seconds between a relay's looks at the outbox.
@@ -114,6 +115,7 @@ class AliasSettings:
     management_url: str | None = field(default=None, repr=False)
     stop_timeout: float = 30.0
     freeze_timeout: float | None = None
+    held_bytes: int | None = None
     resend_after: float | None = None
     notify: bool = True
     poll_interval: float = 0.2
@@ -243,6 +245,7 @@ def _settings(alias: str, values: Mapping[str, Any]) -> AliasSettings:
         management_url=values.get("MANAGEMENT_URL"),
         stop_timeout=float(values.get("STOP_TIMEOUT", 30)),
         freeze_timeout=values.get("FREEZE_TIMEOUT"),
+        held_bytes=values.get("HELD_BYTES"),
         resend_after=values.get("RESEND_AFTER"),
         notify=values.get("NOTIFY", True),
         poll_interval=float(values.get("POLL_INTERVAL", 0.2)),

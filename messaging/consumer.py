@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from django.db.models import Q
 
 from messaging import conf, topology
+from messaging.allowance import Allowance, default_limit
 from messaging.backends import get_backend
 from messaging.backends.base import Delivery
 from messaging.backlog import Backlog
@@ -37,6 +38,7 @@ GIVE_BACK_AFTER = 300.0  # seconds; the broker's own patience ends at 30 minutes
 KEEP_CONSUMING = 10.0  # seconds of a database's absence after which the broker keeps what it has
 FROZEN_SHOWN = 600.0  # seconds for which a worker's state tells that it could do nothing else
 DEAD_PREFETCH = 10
+CAREFUL = 60.0  # seconds for which one message at once is taken from each queue, after a death nobody is blamed for
 MAX_PREFETCH = 65535  # that AMQP can ask for
 
 
@@ -51,6 +53,7 @@ class Plan:
         prefetch: unacknowledged deliveries per queue at most; None for each queue's setting.
         burst: whether to stop when there is nothing left to do.
         relay: whether some process of this command sends the outbox.
+        processes: how many consume, in the same memory.
     """
 
     alias: str
@@ -59,6 +62,12 @@ class Plan:
     prefetch: int | None = None
     burst: bool = False
     relay: bool = True
+    processes: int = 1
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of messages that this process may hold."""
+        return conf.get(self.alias).held_bytes or default_limit(self.processes)
 
     @property
     def dead_queues(self) -> frozenset[str]:
@@ -85,12 +94,14 @@ class Consumer:
         plan: what and how.
         name: of this process, under which claims are recorded and operators see it.
         ledger: where the supervisor reads what runs; None without a supervisor.
+        is_careful: whether the process before died and nobody knows of what: it may have held too much.
     """
 
-    def __init__(self, plan: Plan, name: str, ledger: Ledger | None = None) -> None:
+    def __init__(self, plan: Plan, name: str, ledger: Ledger | None = None, *, is_careful: bool = False) -> None:
         self._plan = plan
         self.processor = Processor(plan.alias, name, running=running)
-        self._backlog = Backlog(self.processor.route, plan.dead_queues, self._hurry)
+        allowance = Allowance(plan.held_bytes)
+        self._backlog = Backlog(self.processor.route, plan.dead_queues, self._hurry, allowance)
         self._outage = Outage(self._backlog.hold, self._on_database_back)
         self._workers = [
             Worker(index, self._backlog, self.processor, self._outage.begin, ledger.slot(index) if ledger else None)
@@ -109,6 +120,8 @@ class Consumer:
             plan.dead_queues,
             self._backlog.put,
             self._wake_up,
+            allowance,
+            CAREFUL if is_careful else 0.0,
         )
         self._wake = threading.Event()
         self._stopping = threading.Event()

@@ -25,6 +25,7 @@ from messaging.models.outbox import PublishedMessageQuerySet
 from messaging.processor import Processor
 from messaging.savepoints import as_in_autocommit, run_commit_hooks
 from messaging.sealing import seal
+from messaging.spools import Spool
 from messaging.wire import Properties
 
 NESTED = (
@@ -47,6 +48,7 @@ class Arrival:
     properties: Properties
     body: bytes
     redelivered: bool = False
+    spool: Spool | None = None
 
     @cached_property
     def envelope(self) -> Envelope:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import struct
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from itertools import chain
 from typing import Any, TypeGuard
 
 from messaging import nonces
@@ -165,6 +167,11 @@ class Envelope:
         )
         return Envelope(self.exchange, self.routing_key, properties, self.body, round_, queue, key, shown)
 
+    def keeps_body_in(self, pieces: Iterable[bytes]) -> None:
+        """Note that the body is elsewhere, in these pieces, and will be stored from there."""
+        self.__dict__["digest"] = digest = self._digest(pieces)
+        self.__dict__["columns"] = {**self.columns, "digest": digest, "body_encoding": "base64"}
+
     def read(self) -> None:
         """Read all that the inbox wants to know, which is then kept."""
         _ = self.key, self.columns
@@ -210,11 +217,14 @@ class Envelope:
 
         This is version 1, which every row has, so that the release before can read it.
         """
+        return self._digest([self.body])
+
+    def _digest(self, body: Iterable[bytes]) -> uuid.UUID:
         pieces = []
         for part in (self.exchange, self.routing_key, self.properties.type or "", self.properties.content_type or ""):
             raw = part.encode("utf-8", "surrogateescape")
             pieces += [struct.pack(">I", len(raw)), raw]
-        return hashed(*pieces, self.body)
+        return hashed_all(chain(pieces, body))
 
     @cached_property
     def headers_digest(self) -> uuid.UUID:
@@ -259,6 +269,11 @@ def key_of(message_id: str) -> uuid.UUID:
 
 
 def hashed(*pieces: bytes, person: bytes = b"") -> uuid.UUID:
+    """A hash of bytes; see `hashed_all()`."""
+    return hashed_all(pieces, person)
+
+
+def hashed_all(pieces: Iterable[bytes], person: bytes = b"") -> uuid.UUID:
     """A hash of bytes, as a UUID that every database takes: MariaDB's type refuses those without RFC 9562's variant."""
     state = blake2b(digest_size=16, person=person)
     for piece in pieces:

@@ -79,6 +79,10 @@ class ConsumerFailed(MessagingError):
     """The consumer itself cannot process a message, whatever its handler would do: an error of this app's."""
 
 
+class MessageTooLarge(MessagingError):
+    """A message has more bytes than a consumer may hold."""
+
+
 class HandlerNotFound(MessagingError):
     """No handler of the queue takes this routing key."""
 

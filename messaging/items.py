@@ -25,6 +25,7 @@ class Item:
         batch: how many of its kind may run together; None for one at a time.
         is_held: whether it last found its record in an open transaction of someone else's.
         troubles: how often the consumer itself failed on it.
+        size: bytes of its body.
     """
 
     delivery: Delivery
@@ -37,9 +38,11 @@ class Item:
     batch: int | None = field(init=False)
     is_held: bool = field(init=False, default=False)
     troubles: int = field(init=False, default=0)
+    size: int = field(init=False)
 
     def __post_init__(self) -> None:
         delivery, handler = self.delivery, self.handler
+        self.size = len(delivery.body)
         self.is_atomic = handler is not None and handler.atomic and not self.is_dead
         self.is_suspect = self.is_atomic and delivery.redelivered and not self.is_innocent
         runs_together = self.is_atomic and not delivery.redelivered
@@ -56,6 +59,8 @@ class Item:
         if self.is_acked:
             return True
         self.is_acked = True
+        if self.delivery.spool is not None:
+            self.delivery.spool.close()
         reached = self.delivery.ack()
         kill_point("consumer.acked")
         return reached
@@ -78,6 +83,11 @@ class Job:
     def head(self) -> Item:
         """The first, or only, item."""
         return self.items[0]
+
+    @property
+    def size(self) -> int:
+        """Bytes of their bodies."""
+        return self.items[0].size if len(self.items) == 1 else sum(item.size for item in self.items)
 
 
 def identity(delivery: Delivery) -> tuple[str, str, str | None, int]:

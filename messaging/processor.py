@@ -28,6 +28,7 @@ from messaging.outages import Outages
 from messaging.recognition import Recognition, is_ours
 from messaging.refusing import Refusals
 from messaging.session import end_orphan
+from messaging.spools import Spool
 from messaging.station import (
     ACK,
     ALONE,
@@ -274,6 +275,16 @@ class Processor:
             is_dead: whether that is a dead-letter queue.
         """
         return self._refusals.record_failed(delivery, error, is_dead=is_dead)
+
+    def record_too_large(self, delivery: Incoming, spool: Spool, *, is_dead: bool) -> Settlement:
+        """Record as failed what is too large to be held here, with its body. Raises DatabaseUnavailable.
+
+        Args:
+            delivery: from its queue.
+            spool: has its body.
+            is_dead: whether that is a dead-letter queue.
+        """
+        return self._refusals.record_too_large(delivery, spool, is_dead=is_dead)
 
     def record_crash(self, entry: Entry, error: MessagingError | None, since: float | None = None) -> bool:
         """Record that a process died while it ran `entry`, of `error`; of something else's if None.

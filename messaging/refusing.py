@@ -15,6 +15,7 @@ from messaging.exceptions import (
     DatabaseUnavailable,
     DeadLettered,
     HandlerNotFound,
+    MessageTooLarge,
     MessagingError,
     PayloadError,
 )
@@ -24,6 +25,7 @@ from messaging.inbox import AlreadyRecorded, SetAside
 from messaging.models import ProcessedMessage
 from messaging.recognition import Recognition
 from messaging.retry import Backoff, interval
+from messaging.spools import Spool
 from messaging.station import ACK, ASIDE, Incoming, Settlement, Station, set_aside
 from messaging.texts import storable
 from messaging.tracebacks import describe
@@ -70,11 +72,31 @@ class Refusals:
 
     def record_failed(self, delivery: Incoming, error: BaseException, *, is_dead: bool) -> Settlement:
         """Record as failed what the consumer itself fails on. Raises DatabaseUnavailable."""
+        if delivery.spool is not None:
+            return self.record_too_large(delivery, delivery.spool, is_dead=is_dead)
         queue = delivery.queue.removesuffix(".dead") if is_dead else delivery.queue
         text = f"The consumer itself failed on it, time and again: {describe(error)}. Its log has the traceback."
         failure = Failure(ConsumerFailed(f"{text} Requeue it once that is mended."), self._station.worker)
         envelope, handler = self._read(delivery, queue, is_dead=is_dead)
         return self._record(queue, envelope, failure, redelivered=True, handler=handler, is_dead=is_dead)
+
+    def record_too_large(self, delivery: Incoming, spool: Spool, *, is_dead: bool) -> Settlement:
+        """Record as failed what is too large to be held here, with its body from a file. Raises DatabaseUnavailable."""
+        queue = delivery.queue.removesuffix(".dead") if is_dead else delivery.queue
+        text = (
+            f"Its body has {spool.size} bytes, and a consumer here holds {spool.limit} at most (HELD_BYTES, or a share "
+            "of the memory that there is)."
+        )
+        if spool.trouble:
+            raise ConsumerFailed(f"{text} It is left to the broker: {spool.trouble}.")
+        text += (
+            f' It is stored whole. Give the consumer more memory, set MESSAGING["{self._station.alias}"]["HELD_BYTES"] '
+            f"to at least {spool.size}, then requeue it; or discard it."
+        )
+        envelope, handler = self._read(delivery, queue, is_dead=is_dead)
+        envelope.keeps_body_in(spool.pieces())
+        failure = Failure(MessageTooLarge(text), self._station.worker)
+        return self._record(queue, envelope, failure, redelivered=True, handler=handler, is_dead=is_dead, spool=spool)
 
     def let_go(self, standing: Standing, row: ProcessedMessage) -> None:
         """Have no other row wait for a message that this one answers for."""
@@ -131,6 +153,7 @@ class Refusals:
         redelivered: bool,
         handler: Handler | None = None,
         is_dead: bool = False,
+        spool: Spool | None = None,
     ) -> Settlement:
         """Record it where it is recorded already; else in the database of the handler that would take it."""
         station = self._station
@@ -149,6 +172,7 @@ class Refusals:
                 redelivered=redelivered,
                 handler=handler,
                 is_dead=is_dead,
+                spool=spool,
             )
             if not station.outages.steadily(where, record):
                 return ASIDE

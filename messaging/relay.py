@@ -13,18 +13,21 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
 from django.db import connections, reset_queries
 
 from messaging import conf
+from messaging.allowance import default_limit
 from messaging.backends.base import Fate, Outgoing
 from messaging.doubts import Proof, probe
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
 from messaging.fates import Judge
 from messaging.killpoints import kill_point
 from messaging.leases import MARK_DELAY, Held, Leases
+from messaging.models.outbox import LIGHT
 from messaging.sealing import seal
 from messaging.texts import storable
 from messaging.uplink import Uplink
@@ -33,8 +36,12 @@ from messaging.wake import Listener, can_listen
 logger = logging.getLogger("messaging.relay")
 
 WINDOW = 4000  # rows held at most: sent and not confirmed, or confirmed and not marked
-WINDOW_BYTES = 64 * 1024 * 1024  # their bodies, roughly
+WINDOW_BYTES = 64 * 1024 * 1024  # their bodies at most; less where there is little memory
 BATCH = 1000  # rows leased at once
+TOO_LARGE = (
+    "Its body has {} bytes as it is stored, more than a relay here can send in the memory that it has. Give the relay "
+    'more, set MESSAGING["{}"]["HELD_BYTES"] to at least {}, then publish it again.'
+)
 HEARTBEAT = 10.0  # seconds between updates of the relay's `Worker` row
 LISTENING_POLL = 1.0  # seconds between looks where notifications are known to arrive
 BUSY = 0.25  # share of `POLL_INTERVAL` between looks where they are not, soon after one that found something
@@ -52,11 +59,19 @@ class Relay:
         alias: alias of `MESSAGING`.
         name: shown to operators, unique among running processes; host and process id unless given.
         databases: whose outboxes; the alias's `DATABASES` unless given.
+        held_bytes: bytes of messages that it may hold; what the settings say, or a share of the memory, unless given.
 
     Raises ConfigurationError where `RELAY` forbids it.
     """
 
-    def __init__(self, alias: str, *, name: str | None = None, databases: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        alias: str,
+        *,
+        name: str | None = None,
+        databases: Sequence[str] | None = None,
+        held_bytes: int | None = None,
+    ) -> None:
         self.settings = conf.get(alias)
         if not self.settings.relay:
             raise ConfigurationError(
@@ -75,7 +90,11 @@ class Relay:
         self._judge = Judge(self.settings.unroutable)
         self._proof = Proof()
         self._tokens = itertools.count(1)
-        self._body_size = WINDOW_BYTES / 16  # bytes of a typical body; unknown at first, so begin with few
+        self._most = held_bytes or self.settings.held_bytes or default_limit()
+        self._window_bytes = min(WINDOW_BYTES, self._most)
+        self._heavy: deque[Held] = deque()  # leased, and read when there is room for them
+        self._bytes = 0  # of what is under way
+        self._body_size = self._window_bytes / 16  # bytes of a typical body; unknown at first, so begin with few
         self._woken = threading.Event()
         self._last_look = self._next_look = self._next_report = self._busy_until = 0.0
 
@@ -101,8 +120,9 @@ class Relay:
         reset_queries()  # which DEBUG collects
         self._report()
         if not self._uplink.connect():
-            for held in self._judge.suspects.drain():  # another relay may reach the broker
+            for held in (*self._judge.suspects.drain(), *self._heavy):  # another relay may reach the broker
                 held.hand_back()
+            self._heavy.clear()
             if self._uplink.down_for > PATIENCE:
                 for held in self._judge.doubts.drain():
                     held.hand_back()
@@ -135,6 +155,8 @@ class Relay:
         """Send suspects one group at a time; lease and send other rows while none is left and there is room."""
         if self._uplink.is_blocked:
             return 0
+        if self._heavy:
+            return self._send_heavy()
         if self._judge.suspects:
             return 0 if self._under_way else self._send(self._judge.suspects.next_group())
         if self._judge.doubts.has_turn(is_quiet=not self._under_way):
@@ -178,16 +200,39 @@ class Relay:
 
     def _room(self) -> int:
         """How many rows may be leased: none until a batch fits, so that leases stay few and large."""
-        by_size = int(WINDOW_BYTES / max(self._body_size, 1.0))
+        by_size = int(self._window_bytes / max(self._body_size, 1.0))
         window = min(WINDOW, max(by_size, 1))
         free = window - sum(map(len, self._leases)) + min(window, len(self._judge.doubts))
         batch = min(BATCH, max(by_size // 4, 1))
         return batch if free >= batch else 0
 
     def _send(self, held: Sequence[Held]) -> int:
+        """Send what is small at once, the rest as far as there is room; returns how many were sent."""
         if not held:
             return 0
         kill_point("relay.leased")
+        light: list[Held] = []
+        for one in held:
+            (light if one.row.size <= LIGHT else self._heavy).append(one)
+            self._body_size = max(one.row.size, self._body_size * 0.95)
+        return (self._hand_over(light) if light else 0) + self._send_heavy()
+
+    def _send_heavy(self) -> int:
+        """Read and send large ones while there is room for them, the first one in any case."""
+        sent = 0
+        while self._heavy and (not self._bytes or self._bytes + self._heavy[0].row.size <= self._window_bytes):
+            one = self._heavy.popleft()
+            if one.row.size > 2 * self._most:
+                one.fail(TOO_LARGE.format(one.row.size, self.alias, one.row.size))
+                continue
+            if one.leases.read(one.row):
+                sent += self._hand_over([one])
+                one.row.__dict__.pop("body")  # read again, should it be sent again
+            else:
+                one.hand_back()
+        return sent
+
+    def _hand_over(self, held: Sequence[Held]) -> int:
         outgoing = []
         for one in held:
             token = f"{one.row.id}.{next(self._tokens)}"
@@ -198,13 +243,14 @@ class Relay:
                 continue
             outgoing.append(Outgoing(token, exchange, routing_key, properties, body, one.row.mandatory))
             self._under_way[token] = one
-            self._body_size = max(len(body), self._body_size * 0.95)
+            self._bytes += one.row.size
         try:
             self._uplink.send(outgoing)
         except BrokerUnavailable:
             for message in outgoing:
                 held_back = self._under_way.pop(message.token)
                 if held_back is not None:
+                    self._bytes -= held_back.row.size
                     held_back.hand_back()
             return 0
         kill_point("relay.sent")
@@ -218,6 +264,7 @@ class Relay:
             if not self._proof.holds:
                 self._proof.note(outcome)
             if held is not None:
+                self._bytes -= held.row.size
                 self._judge.decide(outcome, held)
         if any(outcome.fate is Fate.UNROUTABLE for outcome in outcomes):
             self._uplink.declare_again()

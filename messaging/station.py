@@ -22,6 +22,7 @@ from messaging.message import ReceivedMessage, Running
 from messaging.models import ProcessedMessage
 from messaging.outages import Outages
 from messaging.session import number_of
+from messaging.spools import Spool
 from messaging.texts import storable
 from messaging.wire import Properties
 
@@ -35,6 +36,7 @@ class Incoming(Protocol):
     properties: Properties
     body: bytes
     redelivered: bool
+    spool: Spool | None
 
     @property
     def envelope(self) -> Envelope:

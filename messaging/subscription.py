@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 
+from messaging.allowance import Allowance
 from messaging.backends.base import Backend, Delivery, Topology
 from messaging.exceptions import BrokerUnavailable, MessagingError, TopologyError, UnusableQueue
 from messaging.topology import warn_once
@@ -24,7 +25,8 @@ class Subscription:
         topology: what to declare at each connection.
         prefetch: unacknowledged deliveries at most, by queue.
         optional: queues that may be missing, such as dead-letter queues beside a queue that someone else owns.
-        on_delivery, on_change: see `Backend.receiver()`.
+        on_delivery, on_change, allowance: see `Backend.receiver()`.
+        narrow_for: seconds for which each queue delivers one message at once.
     """
 
     def __init__(
@@ -35,12 +37,15 @@ class Subscription:
         optional: frozenset[str],
         on_delivery: Callable[[Delivery], None],
         on_change: Callable[[], None],
+        allowance: Allowance | None = None,
+        narrow_for: float = 0.0,
     ) -> None:
         self._backend = backend
         self._topology = topology
         self._prefetch = prefetch
         self._optional = optional
-        self._receiver = backend.receiver(on_delivery, on_change)
+        self._receiver = backend.receiver(on_delivery, on_change, allowance)
+        self._narrow_until = time.monotonic() + narrow_for
         self._missing: set[str] = set()  # of the optional ones
         self._pause = FIRST_PAUSE
         self._next_try = 0.0
@@ -67,6 +72,8 @@ class Subscription:
                 raise
             self._back_off(error)
         else:
+            if time.monotonic() >= self._narrow_until:
+                self._receiver.widen()
             self._report(wanted)
 
     def cancel_all(self) -> None:

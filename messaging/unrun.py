@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from messaging.models.operations import STOPPED
 from messaging.models.processed import UNCLAIMED
 from messaging.models.states import in_state
 from messaging.outages import Outages
+from messaging.spools import Spool
 from messaging.texts import storable
 from messaging.wire import Properties
 
@@ -59,11 +61,12 @@ def record_unrun(
     redelivered: bool,
     handler: Handler | None = None,
     is_dead: bool = False,
+    spool: Spool | None = None,
 ) -> bool:
     """Record a message that no handler can take, or that the broker gave up, so that it `is_dead`.
 
-    `handler` is the one that would take it. Returns whether the inbox answers for it now. Raises SetAside when a twin
-    is about to record it.
+    `handler` is the one that would take it, `spool` has the body where the envelope has not. Returns whether
+    the inbox answers for it now. Raises SetAside when a twin is about to record it.
     """
     for _ in range(LOOKS):
         row = inbox.find(database, settings.alias, queue, envelope, redelivered=redelivered, handler=handler)
@@ -72,22 +75,40 @@ def record_unrun(
         else:
             verdict = inbox.gate(row, envelope, is_dead=is_dead)
             if verdict is Verdict.REUSED:
-                record_reused(database, row, envelope, worker=failure.worker, settings=settings)
+                record_reused(database, row, envelope, worker=failure.worker, settings=settings, spool=spool)
                 return True
-            bring_content(row, envelope, database)
+            bring_content(row, envelope, database, spool)
             if verdict is Verdict.DONE or (is_dead and verdict is Verdict.CRASHED and row.at_broker is False):
                 return True  # in the latter case the sweep ends the claim, and sends the message round again
             place = inbox.abandoned(row) if verdict is Verdict.CRASHED else inbox.existing(row)
         try:
-            failures.record(place, failure, database, settings)
+            with _whole(place, database, spool):
+                failures.record(place, failure, database, settings)
             return True
         except AlreadyRecorded:
             redelivered = True
     return False
 
 
+@contextmanager
+def _whole(place: Place, database: str, spool: Spool | None) -> Iterator[None]:
+    """Around a record: with it a body is stored that is not in its envelope, both or neither."""
+    if spool is None or not place.is_new:
+        yield
+        return
+    with place.tentative(), transaction.atomic(using=database):
+        yield
+        spool.store(place.row, database)
+
+
 def record_reused(
-    database: str, row: ProcessedMessage, envelope: Envelope, *, worker: str, settings: conf.AliasSettings
+    database: str,
+    row: ProcessedMessage,
+    envelope: Envelope,
+    *,
+    worker: str,
+    settings: conf.AliasSettings,
+    spool: Spool | None = None,
 ) -> None:
     """Keep and flag a message whose id another one took first."""
     place = inbox.fresh(settings.alias, row.queue, envelope, key=envelope.reused_key(row.digest_version))
@@ -95,7 +116,7 @@ def record_reused(
         f"The message id was used before, by another message (row {row.pk}) with other content or headers. "
         "Requeue it to process it all the same, or discard it."
     )
-    with suppress(AlreadyRecorded):  # this very message was flagged before
+    with suppress(AlreadyRecorded), _whole(place, database, spool):  # this very message was flagged before
         failures.record(place, Failure(error, worker), database, settings)
 
 
@@ -229,7 +250,7 @@ def record_abandoned(
         return False
 
 
-def bring_content(row: ProcessedMessage, envelope: Envelope, database: str) -> None:
+def bring_content(row: ProcessedMessage, envelope: Envelope, database: str, spool: Spool | None = None) -> None:
     """Fill in a row that was made for a crash alone, whatever has become of it: it is all that will be left."""
     if row.wire is not None:
         return
@@ -238,7 +259,9 @@ def bring_content(row: ProcessedMessage, envelope: Envelope, database: str) -> N
     while True:
         content = {name: getattr(row, name) for name in envelope.columns}
         try:
-            same.filter(wire__isnull=True).update(**content)
+            with transaction.atomic(using=database):
+                if same.filter(wire__isnull=True).update(**content) and spool is not None:
+                    spool.store(row, database)
             return
         except DatabaseError as error:
             if not place.escape(error):

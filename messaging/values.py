@@ -159,6 +159,9 @@ ALIAS: Mapping[str, Rule] = {
     "MANAGEMENT_URL": Rule(_or_none(_is_string), 'a URL such as "http://user:password@host:15672", or None'),
     "STOP_TIMEOUT": Rule(_number(0, 86400), "a number of seconds, 0 to 86400"),
     "FREEZE_TIMEOUT": Rule(_or_none(_number(5, 86400)), "a number of seconds, 5 to 86400, or None"),
+    "HELD_BYTES": Rule(
+        _or_none(_whole(1024 * 1024, 1 << 50)), "a whole number of bytes, at least 1048576, or None to go by the memory"
+    ),
     "RESEND_AFTER": Rule(
         _or_none(_number(60, LONGEST_WAIT)), "a number of seconds, at least 60, or None to leave it to operators"
     ),

@@ -22,6 +22,7 @@ logger = logging.getLogger("messaging.consumer")
 
 AFTER_ERROR = 5.0  # seconds until a delivery is tried again on which the consumer itself failed
 TRIES = 3  # after which it is recorded as failed
+LARGE = 2 * 1024 * 1024  # bytes of messages after which the worker's connections are new
 LONGEST = 120.0  # seconds between two tries, where it cannot be recorded either
 
 _current = threading.local()
@@ -82,6 +83,8 @@ class Worker(threading.Thread):
             return
         for item, settlement in zip(job.items, settlements, strict=True):
             self._settle(item, settlement)
+        if job.size > LARGE:
+            connections.close_all()  # a driver keeps twice as much as it has ever sent at once
 
     def _after_error(self, items: list[Item], error: BaseException) -> None:
         """Try again, each alone: what the consumer cannot do with one of them must keep none waiting for ever."""
@@ -122,6 +125,8 @@ class Worker(threading.Thread):
 
     def _process_once(self, job: Job) -> list[Settlement]:
         head = job.head
+        if head.delivery.spool is not None:
+            return [self._processor.record_too_large(head.delivery, head.delivery.spool, is_dead=head.is_dead)]
         if head.is_dead:
             return [self._processor.record_dead(head.delivery)]
         if head.batch is not None and head.handler is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from typing import Any
@@ -13,11 +15,13 @@ from django.core.management import CommandError, call_command
 from pytest_django import Settings
 
 from messaging import conf
+from messaging.backends.base import Outgoing
 from messaging.clock import Now
 from messaging.exceptions import ConfigurationError
 from messaging.message import Message
 from messaging.models import ProcessedMessage, PublishedMessage, Worker
 from messaging.publisher import publish, publish_many
+from messaging.relay import Relay
 from messaging.signals import message_failed, message_published, message_unpublishable
 from tests.relaying import Desk, burst, relaying, state_is, states, try_unroutable_again_after
 from tests.settings import TEST_DB
@@ -208,6 +212,40 @@ def test_a_message_over_which_the_broker_closes_the_channel_fails_alone(desk: De
     assert bad.error
     assert states() == {Out.PUBLISHED: 199, Out.FAILED: 1}
     assert set(desk.bodies("hello")) == {str(n).encode() for n in range(200) if n != 77}
+
+
+def test_large_messages_are_read_one_by_one_however_many_small_ones_came_before(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = desk.queue("sizes")
+    publish_many([Message(queue, b"x", queue=queue) for _ in range(300)])
+    relay = Relay("default", held_bytes=4 * 1024 * 1024)
+    relay.run(threading.Event(), burst=True)
+    publish_many([Message(queue, b"x" * 1024 * 1024, queue=queue) for _ in range(20)])
+    peaks = []
+    send = relay._uplink.send
+
+    def note(messages: Sequence[Outgoing]) -> None:
+        send(messages)
+        bodies = [one.row.__dict__.get("body", "") for one in relay._under_way.values() if one is not None]
+        peaks.append((relay._bytes, sum(map(len, bodies))))
+
+    monkeypatch.setattr(relay._uplink, "send", note)
+    relay.run(threading.Event(), burst=True)
+    assert PublishedMessage.objects.filter(state="published").count() == 320
+    assert max(total for total, _ in peaks) <= 4 * 1024 * 1024
+    assert max(read for _, read in peaks) <= 2 * 1024 * 1024  # the one that is being sent
+    assert relay._bytes == 0
+
+
+@pytest.mark.mode(68)
+def test_what_is_too_large_for_the_relay_s_memory_fails_and_says_so(desk: Desk) -> None:
+    queue = desk.queue("sizes")
+    publish(queue, b"x" * 3 * 1024 * 1024, queue=queue)
+    small = publish(queue, "small", queue=queue)
+    Relay("default", held_bytes=1024 * 1024).run(threading.Event(), burst=True)
+    assert PublishedMessage.objects.get(state="published").pk == small.pk
+    assert 'set MESSAGING["default"]["HELD_BYTES"] to at least' in PublishedMessage.objects.get(state="failed").error
 
 
 @pytest.mark.mode(12)

@@ -11,11 +11,15 @@ import enum
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from messaging.allowance import Allowance
 from messaging.conf import AliasSettings
 from messaging.envelope import Envelope
 from messaging.wire import Properties
+
+if TYPE_CHECKING:
+    from messaging.spools import Spool
 
 DEAD = ".dead"  # what a dead-letter queue's name ends with
 
@@ -111,7 +115,11 @@ class Sender(abc.ABC):
 
 
 class Delivery(abc.ABC):
-    """A message that the broker delivered and now waits for."""
+    """A message that the broker delivered and now waits for.
+
+    Attributes:
+        spool: has the body where that is too large to be held, so that `body` is empty.
+    """
 
     queue: str
     exchange: str
@@ -120,6 +128,7 @@ class Delivery(abc.ABC):
     body: bytes
     redelivered: bool
     received_at: float  # time.monotonic() of its arrival
+    spool: Spool | None = None
 
     @cached_property
     def envelope(self) -> Envelope:
@@ -153,6 +162,10 @@ class Receiver(abc.ABC):
 
         Raises BrokerUnavailable, or TopologyError when the queue does not exist or cannot be consumed from.
         """
+
+    @abc.abstractmethod
+    def widen(self) -> None:
+        """Have consumers that began with one delivery at once, for the sake of an allowance, given more."""
 
     @abc.abstractmethod
     def hurry(self) -> None:
@@ -269,12 +282,19 @@ class Backend(abc.ABC):
         """A new publishing connection, not yet open."""
 
     @abc.abstractmethod
-    def receiver(self, on_delivery: Callable[[Delivery], None], on_change: Callable[[], None]) -> Receiver:
+    def receiver(
+        self,
+        on_delivery: Callable[[Delivery], None],
+        on_change: Callable[[], None],
+        allowance: Allowance | None = None,
+    ) -> Receiver:
         """A new consuming connection, not yet open.
 
         Args:
             on_delivery: called in the backend's thread for each delivery; must return at once and never raise.
             on_change: called in the backend's thread when the connection or a consumer is lost.
+            allowance: the bytes that may be held, which `on_delivery` counts. Above it nothing is taken in, and fewer
+                deliveries than `consume()` allows are asked for. Consumers begin with one; see `Receiver.widen()`.
         """
 
     @abc.abstractmethod

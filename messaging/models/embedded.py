@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from django.db import models, transaction
 from django.db.models import Exists, F, OuterRef, Q
+from django.db.models.functions import Length
 
 from messaging.clock import MomentField, Now
 from messaging.envelope import hashed
@@ -143,16 +144,23 @@ class EmbeddedMessageQuerySet(models.QuerySet["EmbeddedMessage"]):
         # By holder, which is NULL, because only so PostgreSQL knows that the index has them in this order.
         return self.ready().filter(queue=queue).order_by("holder_id", "id")
 
-    def take(self, queue: int, holder: int, limit: int) -> list[EmbeddedMessage]:
-        """Give a queue's next messages to a connection. Raises IntegrityError when that has been ended."""
+    def take(self, queue: int, holder: int, limit: int, room: int | None = None) -> list[EmbeddedMessage]:
+        """Give a queue's next messages to a connection. Raises IntegrityError when that has been ended.
+
+        Args:
+            queue: its number.
+            holder: the connection's.
+            limit: how many at most.
+            room: bytes that their bodies may have together; None for any number. The first may always have more.
+        """
         ready = self.next_ready(queue)
         changes: dict[str, Any] = {"holder": holder, "deliveries": F("deliveries") + 1}
         if transaction.get_connection(self.db).features.has_select_for_update_skip_locked:
             with transaction.atomic(using=self.db):
-                ids = list(ready.select_for_update(skip_locked=True).values_list("id", flat=True)[:limit])
+                ids = _fitting(ready.select_for_update(skip_locked=True), limit, room)
                 self.filter(id__in=ids).update(**changes)
         else:  # nothing is locked by looking, so the condition decides who gets it
-            ids = list(ready.values_list("id", flat=True)[:limit])
+            ids = _fitting(ready, limit, room)
             if ids:
                 self.ready().filter(id__in=ids).update(**changes)
         return list(self.filter(id__in=ids, holder=holder).order_by("id")) if ids else []
@@ -165,6 +173,20 @@ class EmbeddedMessageQuerySet(models.QuerySet["EmbeddedMessage"]):
         """Take messages back from a connection; `unseen` ones were not delivered. Returns how many it still held."""
         count = F("deliveries") - (1 if unseen else 0)
         return self.filter(id__in=ids, holder=holder).update(holder=None, deliveries=count)
+
+
+def _fitting(ready: models.QuerySet[EmbeddedMessage], limit: int, room: int | None) -> list[int]:
+    """The numbers of the first messages that have room together, of the first one in any case."""
+    if room is None:
+        return list(ready.values_list("id", flat=True)[:limit])
+    ids: list[int] = []
+    left = room
+    for number, size in ready.values_list("id", Length("body"))[:limit]:
+        left -= size
+        if ids and left < 0:
+            break
+        ids.append(number)
+    return ids
 
 
 class EmbeddedMessage(models.Model):

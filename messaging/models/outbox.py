@@ -6,11 +6,13 @@ import json
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Self
 
 from django.db import models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import BooleanField, F, Func, Q, TextField, Value
+from django.db.models import BooleanField, Case, F, Func, Q, TextField, Value, When
+from django.db.models.functions import Length
 from django.db.models.lookups import In
 from django.db.models.sql.compiler import SQLCompiler
 
@@ -30,6 +32,11 @@ LEASED = (
     "correlation_id", "causation_id", "reply_to", "body", "body_encoding", "wire", "priority", "expiration",
     "mandatory", "created_at", "attempts", "round", "epoch", "inbox_id", "headers",
 )  # fmt: skip
+
+LIGHT = 32 * 1024  # bytes of a body; a thousand such are leased together, a larger one is read when its turn comes
+_COLUMNS = ("id", "size", *LEASED[1:])
+_SPECIAL = {"size": "octet_length(body)", "body": f"CASE WHEN octet_length(body) <= {LIGHT} THEN body END"}
+_RETURNED = ", ".join(_SPECIAL.get(name, name) for name in _COLUMNS[:-1])  # without the headers
 
 
 class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
@@ -68,7 +75,7 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
         """Take up to `limit` due rows for `seconds`, the oldest or the newest; other relays leave them alone till then.
 
         Each row comes back with the columns `LEASED`, among them the lease's `lease_token`, which every later mark but
-        `published` needs.
+        `published` needs, and with the `size` of its body; a body above `LIGHT` is read when it is asked for.
         """
         owner, token = owner[:OWNER_LENGTH], uuid.uuid4()
         due = self.due(alias).reverse() if newest else self.due(alias)
@@ -76,8 +83,13 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
             found = self._lease_at_once(due[:limit], owner, token, seconds)
         else:
             found = self._lease_in_steps(due, owner, token, seconds, limit)
-        database = self.db
-        return [self.model.of(dict(zip(LEASED, values, strict=True)), database) for values in sorted(found)]
+        return [self._leased(values) for values in sorted(found, key=itemgetter(0))]
+
+    def _leased(self, values: Sequence[Any]) -> PublishedMessage:
+        columns = dict(zip(_COLUMNS, values, strict=True))
+        if columns["body"] is None:
+            del columns["body"]
+        return self.model.of(columns, self.db)
 
     def renew(self, rows: Iterable[PublishedMessage], seconds: float) -> int:
         """Extend the leases of rows that are still held. Returns how many were."""
@@ -168,7 +180,7 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
             f"UPDATE {self.model._meta.db_table} "  # noqa: S608 - our own model's names
             "SET lease_owner = %s, lease_token = %s, due_at = STATEMENT_TIMESTAMP() + %s "
             "FROM set_config('synchronous_commit', 'off', true) "
-            f"WHERE id = ANY(ARRAY({due} FOR UPDATE SKIP LOCKED)) RETURNING {', '.join(LEASED)}::text",
+            f"WHERE id = ANY(ARRAY({due} FOR UPDATE SKIP LOCKED)) RETURNING {_RETURNED}, headers::text",
             [owner, token, timedelta(seconds=seconds), *params],
         )
         # Most have no headers, and a driver takes longer over their JSON than over the rest of the row.
@@ -186,7 +198,11 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
             ids = list(due.values_list("id", flat=True)[:limit])
             if ids:
                 due.order_by().filter(id__in=ids).update(**changes)
-        return list(self.filter(lease_token=token, id__in=ids).values_list(*LEASED)) if ids else []
+        if not ids:
+            return []
+        body = Case(When(size__lte=LIGHT, then=F("body")), output_field=TextField())
+        found = self.filter(lease_token=token, id__in=ids).annotate(size=Length("body"), light_body=body)
+        return list(found.values_list(*("light_body" if name == "body" else name for name in _COLUMNS)))
 
 
 class _Sending(Func):

@@ -64,6 +64,7 @@ class PublishedMessage(StoredMessage):
     )
 
     objects = PublishedMessageQuerySet.as_manager()
+    size: int  # bytes of the body as it is stored, of a leased row
 
     class Meta:
         app_label = "messaging"

@@ -17,7 +17,7 @@ from messaging.backends.base import Backend, ExchangeSpec, Fate, QueueSpec, Rece
 from messaging.envelope import ROW
 from messaging.exceptions import BrokerUnavailable, TopologyError
 from messaging.wire import Properties, encode_table
-from tests.backends.tools import Deliveries, confirmed, message, send, unique
+from tests.backends.tools import CountedDeliveries, Deliveries, confirmed, message, send, unique
 from tests.site import ROOT
 from tests.waiting import wait_until
 
@@ -181,6 +181,37 @@ class BackendContract:
         assert confirmed(send(sender, message(queue)))
 
     # Receiving
+
+    def test_no_more_bytes_are_delivered_than_may_be_held(self, backend: Backend, queue: str, sender: Sender) -> None:
+        size = 1024 * 1024
+        assert confirmed(send(sender, *(message(queue, b"x" * size) for _ in range(6))))
+        deliveries = CountedDeliveries(5 * size // 2)
+        receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change, deliveries.allowance)
+        receiver.open()
+        receiver.consume(queue, 10)
+        deliveries.wait(1)
+        assert self.depth(backend, queue) == 5, "it begins with one"
+        receiver.widen()
+        deliveries.wait(2)
+        for number in range(6):
+            deliveries.finish(deliveries.wait(number + 1)[number])
+        assert deliveries.most == 2 * size
+        receiver.close()
+        assert self.depth(backend, queue) == 0
+
+    def test_the_only_message_may_exceed_what_may_be_held_together(
+        self, backend: Backend, queue: str, sender: Sender
+    ) -> None:
+        assert confirmed(send(sender, message(queue, b"x" * 900), message(queue, b"y" * 1000)))
+        deliveries = CountedDeliveries(1000)
+        receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change, deliveries.allowance)
+        receiver.open()
+        receiver.consume(queue, 10)
+        receiver.widen()
+        for number in range(2):
+            deliveries.finish(deliveries.wait(number + 1)[number])
+        assert deliveries.most == 1000
+        receiver.close()
 
     def test_an_acknowledged_message_is_gone(self, backend: Backend, queue: str, sender: Sender) -> None:
         send(sender, message(queue))

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import uuid4
 
+from messaging.allowance import Allowance
 from messaging.backends.base import Delivery, Fate, Outcome, Outgoing, Sender
 from messaging.wire import Properties
 from tests.waiting import wait_until
@@ -71,3 +72,28 @@ class Deliveries:
         """Wait until `count` deliveries have come."""
         wait_until(lambda: len(self.all) >= count, deadline=deadline, what=f"{count} deliveries")
         return list(self.all)
+
+
+class CountedDeliveries(Deliveries):
+    """Counts the bytes of what is delivered, as a consumer does.
+
+    Attributes:
+        allowance: what may be held.
+        most: bytes that were held at once at most.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.allowance = Allowance(limit)
+        self.most = 0
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        self.allowance.held += len(delivery.body)
+        self.most = max(self.most, self.allowance.held)
+        super().on_delivery(delivery)
+
+    def finish(self, delivery: Delivery) -> None:
+        """Acknowledge it, and let go of it."""
+        assert not delivery.redelivered, delivery
+        assert delivery.ack()
+        self.allowance.let_go(len(delivery.body))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from django.db import transaction
 from django.db.models import Count, Q
 
+from messaging.allowance import Allowance
 from messaging.backends.base import Backend, Delivery, Difference, QueueDepth, Topology
 from messaging.backends.database import catalog
 from messaging.backends.database.errors import broker_errors
@@ -37,9 +38,14 @@ class DatabaseBroker(Backend):
         """A new publishing connection, not yet open."""
         return DatabaseSender(self._database)
 
-    def receiver(self, on_delivery: Callable[[Delivery], None], on_change: Callable[[], None]) -> DatabaseReceiver:
+    def receiver(
+        self,
+        on_delivery: Callable[[Delivery], None],
+        on_change: Callable[[], None],
+        allowance: Allowance | None = None,
+    ) -> DatabaseReceiver:
         """A new consuming connection, not yet open."""
-        return DatabaseReceiver(self.settings, on_delivery, on_change)
+        return DatabaseReceiver(self.settings, on_delivery, on_change, allowance)
 
     def declare(self, topology: Topology) -> list[Difference]:
         """Create what is missing; see the contract."""

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from django.db import DatabaseError, IntegrityError, InterfaceError, connections, reset_queries
 
+from messaging.allowance import Allowance
 from messaging.backends.base import Delivery
 from messaging.backends.database import local
 from messaging.backends.database.delivery import DatabaseDelivery
@@ -39,10 +40,15 @@ class Feed:
         settings: the alias's.
         on_delivery: called for each message, in the feed's thread.
         on_gone: called with the reason when the lease, or a queue, was lost.
+        allowance: the bytes that may be held; None for any number.
     """
 
     def __init__(
-        self, settings: AliasSettings, on_delivery: Callable[[Delivery], None], on_gone: Callable[[str], None]
+        self,
+        settings: AliasSettings,
+        on_delivery: Callable[[Delivery], None],
+        on_gone: Callable[[str], None],
+        allowance: Allowance | None = None,
     ) -> None:
         self._database = settings.broker_database
         self._lease = settings.lease
@@ -52,6 +58,9 @@ class Feed:
         self._sweeper = Sweeper(self._database)
         self._wake = threading.Event()
         self._holdings = Holdings(self._wake.set)
+        self._is_limited = allowance is not None
+        self._allowance = allowance or Allowance()
+        self._allowance.on_room = self._look_now
         self._id = 0
         self._is_closing = self._in_trouble = False
         self._renewed_at = self._renew_at = self._chores_at = self._look_at = 0.0
@@ -87,9 +96,14 @@ class Feed:
 
     def subscribe(self, queue: str, queue_id: int, prefetch: int) -> None:
         """Take messages from a queue."""
-        self._holdings.subscribe(Subscription(queue, queue_id, prefetch))
+        self._holdings.subscribe(Subscription(queue, queue_id, prefetch, is_narrow=self._is_limited))
         self._renew_at = 0.0  # which tells others what is consumed
         self._look_now()
+
+    def widen(self) -> None:
+        """Give consumers more than one message at once."""
+        if self._holdings.widen():
+            self._look_now()
 
     def unsubscribe(self, queue: str) -> None:
         """Take no more messages from a queue."""
@@ -209,13 +223,29 @@ class Feed:
         rooms = self._holdings.rooms()
         for queue_id in EmbeddedQueue.objects.using(self._database).with_work(rooms) if rooms else ():
             subscription = rooms[queue_id]
+            room = self._room()
+            if room == 0:
+                return  # until something is let go of
             limit = min(subscription.room, BATCH)
-            rows = self._messages.take(queue_id, self._id, limit)
+            rows = self._messages.take(queue_id, self._id, limit, room)
             if rows:
                 kill_point("embedded.taken")
             self._hand_over(subscription, rows)
+            if rows:
+                allowance = self._allowance
+                allowance.is_waited_for = not allowance.has_room(max(len(row.body) for row in rows))
             if len(rows) == limit and subscription.room:
                 self._look_at = 0.0
+
+    def _room(self) -> int | None:
+        """Bytes that may be taken; 0 for none, until something is let go of, and None for any number."""
+        allowance = self._allowance
+        if allowance.limit is None:
+            return None
+        allowance.is_waited_for = True
+        room = max(0, allowance.limit - allowance.held)
+        allowance.is_waited_for = room == 0
+        return room
 
     def _hand_over(self, subscription: Subscription, rows: list[EmbeddedMessage]) -> None:
         unseen = []

@@ -19,17 +19,18 @@ class Subscription:
     queue_id: int
     prefetch: int
     is_active: bool = True
+    is_narrow: bool = False  # whether one message at once is to be delivered, for now
     held: set[int] = field(default_factory=set)
 
     @property
     def room(self) -> int:
         """How many more may be delivered."""
-        return max(0, self.prefetch - len(self.held))
+        return max(0, (1 if self.is_narrow else self.prefetch) - len(self.held))
 
     @property
     def is_low(self) -> bool:
         """Whether so little is left that its workers may soon have nothing to do."""
-        return 2 * len(self.held) <= self.prefetch
+        return 2 * len(self.held) <= (1 if self.is_narrow else self.prefetch)
 
 
 class Holdings:
@@ -54,6 +55,14 @@ class Holdings:
         """Take in a consumer."""
         with self._lock:
             self._subscriptions[subscription.queue] = subscription
+
+    def widen(self) -> bool:
+        """Let all have as many as they asked for. False if they may have them already."""
+        with self._lock:
+            narrow = [one for one in self._subscriptions.values() if one.is_narrow]
+            for subscription in narrow:
+                subscription.is_narrow = False
+            return bool(narrow)
 
     def unsubscribe(self, queue: str) -> bool:
         """End a consumer; what it holds can still be settled. False if there is none."""

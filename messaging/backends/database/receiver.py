@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from messaging.allowance import Allowance
 from messaging.backends.base import Delivery, Receiver
 from messaging.backends.database.errors import broker_errors
 from messaging.backends.database.feed import Feed
@@ -22,14 +23,20 @@ class DatabaseReceiver(Receiver):
     Args:
         settings: the alias's.
         on_delivery, on_change: see `Backend.receiver()`; called in the feed's thread.
+        allowance: see there.
     """
 
     def __init__(
-        self, settings: AliasSettings, on_delivery: Callable[[Delivery], None], on_change: Callable[[], None]
+        self,
+        settings: AliasSettings,
+        on_delivery: Callable[[Delivery], None],
+        on_change: Callable[[], None],
+        allowance: Allowance | None = None,
     ) -> None:
         self._settings = settings
         self._on_delivery = on_delivery
         self._on_change = on_change
+        self._allowance = allowance
         self._feed: Feed | None = None
         self._trouble = ""
 
@@ -37,7 +44,7 @@ class DatabaseReceiver(Receiver):
         """Connect, or reconnect after a loss; consumers are not restored. Raises BrokerUnavailable."""
         if self.is_open:
             return
-        feed = Feed(self._settings, self._on_delivery, self._gone)
+        feed = Feed(self._settings, self._on_delivery, self._gone, self._allowance)
         feed.open()
         self._feed, self._trouble = feed, ""
 
@@ -59,6 +66,11 @@ class DatabaseReceiver(Receiver):
             )
         feed.subscribe(queue, found.pk, prefetch)
         self._trouble = ""
+
+    def widen(self) -> None:
+        """Let consumers that began with one message have more."""
+        if self._feed is not None:
+            self._feed.widen()
 
     def hurry(self) -> None:
         """Make room for more messages."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from messaging.allowance import Allowance
 from messaging.backends.base import Backend, Delivery, Difference, QueueDepth, Topology
 from messaging.backends.rabbitmq import declare, inspection, parameters
 from messaging.backends.rabbitmq.errors import ChannelRefused, QueueUnavailable
@@ -39,9 +40,14 @@ class RabbitMQ(Backend):
         """A new publishing connection, not yet open."""
         return RabbitSender(self.settings)
 
-    def receiver(self, on_delivery: Callable[[Delivery], None], on_change: Callable[[], None]) -> RabbitReceiver:
+    def receiver(
+        self,
+        on_delivery: Callable[[Delivery], None],
+        on_change: Callable[[], None],
+        allowance: Allowance | None = None,
+    ) -> RabbitReceiver:
         """A new consuming connection, not yet open."""
-        return RabbitReceiver(self.settings, on_delivery, on_change)
+        return RabbitReceiver(self.settings, on_delivery, on_change, allowance)
 
     def declare(self, topology: Topology) -> list[Difference]:
         """Create what is missing; see the contract."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from struct import Struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pika import exceptions, frame, spec
 
 from messaging.exceptions import WireError
 from messaging.fields import decode_short, encode_short
+
+if TYPE_CHECKING:
+    from messaging.spools import Spool
 
 Frame = Any  # pika's frame classes share no useful base
 
@@ -49,11 +52,14 @@ class Deliver:
 
     Attributes:
         properties: its header's flags and property list, still encoded.
+        size: bytes of the whole body; 0 until the header has come.
+        spool: what takes the body instead, where it is too large to be held.
         body: complete once `is_complete`.
     """
 
     __slots__ = (
-        "_missing", "_pieces", "channel_number", "exchange", "properties", "redelivered", "routing_key", "tag",
+        "_missing", "_pieces", "channel_number", "exchange", "properties", "redelivered", "routing_key", "size",
+        "spool", "tag",
     )  # fmt: skip
 
     def __init__(self, channel_number: int, payload: bytes) -> None:
@@ -64,6 +70,8 @@ class Deliver:
         self.exchange, offset = decode_short(payload, offset + _DELIVER.size)
         self.routing_key, _ = decode_short(payload, offset)
         self.properties = b""
+        self.size = 0
+        self.spool: Spool | None = None
         self._missing = -1  # bytes of the body; -1 until the header has come
         self._pieces: list[bytes] = []
 
@@ -81,8 +89,9 @@ class Deliver:
         """Take in the next frame of its content. Raises pika's errors for one that does not belong there."""
         if self._missing < 0 and isinstance(content, frame.Header):
             self.properties, self._missing = content.properties.raw, content.body_size
+            self.size = content.body_size
         elif isinstance(content, frame.Body) and len(content.fragment) <= self._missing:
-            self._pieces.append(content.fragment)
+            (self._pieces.append if self.spool is None else self.spool.write)(content.fragment)
             self._missing -= len(content.fragment)
         else:
             raise exceptions.UnexpectedFrameError(content)

@@ -9,18 +9,21 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from weakref import WeakSet
 
+from messaging.allowance import Allowance
 from messaging.backends.base import Delivery, Receiver
 from messaging.backends.rabbitmq.connection import Connection, complete
 from messaging.backends.rabbitmq.declare import capital
 from messaging.backends.rabbitmq.differences import stream
 from messaging.backends.rabbitmq.endpoint import Endpoint
 from messaging.backends.rabbitmq.errors import ChannelRefused, Loss, NoChannelLeft
+from messaging.backends.rabbitmq.frames import Deliver
 from messaging.backends.rabbitmq.logs import logger
 from messaging.backends.rabbitmq.session import Session
 from messaging.backends.rabbitmq.settling import Settlements
 from messaging.backends.rabbitmq.subscription import Subscription
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable, TopologyError, UnusableQueue
+from messaging.spools import Spool
 
 NO_CHANNEL = (
     'Queue "{}" cannot be consumed from: RabbitMQ allows {} channels on a connection, and each queue takes one, its '
@@ -33,11 +36,20 @@ class RabbitReceiver(Endpoint, Receiver):
     """One consuming connection and its subscriptions."""
 
     def __init__(
-        self, settings: AliasSettings, on_delivery: Callable[[Delivery], None], on_change: Callable[[], None]
+        self,
+        settings: AliasSettings,
+        on_delivery: Callable[[Delivery], None],
+        on_change: Callable[[], None],
+        allowance: Allowance | None = None,
     ) -> None:
         super().__init__(settings, "consumer")
         self._on_delivery = on_delivery
         self._on_change = on_change
+        self._is_limited = allowance is not None
+        self._allowance = allowance or Allowance()
+        self._allowance.on_room = self._on_room
+        self._waiting_for_answers = 0  # in the I/O thread
+        self._is_closing = False
         self._lock = threading.Lock()
         self._subscriptions: dict[str, Subscription] = {}
         self._alive: WeakSet[Subscription] = WeakSet()  # cancelled ones too, while deliveries are out
@@ -53,9 +65,9 @@ class RabbitReceiver(Endpoint, Receiver):
         if queue in self.consuming:
             return
         self._refuse_stream(queue)
-        subscription = Subscription(queue, prefetch, self, connection)
+        subscription = Subscription(queue, prefetch, self, connection, is_narrow=self._is_limited)
         try:
-            connection.call(subscription.start, _ANSWER_TIMEOUT)
+            self._call(connection, subscription.start, _ANSWER_TIMEOUT)
         except ChannelRefused as refusal:
             words = f'Queue "{queue}" cannot be consumed from: {refusal.code} {refusal.reason}.'
             self._set_trouble(queue, words)
@@ -78,6 +90,14 @@ class RabbitReceiver(Endpoint, Receiver):
         """Note that a delivery looks like a stream's; False where that was looked into before. In the I/O thread."""
         return self._suspects.setdefault(queue, True)
 
+    def widen(self) -> None:
+        """Let consumers that began with one delivery have more."""
+        with self._lock:
+            narrow = [one for one in self._subscriptions.values() if one.is_narrow]
+        for subscription in narrow:
+            with contextlib.suppress(BrokerUnavailable):
+                subscription.connection.run(subscription.widen)
+
     def hurry(self) -> None:
         """Write acknowledgements without waiting for more."""
         self.settlements.hurry()
@@ -89,7 +109,7 @@ class RabbitReceiver(Endpoint, Receiver):
         self._troubles.pop(queue, None)
         if subscription is not None:
             with contextlib.suppress(BrokerUnavailable, ChannelRefused):  # then it has stopped all the more
-                subscription.connection.call(subscription.stop, _ANSWER_TIMEOUT)
+                self._call(subscription.connection, subscription.stop, _ANSWER_TIMEOUT)
 
     @property
     def consuming(self) -> frozenset[str]:
@@ -111,6 +131,8 @@ class RabbitReceiver(Endpoint, Receiver):
         with self._lock:
             subscriptions, self._subscriptions = list(self._subscriptions.values()), {}
         with contextlib.suppress(BrokerUnavailable, ChannelRefused):
+            self._is_closing = True
+            connection.run(lambda: self._read_or_not(connection))
             for subscription in subscriptions:
                 connection.call(subscription.stop, max(0.1, deadline - time.monotonic()))
             connection.call(self._write_settled, max(0.1, deadline - time.monotonic()))
@@ -126,6 +148,10 @@ class RabbitReceiver(Endpoint, Receiver):
             logger.exception('A delivery from queue "%s" was not taken and goes back.', delivery.queue)
             delivery.requeue()
 
+    def fits(self, size: float) -> int:
+        """How many messages of that size may be held."""
+        return self._allowance.fits(size)
+
     def gone(self, subscription: Subscription, words: str) -> None:
         """A consumer ended without being asked to; called in the I/O thread."""
         with self._lock:
@@ -133,6 +159,52 @@ class RabbitReceiver(Endpoint, Receiver):
                 del self._subscriptions[subscription.queue]
         self._set_trouble(subscription.queue, words)
         self._on_change()
+
+    def _prepare(self, connection: Connection) -> None:
+        self._waiting_for_answers, self._is_closing = 0, False
+        if self._is_limited:
+            connection.io.on_content = lambda message: self._weigh(connection, message)
+
+    def _call(self, connection: Connection, start: Callable[[Future[None]], None], timeout: float) -> None:
+        """Ask the broker for something, and read what comes before its answer, however much is held."""
+        connection.run(lambda: self._expect_answer(connection, 1))
+        try:
+            connection.call(start, timeout)
+        finally:
+            with contextlib.suppress(BrokerUnavailable):
+                connection.run(lambda: self._expect_answer(connection, -1))
+
+    def _expect_answer(self, connection: Connection, change: int) -> None:
+        self._waiting_for_answers += change
+        self._read_or_not(connection)
+
+    def _weigh(self, connection: Connection, message: Deliver) -> None:
+        """What is to become of a body whose size is known, and of what comes after it."""
+        limit = self._allowance.limit
+        if limit is not None and message.size > limit:
+            message.spool = Spool(message.size, limit)
+        self._read_or_not(connection)
+
+    def _read_or_not(self, connection: Connection) -> None:
+        """Read on where there is room, or it must be; in the I/O thread."""
+        io, allowance = connection.io, self._allowance
+        if allowance.has_room(io.arriving) or self._waiting_for_answers or self._is_closing:
+            allowance.is_waited_for = False
+            io.resume()
+            return
+        allowance.is_waited_for = True
+        if allowance.has_room(io.arriving):  # since
+            allowance.is_waited_for = False
+        else:
+            io.pause()
+
+    def _on_room(self) -> None:
+        """Something was let go of; from any thread."""
+        connection = self._connection
+        if connection is not None:
+            self._allowance.is_waited_for = False
+            with contextlib.suppress(BrokerUnavailable):
+                connection.run(lambda: self._read_or_not(connection))
 
     def _refuse_stream(self, queue: str) -> None:
         """Look into a suspicion: whoever may publish can write the header of a stream."""

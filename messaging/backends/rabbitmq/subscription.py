@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 _BURST = 30
 _SETTLING_SECONDS = 0.5
 
+_FORGETTING = 0.98  # share of a large body's size that is still reckoned with after another `GATHERING`
+_QUIET = 1.0  # seconds after which what the broker could send has left its queue
+
 STREAM_OFFSET = b"x-stream-offset"  # a header of whatever comes from a stream
 
 _CANCELLED = (
@@ -37,14 +41,25 @@ _CANCELLED = (
 class Subscription:
     """One consumer's life; a new one is made after its end, so old deliveries can never reach a new channel."""
 
-    def __init__(self, queue: str, prefetch: int, receiver: RabbitReceiver, connection: Connection) -> None:
+    def __init__(
+        self, queue: str, prefetch: int, receiver: RabbitReceiver, connection: Connection, *, is_narrow: bool = False
+    ) -> None:
         self.queue = queue
         self.connection = connection
-        self._prefetch = prefetch
+        self.is_narrow = is_narrow  # whether one delivery at once is wanted, for now
+        self._most = prefetch  # that was asked for
+        self._prefetch = 1 if is_narrow else prefetch  # that the broker knows of
+        self._largest = 0  # bytes of a body since the last look
+        self._size = 0.0  # bytes of a large body, as of late
+        self._newest = 0  # tag of the last delivery,
+        self._came = 0  # as it was at the last look,
+        self._came_at = 0.0  # and when it became that
+        self._is_resizing = False
         self._receiver = receiver
         self._channel: Any = None
         self._tag = ""
         self._started: Future[None] | None = None
+        self._stopped: Callable[[Any], None] | None = None
         self._stopping = False
         self._closed = False
         self._is_ticking = False
@@ -80,10 +95,56 @@ class Subscription:
                 stopped.set_result(None)
             self.close_if_done()
 
+        self._stopping, self._stopped = True, done
+        if not self._is_resizing:  # else once its consumer is gone, or back
+            self._cancel(done)
+
+    def _cancel(self, done: Callable[[Any], None]) -> None:
         # Not pika's basic_cancel(): that one rejects what arrives meanwhile, and rejects count against a message.
-        self._stopping = True
         request: Any = spec.Basic.Cancel(consumer_tag=self._tag, nowait=False)
         self._channel._rpc(request, done, [(spec.Basic.CancelOk, {"consumer_tag": self._tag})])
+
+    def widen(self) -> None:
+        """Have more than one message delivered at once; in the I/O thread."""
+        self.is_narrow = False
+        self._resize()
+
+    def _resize(self) -> None:
+        """Ask for as many deliveries as may be held of the size that they have of late.
+
+        A consumer keeps its prefetch, so another one takes its place. What the first was delivered stays with the
+        channel: to hand it back would count against each message.
+        """
+        wanted = 1 if self.is_narrow else min(self._most, self._receiver.fits(max(self._largest, self._size)))
+        if wanted == self._prefetch or self._prefetch < wanted < min(self._most, 2 * self._prefetch):
+            return
+        if self._is_resizing or self._stopping or not self._tag or not self.is_live or self._is_coming(wanted):
+            return
+        self._is_resizing, self._prefetch = True, wanted
+        self._cancel(self._replace)
+
+    def _is_coming(self, wanted: int) -> bool:
+        """Whether deliveries may be on their way, which a queue takes back from a consumer that is cancelled then."""
+        if len(self._unwritten) >= self._prefetch:
+            return False  # the broker has sent all that it may
+        return wanted > self._prefetch or time.monotonic() - max(self._came_at, self._burst_at) < _QUIET
+
+    def _replace(self, _: Any) -> None:
+        """The consumer is cancelled: begin another."""
+        self._channel._consumers.pop(self._tag, None)
+        if self._stopping:
+            self._resized()
+        else:
+            self._channel.basic_qos(prefetch_count=self._prefetch, callback=self._consume)
+
+    def _resized(self) -> None:
+        was_resizing, self._is_resizing = self._is_resizing, False
+        if not was_resizing or self._stopped is None:
+            return
+        if self._tag in self._channel._consumers:
+            self._cancel(self._stopped)
+        else:
+            self._stopped(None)
 
     def abandon(self) -> None:
         """Close a channel whose start was not awaited to its end."""
@@ -145,6 +206,7 @@ class Subscription:
     def _consuming(self, _: Any) -> None:
         if self._started is not None and not self._started.done():
             self._started.set_result(None)
+        self._resized()
         self.close_if_done()
 
     def _on_message(self, message: Deliver) -> None:
@@ -161,8 +223,13 @@ class Subscription:
         if self._stopping:
             self.connection.io.write(requeue_frame(self.number, message.tag))
             return
+        if message.size > self._largest:
+            self._largest = message.size
+        self._newest = message.tag
         self._unsettled[message.tag] = True
         self._unwritten[message.tag] = None
+        if self._prefetch == 1 < self._most:
+            self._resize()
         if not self._is_ticking:
             self._is_ticking = True
             self.connection.io.later(GATHERING, self._tick)
@@ -171,9 +238,17 @@ class Subscription:
     def _tick(self) -> None:
         """Write what was settled meanwhile, and come again while anything is out."""
         self._receiver.settlements.write()
+        self._look_at_sizes()
         self._is_ticking = self.is_live and bool(self._unwritten)
         if self._is_ticking:
             self.connection.io.later(GATHERING, self._tick)
+
+    def _look_at_sizes(self) -> None:
+        """Forget large ones slowly, and ask for more or less where that makes a difference."""
+        self._size, self._largest = max(float(self._largest), self._size * _FORGETTING), 0
+        if self._newest != self._came:
+            self._came, self._came_at = self._newest, time.monotonic()
+        self._resize()
 
     def _on_cancelled(self, _: Any) -> None:
         self._stopping = True  # the channel stays for what was delivered on it
@@ -185,6 +260,8 @@ class Subscription:
         self._unsettled.clear()
         self._unwritten.clear()
         self._leave()
+        if self._stopped is not None:
+            self._stopped(None)
         loss = Loss.of(error)
         if loss.ours or not self.connection.io.is_open:
             return  # the connection's own end says more
@@ -217,6 +294,7 @@ class RabbitDelivery(Delivery):
         self.redelivered = message.redelivered
         self.properties = Properties.decode(message.properties)
         self.body = message.body
+        self.spool = message.spool
         self.received_at = time.monotonic()
 
     def __repr__(self) -> str:

@@ -94,6 +94,7 @@ class Command(MessagingCommand):
             prefetch=options["prefetch"],
             burst=options["burst"],
             relay=options["relay"] and conf.get(alias).relay,
+            processes=options["processes"],
         )
 
     def _require_tables(self, plan: Plan) -> None:

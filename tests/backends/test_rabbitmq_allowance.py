@@ -1,0 +1,122 @@
+"""How RabbitMQ is kept from sending more than may be held, without handing anything back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from messaging.backends.base import QueueSpec, Receiver, Topology
+from messaging.backends.rabbitmq import RabbitMQ
+from tests.backends.rabbitmq_settings import rabbitmq_backend
+from tests.backends.tools import CountedDeliveries, confirmed, message, send, unique
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.broker
+
+MB = 1024 * 1024
+HEARTBEAT = 2  # seconds
+GIVEN_UP = 9.0  # seconds of silence after which pika would end the connection, and RabbitMQ as well
+
+
+@pytest.fixture
+def backend(broker_url: str) -> RabbitMQ:
+    return rabbitmq_backend(broker_url, heartbeat=HEARTBEAT)
+
+
+@pytest.fixture
+def queue(backend: RabbitMQ) -> Iterator[str]:
+    topology = Topology(queues=(QueueSpec(unique("q"), arguments={"x-delivery-limit": 5}),))
+    backend.declare(topology)
+    yield topology.queues[0].name
+    backend.purge_and_delete(topology)
+
+
+def fill(backend: RabbitMQ, queue: str, count: int, size: int) -> None:
+    sender = backend.sender()
+    sender.open()
+    assert confirmed(send(sender, *(message(queue, b"x" * size) for _ in range(count))))
+    sender.close()
+
+
+def receiving(backend: RabbitMQ, queue: str, deliveries: CountedDeliveries, prefetch: int) -> Receiver:
+    receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change, deliveries.allowance)
+    receiver.open()
+    receiver.consume(queue, prefetch)
+    receiver.widen()
+    return receiver
+
+
+def ready(backend: RabbitMQ, queue: str) -> int | None:
+    return backend.depths([queue])[0].ready
+
+
+@pytest.mark.mode(67)
+def test_the_connection_outlives_a_pause_of_reading(backend: RabbitMQ, queue: str) -> None:
+    deliveries = CountedDeliveries(5 * MB)
+    fill(backend, queue, 20, 2 * MB)
+    receiver = receiving(backend, queue, deliveries, 50)
+    first = deliveries.wait(2)
+    since = time.monotonic()
+    wait_until(lambda: time.monotonic() > since + GIVEN_UP, what="a connection without heartbeats would be gone")
+    assert len(deliveries.all) == 2
+    assert receiver.is_open
+    assert all(one.is_live for one in first)
+    for number in range(20):
+        deliveries.finish(deliveries.wait(number + 1)[number])
+    assert deliveries.most == 4 * MB
+    assert deliveries.changes == 0
+    receiver.close()
+    assert ready(backend, queue) == 0
+
+
+@pytest.mark.mode(67)
+def test_the_prefetch_follows_the_sizes_seen_and_hands_nothing_back(backend: RabbitMQ, queue: str) -> None:
+    fill(backend, queue, 30, MB)
+    deliveries = CountedDeliveries(4 * MB)
+    receiver = receiving(backend, queue, deliveries, 20)
+    deliveries.wait(4)
+    # Four that fit, and the first, which the consumer with a prefetch of one was given.
+    wait_until(lambda: ready(backend, queue) == 25, what="no more than fit are asked for")
+    for number in range(30):
+        deliveries.finish(deliveries.wait(number + 1)[number])
+    assert deliveries.most == 4 * MB
+    fill(backend, queue, 200, 10)
+    deliveries.wait(30 + 20)  # with small messages there is room for as many as were asked for
+    for one in deliveries.all[30:]:
+        one.requeue()
+    receiver.close()
+
+
+def test_a_consumer_is_cancelled_while_nothing_is_read(backend: RabbitMQ, queue: str) -> None:
+    fill(backend, queue, 10, 2 * MB)
+    deliveries = CountedDeliveries(3 * MB)
+    receiver = receiving(backend, queue, deliveries, 10)
+    deliveries.wait(1)
+    begun = time.monotonic()
+    receiver.cancel(queue)
+    assert time.monotonic() - begun < 15
+    assert receiver.consuming == frozenset()
+    deliveries.finish(deliveries.all[0])
+    for one in deliveries.all[1:]:
+        one.requeue()
+    receiver.close()
+    wait_until(lambda: ready(backend, queue) == 9)
+
+
+def test_what_is_too_large_goes_to_a_file(backend: RabbitMQ, queue: str) -> None:
+    deliveries = CountedDeliveries(MB)
+    fill(backend, queue, 1, 4 * MB)
+    fill(backend, queue, 1, 10)
+    receiver = receiving(backend, queue, deliveries, 10)
+    large, small = deliveries.wait(2)
+    assert (large.body, small.body) == (b"", b"x" * 10)
+    assert large.spool is not None
+    assert (large.spool.size, large.spool.trouble) == (4 * MB, "")
+    assert b"".join(large.spool.pieces()) == b"x" * 4 * MB
+    large.spool.close()
+    for one in (large, small):
+        deliveries.finish(one)
+    receiver.close()
+    assert ready(backend, queue) == 0

@@ -1,0 +1,134 @@
+"""Messages so large that only a few of them fit into memory, and some that do not. Real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pika
+import pytest
+
+from tests.failures.deeds import channel, consume, effects, settled
+from tests.site import Running, Site, SiteFactory
+from tests.test_consumer import children_of, ready
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.broker
+
+HANDLERS = """
+import os, time
+from pathlib import Path
+from messaging import handler
+from tests.app.models import Effect
+
+FOLDER = Path(os.environ["DATA_DIR"])
+
+@handler("work", "work.#")
+def work(message):
+    while (FOLDER / "wait").exists():
+        time.sleep(0.02)
+    Effect.objects.create(key=message.id, value=str(len(message.body)))
+
+@handler("many", "many.#", batch=200)
+def many(messages):
+    with (FOLDER / "batches").open("a") as file:
+        file.write(f"{len(messages)}\\n")
+    for message in messages:
+        Effect.objects.create(key=message.id, value="many")
+"""
+
+MB = 1024 * 1024
+HELD = 24 * MB
+
+
+def fill(site: Site, queue: str, count: int, size: int, first: int = 0) -> None:
+    with channel(site) as broker:
+        for number in range(first, first + count):
+            properties = pika.BasicProperties(
+                content_type="text/plain", message_id=f"{queue}-{number}", delivery_mode=2
+            )
+            broker.basic_publish("", queue, b"x" * size, properties, mandatory=True)
+
+
+@contextlib.contextmanager
+def peak_of(running: Running) -> Iterator[list[int]]:
+    """The most resident memory, in bytes, that any child of a consumer has had."""
+    peak, over = [0], threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            with contextlib.suppress(OSError):  # one of them has ended
+                for child in children_of(running.pid):
+                    status = Path(f"/proc/{child}/status").read_text()
+                    peak[0] = max(peak[0], int(status.partition("VmHWM:")[2].split()[0]) * 1024)
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watcher.join()
+
+
+@pytest.mark.mode(67)
+def test_thirty_large_messages_are_processed_in_little_memory(site: SiteFactory) -> None:
+    doing = site("postgres", handlers=HANDLERS, options={"HELD_BYTES": HELD})
+    doing.manage("topology")
+    fill(doing, "work", 30, 16 * MB)
+    running = consume(doing)
+    with peak_of(running) as peak:
+        settled(doing, 300, processed=30)
+    assert peak[0] < 300 * MB, f"{peak[0] / MB:.0f} MB"
+    assert running.output.count("another one starts") == 0
+    assert running.stop() == 0
+
+
+@pytest.mark.mode(68)
+def test_a_message_that_alone_is_too_large_rests_as_failed_and_is_whole(site: SiteFactory) -> None:
+    doing = site("postgres", handlers=HANDLERS, options={"HELD_BYTES": 2 * MB})
+    doing.manage("topology")
+    fill(doing, "work", 1, 40 * MB)
+    fill(doing, "work", 3, 1000, first=1)
+    running = consume(doing)
+    with peak_of(running) as peak:
+        settled(doing, processed=3, failed=1)
+    assert peak[0] < 200 * MB, f"{peak[0] / MB:.0f} MB"
+    error = doing.value("SELECT error FROM messaging_processedmessage WHERE state = 'failed'")
+    assert f"Its body has {40 * MB} bytes, and a consumer here holds {2 * MB} at most" in error
+    assert f'MESSAGING["default"]["HELD_BYTES"] to at least {40 * MB}, then requeue it' in error
+    assert running.stop() == 0
+    assert ready(doing, "work") == 0
+    doing.env["MESSAGING_OPTIONS"] = json.dumps({"HELD_BYTES": 100 * MB})
+    doing.manage("requeue_messages", "--state", "failed")
+    running = consume(doing)
+    settled(doing, processed=4)
+    assert effects(doing) == {"1000": 3, str(40 * MB): 1}
+    assert running.stop() == 0
+
+
+@pytest.mark.mode(67)
+def test_after_a_death_that_nobody_is_blamed_for_one_message_at_once_is_taken(site: SiteFactory) -> None:
+    doing = site("postgres", handlers=HANDLERS)
+    running = consume(doing)
+    [before] = children_of(running.pid)
+    os.kill(before, signal.SIGKILL)
+    running.wait_for_output("while it ran no handler; another one starts")
+    wait_until(lambda: running.output.count("Connected to") == 2, what="its successor")
+    (doing.folder / "wait").touch()
+    fill(doing, "work", 6, 1000)
+    wait_until(lambda: ready(doing, "work") == 5, what="one is taken")
+    os.kill(
+        children_of(running.pid)[0], signal.SIGKILL
+    )  # its message is blamed: the next process takes as many as ever
+    wait_until(lambda: ready(doing, "work") == 0, what="all are taken")
+    (doing.folder / "wait").unlink()
+    settled(doing, processed=6)
+    assert running.stop() == 0
