@@ -26,7 +26,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 class Broken(Processor):
     """Fails on what says so, as an error of ours would."""
 
-    def process(self, delivery: Any, ack: Callable[[], object]) -> Any:
+    def process(self, delivery: Any, ack: Callable[[], object], *, alone: bool = True) -> Any:
         refuse(delivery)
         return super().process(delivery, ack)
 

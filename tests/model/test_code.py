@@ -39,6 +39,8 @@ OUTSIDE = {
     "messaging.models.processed.ProcessedMessage.move": MEANS,
     "messaging.operations._change": MEANS,
     "messaging.operations._act_on": MEANS,
+    "messaging.spools.Spool.store": MEANS,
+    "messaging.unrun._whole": MEANS,
     "messaging.child_process.Child.__init__": "creates a ledger, no row",
     "messaging.draining.Drain._let_pass": "for tests of those who use the package",
     "messaging.draining.refuse_nested": "for tests of those who use the package",
