@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from messaging.exceptions import Reject, Retry
     from messaging.handlers import handler
     from messaging.message import Message, ReceivedMessage
-    from messaging.publisher import apublish, apublish_many, publish, publish_many
+    from messaging.publishing.publisher import apublish, apublish_many, publish, publish_many
 
 __all__ = [
     "Message",
@@ -31,11 +31,11 @@ _HOMES = {
     "ReceivedMessage": "messaging.message",
     "Reject": "messaging.exceptions",
     "Retry": "messaging.exceptions",
-    "apublish": "messaging.publisher",
-    "apublish_many": "messaging.publisher",
+    "apublish": "messaging.publishing.publisher",
+    "apublish_many": "messaging.publishing.publisher",
     "handler": "messaging.handlers",
-    "publish": "messaging.publisher",
-    "publish_many": "messaging.publisher",
+    "publish": "messaging.publishing.publisher",
+    "publish_many": "messaging.publishing.publisher",
 }
 
 

@@ -20,8 +20,8 @@ class MessagingConfig(AppConfig):
 
     def ready(self) -> None:
         """Find the handlers of every installed app, register system checks, log what fails, mask error reports."""
-        from messaging import failure_log
         from messaging.handlers import registry
+        from messaging.processing import failure_log
 
         registry.discover()
         register(_later("check_messaging"), "messaging")

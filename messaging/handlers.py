@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 from django.apps import apps
 from django.utils.module_loading import module_has_submodule
 
-from messaging import conf, values
+from messaging import conf
+from messaging.conf import rules
+from messaging.conf.rules import name_of, plain
 from messaging.exceptions import ConfigurationError
-from messaging.retry import Backoff
-from messaging.values import name_of, plain
 
+Backoff = float | Callable[[int], float]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -216,12 +217,12 @@ def _check_arguments(queue: Any, routing_keys: Iterable[Any], options: dict[str,
 
     if not isinstance(queue, str) or not queue:
         refuse("the queue must be a name, as in @handler('billing', 'orders.placed').")
-    if not values.is_name(queue, values.LONGEST_QUEUE):
+    if not rules.is_name(queue, rules.LONGEST_QUEUE):
         refuse("a queue name has at most 250 bytes (255 less those of '.dead') of UTF-8, on one line.")
     for key in routing_keys:
-        if key != "" and not values.is_name(key):
+        if key != "" and not rules.is_name(key):
             refuse(f"the routing key {key!r} must be text of at most 255 bytes, on one line.")
-    for name, rule in values.HANDLER.items():
+    for name, rule in rules.HANDLER.items():
         if not rule.accepts(options[name]):
             refuse(f"{name} must be {rule.wanted}.")
     if options["batch"] is not None and not options["atomic"]:

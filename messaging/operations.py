@@ -18,17 +18,24 @@ from django.db.models import F, QuerySet
 from django.utils.translation import gettext as _
 
 from messaging import conf
-from messaging.clock import Now
-from messaging.database import is_conflict
-from messaging.envelope import Envelope
+from messaging.db.clock import Now
+from messaging.db.connections import is_conflict
 from messaging.exceptions import ConfigurationError
 from messaging.killpoints import kill_point
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.models.processed import UNCLAIMED
 from messaging.models.states import in_state
-from messaging.rounds import cancel_rounds, databases_of, incoming_of, is_awaited, send_round_again, unsent_rounds
-from messaging.sealing import compose_round
-from messaging.wake import wake_relays
+from messaging.publishing.encode import compose_round
+from messaging.publishing.notify import wake_relays
+from messaging.publishing.rounds import (
+    cancel_rounds,
+    databases_of,
+    incoming_of,
+    is_awaited,
+    send_round_again,
+    unsent_rounds,
+)
+from messaging.wire.envelope import Envelope
 
 BATCH = 500
 TRIES = 3  # at a batch that the database gave up in favour of another transaction

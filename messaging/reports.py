@@ -11,7 +11,8 @@ from urllib.parse import unquote
 from django.http import HttpRequest
 from django.views.debug import SafeExceptionReporterFilter
 
-from messaging import conf, values
+from messaging import conf
+from messaging.conf import rules
 from messaging.exceptions import BrokerUnavailable
 
 URLS = ("URL", "MANAGEMENT_URL")
@@ -71,7 +72,7 @@ def _passwords() -> Iterator[str]:
         password = options.get("PASSWORD")
         if isinstance(password, str):
             yield password.rstrip("\r\n")
-        elif isinstance(password, Mapping) and values.is_secret(password):
+        elif isinstance(password, Mapping) and rules.is_secret(password):
             with suppress(BrokerUnavailable):
                 yield conf.read_secret(password, "")
 

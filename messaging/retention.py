@@ -10,7 +10,7 @@ from django.db import models, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from messaging import conf
-from messaging.clock import Now
+from messaging.db.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.states import in_state
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import replace
 
 from messaging import conf
 from messaging.backends.base import DEAD, Difference, ExchangeSpec, QueueSpec, Topology
-from messaging.exceptions import ConfigurationError
 from messaging.handlers import Registry, registry
 
 logger = logging.getLogger("messaging.topology")
@@ -24,16 +22,6 @@ def build(alias: str, handlers: Registry = registry) -> Topology:
     is_ours = not queues or any(queue.declare for queue in queues)
     exchanges = (ExchangeSpec(settings.exchange, declare=is_ours),) if settings.exchange else ()
     return Topology(exchanges, queues)
-
-
-def named_queues(topology: Topology) -> frozenset[str]:
-    """The queues of a topology and those of every other alias, with their dead-letter queues."""
-    names = {queue.name for queue in topology.queues}
-    for alias in conf.aliases():
-        names.update(registry.queues(alias))
-        with suppress(ConfigurationError):
-            names.update(conf.get(alias).queues)
-    return frozenset(names | {name + DEAD for name in names})
 
 
 def only(topology: Topology, queues: list[str]) -> Topology:

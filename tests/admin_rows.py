@@ -10,10 +10,10 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.test import Client
 
-from messaging.bodies import pack_body
-from messaging.envelope import Envelope
 from messaging.models import ProcessedMessage, PublishedMessage
-from messaging.wire import Properties
+from messaging.wire.bodies import pack_body
+from messaging.wire.envelope import Envelope
+from messaging.wire.properties import Properties
 
 INCOMING = "/admin/messaging/processedmessage/"
 OUTGOING = "/admin/messaging/publishedmessage/"

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from messaging.envelope import EXCHANGE, KEY, QUEUE, ROUND, ROUTING_KEY, ROW, hashed
-from messaging.wire import Properties, encode_table
+from messaging.wire.envelope import EXCHANGE, KEY, QUEUE, ROUND, ROUTING_KEY, ROW, hashed
+from messaging.wire.properties import Properties, encode_table
 from tests.processing import Arrived
 
 TARGET = "hostile"  # the queue that gets them, by a topic exchange or straight

@@ -77,7 +77,12 @@ def serve(connection: socket.socket) -> None:
     from django.db import connections
 
     django.setup()
-    for name in ("project.settings", "messaging.operations", "messaging.publisher", "messaging.sealing"):
+    for name in (
+        "project.settings",
+        "messaging.operations",
+        "messaging.publishing.publisher",
+        "messaging.publishing.encode",
+    ):
         import_module(name)
     assert connections["default"].connection is None  # its driver is loaded
     gc.collect()

@@ -12,12 +12,12 @@ from typing import Any
 from django.db import connections
 
 from messaging.backends.base import Delivery
-from messaging.bodies import encode_body
-from messaging.envelope import Envelope
 from messaging.handlers import Handler, Registry
 from messaging.models import PublishedMessage
-from messaging.publisher import seal
-from messaging.wire import Properties
+from messaging.publishing.publisher import seal
+from messaging.wire.bodies import encode_body
+from messaging.wire.envelope import Envelope
+from messaging.wire.properties import Properties
 
 
 @dataclass

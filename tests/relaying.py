@@ -13,7 +13,7 @@ from django.db import connections
 from pytest_django import Settings
 
 from messaging.models import PublishedMessage
-from messaging.relay import Relay
+from messaging.relaying.relay import Relay
 
 
 class Desk:

@@ -14,7 +14,7 @@ from django.utils import timezone
 from messaging.admin import actions, paginator
 from messaging.admin.verbs import INCOMING as INCOMING_VERBS
 from messaging.admin.verbs import OUTGOING as OUTGOING_VERBS
-from messaging.clock import Now
+from messaging.db.clock import Now
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage
 from tests.admin_rows import INCOMING, OUTGOING, incoming, outgoing, staff
 

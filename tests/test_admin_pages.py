@@ -13,16 +13,15 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from messaging import readings
-from messaging.admin import base, paginator, payload
+from messaging.admin import base, paginator, payload, readings
 from messaging.backends import get_backend
 from messaging.backends.base import QueueSpec, Topology
-from messaging.bodies import pack_body
-from messaging.envelope import Envelope
 from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMessage, QueueControl, Worker
 from messaging.models.operations import STOPPED
 from messaging.operations import Operator, requeue
-from messaging.wire import Properties
+from messaging.wire.bodies import pack_body
+from messaging.wire.envelope import Envelope
+from messaging.wire.properties import Properties
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, inline_code, outgoing, staff
 
 pytestmark = pytest.mark.django_db

@@ -16,7 +16,7 @@ from pytest_django import Settings
 
 from messaging import checks, conf
 from messaging.checks import check_deployment, check_handlers, check_messaging
-from messaging.database_checks import check_routers, check_sqlite, require, used_databases
+from messaging.checks.databases import check_routers, check_sqlite, require, used_databases
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import Registry
 from tests.admin_rows import incoming

@@ -12,10 +12,12 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models.signals import post_save
 from django.test.utils import CaptureQueriesContext
 
-from messaging import compiled, inbox, publish
-from messaging.clock import Now
-from messaging.compiled import exists, insert
+from messaging import publish
+from messaging.db import insert_one
+from messaging.db.clock import Now
+from messaging.db.insert_one import exists, insert
 from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.processing import inbox
 from tests.processing import arrived, envelope_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -68,13 +70,13 @@ def test_it_costs_one_statement() -> None:
 
 def test_what_most_messages_have_in_common_is_no_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[list[Any]] = []
-    execute = compiled._execute
+    execute = insert_one._execute
 
     def watched(wrapper: Any, sql: str, params: list[Any]) -> Any:
         given.append(params)
         return execute(wrapper, sql, params)
 
-    monkeypatch.setattr("messaging.compiled._execute", watched)
+    monkeypatch.setattr("messaging.db.insert_one._execute", watched)
     published = publish("key", "text", exchange="events")
     own = ["default", published.message_id, "events", "key", "text/plain; charset=utf-8", "text", "pending"]
     assert [sorted(params) for params in given] == [sorted(own)]
@@ -95,7 +97,7 @@ def test_the_second_of_a_kind_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: Any) -> str:
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr("messaging.compiled._compile", fail)
+    monkeypatch.setattr("messaging.db.insert_one._compile", fail)
     insert(row(), "default")
 
 

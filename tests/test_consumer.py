@@ -20,12 +20,12 @@ import pika
 import pytest
 
 from messaging.backends.base import Delivery
-from messaging.backlog import Backlog
-from messaging.consumer import Plan
-from messaging.envelope import DIED, KEY, QUEUE, ROUND
+from messaging.consuming.backlog import Backlog
+from messaging.consuming.consumer import Plan
+from messaging.consuming.items import Job
 from messaging.handlers import Handler
-from messaging.items import Job
-from messaging.wire import Properties
+from messaging.wire.envelope import DIED, KEY, QUEUE, ROUND
+from messaging.wire.properties import Properties
 from tests.processing import Parcel
 from tests.services import Database
 from tests.site import ROOT, Running, Site, SiteFactory
@@ -585,7 +585,7 @@ def test_a_batch_is_of_one_handler_and_without_suspects(backlog: Backlog) -> Non
 
 
 def test_no_batch_asks_for_more_than_the_broker_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("messaging.consumer.registry.all", lambda _: [handler("many", batch=40_000)])
+    monkeypatch.setattr("messaging.consuming.consumer.registry.all", lambda _: [handler("many", batch=40_000)])
     assert Plan("default", ("many",)).prefetches()["many"] == 65535
     assert Plan("default", ("many",), prefetch=100_000).prefetches()["many"] == 65535
     assert Plan("default", ("many",), prefetch=7).prefetches()["many"] == 7

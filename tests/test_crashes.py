@@ -13,21 +13,22 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from messaging import crashes, failures, inbox, operations
-from messaging.claims import Claims
-from messaging.clock import Now
-from messaging.deaths import Deaths
+from messaging import operations
+from messaging.consuming.deaths import Deaths
+from messaging.db.clock import Now
+from messaging.db.outages import Outages
 from messaging.exceptions import DatabaseUnavailable, ProcessDied
-from messaging.failures import Failure
 from messaging.handlers import Registry
-from messaging.inbox import AlreadyRecorded, Place
-from messaging.ledger import Entry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 from messaging.operations import Operator
-from messaging.outages import Outages
-from messaging.processor import Processor
-from messaging.station import Work
+from messaging.processing import crashes, failures, inbox
+from messaging.processing.claims import Claims
+from messaging.processing.failures import Failure
+from messaging.processing.inbox import AlreadyRecorded, Place
+from messaging.processing.processor import Processor
+from messaging.processing.station import Work
+from messaging.supervising.ledger import Entry
 from tests.app.models import Effect
 from tests.processing import Acks, Arrived, arrived, envelope_of, in_a_thread, registered, sent
 
@@ -52,7 +53,7 @@ def handle(monkeypatch: pytest.MonkeyPatch) -> Handle:
     def build(function: Callable[..., Any] = effect, **options: Any) -> Processor:
         registry = Registry()
         registered(registry, function, **options)
-        monkeypatch.setattr("messaging.crashes.registry", registry)
+        monkeypatch.setattr("messaging.processing.crashes.registry", registry)
         built = Processor("default", "worker-1", handlers=registry)
         built.outages.up_since["default"] = -1e9
         return built
@@ -436,7 +437,7 @@ class Recorder:
 
 
 def test_deaths_are_told_of_in_their_order_once_they_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("messaging.deaths.PAUSE", 0.01)
+    monkeypatch.setattr("messaging.consuming.deaths.PAUSE", 0.01)
     row, told, stopping = claimed(arrived()), [], threading.Event()
     answers = {"a": [True], "b": [False, False, True], "c": [DatabaseUnavailable("away", "default"), True]}
     reports = [

@@ -13,16 +13,16 @@ import pytest
 from django.db import DatabaseError, OperationalError, connection, connections, transaction
 
 from messaging.checks import check_servers
-from messaging.database import brief_locks
-from messaging.database_checks import _check_variables, require_fit
-from messaging.envelope import KEY, QUEUE, ROUND, hashed
+from messaging.checks.databases import _check_variables, require_fit
+from messaging.db.connections import brief_locks
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import Registry
-from messaging.inbox import AlreadyRecorded, fresh
 from messaging.message import Message, ReceivedMessage
 from messaging.models import ProcessedMessage, PublishedMessage
-from messaging.processor import Processor
-from messaging.publisher import publish_many
+from messaging.processing.inbox import AlreadyRecorded, fresh
+from messaging.processing.processor import Processor
+from messaging.publishing.publisher import publish_many
+from messaging.wire.envelope import KEY, QUEUE, ROUND, hashed
 from tests.app.models import Effect
 from tests.processing import Arrived, arrived, envelope_of, registered
 

@@ -16,7 +16,8 @@ from django.core.management import get_commands
 from django.core.management.base import BaseCommand, CommandParser
 from django.test import override_settings
 
-from messaging import Reject, Retry, conf, handler, handlers, message, publish, values
+from messaging import Reject, Retry, conf, handler, handlers, message, publish
+from messaging.conf import rules
 from messaging.handlers import Registry
 from messaging.killpoints import POINTS
 from messaging.models import ProcessedMessage, PublishedMessage
@@ -27,6 +28,7 @@ from tests.site import ROOT
 HOW_TO, REFERENCE = DOCS / "how-to", DOCS / "reference"
 ARCHITECTURE = DOCS / "architecture.md"
 IMAGES = DOCS / "images"
+ROOMS = ("publishing", "relaying", "consuming", "processing", "supervising", "wire", "db", "conf", "checks", "testing")
 DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 LINK = re.compile(r"\]\((?P<path>[^)#\s]*)(?:#(?P<anchor>[^)]+))?\)")
 
@@ -80,8 +82,8 @@ def test_the_settings_are_all_there_is_with_their_defaults() -> None:
     names: dict[str, Any] = {}
     run(block, names)
     shown = names["MESSAGING"]["default"]
-    assert set(shown) == set(values.ALIAS)
-    assert re.findall(r"[A-Z]+_?[A-Z]+", block.text.partition('"TLS": {},  # ')[2].splitlines()[0]) == list(values.TLS)
+    assert set(shown) == set(rules.ALIAS)
+    assert re.findall(r"[A-Z]+_?[A-Z]+", block.text.partition('"TLS": {},  # ')[2].splitlines()[0]) == list(rules.TLS)
     with override_settings(MESSAGING=names["MESSAGING"]):
         documented = conf.get()
     with override_settings(MESSAGING={"default": {"URL": shown["URL"]}}):
@@ -106,7 +108,7 @@ def test_the_tables_of_settings_are_complete(section: str, defaults: Any) -> Non
 
 
 def test_the_table_of_tls_is_complete() -> None:
-    assert column(REFERENCE / "settings.md", "Key", "TLS") == list(values.TLS)
+    assert column(REFERENCE / "settings.md", "Key", "TLS") == list(rules.TLS)
 
 
 def test_the_tables_of_states_are_complete() -> None:
@@ -188,8 +190,10 @@ def test_every_file_that_the_architecture_names_exists() -> None:
 
 def test_every_module_has_its_place_in_the_architecture() -> None:
     text = ARCHITECTURE.read_text()
-    missing = [path.name for path in (ROOT / "messaging").glob("*.py") if f"`{path.name}`" not in text]
-    assert [name for name in missing if name != "__init__.py"] == []
+    house = ROOT / "messaging"
+    paths = [path for room in ("", *ROOMS) for path in (house / room).glob("*.py")]
+    missing = [str(path.relative_to(house)) for path in paths if path.name != "__init__.py"]
+    assert [name for name in missing if f"`{name}`" not in text] == []
 
 
 def test_every_kill_point_is_told_in_order() -> None:

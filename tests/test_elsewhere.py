@@ -16,15 +16,15 @@ from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
 from messaging import Reject, operations
-from messaging.clock import Now
-from messaging.elsewhere import Elsewhere
-from messaging.envelope import NONCE
+from messaging.db.clock import Now
 from messaging.exceptions import DatabaseUnavailable, ProcessDied
 from messaging.handlers import Registry
-from messaging.ledger import Entry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
-from messaging.processor import Processor
+from messaging.processing.elsewhere import Elsewhere
+from messaging.processing.processor import Processor
+from messaging.supervising.ledger import Entry
+from messaging.wire.envelope import NONCE
 from tests.app.models import Effect
 from tests.other import killed
 from tests.processing import Acks, Arrived, arrived, registered, sent
@@ -577,7 +577,7 @@ class Away:
             raise OperationalError("it is away")
 
         self._stack = monkeypatch
-        monkeypatch.setattr("messaging.outages.is_up", lambda name: name != database)
+        monkeypatch.setattr("messaging.db.outages.is_up", lambda name: name != database)
         wrapper = connections[database].execute_wrapper(refuse_all)
         wrapper.__enter__()
         self._wrapper = wrapper
@@ -613,7 +613,7 @@ def test_a_database_that_held_nothing_of_a_queue_does_not_hold_it_up_when_it_goe
 ) -> None:
     processor = consumer(NEW)
     processor.process(arrived(), nothing)
-    monkeypatch.setattr("messaging.elsewhere.GAINED", -1.0)
+    monkeypatch.setattr("messaging.processing.elsewhere.GAINED", -1.0)
     processor._station.elsewhere._held.clear()
     processor.process(arrived(), nothing)
     away = Away(monkeypatch, OLD)

@@ -12,11 +12,11 @@ import pytest
 from django.utils import timezone, translation
 
 from messaging.exceptions import ConfigurationError
-from messaging.execution import call
 from messaging.handlers import Registry, handler, is_generator
 from messaging.message import Running
 from messaging.models import ProcessedMessage
-from messaging.processor import Processor
+from messaging.processing.execution import call
+from messaging.processing.processor import Processor
 from tests.processing import arrived, registered
 
 State = ProcessedMessage.State

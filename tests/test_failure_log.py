@@ -10,7 +10,7 @@ from messaging import Reject
 from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
 from messaging.models import PublishedMessage
-from messaging.processor import Processor
+from messaging.processing.processor import Processor
 from tests.processing import arrived, registered, sent
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -11,7 +11,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from messaging import holders
+from messaging.admin import holders
 from messaging.models import ProcessedMessage, Worker
 from tests.admin_rows import INCOMING, QUEUES, incoming, inline_code, staff
 from tests.waiting import wait_until

@@ -20,17 +20,17 @@ from hypothesis import strategies as st
 
 from messaging import Message, publish, publish_many
 from messaging.admin.processed import headline
-from messaging.bodies import CHARSETS, NO_CHARSETS, decode_body
-from messaging.envelope import EXCHANGE, KEY, QUEUE, ROUND, ROUTING_KEY, hashed
 from messaging.exceptions import PayloadError, PublishError
 from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.operations import Operator, requeue
-from messaging.processor import Processor
-from messaging.publisher import seal
-from messaging.relay import Relay
-from messaging.wire import Properties, encode_table
+from messaging.processing.processor import Processor
+from messaging.publishing.publisher import seal
+from messaging.relaying.relay import Relay
+from messaging.wire.bodies import CHARSETS, NO_CHARSETS, decode_body
+from messaging.wire.envelope import EXCHANGE, KEY, QUEUE, ROUND, ROUTING_KEY, hashed
+from messaging.wire.properties import Properties, encode_table
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES
 from tests.corpus import CONTENT_TYPES, FIELDS, IDS, LONGEST, TARGET, Hostile, corpus
 from tests.processing import Arrived, arrived, registered, sent

@@ -12,9 +12,9 @@ from django.db import DatabaseError, DataError, connection, transaction
 from django.db.models.signals import post_save
 from django.test.utils import CaptureQueriesContext
 
-from messaging.clock import Now, in_utc
-from messaging.compiled import insert
-from messaging.inserting import PIPELINED, insert_many
+from messaging.db.clock import Now, in_utc
+from messaging.db.insert_many import PIPELINED, insert_many
+from messaging.db.insert_one import insert
 from messaging.models import PublishedMessage
 from tests.settings import TEST_DB
 from tests.waiting import wait_until

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from messaging.consuming.items import Item, Line
 from messaging.handlers import Handler
-from messaging.items import Item, Line
 from tests.processing import Parcel
 
 

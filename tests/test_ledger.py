@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import pytest
 
-from messaging.ledger import SLOT, Entry, Ledger
+from messaging.supervising.ledger import SLOT, Entry, Ledger
 
 ENTRY = Entry(
     alias="default",
@@ -80,7 +80,7 @@ def test_overdue_are_only_those_beyond_their_timeout(ledger: Ledger) -> None:
 
 def test_a_killed_process_leaves_its_entries(ledger: Ledger) -> None:
     code = (
-        "import os, sys; from messaging.ledger import Entry, Ledger\n"
+        "import os, sys; from messaging.supervising.ledger import Entry, Ledger\n"
         "ledger = Ledger.attach(int(sys.argv[1]), 3)\n"
         "with ledger.slot(2).running(Entry.from_json(sys.argv[2])): os.kill(os.getpid(), 9)"
     )

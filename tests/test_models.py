@@ -12,13 +12,13 @@ from django.db import connections
 from django.db.models import F
 from django.utils import timezone
 
-from messaging.clock import Now
-from messaging.envelope import Envelope
+from messaging.db.clock import Now
 from messaging.message import Message
 from messaging.models import ProcessedMessage, PublishedMessage
-from messaging.publisher import publish, publish_many
-from messaging.sealing import compose_round
-from messaging.wire import Properties
+from messaging.publishing.encode import compose_round
+from messaging.publishing.publisher import publish, publish_many
+from messaging.wire.envelope import Envelope
+from messaging.wire.properties import Properties
 
 Out = PublishedMessage.State
 In = ProcessedMessage.State

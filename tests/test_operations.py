@@ -18,12 +18,12 @@ from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.utils import timezone
 
 from messaging import operations, retention
-from messaging.clock import Now
-from messaging.envelope import key_of
-from messaging.ids import new_epoch
+from messaging.db.clock import Now
 from messaging.management import options
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.operations import Operator
+from messaging.wire.envelope import key_of
+from messaging.wire.ids import new_epoch
 from tests.admin_rows import incoming, outgoing
 from tests.processing import in_a_thread
 

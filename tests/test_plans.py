@@ -15,17 +15,17 @@ import pytest
 from django.db import connection
 
 from messaging import operations, retention
-from messaging.claims import Claims
-from messaging.clock import Now
-from messaging.crashes import Crash, record_crash
+from messaging.db.clock import Now
+from messaging.db.outages import Outages
 from messaging.exceptions import MessagingError
 from messaging.handlers import Registry
-from messaging.ledger import Entry
 from messaging.message import ReceivedMessage
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.operations import Operator
-from messaging.outages import Outages
-from messaging.processor import Processor
+from messaging.processing.claims import Claims
+from messaging.processing.crashes import Crash, record_crash
+from messaging.processing.processor import Processor
+from messaging.supervising.ledger import Entry
 from tests.processing import arrived, registered, sent
 
 pytestmark = [

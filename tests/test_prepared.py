@@ -14,11 +14,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.test.utils import CaptureQueriesContext
 
-from messaging import inbox
-from messaging.clock import Now
-from messaging.compiled import insert
+from messaging.db.clock import Now
+from messaging.db.insert_one import insert
+from messaging.db.prepared import can_prepare
 from messaging.models import ProcessedMessage
-from messaging.prepared import can_prepare
+from messaging.processing import inbox
 from tests.processing import arrived, envelope_of
 from tests.proxy import Proxy, _Pipe
 

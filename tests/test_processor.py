@@ -16,17 +16,17 @@ from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from messaging import Reject, Retry, apublish, publish
-from messaging import envelope as envelope_module
-from messaging.clock import Now
-from messaging.draining import Arrival
-from messaging.envelope import DIED, Envelope
+from messaging.db.clock import Now
 from messaging.exceptions import HandlerTimeout, ProcessDied, WireError
 from messaging.handlers import Registry
-from messaging.ledger import Entry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
-from messaging.processor import Processor
+from messaging.processing.processor import Processor
 from messaging.signals import message_processed
+from messaging.supervising.ledger import Entry
+from messaging.testing.draining import Arrival
+from messaging.wire import envelope as envelope_module
+from messaging.wire.envelope import DIED, Envelope
 from tests.app.models import Effect
 from tests.processing import Acks, Arrived, arrived, envelope_of, in_a_thread, registered, sent
 
@@ -130,7 +130,7 @@ def test_a_failure_rolls_back_and_schedules_a_round(handle: Handle) -> None:
     attempt = Attempt.objects.get()
     assert (attempt.number, attempt.round, attempt.exception_type) == (1, 1, "ValueError")
     assert "raise ValueError" in attempt.traceback
-    assert "messaging/processor.py" not in attempt.traceback
+    assert "messaging/processing/processor.py" not in attempt.traceback
     retry = next_round()
     assert (retry.queue, retry.round, retry.inbox_id, retry.message_id) == ("work", 2, row.pk, row.message_id)
     assert timedelta(seconds=9) < retry.publish_at - retry.created_at < timedelta(seconds=11)
@@ -349,7 +349,7 @@ def test_broken_headers_become_failed_rows(handle: Handle) -> None:
 def Properties_with_problem(delivery: Arrived) -> Arrived:  # noqa: N802
     import struct
 
-    from messaging.wire import Properties
+    from messaging.wire.properties import Properties
 
     table = b"\x04goodS\x00\x00\x00\x02ok\x03badZ\x00"
     delivery.properties = Properties.decode(struct.pack(">HI", 1 << 13, len(table)) + table)
@@ -1131,7 +1131,7 @@ def test_a_message_without_id_that_kills_again_and_again_stays_one_message(
 ) -> None:
     registry = Registry()
     registered(registry, effect)
-    monkeypatch.setattr("messaging.crashes.registry", registry)
+    monkeypatch.setattr("messaging.processing.crashes.registry", registry)
     processor, delivery = handle(), arrived(message_id=None, redelivered=True)
     claim = {**claim_of(arrived()), "message_id": ""}  # the same content
     ProcessedMessage.objects.create(**claim, leased_until=Now() + timedelta(seconds=60))
@@ -1154,7 +1154,7 @@ def test_a_crash_that_is_counted_while_its_message_is_looked_for_makes_no_second
 ) -> None:
     registry = Registry()
     registered(registry, effect)
-    monkeypatch.setattr("messaging.crashes.registry", registry)
+    monkeypatch.setattr("messaging.processing.crashes.registry", registry)
     processor, delivery = handle(), arrived(message_id=None, redelivered=True)
     claim = {**claim_of(arrived()), "message_id": ""}
     ProcessedMessage.objects.create(**claim, leased_until=Now() + timedelta(seconds=60))

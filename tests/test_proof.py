@@ -11,12 +11,13 @@ from asgiref.sync import sync_to_async
 from django.db import Error, OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from messaging import failures, handler, proof, publish
+from messaging import handler, publish
 from messaging.exceptions import DatabaseUnavailable
 from messaging.handlers import Registry, registry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
-from messaging.processor import Processor
+from messaging.processing import failures, proof
+from messaging.processing.processor import Processor
 from messaging.testing import drain
 from tests.app.models import Effect
 from tests.processing import arrived, registered, sent

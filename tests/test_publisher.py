@@ -24,18 +24,18 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from messaging import Message, apublish, apublish_many, conf, publish, publish_many
-from messaging.bodies import MOST_DECODED, decode_body, encode_body, pack_body, unpack_body
-from messaging.clock import Now, in_utc
-from messaging.composing import Composer
-from messaging.envelope import CAUSATION, Envelope
+from messaging.db.clock import Now, in_utc
 from messaging.exceptions import ConfigurationError, PayloadError, PublishError
-from messaging.ids import new_id
 from messaging.message import ReceivedMessage, Running, running
 from messaging.models import PublishedMessage
-from messaging.sealing import seal
-from messaging.texts import storable
-from messaging.wake import CHANNEL
-from messaging.wire import Properties
+from messaging.publishing.compose import Composer
+from messaging.publishing.encode import seal
+from messaging.publishing.notify import CHANNEL
+from messaging.wire.bodies import MOST_DECODED, decode_body, encode_body, pack_body, unpack_body
+from messaging.wire.envelope import CAUSATION, Envelope
+from messaging.wire.ids import new_id
+from messaging.wire.properties import Properties
+from messaging.wire.text import storable
 from tests.settings import TEST_DB
 
 Out = PublishedMessage.State

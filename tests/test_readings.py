@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from messaging import readings
+from messaging.admin import readings
+from messaging.admin.readings import read
 from messaging.backends import get_backend
 from messaging.backends.base import QueueSpec, Topology
-from messaging.readings import read
 
 
 @pytest.fixture(autouse=True)

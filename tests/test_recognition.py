@@ -8,28 +8,19 @@ from typing import Any
 import pytest
 from pytest_django import Settings
 
-from messaging import nonces, publish
-from messaging.clock import Now
-from messaging.envelope import (
-    EXCHANGE,
-    KEY,
-    NONCE,
-    OURS,
-    QUEUE,
-    ROUND,
-    ROUTING_KEY,
-    Envelope,
-    key_of,
-)
+from messaging import publish
+from messaging.db.clock import Now
 from messaging.exceptions import ProcessDied
 from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.operations import Operator, requeue
-from messaging.processor import Processor
-from messaging.publisher import seal
-from messaging.station import ALONE
-from messaging.wire import Properties
+from messaging.processing.processor import Processor
+from messaging.processing.station import ALONE
+from messaging.publishing.publisher import seal
+from messaging.wire import nonces
+from messaging.wire.envelope import EXCHANGE, KEY, NONCE, OURS, QUEUE, ROUND, ROUTING_KEY, Envelope, key_of
+from messaging.wire.properties import Properties
 from tests.app.models import Effect
 from tests.processing import Arrived, arrived, envelope_of, registered, sent
 

@@ -16,12 +16,12 @@ from pytest_django import Settings
 
 from messaging import conf
 from messaging.backends.base import Outgoing
-from messaging.clock import Now
+from messaging.db.clock import Now
 from messaging.exceptions import ConfigurationError
 from messaging.message import Message
 from messaging.models import ProcessedMessage, PublishedMessage, Worker
-from messaging.publisher import publish, publish_many
-from messaging.relay import Relay
+from messaging.publishing.publisher import publish, publish_many
+from messaging.relaying.relay import Relay
 from messaging.signals import message_failed, message_published, message_unpublishable
 from tests.relaying import Desk, burst, relaying, state_is, states, try_unroutable_again_after
 from tests.settings import TEST_DB
@@ -201,8 +201,8 @@ def test_a_message_over_which_the_broker_closes_the_channel_fails_alone(desk: De
     bad = rows[77]
     wire = publish("hello", "bad", queue="hello", headers={"when": b"bytes"})
     PublishedMessage.objects.filter(pk=wire.pk).delete()
-    from messaging.envelope import Envelope
-    from messaging.wire import Properties
+    from messaging.wire.envelope import Envelope
+    from messaging.wire.properties import Properties
 
     broken = Envelope("", "hello", Properties.build(message_id="bad", expiration="never"), b"bad")
     PublishedMessage.objects.filter(pk=bad.pk).update(wire=broken.to_wire())

@@ -11,8 +11,8 @@ from django.db.backends.sqlite3.base import DatabaseWrapper
 from pytest_django import Settings
 
 from messaging.models import PublishedMessage
-from messaging.publisher import publish
-from messaging.relay import Relay
+from messaging.publishing.publisher import publish
+from messaging.relaying.relay import Relay
 from tests.waiting import wait_until
 
 

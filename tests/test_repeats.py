@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from messaging.repeats import KIND, Repeats
+from messaging.supervising.repeats import KIND, Repeats
 from tests.waiting import wait_until
 
 

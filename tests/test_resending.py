@@ -11,14 +11,15 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from messaging import operations, readings
+from messaging import operations
+from messaging.admin import readings
 from messaging.backends import get_backend
 from messaging.backends.base import QueueSpec, Topology
-from messaging.clock import Now
+from messaging.consuming.resending import resend
+from messaging.db.clock import Now
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage
 from messaging.operations import Operator
-from messaging.resending import resend
-from messaging.rounds import LONG, first_sent, not_back
+from messaging.publishing.rounds import LONG, first_sent, not_back
 from tests.admin_rows import INCOMING, QUEUES, incoming, outgoing, staff
 from tests.backends.tools import message, send
 from tests.site import SiteFactory
@@ -158,8 +159,8 @@ def test_other_queues_and_missing_ones_are_left_alone() -> None:
 
 LOST = """
 from datetime import timedelta
-from messaging.clock import Now
-from messaging.envelope import key_of
+from messaging.db.clock import Now
+from messaging.wire.envelope import key_of
 from tests.admin_rows import incoming
 row = incoming("retrying", queue="work", routing_key="work.do", round=2, retry_at=Now() - timedelta(hours=2))
 row.key, row.digest = key_of(row.message_id), row.envelope().digest

@@ -15,7 +15,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from pytest_django import Settings
 
-from messaging.clock import Now
+from messaging.db.clock import Now
 from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMessage
 from messaging.operations import Operator, requeue
 from messaging.retention import expired, prune

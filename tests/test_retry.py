@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from messaging.conf import RetrySettings
 from messaging.exceptions import PayloadError, Reject, Retry
-from messaging.retry import LONGEST, decide, pause
+from messaging.processing.retry import LONGEST, decide, pause
 
 POLICY = RetrySettings(max_attempts=8, initial=5, multiplier=3, maximum=3600, jitter=0)
 

@@ -13,13 +13,14 @@ from django.core.management import call_command
 from django.db import connections
 from django.test.utils import CaptureQueriesContext
 
-from messaging import operations, publish, readings
+from messaging import operations, publish
+from messaging.admin import readings
 from messaging.backends import get_backend
 from messaging.backends.base import ExchangeSpec, QueueSpec, Topology
 from messaging.handlers import Registry
 from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.operations import Operator
-from messaging.processor import Processor
+from messaging.processing.processor import Processor
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, staff
 from tests.processing import Acks, arrived, registered
 from tests.test_admin_pages import EVERYTHING

@@ -13,9 +13,9 @@ from django.views.debug import ExceptionReporter, SafeExceptionReporterFilter
 from pytest_django import Settings
 
 from messaging import conf
-from messaging.addresses import parse_url
 from messaging.backends import get_backend
 from messaging.checks import check_messaging
+from messaging.conf.urls import parse_url
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
 from messaging.handlers import Registry
 from messaging.reports import ReporterFilter

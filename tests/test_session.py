@@ -10,11 +10,11 @@ from django.db import connection, connections
 from django.test.utils import CaptureQueriesContext
 
 from messaging import publish
-from messaging.database import brief_locks
+from messaging.db.connections import brief_locks
 from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
-from messaging.processor import Processor
+from messaging.processing.processor import Processor
 from tests.app.models import Effect
 from tests.processing import arrived, registered
 from tests.settings import TEST_DB

@@ -12,9 +12,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pytest_django import Settings
 
-from messaging import addresses, conf, values
-from messaging.addresses import parse_management_url, parse_url
+from messaging import conf
 from messaging.checks import check_messaging
+from messaging.conf import rules, urls
+from messaging.conf.urls import parse_management_url, parse_url
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import Registry
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming
@@ -184,19 +185,19 @@ def table(keys: Any, value: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 url = st.builds(
     "{}://{}".format,
-    st.sampled_from([*addresses.SCHEMES, "http"]),
+    st.sampled_from([*urls.SCHEMES, "http"]),
     st.text(alphabet="amqps:/@[]%,.0123456789#?ä \n\0\udc80", max_size=20),
 )
-queues = st.dictionaries(st.text(max_size=4) | words, table(values.QUEUE, anything), max_size=2)
+queues = st.dictionaries(st.text(max_size=4) | words, table(rules.QUEUE, anything), max_size=2)
 alias = st.fixed_dictionaries(
     {},
     optional={
-        **dict.fromkeys(values.ALIAS, anything),
+        **dict.fromkeys(rules.ALIAS, anything),
         "URL": url | st.just("amqps://u:p@h/v") | anything,
         "MANAGEMENT_URL": url | anything,
-        "RETRY": table(values.RETRY, anything),
-        "RETENTION": table(values.RETENTION, anything),
-        "TLS": table(values.TLS, anything),
+        "RETRY": table(rules.RETRY, anything),
+        "RETENTION": table(rules.RETENTION, anything),
+        "TLS": table(rules.TLS, anything),
         "QUEUES": queues | anything,
     },
 )
@@ -218,7 +219,7 @@ def test_no_value_makes_a_check_raise_and_what_passes_can_be_read(settings: Sett
             read_all()
         return
     for read in read_all():
-        assert read.scheme in addresses.SCHEMES
+        assert read.scheme in urls.SCHEMES
         assert all(1 <= port <= 65535 and host for host, port in read.hosts)
         assert all(isinstance(queue, conf.QueueSettings) for queue in read.queues.values())
         assert "password" not in read.safe_url

@@ -35,10 +35,16 @@ TELL = "\nprint(json.dumps({'connected': connected, 'modules': sorted(sys.module
 # What talks to brokers, consumes, or says what is wrong with settings; and Django's modules with a name of ours.
 UNUSED = {
     *("pika", "urllib.request", "django.contrib.staticfiles.handlers"),
-    *("messaging.backends", "messaging.topology", "messaging.readings", "messaging.admin.panels"),
-    *("messaging.relay", "messaging.consumer", "messaging.processor", "messaging.inbox", "messaging.retention"),
-    *("messaging.checks", "messaging.database_checks", "messaging.problems", "messaging.addresses"),
-    *("messaging.testing", "messaging.draining", "messaging.supervisor", "messaging.reports"),
+    *("messaging.backends", "messaging.topology", "messaging.admin.readings", "messaging.admin.panels"),
+    *(
+        "messaging.relaying.relay",
+        "messaging.consuming.consumer",
+        "messaging.processing.processor",
+        "messaging.processing.inbox",
+        "messaging.retention",
+    ),
+    *("messaging.checks", "messaging.checks.databases", "messaging.conf.problems", "messaging.conf.urls"),
+    *("messaging.testing", "messaging.testing.draining", "messaging.supervising.__main__", "messaging.reports"),
 }
 
 

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection, connections
 
-from messaging.claims import Claims
-from messaging.clock import Now
-from messaging.draining import Arrival
+from messaging.db.clock import Now
+from messaging.db.patience import bound, note_line, sever
 from messaging.exceptions import DatabaseUnavailable, ProcessDied
 from messaging.handlers import Registry
-from messaging.ledger import Entry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMessage, Worker
 from messaging.models.operations import STOPPED
-from messaging.patience import bound, note_line, sever
-from messaging.processor import Processor
-from messaging.unrun import AWAY, UNBEGUN, end_abandoned
+from messaging.processing.claims import Claims
+from messaging.processing.processor import Processor
+from messaging.processing.without_handler import AWAY, UNBEGUN, end_abandoned
+from messaging.supervising.ledger import Entry
+from messaging.testing.draining import Arrival
 from tests.app.models import Effect
 from tests.processing import Arrived, arrived, envelope_of, registered
 from tests.waiting import wait_until
@@ -44,7 +44,7 @@ def handle(monkeypatch: pytest.MonkeyPatch) -> Handle:
     def build(function: Callable[..., Any] = nothing, **options: Any) -> Processor:
         registry = Registry()
         registered(registry, function, **options)
-        monkeypatch.setattr("messaging.crashes.registry", registry)
+        monkeypatch.setattr("messaging.processing.crashes.registry", registry)
         processor = Processor("default", "worker-1", handlers=registry)
         processor.outages.up_since["default"] = -1e9
         return processor
@@ -301,7 +301,7 @@ def away(monkeypatch: pytest.MonkeyPatch, processor: Processor) -> None:
 def in_an_outage(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Do what meets a database that is away."""
     with monkeypatch.context() as patch:
-        patch.setattr("messaging.outages.is_up", lambda _: False)
+        patch.setattr("messaging.db.outages.is_up", lambda _: False)
         with pytest.raises(DatabaseUnavailable):
             act()
 

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import pytest
 
-from messaging.child_process import describe
+from messaging.supervising.child import describe
 from tests.waiting import wait_until
 from tools.janitor import Janitor
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHILD = """
 import json, os, socket, sys, time, signal, threading
 from pathlib import Path
-from messaging.ledger import Entry, Ledger
+from messaging.supervising.ledger import Entry, Ledger
 role = json.loads(os.environ["MESSAGING_CHILD"])
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, lambda *_: None)
@@ -72,7 +72,7 @@ class Supervised:
         self.folder = folder
         script = folder / "child.py"
         script.write_text(CHILD + textwrap.dedent(body))
-        command = [sys.executable, "-m", "messaging.supervisor", *options, f"--python-path={ROOT}", "--"]
+        command = [sys.executable, "-m", "messaging.supervising", *options, f"--python-path={ROOT}", "--"]
         self.log = folder / "log"
         with self.log.open("wb") as log:
             whole = [*command, python, str(script), str(folder)]
@@ -576,7 +576,7 @@ def test_a_changed_file_restarts_the_children(supervise: Callable[..., Supervise
 
 
 def test_needs_no_django() -> None:
-    code = "import sys, messaging.supervisor; print([name for name in sys.modules if name.startswith('django')])"
+    code = "import sys, messaging.supervising; print([name for name in sys.modules if name.startswith('django')])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -10,12 +10,13 @@ import pytest
 from django.db import connection
 from django.utils import timezone as django_timezone
 
-from messaging import Retry, publish, readings
-from messaging.clock import Now, in_utc
+from messaging import Retry, publish
+from messaging.admin import readings
+from messaging.db.clock import Now, in_utc
 from messaging.exceptions import PublishError
 from messaging.handlers import Registry
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage, QueueControl, Worker
-from messaging.processor import Processor
+from messaging.processing.processor import Processor
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, outgoing, staff
 from tests.processing import Acks, arrived, registered, sent
 from tests.test_admin_pages import EVERYTHING

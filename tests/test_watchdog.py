@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from messaging import watchdog
-from messaging.watchdog import Watch
+from messaging.supervising import watchdog
+from messaging.supervising.watchdog import Watch
 
 
 class Clock:

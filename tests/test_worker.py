@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from messaging import worker as module
-from messaging.backlog import Backlog
-from messaging.envelope import Envelope
+from messaging.consuming import worker as module
+from messaging.consuming.backlog import Backlog
+from messaging.consuming.worker import Worker
 from messaging.exceptions import DatabaseUnavailable
 from messaging.handlers import Registry
 from messaging.models import ProcessedMessage
-from messaging.processor import Processor
-from messaging.worker import Worker
+from messaging.processing.processor import Processor
+from messaging.wire.envelope import Envelope
 from tests.processing import Parcel, registered
 from tests.waiting import wait_until
 

@@ -21,10 +21,10 @@ from django.db import IntegrityError, transaction
 from benchmarks.payloads import payload
 from benchmarks.scale import EXPIRED, OLDEST, PRUNINGS, STEP
 from messaging import Message, publish_many
-from messaging.compiled import insert
-from messaging.ids import new_id
+from messaging.db.insert_one import insert
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.retention import expired, prune
+from messaging.wire.ids import new_id
 
 BATCH, TIMES = 200, 20  # messages of a measurement, measurements of a step: the quickest counts, as noise only adds
 outbox = PublishedMessage.objects

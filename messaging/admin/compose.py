@@ -17,7 +17,7 @@ from messaging import operations
 from messaging.admin.drafts import initial
 from messaging.admin.filters import known_queues
 from messaging.admin.forms import PublishForm
-from messaging.clock import Now
+from messaging.db.clock import Now
 from messaging.models import PublishedMessage
 from messaging.operations import Operator
 

@@ -10,7 +10,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from messaging.clock import in_utc
+from messaging.db.clock import in_utc
 
 # A shape beside the word, so that nothing depends on seeing colours.
 SHAPES = {

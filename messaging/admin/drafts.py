@@ -9,7 +9,7 @@ from django.core.exceptions import ValidationError
 
 from messaging import conf
 from messaging.admin.forms import JSON, TEXT, parse_json, usual_exchange
-from messaging.clock import Now
+from messaging.db.clock import Now
 from messaging.models import PublishedMessage
 
 

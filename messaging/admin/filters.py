@@ -15,12 +15,12 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from messaging import conf
-from messaging.clock import Now
+from messaging.db.clock import Now
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
 from messaging.models import ProcessedMessage
 from messaging.models.outbox import PublishedMessageQuerySet
-from messaging.rounds import LONG, not_back
+from messaging.publishing.rounds import LONG, not_back
 
 PERIODS = {
     "15m": (_("Past 15 minutes"), timedelta(minutes=15)),

@@ -13,12 +13,12 @@ from django.utils.translation import gettext_lazy
 
 from messaging import conf
 from messaging.admin.display import seconds_until
-from messaging.bodies import encode_body
-from messaging.composing import MAX_SECONDS, Composer
 from messaging.exceptions import MessagingError, PayloadError, WireError
 from messaging.message import Message
 from messaging.models import PublishedMessage
-from messaging.wire import encode_table
+from messaging.publishing.compose import MAX_SECONDS, Composer
+from messaging.wire.bodies import encode_body
+from messaging.wire.properties import encode_table
 
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise

@@ -12,11 +12,11 @@ from django.utils.translation import gettext as _
 
 from messaging.admin.display import local, seconds_until, span
 from messaging.admin.paginator import LIMIT, Bounded, bounded_count
-from messaging.clock import Now
+from messaging.db.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.base import written
 from messaging.models.outbox import UNROUTABLE
-from messaging.rounds import LONG, first_sent, not_back
+from messaging.publishing.rounds import LONG, first_sent, not_back
 
 LATE = 60  # seconds after which a message that is due and not sent is a sign of trouble
 

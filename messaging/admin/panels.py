@@ -14,15 +14,15 @@ from django.utils.translation import gettext as _
 
 from messaging import conf, topology
 from messaging.admin.display import client_of, local, moment, seconds_until, span
+from messaging.admin.holders import long_ones
 from messaging.admin.paginator import LIMIT, Bounded
+from messaging.admin.readings import Reading, read
 from messaging.backends.base import QueueDepth, QueueSpec
-from messaging.clock import Now
+from messaging.db.clock import Now
 from messaging.exceptions import ConfigurationError
-from messaging.holders import long_ones
 from messaging.models import ProcessedMessage, QueueControl, Worker
 from messaging.models.base import written
-from messaging.readings import Reading, read
-from messaging.rounds import LONG, not_back
+from messaging.publishing.rounds import LONG, not_back
 
 SEEN = 60  # seconds after which a worker that says nothing is called silent
 KEPT = timedelta(days=1)  # for which a silent worker is still listed

@@ -13,9 +13,9 @@ from django.http import HttpResponse
 from django.utils.translation import gettext as _
 
 from messaging.admin.display import size
-from messaging.bodies import decode_body
 from messaging.exceptions import PayloadError, WireError
 from messaging.models.base import StoredMessage
+from messaging.wire.bodies import decode_body
 
 PREVIEW = 64 * 1024  # characters of a body that a page shows
 WIDEST = 4 * PREVIEW  # characters that indenting may make of them

@@ -16,18 +16,18 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from messaging import conf, holders
-from messaging.admin import filters
+from messaging import conf
+from messaging.admin import filters, holders
 from messaging.admin.base import MessageAdmin
 from messaging.admin.display import client_of, moment, seconds_until, shorten, span
 from messaging.admin.story import SHOWN, Event, Related, audit_events, in_order, related
 from messaging.admin.verbs import INCOMING
-from messaging.envelope import Envelope
 from messaging.exceptions import ConfigurationError, WireError
 from messaging.handlers import registry
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 from messaging.models.base import written
-from messaging.texts import storable
+from messaging.wire.envelope import Envelope
+from messaging.wire.text import storable
 
 State = ProcessedMessage.State
 ENVELOPE = (

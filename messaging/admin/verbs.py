@@ -11,7 +11,7 @@ from django.utils.translation import ngettext
 
 from messaging import operations
 from messaging.admin.display import seconds_until
-from messaging.clock import Now
+from messaging.db.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.outbox import UNROUTABLE
 from messaging.operations import Operator, Outcome

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from messaging.allowance import Allowance
+from messaging.backends.allowance import Allowance
 from messaging.conf import AliasSettings
-from messaging.envelope import Envelope
-from messaging.wire import Properties
+from messaging.wire.envelope import Envelope
+from messaging.wire.properties import Properties
 
 if TYPE_CHECKING:
-    from messaging.spools import Spool
+    from messaging.models.spools import Spool
 
 DEAD = ".dead"  # what a dead-letter queue's name ends with
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from messaging.backends.base import Difference
+from contextlib import suppress
+
+from messaging import conf
+from messaging.backends.base import DEAD, Difference, Topology
+from messaging.exceptions import ConfigurationError
+from messaging.handlers import registry
 
 DECLARE = "Run `manage.py topology`, which declares what is missing."
 
@@ -57,3 +62,13 @@ def default_binding(name: str, routing_key: str) -> Difference:
         f'it cannot be bound to the default exchange (routing key "{routing_key}"), which delivers by queue name.',
         f'Remove the binding from QUEUES["{name}"].',
     )
+
+
+def named_queues(topology: Topology) -> frozenset[str]:
+    """The queues of a topology and those of every other alias, with their dead-letter queues."""
+    names = {queue.name for queue in topology.queues}
+    for alias in conf.aliases():
+        names.update(registry.queues(alias))
+        with suppress(ConfigurationError):
+            names.update(conf.get(alias).queues)
+    return frozenset(names | {name + DEAD for name in names})

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from messaging import logs
+from messaging.supervising import process_setup
 
 
 class MessagingCommand(BaseCommand):
@@ -18,7 +18,7 @@ class MessagingCommand(BaseCommand):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         for name in ("stdout", "stderr"):
             if getattr(sys, name) is None:  # as the interpreter says of one that was closed
-                logs.open_streams()
+                process_setup.open_streams()
                 setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for as long as the process lives
         super().__init__(*args, **kwargs)
 

@@ -12,8 +12,8 @@ from django.db.models import Q
 from django.db.models.base import ModelState
 from django.utils.translation import gettext_lazy as _
 
-from messaging.bodies import unpack_body
-from messaging.clock import MomentField, Now
+from messaging.db.clock import MomentField, Now
+from messaging.wire.bodies import unpack_body
 
 
 class PolledIndex(models.Index):

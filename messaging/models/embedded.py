@@ -15,9 +15,9 @@ from django.db import models, transaction
 from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Length
 
-from messaging.clock import MomentField, Now
-from messaging.envelope import hashed
+from messaging.db.clock import MomentField, Now
 from messaging.models.base import PolledIndex
+from messaging.wire.envelope import hashed
 
 
 def key_of(*names: str) -> uuid.UUID:

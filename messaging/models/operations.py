@@ -8,7 +8,7 @@ from django.conf import settings
 from django.db import models, router
 from django.utils.translation import gettext_lazy as _
 
-from messaging.clock import MomentField, Now
+from messaging.db.clock import MomentField, Now
 from messaging.models.base import NameField
 
 STOPPED = "Interrupted by a stop of its worker."

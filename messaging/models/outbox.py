@@ -16,10 +16,10 @@ from django.db.models.functions import Length
 from django.db.models.lookups import In
 from django.db.models.sql.compiler import SQLCompiler
 
-from messaging.clock import Now
+from messaging.db.clock import Now
+from messaging.db.prepared import rows_of
 from messaging.models.states import in_state
-from messaging.prepared import rows_of
-from messaging.texts import storable
+from messaging.wire.text import storable
 
 if TYPE_CHECKING:
     from messaging.models.published import PublishedMessage

@@ -10,12 +10,12 @@ from django.db import models
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
-from messaging import nonces
-from messaging.clock import MomentField, Now
-from messaging.envelope import Envelope
+from messaging.db.clock import MomentField, Now
 from messaging.exceptions import DeadLettered, ProcessDied
 from messaging.models.base import PolledIndex, StoredMessage, set_only
 from messaging.models.states import in_state
+from messaging.wire import nonces
+from messaging.wire.envelope import Envelope
 
 # What a row says of its claim, once nobody holds one.
 UNCLAIMED: dict[str, Any] = {

@@ -9,14 +9,14 @@ from django.db.models import F, Q
 from django.db.models.functions import Greatest
 from django.utils.translation import gettext_lazy as _
 
-from messaging.bodies import decode_body
-from messaging.clock import MomentField, Now
-from messaging.envelope import Envelope
-from messaging.ids import new_id
+from messaging.db.clock import MomentField, Now
 from messaging.models.base import PolledIndex, StoredMessage, set_only
 from messaging.models.outbox import OWNER_LENGTH, UNROUTABLE, PublishedMessageQuerySet
 from messaging.models.processed import ProcessedMessage
 from messaging.models.states import in_state
+from messaging.wire.bodies import decode_body
+from messaging.wire.envelope import Envelope
+from messaging.wire.ids import new_id
 
 
 class PublishedMessage(StoredMessage):

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from messaging.backends.base import Backend, ExchangeSpec, Fate, QueueSpec, Receiver, Sender, Topology
-from messaging.envelope import ROW
 from messaging.exceptions import BrokerUnavailable, TopologyError
-from messaging.wire import Properties, encode_table
+from messaging.wire.envelope import ROW
+from messaging.wire.properties import Properties, encode_table
 from tests.backends.tools import CountedDeliveries, Deliveries, confirmed, message, send, unique
 from tests.site import ROOT
 from tests.waiting import wait_until

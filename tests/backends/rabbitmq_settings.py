@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from messaging.addresses import parse_url
 from messaging.backends.rabbitmq import RabbitMQ
 from messaging.conf import AliasSettings
+from messaging.conf.urls import parse_url
 
 
 def rabbitmq_backend(url: str, **options: Any) -> RabbitMQ:

@@ -16,18 +16,18 @@ from django.db import IntegrityError, OperationalError, connection, transaction
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from messaging.addresses import parse_url
 from messaging.backends.base import Backend, ExchangeSpec, Fate, Outgoing, QueueSpec, Sender, Topology
 from messaging.backends.database import DatabaseBroker, letters, processes
 from messaging.backends.database.catalog import Routes
 from messaging.backends.database.sweeper import AT_ONCE, Sweeper
-from messaging.clock import Now
 from messaging.conf import AliasSettings
-from messaging.envelope import ROW
+from messaging.conf.urls import parse_url
+from messaging.db.clock import Now
 from messaging.exceptions import BrokerUnavailable
 from messaging.models import EmbeddedConnection, EmbeddedMessage, EmbeddedQueue
 from messaging.models.embedded import EmbeddedMessageQuerySet, key_of
-from messaging.wire import Properties
+from messaging.wire.envelope import ROW
+from messaging.wire.properties import Properties
 from tests.backends.contract import BackendContract
 from tests.backends.tools import Deliveries, confirmed, message, send, unique
 from tests.settings import TEST_DB

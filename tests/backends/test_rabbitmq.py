@@ -18,9 +18,9 @@ from pika.adapters.blocking_connection import BlockingChannel
 from messaging.backends.base import Difference, ExchangeSpec, Fate, QueueSpec, Topology
 from messaging.backends.rabbitmq import RabbitMQ
 from messaging.backends.rabbitmq.connection import Connection
-from messaging.envelope import ROW
 from messaging.exceptions import BrokerUnavailable, ConfigurationError, TopologyError
-from messaging.wire import Properties, encode_table
+from messaging.wire.envelope import ROW
+from messaging.wire.properties import Properties, encode_table
 from tests.backends.rabbitmq_settings import rabbitmq_backend
 from tests.backends.tools import Deliveries, confirmed, fates, message, send, unique
 from tests.proxy import Proxy
@@ -551,8 +551,8 @@ class TestDeclaring:
 
     def test_the_probe_of_a_foreign_queue_creates_nothing(self, backend: RabbitMQ) -> None:
         from messaging.backends.rabbitmq.errors import ChannelRefused
-        from messaging.backends.rabbitmq.probes import _PROBE
         from messaging.backends.rabbitmq.session import Session
+        from messaging.backends.rabbitmq.topology.probes import _PROBE
 
         name = unique("probe")
         with Session(backend.settings, "tests") as session, pytest.raises(ChannelRefused, match="x-queue-type"):

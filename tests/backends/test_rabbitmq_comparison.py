@@ -13,10 +13,10 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from messaging.backends.base import Difference, ExchangeSpec, QueueSpec, Topology
 from messaging.backends.rabbitmq import RabbitMQ
-from messaging.backends.rabbitmq.arguments import for_queue
-from messaging.backends.rabbitmq.found import FoundQueue
-from messaging.backends.rabbitmq.handing import of_handing_out
-from messaging.backends.rabbitmq.losses import Wish, of_queue
+from messaging.backends.rabbitmq.topology.arguments import for_queue
+from messaging.backends.rabbitmq.topology.found import FoundQueue
+from messaging.backends.rabbitmq.topology.handing import of_handing_out
+from messaging.backends.rabbitmq.topology.losses import Wish, of_queue
 from tests.backends.rabbitmq_settings import rabbitmq_backend
 from tests.backends.tools import unique
 from tests.services import Broker

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from messaging.addresses import parse_url
 from messaging.backends.rabbitmq import http
 from messaging.backends.rabbitmq.management import Management
 from messaging.conf import AliasSettings
+from messaging.conf.urls import parse_url
 from messaging.exceptions import BrokerUnavailable
 
 Answer = Callable[[socket.socket], Any]

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from messaging.addresses import parse_url
 from messaging.backends.base import QueueSpec, Topology
 from messaging.backends.rabbitmq.management import Management
 from messaging.conf import AliasSettings
+from messaging.conf.urls import parse_url
 from messaging.exceptions import BrokerUnavailable
 from tests.backends.rabbitmq_settings import rabbitmq_backend
 from tests.backends.tools import confirmed, message, send, unique

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import uuid4
 
-from messaging.allowance import Allowance
+from messaging.backends.allowance import Allowance
 from messaging.backends.base import Delivery, Fate, Outcome, Outgoing, Sender
-from messaging.wire import Properties
+from messaging.wire.properties import Properties
 from tests.waiting import wait_until
 
 

@@ -20,8 +20,8 @@ from django.core.management.base import CommandParser
 from django.test import override_settings
 
 from messaging import conf, handlers, signals
-from messaging.addresses import parse_url
 from messaging.checks import check_handlers, check_messaging
+from messaging.conf.urls import parse_url
 from messaging.handlers import Registry
 from messaging.models import PublishedMessage
 from tests.acceptance.clients import declare, depth

@@ -8,7 +8,7 @@ from typing import Any
 
 import pika
 
-from messaging.wire import Properties
+from messaging.wire.properties import Properties
 from tests.backends.tools import confirmed, message
 from tests.backends.tools import send as send_and_wait
 from tests.site import Running, Site

@@ -16,14 +16,14 @@ import pytest
 from django.db import transaction
 from pytest_django import Settings
 
-from messaging.envelope import Envelope
 from messaging.message import Message
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.operations import Operator, release, replay
-from messaging.publisher import publish as publish_one
-from messaging.publisher import publish_many
-from messaging.relay import WINDOW
-from messaging.wire import Properties
+from messaging.publishing.publisher import publish as publish_one
+from messaging.publishing.publisher import publish_many
+from messaging.relaying.relay import WINDOW
+from messaging.wire.envelope import Envelope
+from messaging.wire.properties import Properties
 from tests.acceptance.clients import depth
 from tests.failures.tools import (
     CLASSIC,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from django.db import connections
 
-from messaging.ledger import Entry
+from messaging.supervising.ledger import Entry
 
 DEADLINE = 30.0  # seconds that a step may take
 

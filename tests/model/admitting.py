@@ -45,21 +45,30 @@ from tests.model.states import (
 CLAIM = action(
     "claim",
     "progress",
-    "inbox.Place.claim",
-    "inbox.Place._claim",
-    "elsewhere.Elsewhere.move",
-    "processor.Processor._move",
+    "processing.inbox.Place.claim",
+    "processing.inbox.Place._claim",
+    "processing.elsewhere.Elsewhere.move",
+    "processing.processor.Processor._move",
     at=("processor.claimed",),
 )
-CLAIM_UNTOLD = action("claim, its answer lost", "trouble", "inbox.Place.claim")
+CLAIM_UNTOLD = action("claim, its answer lost", "trouble", "processing.inbox.Place.claim")
 GO_ON = action("go on under its claim", "progress", "models.processed.ProcessedMessage.renewed")
-RUN = action("run", "progress", "attempting.Attempts._run_atomic")
-ACK_UNRUN = action("acknowledge it unrun", "progress", "processor.Processor._admit_recorded", "unrun.bring_content")
-COUNT_ON = action("go on from a counted crash", "progress", "unrun.record_counted")
-COUNT_ABANDONED = action(
-    "count its own abandoned claim", "progress", "unrun.end_abandoned", "unrun.record_abandoned", "failures.send_round"
+RUN = action("run", "progress", "processing.attempting.Attempts._run_atomic")
+ACK_UNRUN = action(
+    "acknowledge it unrun",
+    "progress",
+    "processing.processor.Processor._admit_recorded",
+    "processing.without_handler.bring_content",
 )
-RECORD_DEAD = action("record a dead letter", "progress", "unrun.record_unrun")
+COUNT_ON = action("go on from a counted crash", "progress", "processing.without_handler.record_counted")
+COUNT_ABANDONED = action(
+    "count its own abandoned claim",
+    "progress",
+    "processing.without_handler.end_abandoned",
+    "processing.without_handler.record_abandoned",
+    "processing.failures.send_round",
+)
+RECORD_DEAD = action("record a dead letter", "progress", "processing.without_handler.record_unrun")
 
 
 def known(model: Model, state: State, index: int, one: Consumer, found: Found) -> Iterator[Step]:

@@ -26,9 +26,11 @@ from tests.model.states import (
     State,
 )  # fmt: skip
 
-RUN_BATCH = action("run a batch", "progress", "batching.run_batch", "batching._run")
-COMMIT_BATCH = action("commit a batch", "progress", "batching._insert_all", at=("processor.committed",))
-FAIL_BATCH = action("a batch fails", "progress", "processor.Processor.process_batch", "batching._take_back")
+RUN_BATCH = action("run a batch", "progress", "processing.batching.run_batch", "processing.batching._run")
+COMMIT_BATCH = action("commit a batch", "progress", "processing.batching._insert_all", at=("processor.committed",))
+FAIL_BATCH = action(
+    "a batch fails", "progress", "processing.processor.Processor.process_batch", "processing.batching._take_back"
+)
 
 
 def begin_batch(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:

@@ -47,34 +47,46 @@ from tests.model.states import (
 DELIVER = action(
     "deliver", "progress", "models.embedded.EmbeddedMessageQuerySet.take", at=("embedded.taken", "consumer.received")
 )
-BEGIN = action("begin the claimed run", "progress", "attempting.Attempts._begin", at=("processor.begun",))
+BEGIN = action("begin the claimed run", "progress", "processing.attempting.Attempts._begin", at=("processor.begun",))
 COMMIT = action(
-    "commit the handler", "progress", "execution.proven_commit", "attempting.Attempts._write_processed",
+    "commit the handler",
+    "progress",
+    "processing.execution.proven_commit",
+    "processing.attempting.Attempts._write_processed",
     at=("processor.handled", "processor.committed"),
-)  # fmt: skip
-COMMIT_UNTOLD = action("commit the handler, the answer lost", "trouble", "execution.proven_commit")
-FAIL = action("the handler fails", "progress", "attempting.Attempts._try", at=("processor.rolled_back",))
+)
+COMMIT_UNTOLD = action("commit the handler, the answer lost", "trouble", "processing.execution.proven_commit")
+FAIL = action("the handler fails", "progress", "processing.attempting.Attempts._try", at=("processor.rolled_back",))
 DOOMED = action(
-    "the handler rolls back and returns", "trouble",
-    "proof.Proof.refuse_other", "inbox.stands", "inbox.Place.take_back", "batching._take_back",
-)  # fmt: skip
-AWAY = action("the database goes away", "trouble", "outages.Outages.raise_if_away", "claims.Claims.held")
+    "the handler rolls back and returns",
+    "trouble",
+    "processing.proof.Proof.refuse_other",
+    "processing.inbox.stands",
+    "processing.inbox.Place.take_back",
+    "processing.batching._take_back",
+)
+AWAY = action("the database goes away", "trouble", "db.outages.Outages.raise_if_away", "processing.claims.Claims.held")
 RECORD_FAILURE = action(
     "record the failure",
     "progress",
-    "failures.record",
-    "failures._record_once",
-    "attempting.Attempts._record",
+    "processing.failures.record",
+    "processing.failures._record_once",
+    "processing.attempting.Attempts._record",
     at=("processor.recorded",),
 )
 WRITE_RETRY = action("write the retry", "progress")  # a mutant's
-HANDLE = action("the handler ends", "progress", "attempting.Attempts._call")
+HANDLE = action("the handler ends", "progress", "processing.attempting.Attempts._call")
 RECORD_RUN = action(
-    "record a run without a transaction", "progress", "attempting.Attempts._finish_claimed", at=("processor.handled",)
+    "record a run without a transaction",
+    "progress",
+    "processing.attempting.Attempts._finish_claimed",
+    at=("processor.handled",),
 )
-LOOK_AGAIN = action("look again", "progress", "processor.Processor._settle")
-SUPERSEDE = action("retire its row elsewhere", "progress", "elsewhere.Elsewhere.retire", at=("processor.moved",))
-ABSORB = action("take over a crash that was counted", "progress", "unrun.absorb_crash")
+LOOK_AGAIN = action("look again", "progress", "processing.processor.Processor._settle")
+SUPERSEDE = action(
+    "retire its row elsewhere", "progress", "processing.elsewhere.Elsewhere.retire", at=("processor.moved",)
+)
+ABSORB = action("take over a crash that was counted", "progress", "processing.without_handler.absorb_crash")
 ACK = action(
     "acknowledge",
     "progress",

@@ -31,31 +31,53 @@ from tests.model.states import (
     held_back,
 )  # fmt: skip
 
-DIES = action("a process dies", "trouble", "child_process.Child._note_end")
+DIES = action("a process dies", "trouble", "supervising.child.Child._note_end")
 MACHINE_DIES = action("a machine dies", "trouble")
 LOSE_CHANNEL = action("a channel is lost", "trouble", "models.embedded.EmbeddedConnectionQuerySet.end")
 CLAIM_LAPSES = action("a claim lapses", "progress")
 CLAIM_LAPSES_HELD = action("a claim lapses though held", "trouble")
-CLAIM_LAPSES_AWAY = action("a claim lapses in an outage", "trouble", "outages.Outages.leases_tell")
-RENEW = action("renew a claim", "trouble", "claims.Claims.renew")
+CLAIM_LAPSES_AWAY = action("a claim lapses in an outage", "trouble", "db.outages.Outages.leases_tell")
+RENEW = action("renew a claim", "trouble", "processing.claims.Claims.renew")
 SWEEP = action(
     "sweep",
     "progress",
-    "sweeping.sweep",
-    "sweeping._abandoned",
-    "unrun.end_abandoned",
-    "unrun.record_abandoned",
-    "failures.send_round",
+    "processing.sweeping.sweep",
+    "processing.sweeping._abandoned",
+    "processing.without_handler.end_abandoned",
+    "processing.without_handler.record_abandoned",
+    "processing.failures.send_round",
 )
-REPORT = action("report a crash", "progress", "crashes.record_crash", "crashes._count", "crashes._insert")
-REPORT_UNTOLD = action("report a crash and die before telling", "trouble", "crashes.record_crash")
+REPORT = action(
+    "report a crash",
+    "progress",
+    "processing.crashes.record_crash",
+    "processing.crashes._count",
+    "processing.crashes._insert",
+)
+REPORT_UNTOLD = action("report a crash and die before telling", "trouble", "processing.crashes.record_crash")
 LAY_PHANTOM = action(
-    "look for whose a crash was", "progress", "crashes._settle_elsewhere", "crashes._merge", "crashes._remove"
+    "look for whose a crash was",
+    "progress",
+    "processing.crashes._settle_elsewhere",
+    "processing.crashes._merge",
+    "processing.crashes._remove",
 )
-STOP = action("a stop signal", "trouble", "stopping._mark", "stopping._mark_free", "stopping._say_stopping")
+STOP = action(
+    "a stop signal",
+    "trouble",
+    "processing.stopping._mark",
+    "processing.stopping._mark_free",
+    "processing.stopping._say_stopping",
+)
 HAND_BACK = action("hand back what has not begun", "progress", "models.embedded.EmbeddedMessageQuerySet.free")
-RELEASE = action("release its claim and leave", "trouble", "unrun.give_up", "failures.send_round", "stopping.leave")
-KILLED = action("the deadline of a stop", "trouble", "unrun.record_spared")
+RELEASE = action(
+    "release its claim and leave",
+    "trouble",
+    "processing.without_handler.give_up",
+    "processing.failures.send_round",
+    "processing.stopping.leave",
+)
+KILLED = action("the deadline of a stop", "trouble", "processing.without_handler.record_spared")
 RESTART = action("start again", "progress")
 
 IN_LEDGER = (RUNNING, RAN, FAILING, RECORDED)

@@ -41,12 +41,14 @@ REQUEUE = action(
     "operator",
     "operations.requeue",
     "operations._leave",
-    "rounds.cancel_rounds",
+    "publishing.rounds.cancel_rounds",
     at=("operations.requeued",),
 )
-DISCARD = action("discard", "operator", "operations.discard", "operations._leave", "rounds.cancel_rounds")
+DISCARD = action("discard", "operator", "operations.discard", "operations._leave", "publishing.rounds.cancel_rounds")
 RESTORE = action("restore", "operator", "operations.restore")
-REPLAY = action("replay", "operator", "operations.replay", "rounds.send_round_again", "resending._send_again")
+REPLAY = action(
+    "replay", "operator", "operations.replay", "publishing.rounds.send_round_again", "consuming.resending._send_again"
+)
 PUBLISH_AGAIN = action("publish again", "operator", "operations.release")
 LAY_ASIDE = action("discard the outgoing row", "operator", "operations.discard_published")
 PRUNE = action("retention deletes it", "operator", "retention.prune", "retention._delete")

@@ -11,7 +11,7 @@ from messaging import operations, publish
 from messaging.backends import get_backend
 from messaging.backends.base import QueueSpec, Topology
 from messaging.backends.database import letters
-from messaging.clock import Now
+from messaging.db.clock import Now
 from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
 from messaging.models import (
@@ -23,8 +23,8 @@ from messaging.models import (
 )
 from messaging.models.embedded import key_of
 from messaging.operations import Operator
-from messaging.processor import Processor
-from messaging.relay import Relay
+from messaging.processing.processor import Processor
+from messaging.relaying.relay import Relay
 from tests.app.models import Effect
 from tests.model.acting import Actor, current
 from tests.model.protocol import Step

@@ -35,16 +35,22 @@ from tests.model.states import (
 ROWS = "models.outbox.PublishedMessageQuerySet"
 
 PUBLISH = action(
-    "publish", "progress", "publisher.publish_many", "publisher._save", at=("publisher.saved", "publisher.committed")
+    "publish",
+    "progress",
+    "publishing.publisher.publish_many",
+    "publishing.publisher._save",
+    at=("publisher.saved", "publisher.committed"),
 )
 LEASE = action("lease", "progress", f"{ROWS}.lease", f"{ROWS}._lease_in_steps", at=("relay.leased",))
 SEND = action(
-    "send", "progress", "relay.Relay._send", "backends.database.sender.DatabaseSender._store",
+    "send", "progress", "relaying.relay.Relay._send", "backends.database.sender.DatabaseSender._store",
     at=("relay.sent", "relay.confirmed"),
 )  # fmt: skip
 RETURN = action("return as unroutable", "trouble", "backends.database.sender.DatabaseSender._address")
-LOSE_CONFIRM = action("lose the confirm", "trouble", f"{ROWS}.release", "leases.Leases.returned")
-MARK = action("mark published", "progress", f"{ROWS}.mark_published", "marking.Marker._mark", at=("relay.marked",))
+LOSE_CONFIRM = action("lose the confirm", "trouble", f"{ROWS}.release", "relaying.leases.Leases.returned")
+MARK = action(
+    "mark published", "progress", f"{ROWS}.mark_published", "relaying.marking.Marker._mark", at=("relay.marked",)
+)
 BACK_OFF = action("back off", "progress", f"{ROWS}.back_off")
 FAIL = action("fail the outgoing row", "progress", f"{ROWS}.fail", "models.published.PublishedMessage.fail_round")
 DIE = action("a relay dies", "trouble")

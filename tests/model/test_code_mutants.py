@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from django.db.models import F
 
-from messaging import crashes, failures, inbox, operations, unrun
-from messaging.clock import Now
+from messaging import operations
+from messaging.db.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.outbox import PublishedMessageQuerySet
-from messaging.processor import Processor
+from messaging.processing import crashes, failures, inbox, without_handler
+from messaging.processing.processor import Processor
 from tests.model.test_conformance import WORLDS, _stepped, walk
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
@@ -73,7 +74,7 @@ def sweep_what_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def count_all_that_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unrun, "_excuse", lambda *arguments: "")
+    monkeypatch.setattr(without_handler, "_excuse", lambda *arguments: "")
 
 
 class Nothing:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from messaging import killpoints, relay
+from messaging import killpoints
+from messaging.relaying import relay
 from tests.model.acting import Watch
 from tests.model.canonical import canonical
 from tests.model.configurations import BY_NAME, PURGE, REPLAY

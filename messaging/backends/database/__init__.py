@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from django.db import transaction
 from django.db.models import Count, Q
 
-from messaging.allowance import Allowance
+from messaging.backends.allowance import Allowance
 from messaging.backends.base import Backend, Delivery, Difference, QueueDepth, Topology
 from messaging.backends.database import catalog
 from messaging.backends.database.errors import broker_errors

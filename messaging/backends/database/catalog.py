@@ -10,12 +10,12 @@ from django.db import connections, transaction
 
 from messaging.backends import missing
 from messaging.backends.base import Difference, QueueSpec, Topology
-from messaging.database import transaction_mode
+from messaging.backends.missing import named_queues
+from messaging.db.connections import transaction_mode
 from messaging.handlers import topic_matches
 from messaging.models import EmbeddedBinding, EmbeddedExchange, EmbeddedQueue
 from messaging.models.embedded import key_of
-from messaging.texts import storable
-from messaging.topology import named_queues
+from messaging.wire.text import storable
 
 BUILT_IN = {"amq.topic": "topic", "amq.direct": "direct", "amq.fanout": "fanout"}
 TYPES = ("topic", "direct", "fanout")

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from django.db import DatabaseError, IntegrityError, InterfaceError, connections, reset_queries
 
-from messaging.allowance import Allowance
+from messaging.backends.allowance import Allowance
 from messaging.backends.base import Delivery
 from messaging.backends.database import local
 from messaging.backends.database.delivery import DatabaseDelivery
@@ -19,8 +19,8 @@ from messaging.backends.database.errors import broker_errors, described
 from messaging.backends.database.holdings import Holdings, Subscription
 from messaging.backends.database.processes import identity
 from messaging.backends.database.sweeper import Sweeper
-from messaging.clock import Now
 from messaging.conf import AliasSettings
+from messaging.db.clock import Now
 from messaging.killpoints import kill_point
 from messaging.models import EmbeddedConnection, EmbeddedMessage, EmbeddedQueue
 from messaging.models.embedded import EmbeddedMessageQuerySet

@@ -6,10 +6,10 @@ import time
 from typing import NamedTuple
 
 from messaging.backends.base import Outgoing
-from messaging.envelope import ROW, wire_text
 from messaging.exceptions import WireError
-from messaging.fields import decode_short, encode_short
-from messaging.wire import Properties, prepend_header
+from messaging.wire.envelope import ROW, wire_text
+from messaging.wire.fields import decode_short, encode_short
+from messaging.wire.properties import Properties, prepend_header
 
 DELIVERY_COUNT = "x-delivery-count"  # RabbitMQ's name for how often a message came back
 

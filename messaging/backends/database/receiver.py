@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from messaging.allowance import Allowance
+from messaging.backends.allowance import Allowance
 from messaging.backends.base import Delivery, Receiver
 from messaging.backends.database.errors import broker_errors
 from messaging.backends.database.feed import Feed

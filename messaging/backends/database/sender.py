@@ -12,11 +12,11 @@ from messaging.backends.base import Fate, Outcome, Outgoing, Sender
 from messaging.backends.database import letters, local
 from messaging.backends.database.catalog import Routes
 from messaging.backends.database.errors import broker_errors, described
-from messaging.clock import Now
-from messaging.database import batches
+from messaging.db.clock import Now
+from messaging.db.connections import batches
 from messaging.exceptions import BrokerUnavailable, WireError
-from messaging.fields import printable
 from messaging.models import EmbeddedMessage, EmbeddedQueue
+from messaging.wire.fields import printable
 
 
 class DatabaseSender(Sender):

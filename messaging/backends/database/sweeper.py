@@ -10,7 +10,7 @@ from django.db import transaction
 
 from messaging.backends.database import letters, local
 from messaging.backends.database.processes import has_ended
-from messaging.clock import Now
+from messaging.db.clock import Now
 from messaging.exceptions import WireError
 from messaging.models import EmbeddedConnection, EmbeddedMessage
 

@@ -1,6 +1,6 @@
 """RabbitMQ through pika. Only this package imports pika.
 
-`RabbitMQ` is the way in: `sender` publishes over a `lane`, `receiver` consumes through a `subscription` per queue,
+`RabbitMQ` is the way in: `sender` publishes over a `Lane`, `receiver` consumes through a `subscription` per queue,
 `declare` creates the topology, `inspection` and `survey` compare it. They all stand on `connection`, which owns the I/O
 thread, and on `frames`, which reads what pika would not.
 """
@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from messaging.allowance import Allowance
+from messaging.backends.allowance import Allowance
 from messaging.backends.base import Backend, Delivery, Difference, QueueDepth, Topology
-from messaging.backends.rabbitmq import declare, inspection, parameters
+from messaging.backends.rabbitmq import parameters
 from messaging.backends.rabbitmq.errors import ChannelRefused, QueueUnavailable
 from messaging.backends.rabbitmq.logs import logger
 from messaging.backends.rabbitmq.management import Management
-from messaging.backends.rabbitmq.probes import is_builtin
 from messaging.backends.rabbitmq.receiver import RabbitReceiver
 from messaging.backends.rabbitmq.sender import RabbitSender
 from messaging.backends.rabbitmq.session import Session
-from messaging.backends.rabbitmq.survey import Survey
+from messaging.backends.rabbitmq.topology import declare, inspection
+from messaging.backends.rabbitmq.topology.probes import is_builtin
+from messaging.backends.rabbitmq.topology.survey import Survey
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable, TopologyError
 

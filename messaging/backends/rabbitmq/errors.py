@@ -11,7 +11,7 @@ from pika.adapters.utils import connection_workflow
 
 from messaging.backends.rabbitmq.frames import text
 from messaging.exceptions import BrokerUnavailable
-from messaging.fields import printable
+from messaging.wire.fields import printable
 
 FORCED = 320  # CONNECTION_FORCED: an operator or a shutdown, never a message's fault
 NOT_IMPLEMENTED = 540

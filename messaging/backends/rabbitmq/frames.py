@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from pika import exceptions, frame, spec
 
 from messaging.exceptions import WireError
-from messaging.fields import decode_short, encode_short
+from messaging.wire.fields import decode_short, encode_short
 
 if TYPE_CHECKING:
-    from messaging.spools import Spool
+    from messaging.models.spools import Spool
 
 Frame = Any  # pika's frame classes share no useful base
 

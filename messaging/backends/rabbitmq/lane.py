@@ -13,10 +13,10 @@ from messaging.backends.rabbitmq.errors import HARD_ERRORS, NO_EXCHANGE, Loss
 from messaging.backends.rabbitmq.frames import Confirm, RawProperties, publish_frames, text
 from messaging.backends.rabbitmq.logs import logger
 from messaging.backends.rabbitmq.lossless import LosslessConnection
-from messaging.envelope import ROW
 from messaging.exceptions import WireError
-from messaging.fields import printable
-from messaging.wire import Properties, prepend_header
+from messaging.wire.envelope import ROW
+from messaging.wire.fields import printable
+from messaging.wire.properties import Properties, prepend_header
 
 _CHUNK = 256 * 1024  # bytes per write: one system call for many small messages
 

@@ -8,7 +8,7 @@ from typing import Any
 import pika
 
 from messaging.backends.rabbitmq.frames import Confirm, Deliver, take_frames
-from messaging.forks import keep
+from messaging.db.forks import keep
 
 _READ_SIZE = 65536
 _STAY = 1.0  # seconds between two signs of life that stand for a peer to which nobody listens

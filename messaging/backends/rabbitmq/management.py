@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
-from messaging.addresses import parse_management_url
 from messaging.backends.base import QueueDepth
 from messaging.backends.rabbitmq import http, parameters
 from messaging.conf import AliasSettings
+from messaging.conf.urls import parse_management_url
 from messaging.exceptions import BrokerUnavailable
 
 SOURCE = "management API"

@@ -9,11 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from weakref import WeakSet
 
-from messaging.allowance import Allowance
+from messaging.backends.allowance import Allowance
 from messaging.backends.base import Delivery, Receiver
 from messaging.backends.rabbitmq.connection import Connection, complete
-from messaging.backends.rabbitmq.declare import capital
-from messaging.backends.rabbitmq.differences import stream
 from messaging.backends.rabbitmq.endpoint import Endpoint
 from messaging.backends.rabbitmq.errors import ChannelRefused, Loss, NoChannelLeft
 from messaging.backends.rabbitmq.frames import Deliver
@@ -21,9 +19,11 @@ from messaging.backends.rabbitmq.logs import logger
 from messaging.backends.rabbitmq.session import Session
 from messaging.backends.rabbitmq.settling import Settlements
 from messaging.backends.rabbitmq.subscription import Subscription
+from messaging.backends.rabbitmq.topology.declare import capital
+from messaging.backends.rabbitmq.topology.differences import stream
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable, TopologyError, UnusableQueue
-from messaging.spools import Spool
+from messaging.models.spools import Spool
 
 NO_CHANNEL = (
     'Queue "{}" cannot be consumed from: RabbitMQ allows {} channels on a connection, and each queue takes one, its '

@@ -17,7 +17,7 @@ from messaging.backends.rabbitmq.errors import Loss, NoChannelLeft, refusal
 from messaging.backends.rabbitmq.frames import Deliver, requeue_frame
 from messaging.backends.rabbitmq.settling import GATHERING, settlement_frames
 from messaging.exceptions import BrokerUnavailable
-from messaging.wire import Properties
+from messaging.wire.properties import Properties
 
 if TYPE_CHECKING:
     from messaging.backends.rabbitmq.receiver import RabbitReceiver

@@ -16,23 +16,25 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.utils import Error as DatabaseError
 
 import messaging
-from messaging import child, conf, logs
+from messaging import conf
 from messaging.backends import get_backend
-from messaging.consumer import Plan
-from messaging.database_checks import require, require_fit
+from messaging.checks.databases import require, require_fit
+from messaging.consuming import process
+from messaging.consuming.consumer import Plan
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
 from messaging.management.base import MessagingCommand
+from messaging.supervising import process_setup
 
 
 class Command(MessagingCommand):
-    """Parses, then calls: the parent hands over to `messaging.supervisor`, a child to `messaging.child`."""
+    """Parses, then calls: the parent hands over to `messaging.supervising`, a child to `consuming.process`."""
 
     help = "Consume messages and run their handlers, with a relay inside that sends the outbox."
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if child.is_child():
+        if process.is_child():
             self.requires_system_checks = []  # the parent ran them
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -59,13 +61,13 @@ class Command(MessagingCommand):
         """Run in the role that the environment says."""
         if not is_posix():
             raise CommandError("consume needs Linux, macOS or another POSIX system: on Windows run it in WSL.")
-        is_sites = logs.configure(options["verbosity"])
+        is_sites = process_setup.configure(options["verbosity"])
         try:
             plan = self._plan(options)
             options["relay"] = plan.relay
             reload = settings.DEBUG if options["reload"] is None else options["reload"]
-            if child.is_child():
-                sys.exit(child.run(plan, relay=options["relay"], reload=reload))
+            if process.is_child():
+                sys.exit(process.run(plan, relay=options["relay"], reload=reload))
             self._require_tables(plan)
             self._supervise(plan, options, ["--reload"] * reload + ["--hand-over-lines"] * is_sites)
         except ConfigurationError as error:
@@ -131,7 +133,7 @@ class Command(MessagingCommand):
         inner = _command_line() if is_command_line else ["-P", "-m", "django", "consume", *arguments]
         environment = _environment(is_command_line)
         # Not from the working directory, where a file may have the name of a module.
-        command = [sys.executable, "-P", "-m", "messaging.supervisor", *_supervisor_arguments(plan, options)]
+        command = [sys.executable, "-P", "-m", "messaging.supervising", *_supervisor_arguments(plan, options)]
         command += [*flags, *_python_path(environment), "--", sys.executable, *inner]
         environment["PYTHONPATH"] = os.pathsep.join(_home(environment))
         connections.close_all()

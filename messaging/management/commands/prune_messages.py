@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 
 from messaging import conf
-from messaging.database_checks import require
+from messaging.checks.databases import require
 from messaging.exceptions import ConfigurationError
 from messaging.management.base import MessagingCommand
 from messaging.retention import BATCH, deletable, expired, prune

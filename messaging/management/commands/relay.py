@@ -11,13 +11,14 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
-from messaging import conf, logs
-from messaging.child_process import stop_signals
-from messaging.database_checks import require
+from messaging import conf
+from messaging.checks.databases import require
 from messaging.exceptions import ConfigurationError
-from messaging.garbage import set_loaded_aside
 from messaging.management.base import MessagingCommand
-from messaging.relay import Relay
+from messaging.relaying.relay import Relay
+from messaging.supervising import process_setup
+from messaging.supervising.child import stop_signals
+from messaging.supervising.garbage import set_loaded_aside
 
 logger = logging.getLogger("messaging.relay")
 
@@ -34,7 +35,7 @@ class Command(MessagingCommand):
 
     def handle(self, *args: Any, using: str, burst: bool, **options: Any) -> None:
         """Run until a signal."""
-        logs.configure(options["verbosity"])
+        process_setup.configure(options["verbosity"])
         try:
             relay = Relay(using)
             is_command_line = getattr(self, "_called_from_command_line", False)

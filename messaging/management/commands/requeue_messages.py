@@ -13,7 +13,7 @@ from messaging.management.options import add_common, database_of, in_batches, mo
 from messaging.models import ProcessedMessage
 from messaging.models.processed import ProcessedMessageQuerySet
 from messaging.operations import requeue
-from messaging.rounds import not_back
+from messaging.publishing.rounds import not_back
 
 NAME = "manage.py requeue_messages"
 

@@ -16,7 +16,7 @@ from django.core.management.base import BaseCommand
 from messaging.backends import get_backend
 from messaging.backends.base import Fate, Outgoing, Sender
 from messaging.exceptions import BrokerUnavailable
-from messaging.wire import Properties
+from messaging.wire.properties import Properties
 
 PROPERTIES = Properties.build(content_type="application/json", delivery_mode=2).encode()
 MOST = 3  # messages of one content

@@ -1,0 +1,123 @@
+"""A batch: many messages of one handler in one transaction, or none of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from django.db import DatabaseError, connections
+
+from messaging import signals
+from messaging.db.clock import Now
+from messaging.db.connections import Local, brief_locks
+from messaging.db.insert_many import insert_values
+from messaging.db.session import renew
+from messaging.handlers import Handler
+from messaging.killpoints import kill_point
+from messaging.message import ReceivedMessage, Running
+from messaging.models import ProcessedMessage
+from messaging.processing import inbox
+from messaging.processing.execution import proven_commit
+from messaging.processing.inbox import TWIN_WAIT
+from messaging.processing.station import Station, Work, inserts_first
+
+logger = logging.getLogger("messaging.processor")
+
+
+def run_batch(station: Station, handler: Handler, works: Sequence[Work]) -> bool:
+    """Run a batch handler on messages and record them, in one transaction.
+
+    Returns whether that was done. If not, nothing happened: whatever was in the way, each message shows it alone.
+    Raises DatabaseUnavailable.
+    """
+    keys = [work.envelope.key or uuid.uuid4() for work in works]
+    if any(work.redelivered or work.envelope.row_key is not None for work in works) or len(set(keys)) < len(keys):
+        return False
+    if station.elsewhere.knows_any(handler.database, handler.queue, keys):
+        return False
+    began, started = datetime.now(UTC), time.monotonic()
+    shared = _shared(station, handler, began)
+    witness = inbox.Place(ProcessedMessage(key=keys[0], **shared))  # one stands for all: they are written together
+    with station.outages.watch(handler.database):
+        try:
+            _run(station, handler, works, keys, shared, witness)
+        except BaseException as error:  # noqa: BLE001  SystemExit is a failed attempt as well
+            station.outages.raise_if_away(error, handler.database)
+            renew(connections[handler.database])
+            if witness.is_unfinished:
+                station.outages.steadily(handler.database, lambda: _take_back(station, handler, keys, began))
+            return False
+    kill_point("processor.committed")
+    if signals.message_processed.has_listeners(ProcessedMessage):
+        _tell(station, handler, keys, time.monotonic() - started)
+    return True
+
+
+def _shared(station: Station, handler: Handler, began: datetime) -> dict[str, Any]:
+    """What the records of a batch have in common; `began` tells them from those of copies."""
+    return {
+        "alias": station.alias,
+        "queue": handler.queue,
+        "state": ProcessedMessage.State.PROCESSED,
+        "attempts": 1,
+        "handler": handler.name[:255],
+        "worker": station.worker,
+        "processed_at": Now(),
+        "started_at": began,
+    }
+
+
+def _run(
+    station: Station,
+    handler: Handler,
+    works: Sequence[Work],
+    keys: Sequence[uuid.UUID],
+    shared: Mapping[str, Any],
+    witness: inbox.Place,
+) -> None:
+    database = handler.database
+    first = inserts_first(database)
+    messages = [ReceivedMessage(work.envelope, queue=work.queue) for work in works]
+    entry = works[0].entry(station, witness, shared["started_at"].timestamp(), batch=len(works))
+    with station.running(entry), proven_commit(database, f"a batch of {len(works)}", mode="DEFERRED") as proof:
+        if first:
+            _insert_all(works, keys, shared, database, proof.local(handler.timeout))
+            proof.recorded(witness.row)
+        try:
+            station.call(handler, messages, Running(None, database, True, None))
+            kill_point("processor.handled")
+            proof.refuse_other()
+        except BaseException:
+            witness.is_unfinished = first
+            raise
+        if not first:
+            _insert_all(works, keys, shared, database)
+
+
+def _take_back(station: Station, handler: Handler, keys: Sequence[uuid.UUID], began: datetime) -> None:
+    """Delete the records of a batch that failed, should its handler have committed them itself."""
+    rows = ProcessedMessage.objects.using(handler.database).filter(alias=station.alias, queue=handler.queue)
+    own = {"state": ProcessedMessage.State.PROCESSED, "worker": station.worker, "started_at": began}
+    rows.filter(key__in=keys, **own).delete()
+
+
+def _insert_all(
+    works: Sequence[Work], keys: Sequence[uuid.UUID], shared: Mapping[str, Any], database: str, local: Local = ()
+) -> None:
+    each = [{"key": key, **work.envelope.columns} for key, work in zip(keys, works, strict=True)]
+    with brief_locks(connections[database], TWIN_WAIT, local):
+        insert_values(ProcessedMessage, shared, each, database, lambda own: len(own["body"]))
+
+
+def _tell(station: Station, handler: Handler, keys: Sequence[uuid.UUID], duration: float) -> None:
+    """Say which messages were processed. They are, whatever comes of it."""
+    rows = ProcessedMessage.objects.using(handler.database).filter(alias=station.alias, queue=handler.queue)
+    try:
+        for row in rows.filter(key__in=keys).order_by("id"):
+            signals.message_processed.send_robust(ProcessedMessage, row=row, duration=duration)
+    except DatabaseError:
+        logger.exception("A batch of %d is processed, but nobody could be told.", len(keys))

@@ -1,0 +1,190 @@
+"""Recording what failed: the attempt, what follows from it, and the scheduled publish that is the retry."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from django.db import DatabaseError, transaction
+
+from messaging import conf, signals
+from messaging.db.clock import Now
+from messaging.exceptions import Reject, WireError
+from messaging.handlers import Backoff, Handler
+from messaging.models import Attempt, AuditRecord, ProcessedMessage
+from messaging.models.processed import UNCLAIMED
+from messaging.models.states import in_state
+from messaging.processing.error_text import describe, fingerprint, text_of, traceback_of, type_name
+from messaging.processing.inbox import AlreadyRecorded, Place
+from messaging.processing.retry import Decision, decide
+from messaging.publishing.encode import compose_round
+from messaging.wire.text import storable
+
+State = ProcessedMessage.State
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt that failed.
+
+    Attributes:
+        error: what went wrong.
+        worker: who ran it.
+        handler: what ran; None when no handler was found or it never started.
+        started: CLOCK_MONOTONIC of its begin, which no change of the host's clock moves; None when none was started.
+        crashed: whether the process died with it.
+        counted: whether the attempt is recorded already.
+        max_attempts, backoff: what a handler would say, where there is none.
+    """
+
+    error: BaseException
+    worker: str
+    handler: Handler | None = None
+    started: float | None = None
+    crashed: bool = False
+    counted: bool = False
+    max_attempts: int | None = None
+    backoff: Backoff | None = None
+
+
+def record(place: Place, failure: Failure, database: str, settings: conf.AliasSettings) -> ProcessedMessage:
+    """Commit a failed attempt with its consequence: another round, or rest as failed.
+
+    One transaction writes the inbox row, the attempt and the retry's outbox row. Raises AlreadyRecorded when the
+    message was recorded otherwise meanwhile, SetAside when a twin is about to.
+    """
+    try:
+        return _record(place, failure, database, settings)
+    except DatabaseError as error:
+        if not place.escape(error):
+            raise
+        return _record(place, failure, database, settings)
+    except WireError as error:  # its row was damaged since, so that no retry can be made of it
+        damaged = Reject(f"{error} It cannot be sent round again. {describe(failure.error)}")
+        damaged.__cause__ = failure.error
+        return _record(place, replace(failure, error=damaged), database, settings)
+
+
+def _record(place: Place, failure: Failure, database: str, settings: conf.AliasSettings) -> ProcessedMessage:
+    while True:
+        try:
+            return _record_once(place, failure, database, settings)
+        except AlreadyRecorded:
+            if not _has_risen(place, database):
+                raise
+
+
+def _has_risen(place: Place, database: str) -> bool:
+    """Whether nothing but the count of attempts is another one, such as of a crash that was reported meanwhile."""
+    row = place.row
+    if place.is_new:
+        return False
+    rows = ProcessedMessage.objects.using(database).filter(
+        in_state(*place.sources), pk=row.pk, key=row.key, round=row.round, lease_token=place.token
+    )
+    attempts, before = rows.values_list("attempts", flat=True).first(), row.attempts
+    row.attempts = before if attempts is None else attempts
+    return row.attempts != before
+
+
+def _record_once(place: Place, failure: Failure, database: str, settings: conf.AliasSettings) -> ProcessedMessage:
+    row, run = place.row, place.run
+    number = row.attempts + (failure.started is not None and not failure.counted)
+    decision = decision_on(number, failure, settings)
+    values = outcome(failure, decision, number)
+    retrying = decision.retry_after is not None
+    with place.tentative(), transaction.atomic(using=database):
+        before = row.round
+        place.write(database, next_round=before + 1 if retrying else None, counted=row.attempts, **values)
+        if failure.started is not None and not failure.counted:
+            attempt_of(row, failure, number, before, run).save(using=database, force_insert=True)
+        if retrying:
+            compose_round(row, _due(decision)).save(using=database, force_insert=True)
+    signal = signals.message_retrying if retrying else signals.message_failed
+    signal.send_robust(type(row), row=row, attempt=number, error=failure.error)
+    return row
+
+
+def send_round(place: Place, worker: str, database: str, *, why: str = "") -> None:
+    """Commit that a message goes round again now, without an attempt. Raises AlreadyRecorded, SetAside.
+
+    Args:
+        place: its row.
+        worker: who says so.
+        database: where its row is.
+        why: what the operator reads, also in the message's timeline; "" to leave what stands there.
+    """
+    values: dict[str, Any] = {"state": State.RETRYING, "worker": worker, "retry_at": Now(), **UNCLAIMED}
+    if why:
+        values |= {"error": why, "exception_type": "", "fingerprint": ""}
+    with place.tentative(), transaction.atomic(using=database):
+        before = place.row.state
+        place.write(database, next_round=place.row.round + 1, **values)
+        compose_round(place.row, Now()).save(using=database, force_insert=True)
+        if why:
+            _interruption(place.row, before, why, worker).save(using=database, force_insert=True)
+
+
+def _interruption(row: ProcessedMessage, before: str, why: str, worker: str) -> AuditRecord:
+    """What is to be read of a run that was no attempt, when the message has long been processed."""
+    return AuditRecord.of(row, AuditRecord.INTERRUPTION, before, username=worker, reason=why)
+
+
+def decision_on(number: int, failure: Failure, settings: conf.AliasSettings) -> Decision:
+    """What follows from the failure, as the `number`-th attempt."""
+    handler = failure.handler
+    if handler is None and failure.started is None:
+        return Decision(None, "no attempt was made")
+    return decide(
+        number,
+        failure.error,
+        max_attempts=(handler or failure).max_attempts or settings.retry.max_attempts,
+        backoff=(handler or failure).backoff,
+        policy=settings.retry,
+    )
+
+
+def outcome(failure: Failure, decision: Decision, number: int) -> dict[str, Any]:
+    """What the inbox row says afterwards."""
+    handler = failure.handler.name if failure.handler else ""
+    retrying = decision.retry_after is not None
+    return {
+        "state": State.RETRYING if retrying else State.FAILED,
+        "attempts": number,
+        "handler": handler[:255],
+        "worker": failure.worker,
+        "error": describe(failure.error),
+        "exception_type": type_name(failure.error),
+        "fingerprint": fingerprint(failure.error, handler),
+        "retry_at": _due(decision) if retrying else None,
+        "failed_at": None if retrying else Now(),
+        **UNCLAIMED,
+    }
+
+
+def _due(decision: Decision) -> Any:
+    return Now() + timedelta(seconds=decision.retry_after or 0.0)
+
+
+def age_of(started: float) -> timedelta:
+    """How long ago that was, by CLOCK_MONOTONIC."""
+    return timedelta(seconds=max(0.0, time.monotonic() - started))
+
+
+def attempt_of(row: ProcessedMessage, failure: Failure, number: int, round_: int, run: uuid.UUID) -> Attempt:
+    """The failure as a row beside it."""
+    return Attempt(
+        message_id=row.pk,
+        number=number,
+        round=round_,
+        worker=failure.worker,
+        started_at=None if failure.started is None else Now() - age_of(failure.started),
+        crashed=failure.crashed,
+        exception_type=type_name(failure.error),
+        exception_message=storable(text_of(failure.error), 10_000),
+        traceback=traceback_of(failure.error),
+        run=run,
+    )

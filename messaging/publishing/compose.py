@@ -1,0 +1,257 @@
+"""From a message to its outbox row: every argument checked, so that what is saved can be sent."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.db import models
+from django.utils import timezone
+
+from messaging import conf
+from messaging.conf.rules import name_of, plain
+from messaging.db.clock import Now, as_stored
+from messaging.exceptions import PayloadError, PublishError, WireError
+from messaging.message import Message, Running
+from messaging.models import PublishedMessage
+from messaging.publishing.encode import properties_of
+from messaging.wire.bodies import encode_body, pack_body
+from messaging.wire.envelope import OUR_PREFIX, Envelope, hashed
+from messaging.wire.ids import new_epoch, new_id
+from messaging.wire.properties import Properties, encode_table, to_json
+from messaging.wire.text import short, storable
+
+MAX_SECONDS = 10 * 366 * 86400
+MAX_HEADERS = 120 * 1024  # bytes: they have to fit one frame of 128 KiB, beside the other properties
+WHOLE_FLOATS = 1e16  # from here on JSON writes a float without its point, as an integer with an exponent
+ADDRESS = ("exchange", "queue", "routing_key")
+GIVEN = (*ADDRESS, "type", "content_type", "reply_to", "priority", "expiration", "mandatory", "body_encoding")
+REPLIES = "amq.rabbitmq.reply-to"  # stands for a consumer on the publisher's own channel; the relay's has none
+
+
+class Composer:
+    """Makes the unsaved outbox rows of messages that are published together.
+
+    Args:
+        settings: the alias's.
+        current: the handler that publishes them, if one does.
+        database: whose outbox the caller named, if it did.
+    """
+
+    def __init__(
+        self, settings: conf.AliasSettings, current: Running | None = None, database: str | None = None
+    ) -> None:
+        cause = current.message if current is not None else None
+        # The handler's own may have been another one in an earlier run, before it moved: the ids stay the same.
+        is_own = current is not None and database == current.database
+        self._current, self._database = current, None if is_own else database
+        self._exchange = settings.exchange
+        self._common = _blank() | {
+            "alias": settings.alias,
+            "state": PublishedMessage.State.PENDING.value,  # plain text, which drivers take as it is
+            "epoch": 0,
+            "correlation_id": short(cause.correlation_id or cause.id) if cause is not None else "",
+            "causation_id": storable(cause.id, 255) if cause is not None else "",
+        }
+
+    def compose(self, message: Message) -> PublishedMessage:
+        """The row of one message. Raises PublishError."""
+        _check_types(message)
+        values = self._common | self._address(message) | _content(message)
+        if message.at is not None or message.delay is not None:  # else when it is inserted
+            values["publish_at"] = values["due_at"] = _due(message)
+        if message.correlation_id:
+            values["correlation_id"] = _short("correlation_id", message.correlation_id)
+        if message.type:
+            values["type"] = _short("type", message.type)
+        if message.reply_to:
+            values["reply_to"] = _name("reply_to", message.reply_to)
+        values["priority"] = _priority(message.priority)
+        values["expiration"] = _expiration(message.expiration)
+        values["mandatory"] = message.mandatory
+        values["headers"] = {}
+        if message.message_id:
+            values["message_id"], values["epoch"] = _short("message_id", message.message_id), new_epoch()
+        else:
+            values["message_id"] = str(self._new_id(message, values))
+        row = PublishedMessage.of(values)
+        if message.headers or message.content_encoding:
+            _set_headers(row, dict(message.headers or {}), message.content_encoding)
+        return row
+
+    def _address(self, message: Message) -> dict[str, str]:
+        exchange, queue = self._destination(message)
+        return {"exchange": exchange, "queue": queue, "routing_key": _name("routing_key", message.routing_key)}
+
+    def _destination(self, message: Message) -> tuple[str, str]:
+        if message.queue:
+            if message.exchange:
+                raise PublishError("Give either queue or exchange: a queue is reached through the default exchange.")
+            return "", _name("queue", message.queue)
+        return _name("exchange", self._exchange if message.exchange is None else message.exchange), ""
+
+    def _new_id(self, message: Message, values: dict[str, Any]) -> uuid.UUID:
+        current = self._current
+        if current is None or current.atomic:
+            return new_id()
+        if current.derivation is None:
+            return current.next_id(":".join(values[name] for name in ADDRESS))
+        return current.next_id(self._digest(message, values).hex)
+
+    def _digest(self, message: Message, values: dict[str, Any]) -> uuid.UUID:
+        """Tells messages apart by all that the caller gave, in whatever order headers were."""
+        given = [
+            *(values["alias"], self._database, *(values[name] for name in GIVEN)),
+            str(message.correlation_id or ""),
+            None if message.delay is None else _seconds("delay", message.delay),
+            None if message.at is None else values["publish_at"].isoformat(),
+            *([message.content_encoding] if message.content_encoding else []),
+        ]
+        try:
+            headers = encode_table(_in_order(message.headers or {}))
+        except RecursionError as error:
+            raise PublishError("The headers cannot be sent: they are nested too deeply.") from error
+        except WireError as error:
+            raise PublishError(f"The headers cannot be sent: {error}") from error
+        return hashed(json.dumps(given).encode(), headers, values["body"].encode())
+
+
+@cache
+def _blank() -> dict[str, Any]:
+    """The value of each column of a row that says nothing."""
+    return {field.attname: field.get_default() for field in PublishedMessage._meta.concrete_fields}
+
+
+def _content(message: Message) -> dict[str, str]:
+    try:
+        body, content_type = encode_body(message.payload, message.content_type, message.content_encoding)
+    except PayloadError as error:
+        raise PublishError(str(error)) from error
+    text, body_encoding = pack_body(body)
+    return {"body": text, "body_encoding": body_encoding, "content_type": _short("content_type", content_type)}
+
+
+def _set_headers(row: PublishedMessage, headers: dict[str, Any], encoding: str | None) -> None:
+    """What the columns cannot hold goes into an envelope of the row's own."""
+    ours = sorted(name for name in map(_text, headers) if name.startswith(OUR_PREFIX))
+    if ours:
+        raise PublishError(f"The header {ours[0]!r} begins with {OUR_PREFIX!r}, which is for this app alone.")
+    try:
+        length = len(encode_table(headers))
+        if length > MAX_HEADERS:
+            raise PublishError(f"The headers have {length} bytes; AMQP carries about {MAX_HEADERS} in one message.")
+        _check_copies(headers)
+        row.headers = to_json(headers)
+        # Bytes, datetimes and decimals exist in AMQP, not in JSON; to PostgreSQL's JSON a large float is an integer.
+        if encoding or row.headers != headers or _has_odd_float(headers):
+            encoding = _short("content_encoding", encoding) if encoding else None
+            properties = Properties.decode(properties_of(row)).edited(add_headers=headers, content_encoding=encoding)
+            row.wire = Envelope(row.exchange, row.routing_key, properties, b"").to_wire()
+    except WireError as error:
+        raise PublishError(f"The headers cannot be sent: {error}") from error
+
+
+def _in_order(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _in_order(value[name]) for name in sorted(value, key=str)}
+    return [_in_order(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _has_odd_float(value: Any) -> bool:
+    if isinstance(value, float):
+        return value == 0 or abs(value) >= WHOLE_FLOATS
+    if isinstance(value, Mapping):
+        return any(map(_has_odd_float, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_has_odd_float, value))
+
+
+def _check_copies(headers: Mapping[str, Any]) -> None:
+    for name in ("CC", "BCC"):
+        keys = headers.get(name, [])
+        if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) for key in keys):
+            raise PublishError(f"The header {name} is {keys!r}; RabbitMQ wants a list of routing keys there.")
+        for key in keys:
+            _name(f"A routing key in the header {name}", key)
+
+
+def _check_types(message: Any) -> None:
+    if not isinstance(message, Message):
+        raise PublishError(f"publish_many() takes Message objects, not {type(message).__name__}.")
+    if not isinstance(message.routing_key, str):
+        raise PublishError(f"routing_key is {message.routing_key!r}; it must be text.")
+    headers: Any = message.headers
+    if headers is not None and not isinstance(headers, Mapping):
+        raise PublishError(f"headers is {type(headers).__name__}; it must be a dict.")
+    content_type: Any = message.content_type
+    if content_type is not None and not isinstance(content_type, str):
+        raise PublishError(f"content_type is {content_type!r}; it must be text.")
+    content_encoding: Any = message.content_encoding
+    if content_encoding is not None and not isinstance(content_encoding, str):
+        raise PublishError(f"content_encoding is {content_encoding!r}; it must be text.")
+    if message.reply_to == REPLIES:
+        raise PublishError(f"reply_to is {REPLIES!r}, which works only without an outbox; name a queue.")
+    if not isinstance(message.mandatory, bool):
+        raise PublishError(f"mandatory is {message.mandatory!r}; it must be True or False.")
+
+
+def _name(name: str, value: object) -> str:
+    """The name of something at the broker, or a routing key: on one line."""
+    text = name_of(_short(name, value))
+    if "\n" in text or "\r" in text:
+        raise PublishError(f"{name} is {text!r}; it must not have a line break in it.")
+    return text
+
+
+def _short(name: str, value: object) -> str:
+    text = _text(value)
+    if len(text) <= 255 and text.isascii() and text.isprintable():  # nearly all
+        return text
+    try:
+        length = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise PublishError(f"{name} is not valid Unicode text.") from error
+    if length > 255:
+        raise PublishError(f"{name} has {length} bytes; AMQP allows 255.")
+    if "\x00" in text:
+        raise PublishError(f"{name} contains a NUL character.")
+    return text
+
+
+def _text(value: object) -> str:
+    return plain(value) if isinstance(value, str) else str(value)
+
+
+def _priority(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 255:
+        raise PublishError(f"priority is {value!r}; it is a whole number from 0 to 255.")
+    return value
+
+
+def _seconds(name: str, value: Any) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= MAX_SECONDS:
+        raise PublishError(f"{name} is {value!r}; it is a number of seconds from 0 to ten years.")
+    return float(seconds)
+
+
+def _expiration(value: float | timedelta | None) -> int | None:
+    # RabbitMQ takes at most 32 bits of milliseconds.
+    return None if value is None else min(round(_seconds("expiration", value) * 1000), 2**32 - 1)
+
+
+def _due(message: Message) -> models.expressions.Combinable | datetime:
+    if message.at is not None:
+        if message.delay is not None:
+            raise PublishError("Give either delay or at, not both.")
+        at: Any = message.at
+        if not isinstance(at, datetime) or (django_settings.USE_TZ and timezone.is_naive(at)):
+            raise PublishError(f"at is {at!r}; it must be a datetime with a time zone.")
+        return as_stored(at)
+    return Now() + timedelta(seconds=_seconds("delay", message.delay))

@@ -1,0 +1,189 @@
+"""Publishing: a row in the caller's transaction. The relay does the rest."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.db import connections, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from messaging import conf, killpoints
+from messaging.db.insert_many import insert_many
+from messaging.db.insert_one import insert
+from messaging.exceptions import ConfigurationError, PublishError
+from messaging.killpoints import kill_point
+from messaging.message import Message, running
+from messaging.models import PublishedMessage
+from messaging.publishing.compose import Composer
+from messaging.publishing.encode import seal
+from messaging.publishing.notify import wake_relays
+
+__all__ = ["apublish", "apublish_many", "publish", "publish_many", "seal"]
+
+
+def publish(
+    routing_key: str,
+    payload: Any,
+    *,
+    exchange: str | None = None,
+    queue: str | None = None,
+    headers: Mapping[str, Any] | None = None,
+    message_id: str | uuid.UUID | None = None,
+    correlation_id: str | uuid.UUID | None = None,
+    content_type: str | None = None,
+    content_encoding: str | None = None,
+    type: str | None = None,  # noqa: A002  AMQP's own name
+    reply_to: str | None = None,
+    priority: int | None = None,
+    expiration: float | timedelta | None = None,
+    mandatory: bool = True,
+    delay: float | timedelta | None = None,
+    at: datetime | None = None,
+    using: str = conf.DEFAULT_ALIAS,
+    database: str | None = None,
+) -> PublishedMessage:
+    """Publish a message: it is sent once the caller's transaction has committed, and not at all if it rolls back.
+
+    Args:
+        routing_key: up to 255 bytes.
+        payload: bytes and text are sent as they are, anything else as JSON.
+        exchange: None for the alias's `EXCHANGE`; "" for the default exchange.
+        queue: send straight to this queue, past all exchanges; its consumer still sees `routing_key`.
+        headers: plain values; names that begin with "x-messaging-" are ours.
+        message_id: up to 255 bytes; a UUID unless given. A consumer processes each id once.
+        correlation_id: inside a handler, that of the handled message unless given.
+        content_type: decides how text is encoded; guessed from the payload unless given.
+        content_encoding: "gzip" or "deflate" compress what is not bytes; bytes are sent as they are, whatever it says.
+        type: the message's type, up to 255 bytes.
+        reply_to: the queue that expects an answer, up to 255 bytes.
+        priority: 0 to 255.
+        expiration: seconds after which the broker may drop it from a queue.
+        mandatory: whether it is an error that no queue takes it.
+        delay: seconds to wait before sending.
+        at: when to send, instead of `delay`: an aware datetime; a naive one, in `TIME_ZONE`, with `USE_TZ = False`.
+        using: alias of `MESSAGING`.
+        database: whose outbox; the handler's inside a handler, else what the database router says. Name it to publish
+            inside a transaction of another database, which the message is then no part of.
+
+    Returns the outbox row. Raises PublishError for what can never be sent, ConfigurationError for an unknown alias or a
+    database that no relay serves.
+    """
+    message = Message(
+        routing_key,
+        payload,
+        exchange=exchange,
+        queue=queue,
+        headers=headers,
+        message_id=message_id,
+        correlation_id=correlation_id,
+        content_type=content_type,
+        content_encoding=content_encoding,
+        type=type,
+        reply_to=reply_to,
+        priority=priority,
+        expiration=expiration,
+        mandatory=mandatory,
+        delay=delay,
+        at=at,
+    )
+    return publish_many([message], using=using, database=database)[0]
+
+
+def publish_many(
+    messages: Iterable[Message], *, using: str = conf.DEFAULT_ALIAS, database: str | None = None
+) -> list[PublishedMessage]:
+    """Publish messages with few statements; all or none. Arguments and errors as for `publish()`."""
+    settings = conf.get(using)
+    current = running.get()
+    composer = Composer(settings, current, database)
+    is_named = bool(database)
+    database = database or (current.database if current else router.db_for_write(PublishedMessage))
+    if database not in settings.databases:
+        raise ConfigurationError(
+            f'No relay serves the outbox of the database "{database}": add it to '
+            f'MESSAGING["{using}"]["DATABASES"], or the message would never be sent.'
+        )
+    if not is_named:
+        _check_transaction(database)
+    rows = list(map(composer.compose, messages))
+    if current is not None and not current.atomic:
+        return _save_once(rows, database, settings)
+    _save(rows, database, settings)
+    return rows
+
+
+async def apublish(routing_key: str, payload: Any, **options: Any) -> PublishedMessage:
+    """`publish()` for async code; takes the same arguments."""
+    return await sync_to_async(lambda: _whole(publish(routing_key, payload, **options)))()
+
+
+async def apublish_many(messages: Iterable[Message], **options: Any) -> list[PublishedMessage]:
+    """`publish_many()` for async code; takes the same arguments."""
+    given = list(messages)
+    return await sync_to_async(lambda: list(map(_whole, publish_many(given, **options))))()
+
+
+def _whole(row: PublishedMessage) -> PublishedMessage:
+    """What the database filled in is read here: async code must not wait for a query when it asks for it."""
+    deferred = row.get_deferred_fields()
+    if deferred and row.pk is not None:
+        row.refresh_from_db(fields=deferred)
+    return row
+
+
+def _check_transaction(database: str) -> None:
+    """Raise PublishError where the caller's transaction is in another database than the outbox that nobody named."""
+    if not _is_open(connections[database]):
+        for other in connections.all(initialized_only=True):
+            if other.alias != database and _is_open(other):
+                raise PublishError(
+                    f'A transaction is open in the database "{other.alias}", and none in "{database}", whose outbox '
+                    "takes the message: it would be sent even if that transaction rolled back. Either use the outbox "
+                    f'there, with database="{other.alias}"; or open transaction.atomic(using="{database}") inside of '
+                    f'it, which commits first; or say database="{database}" if it belongs to no transaction.'
+                )
+
+
+def _is_open(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the caller has begun a transaction: not the test case around a test, and not by the settings."""
+    if connection.atomic_blocks:
+        return not getattr(connection.atomic_blocks[-1], "_from_testcase", False)
+    return connection.connection is not None and not connection.autocommit and connection.settings_dict["AUTOCOMMIT"]
+
+
+def _save(rows: Sequence[PublishedMessage], database: str, settings: conf.AliasSettings) -> None:
+    if not rows:
+        return
+    if len(rows) == 1:
+        insert(rows[0], database)
+    else:
+        insert_many(rows, database, lambda row: len(row.body))
+    kill_point("publisher.saved")
+    if killpoints.armed():
+        transaction.on_commit(partial(kill_point, "publisher.committed"), using=database)
+    wake_relays(database, settings)
+
+
+def _save_once(rows: list[PublishedMessage], database: str, settings: conf.AliasSettings) -> list[PublishedMessage]:
+    """Save what an earlier run of the same handler has not saved; ids are derived from the cause, or the caller's own.
+
+    What goes elsewhere is another message, whatever its id.
+    """
+    ids = [row.message_id for row in rows]
+    known = {
+        _identity(row): row
+        for row in PublishedMessage.objects.using(database).filter(
+            alias=settings.alias, message_id__in=ids, causation_id=rows[0].causation_id if rows else ""
+        )
+    }
+    _save([row for row in rows if _identity(row) not in known], database, settings)
+    return [known.get(_identity(row), row) for row in rows]
+
+
+def _identity(row: PublishedMessage) -> tuple[str, str, str, str]:
+    return row.message_id, row.exchange, row.queue, row.routing_key

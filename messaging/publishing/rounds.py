@@ -1,0 +1,107 @@
+"""The later rounds of incoming messages: cancelled in the outbox, or sent again where they never came back.
+
+So it is when a backup was restored, the broker lost its disk, or nobody consumes the queue any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery
+from django.db.models.expressions import Combinable
+from django.db.models.functions import Coalesce
+
+from messaging import conf
+from messaging.db.clock import Now
+from messaging.exceptions import ConfigurationError
+from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models.states import in_state
+from messaging.publishing.encode import compose_round
+from messaging.wire.envelope import key_of
+
+In = ProcessedMessage.State
+Out = PublishedMessage.State
+LONG = 600  # seconds after which a round that is not back is worth a look
+
+
+def cancel_rounds(row: ProcessedMessage) -> int:
+    """Lay aside the outbox rows of a message's rounds that were not sent: not yet, or never. Returns how many."""
+    return _rounds(row, Out.PENDING, Out.FAILED).update(
+        state=Out.DISCARDED, discarded_at=Now(), due_at=None, lease_owner="", lease_token=None
+    )
+
+
+def unsent_rounds(row: ProcessedMessage) -> QuerySet[PublishedMessage]:
+    """The outbox rows of a message's rounds that are still to be sent."""
+    return _rounds(row, Out.PENDING)
+
+
+def is_awaited(row: ProcessedMessage) -> bool:
+    """Whether a message waits for its present round, which the outbox sent: should the broker lose it, for ever."""
+    if row.state == In.PROCESSING:
+        return row.lease_token is None and row.round > 1
+    return row.state in ProcessedMessage.AWAITING
+
+
+def send_round_again(row: ProcessedMessage) -> PublishedMessage | None:
+    """Send a message's present round once more, if it waits for that and the outbox has none of it to send.
+
+    Whatever becomes of the message meanwhile: it is at worst a copy of a round that is over. What a relay holds may
+    have been sent already, and lost: it is sent anew, and the confirm of before says nothing of that. Raises WireError
+    where its content is damaged.
+    """
+    if not is_awaited(row) or row.wire is None:
+        return None
+    unsent = unsent_rounds(row).filter(round=row.round)  # an earlier one would not run
+    if unsent.exists():
+        held = unsent.filter(lease_token__isnull=False)
+        held.update(epoch=F("epoch") + 1, due_at=Now(), lease_owner="", lease_token=None)
+        return None
+    again = compose_round(row, Now())
+    again.save(using=row._state.db, force_insert=True)
+    return again
+
+
+def not_back(rows: QuerySet[Any], since: datetime | Combinable) -> QuerySet[Any]:
+    """Those whose present round was sent before `since` and has not come back, each with `sent_at`.
+
+    Where retention has removed the row that was sent, it was sent long ago.
+    """
+    own = {"alias": OuterRef("alias"), "queue": OuterRef("queue"), "message_id": OuterRef("message_id")}
+    rounds = PublishedMessage.objects.using(rows.db).filter(inbox=OuterRef("pk"), **own)
+    sent = rounds.filter(state=Out.PUBLISHED, round=OuterRef("round")).order_by("-published_at")
+    awaited = rows.filter(state__in=ProcessedMessage.AWAITING).filter(Q(retry_at=None) | Q(retry_at__lt=since))
+    sent_at = Coalesce(Subquery(sent.values("published_at")[:1]), "retry_at", "received_at")
+    left = awaited.exclude(Exists(rounds.filter(in_state(Out.PENDING))))
+    found: QuerySet[Any] = left.annotate(sent_at=sent_at).filter(sent_at__lt=since)
+    return found
+
+
+def first_sent(rows: QuerySet[Any]) -> datetime | None:
+    """When the first of the rows of `not_back()` was sent."""
+    found: datetime | None = rows.order_by(F("sent_at")).values_list("sent_at", flat=True).first()
+    return found
+
+
+def incoming_of(row: PublishedMessage, database: str) -> Iterator[ProcessedMessage]:
+    """What a message became in the queues that it reached, as far as that has not ended."""
+    unfinished = in_state(In.PROCESSING, *ProcessedMessage.AWAITING)
+    found = ProcessedMessage.objects.using(database).filter(unfinished, message_id=row.message_id, alias=row.alias)
+    return iter(found.filter(key=key_of(row.message_id)).order_by("pk"))
+
+
+def databases_of(row: PublishedMessage) -> list[str]:
+    """Where a message may have been received: its own database, and the others of its alias."""
+    try:
+        others = conf.get(row.alias).databases if row.alias in conf.aliases() else ()
+    except ConfigurationError:
+        others = ()
+    return list(dict.fromkeys([row._state.db or "default", *others]))
+
+
+def _rounds(row: ProcessedMessage, *states: str) -> QuerySet[PublishedMessage]:
+    """By the message's own identity beside its number, which a database that was set back may have given away again."""
+    rows = PublishedMessage.objects.using(row._state.db).filter(in_state(*states), inbox_id=row.pk)
+    return rows.filter(alias=row.alias, queue=row.queue, message_id=row.message_id)

@@ -1,0 +1,124 @@
+"""A relay's way to the broker: connected and declared, or trying to be; and what is wrong with it, said once."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+
+from messaging import topology
+from messaging.backends import get_backend
+from messaging.backends.base import Outcome, Outgoing
+from messaging.conf import AliasSettings
+from messaging.exceptions import BrokerUnavailable, TopologyError
+from messaging.relaying.trouble import Trouble
+
+RECONNECT_PAUSE = 30.0  # seconds between tries to reach the broker, at most
+DECLARE_PAUSE = 5.0  # seconds between declarations because of unroutable messages
+
+
+class Uplink:
+    """One publishing connection, replaced after each loss. Not thread-safe, but for `wake()`.
+
+    Args:
+        settings: the alias's.
+    """
+
+    def __init__(self, settings: AliasSettings) -> None:
+        self._settings = settings
+        self._backend = get_backend(settings.alias)
+        self._sender = self._backend.sender()
+        self._is_declared = False
+        self._failures = 0
+        self._down_since: float | None = None
+        self.openings = 0  # how often a connection was made
+        self._next_open = self._next_declare = 0.0
+        self._broker, self._alarm = Trouble(), Trouble()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection stands, as far as this side can tell."""
+        return self._sender.is_open
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the broker takes nothing for now; said once."""
+        if self._sender.is_blocked:
+            why = self._sender.trouble or "a memory or disk alarm, or a slow disk"
+            self._alarm.begin("The broker takes no messages for now; they wait in the outbox", why)
+            return True
+        self._alarm.end("The broker takes messages again; they are sent.")
+        return False
+
+    @property
+    def status(self) -> str:
+        """What is wrong, in words; "" while all is well."""
+        return f"broker: {self._broker.reason}" if self._broker.reason else self._alarm.reason
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next try to connect."""
+        return max(0.0, self._next_open - time.monotonic())
+
+    @property
+    def down_for(self) -> float:
+        """Seconds since the broker was last to be reached; 0 unless a try has failed."""
+        return 0.0 if self._down_since is None else time.monotonic() - self._down_since
+
+    def connect(self) -> bool:
+        """Make sure of a connection, as often as that may be tried. After each loss the topology is declared again."""
+        if self._sender.is_open and self._is_declared:
+            return True
+        url = self._settings.safe_url
+        if self._is_declared and self._sender.trouble:
+            self._broker.begin(f"Lost {url}; messages wait in the outbox", self._sender.trouble)
+        self._is_declared = False
+        if self.pause:
+            return False
+        try:
+            self._sender.open()
+            self.openings += 1
+            self._declare()
+            self._is_declared = True
+        except BrokerUnavailable as error:
+            self._failures += 1
+            self._down_since = self._down_since or time.monotonic()
+            pause = min(RECONNECT_PAUSE, 0.25 * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
+            self._next_open = time.monotonic() + pause
+            self._broker.begin(f"Cannot reach {url}; messages wait in the outbox", error)
+            return False
+        self._failures, self._down_since = 0, None
+        self._broker.end(f"Connected to {url} again; messages are sent.")
+        return True
+
+    def send(self, messages: Sequence[Outgoing]) -> None:
+        """Hand over messages. Raises BrokerUnavailable, with nothing handed over, when there is no connection."""
+        self._sender.send(messages)
+
+    def outcomes(self, timeout: float) -> list[Outcome]:
+        """Wait up to `timeout` seconds for news and return all there is."""
+        return self._sender.outcomes(timeout)
+
+    def declare_again(self) -> None:
+        """Declare the known topology, because something of it seems to be missing; not too often."""
+        if time.monotonic() >= self._next_declare:
+            try:
+                self._declare()
+            except BrokerUnavailable:
+                self._next_declare = 0.0
+
+    def wake(self) -> None:
+        """Make a waiting `outcomes()` return now. From any thread."""
+        self._sender.wake()
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._sender.close(timeout=1.0)
+
+    def _declare(self) -> None:
+        self._next_declare = time.monotonic() + DECLARE_PAUSE
+        alias = self._settings.alias
+        try:
+            topology.warn_once(alias, self._backend.declare(topology.build(alias)))
+        except TopologyError as error:  # the consumer stops over it; what other queues take can still be sent
+            topology.say_once(alias, str(error))
