@@ -10,10 +10,8 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from messaging.wire.bodies import decode_body
-from messaging.wire.envelope import CAUSATION, OURS, Envelope, header_text
-from messaging.wire.ids import new_id
-from messaging.wire.text import one_line
+from messaging.wire.bodies import decode_body, one_line
+from messaging.wire.envelope import CAUSATION, OURS, Envelope, header_text, new_id
 
 
 @dataclass(frozen=True, slots=True)

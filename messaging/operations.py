@@ -23,10 +23,9 @@ from messaging.db.connections import is_conflict
 from messaging.exceptions import ConfigurationError
 from messaging.killpoints import kill_point
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
+from messaging.models.base import in_state
 from messaging.models.processed import UNCLAIMED
-from messaging.models.states import in_state
-from messaging.publishing.encode import compose_round
-from messaging.publishing.notify import wake_relays
+from messaging.publishing.publisher import wake_relays
 from messaging.publishing.rounds import (
     cancel_rounds,
     databases_of,
@@ -35,6 +34,7 @@ from messaging.publishing.rounds import (
     send_round_again,
     unsent_rounds,
 )
+from messaging.publishing.rows import compose_round
 from messaging.wire.envelope import Envelope
 
 BATCH = 500

@@ -12,7 +12,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from messaging import conf
 from messaging.db.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
-from messaging.models.states import in_state
+from messaging.models.base import in_state
 
 BATCH = 1000
 

@@ -81,7 +81,7 @@ def serve(connection: socket.socket) -> None:
         "project.settings",
         "messaging.operations",
         "messaging.publishing.publisher",
-        "messaging.publishing.encode",
+        "messaging.publishing.rows",
     ):
         import_module(name)
     assert connections["default"].connection is None  # its driver is loaded

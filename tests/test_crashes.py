@@ -16,18 +16,17 @@ from django.db import connection
 from messaging import operations
 from messaging.consuming.deaths import Deaths
 from messaging.db.clock import Now
-from messaging.db.outages import Outages
+from messaging.db.connections import Outages
 from messaging.exceptions import DatabaseUnavailable, ProcessDied
 from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 from messaging.operations import Operator
 from messaging.processing import crashes, failures, inbox
-from messaging.processing.claims import Claims
 from messaging.processing.failures import Failure
 from messaging.processing.inbox import AlreadyRecorded, Place
 from messaging.processing.processor import Processor
-from messaging.processing.station import Work
+from messaging.processing.station import Claims, Work
 from messaging.supervising.ledger import Entry
 from tests.app.models import Effect
 from tests.processing import Acks, Arrived, arrived, envelope_of, in_a_thread, registered, sent

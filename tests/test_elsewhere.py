@@ -577,7 +577,7 @@ class Away:
             raise OperationalError("it is away")
 
         self._stack = monkeypatch
-        monkeypatch.setattr("messaging.db.outages.is_up", lambda name: name != database)
+        monkeypatch.setattr("messaging.db.connections.is_up", lambda name: name != database)
         wrapper = connections[database].execute_wrapper(refuse_all)
         wrapper.__enter__()
         self._wrapper = wrapper

@@ -15,8 +15,8 @@ from django.utils import timezone
 from messaging.db.clock import Now
 from messaging.message import Message
 from messaging.models import ProcessedMessage, PublishedMessage
-from messaging.publishing.encode import compose_round
 from messaging.publishing.publisher import publish, publish_many
+from messaging.publishing.rows import compose_round
 from messaging.wire.envelope import Envelope
 from messaging.wire.properties import Properties
 

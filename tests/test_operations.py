@@ -22,8 +22,7 @@ from messaging.db.clock import Now
 from messaging.management import options
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.operations import Operator
-from messaging.wire.envelope import key_of
-from messaging.wire.ids import new_epoch
+from messaging.wire.envelope import key_of, new_epoch
 from tests.admin_rows import incoming, outgoing
 from tests.processing import in_a_thread
 

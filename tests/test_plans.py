@@ -16,15 +16,15 @@ from django.db import connection
 
 from messaging import operations, retention
 from messaging.db.clock import Now
-from messaging.db.outages import Outages
+from messaging.db.connections import Outages
 from messaging.exceptions import MessagingError
 from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.operations import Operator
-from messaging.processing.claims import Claims
 from messaging.processing.crashes import Crash, record_crash
 from messaging.processing.processor import Processor
+from messaging.processing.station import Claims
 from messaging.supervising.ledger import Entry
 from tests.processing import arrived, registered, sent
 

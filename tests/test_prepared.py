@@ -16,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 
 from messaging.db.clock import Now
 from messaging.db.insert_one import insert
-from messaging.db.prepared import can_prepare
+from messaging.db.session import can_prepare
 from messaging.models import ProcessedMessage
 from messaging.processing import inbox
 from tests.processing import arrived, envelope_of

@@ -16,7 +16,7 @@ from messaging.exceptions import DatabaseUnavailable
 from messaging.handlers import Registry, registry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
-from messaging.processing import failures, proof
+from messaging.processing import execution, failures
 from messaging.processing.processor import Processor
 from messaging.testing import drain
 from tests.app.models import Effect
@@ -299,7 +299,7 @@ def test_the_driver_knows_without_a_statement(
     def fail(*_: Any) -> bool:
         raise AssertionError("the database was asked")
 
-    monkeypatch.setattr(proof, "stands", fail)
+    monkeypatch.setattr(execution, "stands", fail)
     with connection.cursor() as cursor:
         cursor.execute("SET application_name = %s", [name])
     processor = make(leaving(lambda: None), **options)
@@ -327,7 +327,7 @@ def test_a_first_run_costs_one_statement_of_ours(make: Make, timeout: float | No
 def test_where_the_driver_does_not_know_the_database_is_asked(
     make: Make, known: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proof, "_reported", lambda _: known)
+    monkeypatch.setattr(execution, "_reported", lambda _: known)
     make(leaving(lambda: None)).process(arrived("whole"), lambda: None)
     assert ProcessedMessage.objects.get().state == State.PROCESSED
     ProcessedMessage.objects.all().delete()
@@ -381,7 +381,7 @@ def test_for_a_batch_too(make: Make) -> None:
 
 @on_postgresql
 def test_one_that_slept_past_it_has_made_one_attempt(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "MARGIN", 0.0)
+    monkeypatch.setattr(execution, "MARGIN", 0.0)
     runs: list[int] = []
 
     def sleep(message: ReceivedMessage) -> None:
@@ -401,7 +401,7 @@ def test_one_that_slept_past_it_has_made_one_attempt(make: Make, monkeypatch: py
 def test_one_that_slept_past_it_and_asks_nothing_more_has_failed_at_its_commit(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proof, "MARGIN", 0.0)
+    monkeypatch.setattr(execution, "MARGIN", 0.0)
     runs: list[int] = []
 
     def sleep(message: ReceivedMessage) -> None:

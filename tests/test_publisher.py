@@ -28,14 +28,11 @@ from messaging.db.clock import Now, in_utc
 from messaging.exceptions import ConfigurationError, PayloadError, PublishError
 from messaging.message import ReceivedMessage, Running, running
 from messaging.models import PublishedMessage
-from messaging.publishing.compose import Composer
-from messaging.publishing.encode import seal
-from messaging.publishing.notify import CHANNEL
-from messaging.wire.bodies import MOST_DECODED, decode_body, encode_body, pack_body, unpack_body
-from messaging.wire.envelope import CAUSATION, Envelope
-from messaging.wire.ids import new_id
+from messaging.publishing.publisher import CHANNEL
+from messaging.publishing.rows import Composer, seal
+from messaging.wire.bodies import MOST_DECODED, decode_body, encode_body, pack_body, storable, unpack_body
+from messaging.wire.envelope import CAUSATION, Envelope, new_id
 from messaging.wire.properties import Properties
-from messaging.wire.text import storable
 from tests.settings import TEST_DB
 
 Out = PublishedMessage.State

@@ -19,9 +19,9 @@ from messaging.db.insert_many import PIPELINED
 from messaging.message import Message
 from messaging.models import PublishedMessage
 from messaging.models.outbox import LEASED, PublishedMessageQuerySet
-from messaging.publishing.encode import seal
 from messaging.publishing.publisher import publish_many
-from messaging.relaying.marking import Marker
+from messaging.publishing.rows import seal
+from messaging.relaying.leases import Marker
 from messaging.relaying.relay import BATCH, Relay
 from tests.relaying import Desk, burst, relaying, states, try_unroutable_again_after
 from tests.settings import TEST_DB
@@ -178,7 +178,7 @@ def test_a_connection_that_marked_nothing_for_a_while_is_replaced(monkeypatch: p
     monkeypatch.setattr("messaging.models.outbox.PublishedMessageQuerySet.mark_published", mark)
     marker = Marker("default", lambda: None)
     for idle in (30.0, 30.0, 0.0):
-        monkeypatch.setattr("messaging.relaying.marking.IDLE", idle)
+        monkeypatch.setattr("messaging.relaying.leases.IDLE", idle)
         marker.begin([])
         marker.end()
     marker.close()

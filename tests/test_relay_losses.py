@@ -14,9 +14,8 @@ from messaging.backends.base import Fate, Outcome
 from messaging.message import Message
 from messaging.models import PublishedMessage
 from messaging.publishing.publisher import publish, publish_many
-from messaging.relaying.doubts import OFTEN, Proof
 from messaging.relaying.leases import Held, Leases
-from messaging.relaying.verdicts import Judge
+from messaging.relaying.verdicts import OFTEN, Judge, Proof
 from tests.proxy import Proxy
 from tests.relaying import Desk, relaying, state_is, states
 from tests.waiting import wait_until
@@ -66,7 +65,7 @@ def test_a_message_over_which_connections_are_lost_ends_failed_alone(desk: Desk,
 @pytest.mark.broker
 @pytest.mark.django_db(transaction=True)
 def test_others_are_sent_while_a_message_is_in_doubt(desk: Desk, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("messaging.relaying.doubts.Doubts.lost", _never_to_blame)
+    monkeypatch.setattr("messaging.relaying.verdicts.Doubts.lost", _never_to_blame)
     queue, proxy.poison = desk.queue("work"), POISON
     culprit = publish(queue, POISON, queue=queue)
     with relaying() as (relay,):
@@ -82,7 +81,7 @@ def test_others_are_sent_while_a_message_is_in_doubt(desk: Desk, proxy: Proxy, m
 
 
 def _never_to_blame(self: object, held: Held) -> bool:
-    from messaging.relaying.doubts import Doubts
+    from messaging.relaying.verdicts import Doubts
 
     assert isinstance(self, Doubts)
     counts = self._lost_alone if self._waiting.is_alone(held) else self._lost

@@ -19,8 +19,8 @@ from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMessage, Worker
 from messaging.models.operations import STOPPED
-from messaging.processing.claims import Claims
 from messaging.processing.processor import Processor
+from messaging.processing.station import Claims
 from messaging.processing.without_handler import AWAY, UNBEGUN, end_abandoned
 from messaging.supervising.ledger import Entry
 from messaging.testing.draining import Arrival
@@ -301,7 +301,7 @@ def away(monkeypatch: pytest.MonkeyPatch, processor: Processor) -> None:
 def in_an_outage(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Do what meets a database that is away."""
     with monkeypatch.context() as patch:
-        patch.setattr("messaging.db.outages.is_up", lambda _: False)
+        patch.setattr("messaging.db.connections.is_up", lambda _: False)
         with pytest.raises(DatabaseUnavailable):
             act()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from django.db import connection, connections
 
-from messaging.publishing.notify import CHANNEL
+from messaging.publishing.publisher import CHANNEL
 from messaging.relaying.listener import Listener
 from tests.settings import TEST_DB
 from tests.waiting import wait_until

@@ -24,7 +24,7 @@ from messaging import Message, publish_many
 from messaging.db.insert_one import insert
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.retention import expired, prune
-from messaging.wire.ids import new_id
+from messaging.wire.envelope import new_id
 
 BATCH, TIMES = 200, 20  # messages of a measurement, measurements of a step: the quickest counts, as noise only adds
 outbox = PublishedMessage.objects

@@ -16,7 +16,7 @@ from messaging.admin.display import seconds_until
 from messaging.exceptions import MessagingError, PayloadError, WireError
 from messaging.message import Message
 from messaging.models import PublishedMessage
-from messaging.publishing.compose import MAX_SECONDS, Composer
+from messaging.publishing.rows import MAX_SECONDS, Composer
 from messaging.wire.bodies import encode_body
 from messaging.wire.properties import encode_table
 

@@ -26,8 +26,8 @@ from messaging.exceptions import ConfigurationError, WireError
 from messaging.handlers import registry
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 from messaging.models.base import written
+from messaging.wire.bodies import storable
 from messaging.wire.envelope import Envelope
-from messaging.wire.text import storable
 
 State = ProcessedMessage.State
 ENVELOPE = (

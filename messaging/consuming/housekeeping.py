@@ -1,4 +1,7 @@
-"""What a consumer does beside consuming: shows that it lives, renews claims, reads pause flags, waits for databases."""
+"""What a consumer does beside consuming: shows that it lives, renews claims, reads pause flags, waits for databases.
+
+Each chore has a thread of its own, so that none waits for another's database.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,28 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 
-from django.db import router, transaction
+from django.db import connections, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
-from messaging.consuming.chores import Chores, Keeper, claims_chores
 from messaging.consuming.resending import resend
 from messaging.db.clock import Now
-from messaging.db.connections import is_up
+from messaging.db.connections import close_old, is_lost, is_up, reconnect
+from messaging.db.patience import bound_here, note_line, sever
 from messaging.exceptions import DatabaseUnavailable
 from messaging.models import QueueControl
 from messaging.models import Worker as WorkerRow
 from messaging.processing.processor import Processor
+from messaging.wire.bodies import one_line
 
 logger = logging.getLogger("messaging.consumer")
 
+SHORTEST_PATIENCE, LONGEST_PATIENCE = 3.0, 10.0  # seconds for a database that gives no sign; a lock takes two
+
+Chores = Mapping[str, tuple[float, Callable[[], object]]]  # what each is about: seconds between two, and how
 POLL = 2.0  # seconds between two looks at the pause flags
 HEARTBEAT = 5.0  # seconds between two signs of life
 FORGOTTEN = timedelta(days=1)
@@ -31,6 +39,104 @@ PROBE = 1.0  # seconds between two questions to a database that is away
 RESEND_INTERVAL = 20.0  # seconds between two looks for rounds that did not come back
 TRIAL = 2.0  # seconds that it has to be well to count as back
 LONGEST_PROBE = 30.0  # seconds, when it seems to be back again and again
+
+
+def claims_chores(processor: Processor, database: str) -> Chores:
+    """What keeps the claims in one database in order."""
+    third = processor.settings.lease / 3
+    return {
+        "the leases of running messages": (third, partial(processor.renew_claims, database)),
+        "the claims of dead workers": (third, partial(processor.sweep, database)),
+    }
+
+
+class Keeper(threading.Thread):
+    """Does the chores of one database, so that none that hangs keeps another database's from being done.
+
+    Args:
+        database: which one; the chores use no other.
+        processor: whose claims and outages these are.
+        chores: what to do.
+        on_outage: called when the database cannot be used.
+    """
+
+    def __init__(
+        self, database: str, processor: Processor, chores: Chores, on_outage: Callable[[DatabaseUnavailable], None]
+    ) -> None:
+        super().__init__(name=f"messaging-keeper-{database}", daemon=True)
+        self._database = database
+        self._processor = processor
+        self._chores = chores
+        self._on_outage = on_outage
+        self._over = threading.Event()
+        self._failing: set[str] = set()
+        self._due = dict.fromkeys(chores, 0.0)
+        self._patience = min(LONGEST_PATIENCE, max(SHORTEST_PATIENCE, processor.settings.lease / 3))
+        self._busy_since: float | None = None
+        self._connection: BaseDatabaseWrapper | None = None  # of this thread
+
+    def run(self) -> None:
+        """Do each chore when it is due, until `stop()`."""
+        bound_here(self._database, self._patience)
+        while not self._over.wait(max(0.0, min(self._due.values()) - time.monotonic())):
+            now = time.monotonic()
+            for chore, (interval, act) in self._chores.items():
+                if self._due[chore] <= now:
+                    self._try(chore, act)
+                    self._due[chore] = time.monotonic() + interval
+            self._after_round()
+        self._before_end()
+        connections.close_all()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """End; waits up to `timeout` seconds."""
+        self._over.set()
+        self.join(timeout)
+
+    def hurry(self) -> None:
+        """Cut the connection if a chore has hung on it for too long: a new one may do. For other threads."""
+        since, connection = self._busy_since, self._connection
+        if since is not None and connection is not None and time.monotonic() - since > self._patience:
+            self._busy_since = None  # once
+            sever(connection)
+
+    def _after_round(self) -> None:
+        """For subclasses: all that was due is done."""
+
+    def _before_end(self) -> None:
+        """For subclasses: this thread ends."""
+
+    def _try(self, chore: str, act: Callable[[], object]) -> None:
+        close_old()
+        self._connection = connections[self._database]
+        note_line(self._connection)
+        self._busy_since = time.monotonic()
+        try:
+            self._act(act)
+        except DatabaseUnavailable as trouble:
+            self._on_outage(trouble)
+        except Exception as error:  # noqa: BLE001 (no chore may end the others)
+            if chore not in self._failing:
+                self._failing.add(chore)
+                logger.warning("Cannot see to %s; trying again until it works: %s", chore, one_line(error))
+        else:
+            if chore in self._failing:
+                self._failing.discard(chore)
+                logger.warning("Could see to %s again.", chore)
+        finally:
+            self._busy_since = None
+
+    def _act(self, act: Callable[[], object]) -> None:
+        """Once more where only the connection in use was lost."""
+        with self._processor.outages.watch(self._database):
+            try:
+                act()
+            except Exception as error:
+                if not is_lost(error, self._database):
+                    raise
+                reconnect(self._database)
+                self._busy_since = time.monotonic()
+                act()
 
 
 class Outage:

@@ -25,8 +25,8 @@ from messaging.processing.processor import Processor
 from messaging.relaying.relay import Relay
 from messaging.supervising import lines, repeats
 from messaging.supervising.child import EXIT_CONFIGURATION, STOP_SIGNALS, VARIABLE
-from messaging.supervising.garbage import give_back_large, set_loaded_aside
 from messaging.supervising.ledger import Ledger
+from messaging.supervising.process_setup import give_back_large, set_loaded_aside
 from messaging.supervising.watchdog import Pulse
 
 logger = logging.getLogger("messaging.consumer")

@@ -17,7 +17,7 @@ from messaging.backends import get_backend
 from messaging.db.clock import Now
 from messaging.exceptions import BrokerUnavailable
 from messaging.models import AuditRecord, ProcessedMessage, QueueControl
-from messaging.publishing.notify import wake_relays
+from messaging.publishing.publisher import wake_relays
 from messaging.publishing.rounds import not_back, send_round_again
 
 BATCH = 500

@@ -14,7 +14,7 @@ from django.db.models.expressions import DatabaseDefault
 from django.db.models.sql import InsertQuery
 
 from messaging.db.connections import BATCH, batches
-from messaging.db.prepared import can_prepare, cursor_of, pipeline
+from messaging.db.session import can_prepare, cursor_of, pipeline
 
 PIPELINED = 125  # rows of one INSERT where the server inserts some while the next are encoded
 

@@ -15,8 +15,7 @@ from django.db.models.sql import InsertQuery
 
 from messaging.db.clock import Now
 from messaging.db.connections import Local, brief_locks, setting
-from messaging.db.prepared import can_prepare, execute
-from messaging.db.session import STATE, compare
+from messaging.db.session import STATE, can_prepare, compare, execute
 
 # Fields whose plain values every driver takes as they are.
 _PLAIN = (models.CharField, models.TextField, models.IntegerField, models.BooleanField)

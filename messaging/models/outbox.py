@@ -17,9 +17,9 @@ from django.db.models.lookups import In
 from django.db.models.sql.compiler import SQLCompiler
 
 from messaging.db.clock import Now
-from messaging.db.prepared import rows_of
-from messaging.models.states import in_state
-from messaging.wire.text import storable
+from messaging.db.session import rows_of
+from messaging.models.base import in_state
+from messaging.wire.bodies import storable
 
 if TYPE_CHECKING:
     from messaging.models.published import PublishedMessage

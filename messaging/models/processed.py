@@ -12,8 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from messaging.db.clock import MomentField, Now
 from messaging.exceptions import DeadLettered, ProcessDied
-from messaging.models.base import PolledIndex, StoredMessage, set_only
-from messaging.models.states import in_state
+from messaging.models.base import PolledIndex, StoredMessage, in_state, set_only
 from messaging.wire import nonces
 from messaging.wire.envelope import Envelope
 

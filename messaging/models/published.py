@@ -10,13 +10,11 @@ from django.db.models.functions import Greatest
 from django.utils.translation import gettext_lazy as _
 
 from messaging.db.clock import MomentField, Now
-from messaging.models.base import PolledIndex, StoredMessage, set_only
+from messaging.models.base import PolledIndex, StoredMessage, in_state, set_only
 from messaging.models.outbox import OWNER_LENGTH, UNROUTABLE, PublishedMessageQuerySet
 from messaging.models.processed import ProcessedMessage
-from messaging.models.states import in_state
 from messaging.wire.bodies import decode_body
-from messaging.wire.envelope import Envelope
-from messaging.wire.ids import new_id
+from messaging.wire.envelope import Envelope, new_id
 
 
 class PublishedMessage(StoredMessage):

@@ -37,8 +37,8 @@ from messaging.processing.execution import proven_commit
 from messaging.processing.failures import Failure
 from messaging.processing.inbox import AlreadyRecorded, Place, SetAside
 from messaging.processing.station import Station, Work, inserts_first
+from messaging.wire.bodies import one_line
 from messaging.wire.envelope import Envelope
-from messaging.wire.text import one_line
 
 logger = logging.getLogger("messaging.processor")
 

@@ -18,7 +18,7 @@ from django.db import connections, transaction
 
 from messaging import conf
 from messaging.db.clock import Now
-from messaging.db.outages import Outages
+from messaging.db.connections import Outages
 from messaging.exceptions import DatabaseUnavailable
 from messaging.handlers import Registry
 from messaging.models import ProcessedMessage

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from types import FrameType, TracebackType
 
 from messaging.exceptions import MessagingError
-from messaging.wire.text import storable
+from messaging.wire.bodies import storable
 
 TRACEBACK_LIMIT = 64 * 1024  # characters kept of a traceback: its end, where the error is
 LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})

@@ -8,7 +8,7 @@ from typing import Any
 from messaging.models import ProcessedMessage
 from messaging.signals import message_failed, message_retrying
 from messaging.supervising.repeats import KIND
-from messaging.wire.text import one_line
+from messaging.wire.bodies import one_line
 
 logger = logging.getLogger("messaging.consumer")
 

@@ -15,13 +15,13 @@ from messaging.db.clock import Now
 from messaging.exceptions import Reject, WireError
 from messaging.handlers import Backoff, Handler
 from messaging.models import Attempt, AuditRecord, ProcessedMessage
+from messaging.models.base import in_state
 from messaging.models.processed import UNCLAIMED
-from messaging.models.states import in_state
 from messaging.processing.error_text import describe, fingerprint, text_of, traceback_of, type_name
 from messaging.processing.inbox import AlreadyRecorded, Place
 from messaging.processing.retry import Decision, decide
-from messaging.publishing.encode import compose_round
-from messaging.wire.text import storable
+from messaging.publishing.rows import compose_round
+from messaging.wire.bodies import storable
 
 State = ProcessedMessage.State
 

@@ -10,8 +10,7 @@ from functools import partial
 from django.db import Error, OperationalError
 
 from messaging import conf
-from messaging.db.connections import is_conflict, is_lock_wait, is_lost, is_unfit, reconnect
-from messaging.db.outages import Outages
+from messaging.db.connections import Outages, is_conflict, is_lock_wait, is_lost, is_unfit, reconnect
 from messaging.db.session import end_orphan
 from messaging.exceptions import MessagingError
 from messaging.handlers import Handler, Registry, registry
@@ -21,7 +20,6 @@ from messaging.models.spools import Spool
 from messaging.processing import inbox, stopping, without_handler
 from messaging.processing.attempting import Attempts
 from messaging.processing.batching import run_batch
-from messaging.processing.claims import Claim, Claims
 from messaging.processing.crashes import Crash, came_again, record_crash
 from messaging.processing.elsewhere import Elsewhere, Standing, database_of, weigh
 from messaging.processing.execution import call
@@ -35,6 +33,8 @@ from messaging.processing.station import (
     DONE,
     HELD,
     Call,
+    Claim,
+    Claims,
     Incoming,
     RunningNow,
     Settlement,

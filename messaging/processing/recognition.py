@@ -13,8 +13,8 @@ from functools import partial
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.processing.station import Station
 from messaging.wire import nonces
+from messaging.wire.bodies import storable
 from messaging.wire.envelope import Envelope
-from messaging.wire.text import storable
 
 
 class Recognition:

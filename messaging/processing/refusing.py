@@ -27,8 +27,8 @@ from messaging.processing.inbox import AlreadyRecorded, SetAside
 from messaging.processing.recognition import Recognition
 from messaging.processing.retry import interval
 from messaging.processing.station import ACK, ASIDE, Incoming, Settlement, Station, set_aside
+from messaging.wire.bodies import storable
 from messaging.wire.envelope import Envelope
-from messaging.wire.text import storable
 
 
 class Refusals:

@@ -25,10 +25,9 @@ from messaging.exceptions import DatabaseUnavailable, WireError
 from messaging.models import ProcessedMessage, Worker
 from messaging.models.processed import ProcessedMessageQuerySet
 from messaging.processing import without_handler
-from messaging.processing.claims import Claim
 from messaging.processing.inbox import SetAside
-from messaging.processing.station import Station
-from messaging.wire.text import one_line, storable
+from messaging.processing.station import Claim, Station
+from messaging.wire.bodies import one_line, storable
 
 logger = logging.getLogger("messaging.consumer")
 

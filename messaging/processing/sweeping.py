@@ -14,7 +14,7 @@ from messaging.models import ProcessedMessage
 from messaging.processing import inbox, without_handler
 from messaging.processing.inbox import SetAside
 from messaging.processing.station import Station
-from messaging.wire.text import storable
+from messaging.wire.bodies import storable
 
 
 def sweep(station: Station, database: str) -> int:

@@ -13,21 +13,21 @@ from django.db.models import Q
 
 from messaging import conf
 from messaging.db.clock import Now
-from messaging.db.outages import Outages
+from messaging.db.connections import Outages
 from messaging.exceptions import HandlerTimeout, IdReused, ProcessDied, WireError
 from messaging.handlers import Handler, registry
 from messaging.models import ProcessedMessage, Worker
+from messaging.models.base import in_state
 from messaging.models.operations import STOPPED
 from messaging.models.processed import UNCLAIMED
 from messaging.models.spools import Spool
-from messaging.models.states import in_state
 from messaging.processing import crashes, failures, inbox
 from messaging.processing.failures import Failure
 from messaging.processing.inbox import AlreadyRecorded, Place, Verdict
 from messaging.supervising.ledger import Entry
+from messaging.wire.bodies import storable
 from messaging.wire.envelope import Envelope, address
 from messaging.wire.properties import Properties
-from messaging.wire.text import storable
 
 STOPPING = "stopping"  # a worker's status once it is asked to stop
 UNBEGUN = "Its worker was lost before its handler began."

@@ -1,4 +1,7 @@
-"""Publishing: a row in the caller's transaction. The relay does the rest."""
+"""Publishing: a row in the caller's transaction, which tells the relays. They do the rest.
+
+PostgreSQL's NOTIFY tells them; on other databases they find the row at their next look.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,10 @@ from messaging.exceptions import ConfigurationError, PublishError
 from messaging.killpoints import kill_point
 from messaging.message import Message, running
 from messaging.models import PublishedMessage
-from messaging.publishing.compose import Composer
-from messaging.publishing.encode import seal
-from messaging.publishing.notify import wake_relays
+from messaging.publishing.rows import Composer, seal
 
 __all__ = ["apublish", "apublish_many", "publish", "publish_many", "seal"]
+CHANNEL = "messaging_outbox"
 
 
 def publish(
@@ -187,3 +189,32 @@ def _save_once(rows: list[PublishedMessage], database: str, settings: conf.Alias
 
 def _identity(row: PublishedMessage) -> tuple[str, str, str, str]:
     return row.message_id, row.exchange, row.queue, row.routing_key
+
+
+def wake_relays(database: str, settings: conf.AliasSettings) -> None:
+    """Tell an alias's relays, where the database can: once per transaction, because each NOTIFY slows its commit."""
+    connection = connections[database]
+    if not settings.notify or connection.vendor != "postgresql":
+        return
+    if connection.in_atomic_block:
+        told: dict[str, _Told] = connection.__dict__.setdefault("_messaging_told", {})
+        hook = told.get(settings.alias)
+        # Django forgets the hooks of what is rolled back, as PostgreSQL forgets its notifications.
+        if hook is not None and any(entry[1] is hook for entry in connection.run_on_commit):
+            return
+        told[settings.alias] = hook = _Told()
+        transaction.on_commit(hook, using=database)
+    notify(connection, settings.alias)
+
+
+def notify(connection: BaseDatabaseWrapper, alias: str) -> None:
+    """Tell an alias's relays, with this connection."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, alias])
+
+
+class _Told:
+    """A commit hook that does nothing: its presence says that an alias's relays are told by this transaction."""
+
+    def __call__(self) -> None:
+        pass

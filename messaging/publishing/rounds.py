@@ -17,8 +17,8 @@ from messaging import conf
 from messaging.db.clock import Now
 from messaging.exceptions import ConfigurationError
 from messaging.models import ProcessedMessage, PublishedMessage
-from messaging.models.states import in_state
-from messaging.publishing.encode import compose_round
+from messaging.models.base import in_state
+from messaging.publishing.rows import compose_round
 from messaging.wire.envelope import key_of
 
 In = ProcessedMessage.State

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Sequence
@@ -11,10 +12,30 @@ from messaging.backends import get_backend
 from messaging.backends.base import Outcome, Outgoing
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable, TopologyError
-from messaging.relaying.trouble import Trouble
+from messaging.wire.bodies import one_line
 
+logger = logging.getLogger("messaging.relay")
 RECONNECT_PAUSE = 30.0  # seconds between tries to reach the broker, at most
 DECLARE_PAUSE = 5.0  # seconds between declarations because of unroutable messages
+
+
+class Trouble:
+    """Says once that something is wrong, and once that it is well again."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def begin(self, message: str, reason: object) -> None:
+        """Log `message` unless this trouble was logged before."""
+        if not self.reason:
+            logger.warning("%s: %s", message, one_line(reason))
+        self.reason = str(reason) or message
+
+    def end(self, message: str) -> None:
+        """Log `message` if there was trouble."""
+        if self.reason:
+            logger.warning("%s", message)
+        self.reason = ""
 
 
 class Uplink:

@@ -14,7 +14,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from messaging.db.connections import separate
-from messaging.publishing.notify import CHANNEL, notify
+from messaging.publishing.publisher import CHANNEL, notify
 
 logger = logging.getLogger("messaging.relay")
 PROBE = 30.0  # seconds of silence after which the connection is tried

@@ -25,13 +25,12 @@ from messaging.backends.base import Fate, Outgoing
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
 from messaging.killpoints import kill_point
 from messaging.models.outbox import LIGHT
-from messaging.publishing.encode import seal
+from messaging.publishing.rows import seal
 from messaging.relaying.connection import Uplink
-from messaging.relaying.doubts import Proof, probe
 from messaging.relaying.leases import MARK_DELAY, Held, Leases
 from messaging.relaying.listener import Listener, can_listen
-from messaging.relaying.verdicts import Judge
-from messaging.wire.text import storable
+from messaging.relaying.verdicts import Judge, Proof, probe
+from messaging.wire.bodies import storable
 
 logger = logging.getLogger("messaging.relay")
 

@@ -23,7 +23,7 @@ from messaging.models.outbox import PublishedMessageQuerySet
 from messaging.models.spools import Spool
 from messaging.processing.execution import call
 from messaging.processing.processor import Processor
-from messaging.publishing.encode import seal
+from messaging.publishing.rows import seal
 from messaging.testing.drained import Drained, Events
 from messaging.wire.envelope import Envelope
 from messaging.wire.properties import Properties

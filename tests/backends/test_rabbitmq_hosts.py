@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from messaging.backends.base import Topology
-from messaging.backends.rabbitmq import RabbitMQ, hosts
+from messaging.backends.rabbitmq import RabbitMQ, parameters
 from tests.backends.rabbitmq_settings import rabbitmq_backend
 from tests.backends.tools import Deliveries
 from tests.proxy import Proxy
@@ -59,10 +59,10 @@ def test_a_host_that_does_not_answer_is_tried_after_the_others(backend: RabbitMQ
 
 def test_a_failure_is_forgiven_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = ("one", 1), ("other", 1)
-    hosts.failed(*one)
-    assert hosts.in_order([one, other]) == [other, one]
-    hosts.failed(*other)
-    assert hosts.in_order([one, other]) == [one, other], "both failed, this one earlier"
-    monkeypatch.setattr(hosts, "FORGIVEN_AFTER", 0.0)
-    assert hosts.in_order([one, other]) == [one, other]
-    assert hosts.in_order([other, one]) == [other, one]
+    parameters.failed(*one)
+    assert parameters.in_order([one, other]) == [other, one]
+    parameters.failed(*other)
+    assert parameters.in_order([one, other]) == [one, other], "both failed, this one earlier"
+    monkeypatch.setattr(parameters, "FORGIVEN_AFTER", 0.0)
+    assert parameters.in_order([one, other]) == [one, other]
+    assert parameters.in_order([other, one]) == [other, one]

@@ -9,9 +9,8 @@ from collections.abc import Callable
 import pytest
 from pika import exceptions
 
-from messaging.backends.rabbitmq.frames import ACK, NACK, Deliver, take_frames
-from messaging.backends.rabbitmq.lossless import LosslessConnection
-from messaging.backends.rabbitmq.settling import settlement_frames
+from messaging.backends.rabbitmq.frames import ACK, NACK, Deliver, LosslessConnection, take_frames
+from messaging.backends.rabbitmq.subscription import settlement_frames
 
 SETTLE = struct.Struct(">BHIIQBc")
 

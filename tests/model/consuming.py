@@ -60,12 +60,14 @@ FAIL = action("the handler fails", "progress", "processing.attempting.Attempts._
 DOOMED = action(
     "the handler rolls back and returns",
     "trouble",
-    "processing.proof.Proof.refuse_other",
+    "processing.execution.Proof.refuse_other",
     "processing.inbox.stands",
     "processing.inbox.Place.take_back",
     "processing.batching._take_back",
 )
-AWAY = action("the database goes away", "trouble", "db.outages.Outages.raise_if_away", "processing.claims.Claims.held")
+AWAY = action(
+    "the database goes away", "trouble", "db.connections.Outages.raise_if_away", "processing.station.Claims.held"
+)
 RECORD_FAILURE = action(
     "record the failure",
     "progress",

@@ -36,8 +36,8 @@ MACHINE_DIES = action("a machine dies", "trouble")
 LOSE_CHANNEL = action("a channel is lost", "trouble", "models.embedded.EmbeddedConnectionQuerySet.end")
 CLAIM_LAPSES = action("a claim lapses", "progress")
 CLAIM_LAPSES_HELD = action("a claim lapses though held", "trouble")
-CLAIM_LAPSES_AWAY = action("a claim lapses in an outage", "trouble", "db.outages.Outages.leases_tell")
-RENEW = action("renew a claim", "trouble", "processing.claims.Claims.renew")
+CLAIM_LAPSES_AWAY = action("a claim lapses in an outage", "trouble", "db.connections.Outages.leases_tell")
+RENEW = action("renew a claim", "trouble", "processing.station.Claims.renew")
 SWEEP = action(
     "sweep",
     "progress",

@@ -49,7 +49,7 @@ SEND = action(
 RETURN = action("return as unroutable", "trouble", "backends.database.sender.DatabaseSender._address")
 LOSE_CONFIRM = action("lose the confirm", "trouble", f"{ROWS}.release", "relaying.leases.Leases.returned")
 MARK = action(
-    "mark published", "progress", f"{ROWS}.mark_published", "relaying.marking.Marker._mark", at=("relay.marked",)
+    "mark published", "progress", f"{ROWS}.mark_published", "relaying.leases.Marker._mark", at=("relay.marked",)
 )
 BACK_OFF = action("back off", "progress", f"{ROWS}.back_off")
 FAIL = action("fail the outgoing row", "progress", f"{ROWS}.fail", "models.published.PublishedMessage.fail_round")

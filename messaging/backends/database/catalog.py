@@ -15,7 +15,7 @@ from messaging.db.connections import transaction_mode
 from messaging.handlers import topic_matches
 from messaging.models import EmbeddedBinding, EmbeddedExchange, EmbeddedQueue
 from messaging.models.embedded import key_of
-from messaging.wire.text import storable
+from messaging.wire.bodies import storable
 
 BUILT_IN = {"amq.topic": "topic", "amq.direct": "direct", "amq.fanout": "fanout"}
 TYPES = ("topic", "direct", "fanout")

@@ -1,20 +1,44 @@
-"""Connection parameters and TLS from an alias's settings."""
+"""Connection parameters and TLS from an alias's settings, and which of its hosts to try first.
+
+They are tried in the order of its URL, but those that failed lately come last.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import ssl
+import time
+from collections.abc import Iterable
 
 import pika
 
-from messaging.backends.rabbitmq import hosts
 from messaging.conf import AliasSettings
 from messaging.exceptions import ConfigurationError
 
+FORGIVEN_AFTER = 60.0  # seconds
+
+_failed: dict[tuple[str, int], float] = {}
 # A blocked connection is alive (heartbeats go on) and its messages are kept by the broker: dropping it early would
 # only send them twice. It is dropped in the end, so that a broker that never recovers is left for another host.
 BLOCKED_TIMEOUT = 300.0
+
+
+def in_order(hosts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The hosts in the order in which to try them; among those that failed, the first that did."""
+    forgiven = time.monotonic() - FORGIVEN_AFTER
+
+    def failed_at(host: tuple[str, int]) -> float:
+        at = _failed.get(host, -math.inf)
+        return at if at > forgiven else -math.inf
+
+    return sorted(hosts, key=failed_at)
+
+
+def failed(host: str, port: int) -> None:
+    """Remember that a host did not answer, or ended a connection."""
+    _failed[host, port] = time.monotonic()
 
 
 def for_hosts(settings: AliasSettings, role: str, timeout: float) -> list[pika.ConnectionParameters]:
@@ -43,7 +67,7 @@ def for_hosts(settings: AliasSettings, role: str, timeout: float) -> list[pika.C
             ssl_options=pika.SSLOptions(context, settings.tls.get("SERVER_NAME") or host) if context else None,
             client_properties={"connection_name": name, "product": "django-durable-messaging"},
         )
-        for host, port in hosts.in_order(settings.hosts)
+        for host, port in in_order(settings.hosts)
     ]
 
 

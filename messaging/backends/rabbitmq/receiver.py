@@ -11,14 +11,12 @@ from weakref import WeakSet
 
 from messaging.backends.allowance import Allowance
 from messaging.backends.base import Delivery, Receiver
-from messaging.backends.rabbitmq.connection import Connection, complete
-from messaging.backends.rabbitmq.endpoint import Endpoint
+from messaging.backends.rabbitmq.connection import Connection, Endpoint, complete
 from messaging.backends.rabbitmq.errors import ChannelRefused, Loss, NoChannelLeft
 from messaging.backends.rabbitmq.frames import Deliver
 from messaging.backends.rabbitmq.logs import logger
 from messaging.backends.rabbitmq.session import Session
-from messaging.backends.rabbitmq.settling import Settlements
-from messaging.backends.rabbitmq.subscription import Subscription
+from messaging.backends.rabbitmq.subscription import Settlements, Subscription
 from messaging.backends.rabbitmq.topology.declare import capital
 from messaging.backends.rabbitmq.topology.differences import stream
 from messaging.conf import AliasSettings

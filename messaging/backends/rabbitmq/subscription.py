@@ -1,8 +1,13 @@
-"""A consumer on a channel of its own, and its deliveries."""
+"""A consumer on a channel of its own, its deliveries, and their acknowledgements.
+
+To write an acknowledgement wakes the I/O thread, and costs the broker a command. So they wait for others, and are
+written with as few frames as will do, unless the broker should hear of them to deliver more.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,14 +19,15 @@ from pika.exceptions import NoFreeChannels
 from messaging.backends.base import Delivery
 from messaging.backends.rabbitmq.connection import Connection
 from messaging.backends.rabbitmq.errors import Loss, NoChannelLeft, refusal
-from messaging.backends.rabbitmq.frames import Deliver, requeue_frame
-from messaging.backends.rabbitmq.settling import GATHERING, settlement_frames
+from messaging.backends.rabbitmq.frames import Deliver, ack_frame, requeue_frame
 from messaging.exceptions import BrokerUnavailable
 from messaging.wire.properties import Properties
 
 if TYPE_CHECKING:
     from messaging.backends.rabbitmq.receiver import RabbitReceiver
 
+
+GATHERING = 0.02  # seconds that an acknowledgement waits for others
 # A quorum queue takes 32 acknowledgements of a channel at once; the broker holds further ones back until those are
 # on disk, and forgets them when the channel closes meanwhile. So after a burst a channel is closed a little later.
 _BURST = 30
@@ -36,6 +42,78 @@ _CANCELLED = (
     'The broker cancelled the consumer of queue "{}": the queue was deleted or is unavailable, or a delivery was held '
     "longer than its consumer timeout."
 )
+
+
+class Settlements:
+    """What is to be written about the deliveries of one receiver."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[Subscription, int, bool]] = []
+        self._is_hurried = False
+
+    def add(self, subscription: Subscription, tag: int, *, done: bool) -> bool:
+        """Have a delivery acknowledged, or requeued, soon; from any thread. False when the connection is gone."""
+        with self._lock:
+            self._waiting.append((subscription, tag, done))
+        return not subscription.is_low or self.hurry()
+
+    def hurry(self) -> bool:
+        """Write what waits without waiting for more; from any thread. False when the connection is gone."""
+        with self._lock:
+            if self._waiting and not self._is_hurried:
+                try:
+                    self._waiting[-1][0].connection.run(self.write)
+                except BrokerUnavailable:
+                    return False
+                self._is_hurried = True
+        return True
+
+    def write(self) -> None:
+        """Write all that waits; in the I/O thread."""
+        with self._lock:
+            taken, self._waiting = self._waiting, []
+            self._is_hurried = False
+        settled: dict[Subscription, tuple[set[int], list[int]]] = {}
+        for subscription, tag, done in taken:
+            acked, returned = settled.setdefault(subscription, (set(), []))
+            if done:
+                acked.add(tag)
+            else:
+                returned.append(tag)
+        for subscription, (acked, returned) in settled.items():
+            subscription.write_settled(acked, returned)
+
+    def forget(self) -> None:
+        """The connection is gone: what waits comes again."""
+        with self._lock:
+            self._waiting.clear()
+            self._is_hurried = False
+
+
+def settlement_frames(channel: int, open_tags: dict[int, None], acked: set[int], returned: list[int]) -> list[bytes]:
+    """The frames that settle deliveries of one channel.
+
+    Args:
+        channel: its number.
+        open_tags: all that it has delivered and nobody has settled, in order; those settled here are removed.
+        acked: tags to be acknowledged: those that nothing open precedes with one frame together.
+        returned: tags to be requeued.
+    """
+    frames = [requeue_frame(channel, tag) for tag in returned]
+    for tag in returned:
+        open_tags.pop(tag, None)
+    together = 0
+    for tag in open_tags:
+        if tag not in acked:
+            break
+        together = tag
+    if together:
+        frames.append(ack_frame(channel, together, multiple=True))
+    frames += [ack_frame(channel, tag) for tag in sorted(acked) if tag > together]
+    for tag in acked:
+        open_tags.pop(tag, None)
+    return frames
 
 
 class Subscription:

@@ -18,7 +18,7 @@ from messaging.management.base import MessagingCommand
 from messaging.relaying.relay import Relay
 from messaging.supervising import process_setup
 from messaging.supervising.child import stop_signals
-from messaging.supervising.garbage import set_loaded_aside
+from messaging.supervising.process_setup import set_loaded_aside
 
 logger = logging.getLogger("messaging.relay")
 
