@@ -24,7 +24,7 @@ from tools.rabbitmq import RabbitMQ
 from tools.services import ServiceMissing
 
 if TYPE_CHECKING:
-    from tests.relaying import Desk
+    from tests.relays import Desk
 
 # Hypothesis measures by the clock how long examples take, which says more about the machine than about them.
 hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -123,8 +123,8 @@ def vhost_url(rabbitmq: Broker) -> Iterator[str]:
 
 @pytest.fixture
 def desk(vhost_url: str, settings: Settings) -> Iterator[Desk]:
-    """A channel to the broker that this process's own `MESSAGING` names, for the relays of `tests.relaying`."""
-    from tests.relaying import Desk  # models: only once Django is set up
+    """A channel to the broker that this process's own `MESSAGING` names, for the relays of `tests.relays`."""
+    from tests.relays import Desk  # models: only once Django is set up
 
     settings.MESSAGING = {"default": {"URL": vhost_url, "POLL_INTERVAL": 0.05, "LEASE": 3}}
     desk = Desk(vhost_url)

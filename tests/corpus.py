@@ -11,7 +11,7 @@ from typing import Any
 
 from messaging.wire.envelope import EXCHANGE, KEY, QUEUE, ROUND, ROUTING_KEY, ROW, hashed
 from messaging.wire.properties import Properties, encode_table
-from tests.processing import Arrived
+from tests.deliveries import Arrived
 
 TARGET = "hostile"  # the queue that gets them, by a topic exchange or straight
 HUGE = 16 * 1024 * 1024

@@ -24,7 +24,7 @@ from messaging.processing.processor import Processor
 from messaging.publishing.publisher import publish_many
 from messaging.wire.envelope import KEY, QUEUE, ROUND, hashed
 from tests.app.models import Effect
-from tests.processing import Arrived, arrived, envelope_of, registered
+from tests.deliveries import Arrived, arrived, envelope_of, registered
 
 pytestmark = pytest.mark.django_db(transaction=True)
 State = ProcessedMessage.State

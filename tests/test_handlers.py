@@ -15,7 +15,7 @@ from messaging import handler
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import Registry, is_generator, patterns_overlap, topic_matches
 from messaging.handlers import registry as site_registry
-from tests.processing import registered
+from tests.deliveries import registered
 
 words = st.lists(st.sampled_from(["a", "b", ""]), min_size=1, max_size=5)
 parts = st.lists(st.sampled_from(["a", "b", "*", "#"]), min_size=1, max_size=4)

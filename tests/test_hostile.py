@@ -33,7 +33,7 @@ from messaging.wire.envelope import EXCHANGE, KEY, QUEUE, ROUND, ROUTING_KEY, ha
 from messaging.wire.properties import Properties, encode_table
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES
 from tests.corpus import CONTENT_TYPES, FIELDS, IDS, LONGEST, TARGET, Hostile, corpus
-from tests.processing import Arrived, arrived, registered, sent
+from tests.deliveries import Arrived, arrived, registered, sent
 
 pytestmark = pytest.mark.django_db(transaction=True)
 State = ProcessedMessage.State

@@ -24,7 +24,7 @@ from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, Qu
 from messaging.operations import Operator
 from messaging.wire.envelope import key_of, new_epoch
 from tests.admin_rows import incoming, outgoing
-from tests.processing import in_a_thread
+from tests.deliveries import in_a_thread
 
 pytestmark = pytest.mark.django_db
 BY = Operator(name="script", reason="test")

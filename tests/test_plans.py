@@ -26,7 +26,7 @@ from messaging.processing.crashes import Crash, record_crash
 from messaging.processing.processor import Processor
 from messaging.processing.station import Claims
 from messaging.supervising.ledger import Entry
-from tests.processing import arrived, registered, sent
+from tests.deliveries import arrived, registered, sent
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),

@@ -21,9 +21,9 @@ from messaging.handlers import Registry
 from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.operations import Operator
 from messaging.processing.processor import Processor
+from tests.admin.test_pages import EVERYTHING
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, staff
-from tests.processing import Acks, arrived, registered
-from tests.test_admin_pages import EVERYTHING
+from tests.deliveries import Acks, arrived, registered
 
 pytestmark = [
     pytest.mark.usefixtures("second_database"),

@@ -17,9 +17,9 @@ from messaging.exceptions import PublishError
 from messaging.handlers import Registry
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage, QueueControl, Worker
 from messaging.processing.processor import Processor
+from tests.admin.test_pages import EVERYTHING
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, outgoing, staff
-from tests.processing import Acks, arrived, registered, sent
-from tests.test_admin_pages import EVERYTHING
+from tests.deliveries import Acks, arrived, registered, sent
 
 pytestmark = pytest.mark.django_db
 

@@ -15,14 +15,28 @@ from tools.environment import DEVELOPMENT, MARIADB, ROOT, ensure_environment
 from tools.packages import BUILDING, install_missing
 
 # These choose their databases themselves, or need none: another database would only run them once more.
-ALONE = ("consumer", "benchmarks", "chaos", "handlers", "items", "ledger", "readings", "retry", "services", "startup")
+ALONE = (
+    "tests/admin/test_readings.py",
+    "tests/consuming/test_backlog.py",
+    "tests/consuming/test_consumer.py",
+    "tests/processing/test_retry.py",
+    "tests/supervising/test_ledger.py",
+    "tests/supervising/test_supervisor.py",
+    "tests/test_handlers.py",
+    "tests/test_startup.py",
+    "tests/test_translations.py",
+    "tests/tools/test_benchmarks.py",
+    "tests/tools/test_chaos.py",
+    "tests/tools/test_services.py",
+    "tests/wire/test_codec.py",
+)
 ONCE = [
     "tests/acceptance",
     *(f"tests/backends/{path.name}" for path in (ROOT / "tests/backends").glob("test_*.py")),
     "tests/docs",
     "tests/failures",
     *(f"tests/model/test_{name}.py" for name in ("code", "documents", "model")),
-    *(f"tests/test_{name}.py" for name in (*ALONE, "supervisor", "translations", "wire")),
+    *ALONE,
 ]
 ONCE.remove("tests/backends/test_database.py")
 NAMES = {"sqlite": "SQLite", "postgres": "PostgreSQL", "mariadb": "MariaDB"}

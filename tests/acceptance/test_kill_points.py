@@ -67,7 +67,7 @@ MODES = {
 }
 EMBEDDED = {"embedded.taken": "steps.plain", "embedded.removed": "steps.plain"}
 COMMANDS = {"publisher.saved", "publisher.committed", "operations.requeued"}
-TWO_DATABASES = {"processor.moved"}  # tests/test_elsewhere.py
+TWO_DATABASES = {"processor.moved"}  # tests/processing/test_elsewhere.py
 
 
 def test_every_kill_point_has_a_test() -> None:

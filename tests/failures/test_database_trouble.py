@@ -10,11 +10,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.consuming.test_consumer import children_of
 from tests.failures.journal import DATABASE, SECRET, Trouble, assert_told_once
 from tests.failures.scene import HANDLERS, attempts, consume, effects, go, processed, send, started
 from tests.services import Database
 from tests.site import Site, SiteFactory
-from tests.test_consumer import children_of
 from tests.waiting import wait_until
 from tools.postgresql import PostgreSQL
 

@@ -36,7 +36,7 @@ from tests.failures.tools import (
     take_all,
     wait_for_one_effect_each,
 )
-from tests.relaying import Desk, burst, relaying, states, try_unroutable_again_after
+from tests.relays import Desk, burst, relaying, states, try_unroutable_again_after
 from tests.site import Running, Site, SiteFactory
 from tests.waiting import wait_until
 from tools.rabbitmq import RabbitMQ

@@ -14,9 +14,9 @@ from pathlib import Path
 import pika
 import pytest
 
+from tests.consuming.test_consumer import children_of, ready
 from tests.failures.deeds import channel, consume, effects, settled
 from tests.site import Running, Site, SiteFactory
-from tests.test_consumer import children_of, ready
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.broker

@@ -26,6 +26,7 @@ from messaging.operations import Operator
 from messaging.processing.processor import Processor
 from messaging.relaying.relay import Relay
 from tests.app.models import Effect
+from tests.deliveries import Arrived, registered
 from tests.model.acting import Actor, current
 from tests.model.protocol import Step
 from tests.model.states import (
@@ -36,7 +37,6 @@ from tests.model.states import (
     Copy,
     State,
 )  # fmt: skip
-from tests.processing import Arrived, registered
 
 BY = Operator(name="model")
 RELAY_STOPS = frozenset({"relay.leased", "relay.confirmed"})

@@ -26,7 +26,7 @@ from messaging.consuming.items import Job
 from messaging.handlers import Handler
 from messaging.wire.envelope import DIED, KEY, QUEUE, ROUND
 from messaging.wire.properties import Properties
-from tests.processing import Parcel
+from tests.deliveries import Parcel
 from tests.services import Database
 from tests.site import ROOT, Running, Site, SiteFactory
 from tests.waiting import wait_until

@@ -20,7 +20,7 @@ from messaging.processing import execution, failures
 from messaging.processing.processor import Processor
 from messaging.testing import drain
 from tests.app.models import Effect
-from tests.processing import arrived, registered, sent
+from tests.deliveries import arrived, registered, sent
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)

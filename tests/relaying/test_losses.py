@@ -17,7 +17,7 @@ from messaging.publishing.publisher import publish, publish_many
 from messaging.relaying.leases import Held, Leases
 from messaging.relaying.verdicts import OFTEN, Judge, Proof
 from tests.proxy import Proxy
-from tests.relaying import Desk, relaying, state_is, states
+from tests.relays import Desk, relaying, state_is, states
 from tests.waiting import wait_until
 
 rows = PublishedMessage.objects

@@ -16,7 +16,7 @@ from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 from messaging.processing.processor import Processor
 from tests.app.models import Effect
-from tests.processing import arrived, registered
+from tests.deliveries import arrived, registered
 from tests.settings import TEST_DB
 
 pytestmark = [

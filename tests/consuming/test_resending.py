@@ -20,10 +20,10 @@ from messaging.db.clock import Now
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage
 from messaging.operations import Operator
 from messaging.publishing.rounds import LONG, first_sent, not_back
+from tests.admin.test_pages import EVERYTHING
 from tests.admin_rows import INCOMING, QUEUES, incoming, outgoing, staff
 from tests.backends.tools import message, send
 from tests.site import SiteFactory
-from tests.test_admin_pages import EVERYTHING
 
 pytestmark = pytest.mark.django_db
 

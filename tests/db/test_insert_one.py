@@ -18,7 +18,7 @@ from messaging.db.clock import Now
 from messaging.db.insert_one import exists, insert
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.processing import inbox
-from tests.processing import arrived, envelope_of
+from tests.deliveries import arrived, envelope_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 State = ProcessedMessage.State

@@ -17,7 +17,7 @@ from messaging.message import Running
 from messaging.models import ProcessedMessage
 from messaging.processing.execution import call
 from messaging.processing.processor import Processor
-from tests.processing import arrived, registered
+from tests.deliveries import arrived, registered
 
 State = ProcessedMessage.State
 done: list[Any] = []

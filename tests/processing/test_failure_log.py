@@ -11,7 +11,7 @@ from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
 from messaging.models import PublishedMessage
 from messaging.processing.processor import Processor
-from tests.processing import arrived, registered, sent
+from tests.deliveries import arrived, registered, sent
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -23,7 +23,7 @@ from messaging.publishing.publisher import publish_many
 from messaging.publishing.rows import seal
 from messaging.relaying.leases import Marker
 from messaging.relaying.relay import BATCH, Relay
-from tests.relaying import Desk, burst, relaying, states, try_unroutable_again_after
+from tests.relays import Desk, burst, relaying, states, try_unroutable_again_after
 from tests.settings import TEST_DB
 from tests.waiting import wait_until
 

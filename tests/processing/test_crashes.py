@@ -29,7 +29,7 @@ from messaging.processing.processor import Processor
 from messaging.processing.station import Claims, Work
 from messaging.supervising.ledger import Entry
 from tests.app.models import Effect
-from tests.processing import Acks, Arrived, arrived, envelope_of, in_a_thread, registered, sent
+from tests.deliveries import Acks, Arrived, arrived, envelope_of, in_a_thread, registered, sent
 
 pytestmark = pytest.mark.django_db(transaction=True)
 State = ProcessedMessage.State

@@ -22,7 +22,7 @@ from messaging.wire import nonces
 from messaging.wire.envelope import EXCHANGE, KEY, NONCE, OURS, QUEUE, ROUND, ROUTING_KEY, Envelope, key_of
 from messaging.wire.properties import Properties
 from tests.app.models import Effect
-from tests.processing import Arrived, arrived, envelope_of, registered, sent
+from tests.deliveries import Arrived, arrived, envelope_of, registered, sent
 
 pytestmark = pytest.mark.django_db(transaction=True)
 State = ProcessedMessage.State

@@ -19,7 +19,7 @@ from messaging.db.insert_one import insert
 from messaging.db.session import can_prepare
 from messaging.models import ProcessedMessage
 from messaging.processing import inbox
-from tests.processing import arrived, envelope_of
+from tests.deliveries import arrived, envelope_of
 from tests.proxy import Proxy, _Pipe
 
 pytestmark = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from messaging.consuming.items import Item, Line
 from messaging.handlers import Handler
-from tests.processing import Parcel
+from tests.deliveries import Parcel
 
 
 def handler(batch: int | None) -> Handler:

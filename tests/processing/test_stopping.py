@@ -25,7 +25,7 @@ from messaging.processing.without_handler import AWAY, UNBEGUN, end_abandoned
 from messaging.supervising.ledger import Entry
 from messaging.testing.draining import Arrival
 from tests.app.models import Effect
-from tests.processing import Arrived, arrived, envelope_of, registered
+from tests.deliveries import Arrived, arrived, envelope_of, registered
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)

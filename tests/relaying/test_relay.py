@@ -23,7 +23,7 @@ from messaging.models import ProcessedMessage, PublishedMessage, Worker
 from messaging.publishing.publisher import publish, publish_many
 from messaging.relaying.relay import Relay
 from messaging.signals import message_failed, message_published, message_unpublishable
-from tests.relaying import Desk, burst, relaying, state_is, states, try_unroutable_again_after
+from tests.relays import Desk, burst, relaying, state_is, states, try_unroutable_again_after
 from tests.settings import TEST_DB
 from tests.waiting import wait_until
 

@@ -17,7 +17,7 @@ from messaging.handlers import Registry
 from messaging.models import ProcessedMessage
 from messaging.processing.processor import Processor
 from messaging.wire.envelope import Envelope
-from tests.processing import Parcel, registered
+from tests.deliveries import Parcel, registered
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -21,7 +21,7 @@ from messaging.supervising.child import describe
 from tests.waiting import wait_until
 from tools.janitor import Janitor
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 CHILD = """
 import json, os, socket, sys, time, signal, threading

@@ -28,7 +28,7 @@ from messaging.testing.draining import Arrival
 from messaging.wire import envelope as envelope_module
 from messaging.wire.envelope import DIED, Envelope
 from tests.app.models import Effect
-from tests.processing import Acks, Arrived, arrived, envelope_of, in_a_thread, registered, sent
+from tests.deliveries import Acks, Arrived, arrived, envelope_of, in_a_thread, registered, sent
 
 pytestmark = pytest.mark.django_db(transaction=True)
 State = ProcessedMessage.State

@@ -26,8 +26,8 @@ from messaging.processing.processor import Processor
 from messaging.supervising.ledger import Entry
 from messaging.wire.envelope import NONCE
 from tests.app.models import Effect
+from tests.deliveries import Acks, Arrived, arrived, registered, sent
 from tests.other import killed
-from tests.processing import Acks, Arrived, arrived, registered, sent
 
 pytestmark = [
     pytest.mark.usefixtures("second_database"),

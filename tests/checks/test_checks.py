@@ -20,7 +20,7 @@ from messaging.checks.databases import check_routers, check_sqlite, require, use
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import Registry
 from tests.admin_rows import incoming
-from tests.processing import registered
+from tests.deliveries import registered
 from tests.site import ROOT
 
 
