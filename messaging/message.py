@@ -103,7 +103,7 @@ class ReceivedMessage:
 
 
 @dataclass
-class Running:
+class HandlerContext:
     """What `publish()` needs to know of the handler that calls it.
 
     Attributes:
@@ -130,4 +130,4 @@ class Running:
         return uuid.uuid5(self.cause, f"{count}:{what}") if self.cause is not None else new_id()
 
 
-running: ContextVar[Running | None] = ContextVar("messaging_running", default=None)
+handler_context: ContextVar[HandlerContext | None] = ContextVar("messaging_running", default=None)

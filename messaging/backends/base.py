@@ -29,8 +29,8 @@ class Outgoing:
     """One message on its way to the broker.
 
     Attributes:
-        token: the caller's name for it, unique among those under way; comes back in the `Outcome`. It also travels as
-            the header `x-messaging-row`, by which a returned message is recognised.
+        token: the caller's name for it, unique among those under way; comes back in the `SendOutcome`. It also travels
+            as the header `x-messaging-row`, by which a returned message is recognised.
         exchange: exchange name, "" for the default exchange.
         routing_key: routing key; surrogate escapes stand for bytes that are not UTF-8.
         properties: encoded by `Properties.encode()` (content header without class, weight and size).
@@ -59,7 +59,7 @@ class Fate(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SendOutcome:
     """The fate of one `Outgoing`; `reason` is for people and never holds a credential."""
 
     token: str
@@ -76,13 +76,13 @@ class Sender(abc.ABC):
 
     @abc.abstractmethod
     def send(self, messages: Sequence[Outgoing]) -> None:
-        """Hand over messages, in order, and return at once. Each gets exactly one `Outcome`, whatever happens.
+        """Hand over messages, in order, and return at once. Each gets exactly one `SendOutcome`, whatever happens.
 
         Raises BrokerUnavailable, with nothing handed over, when there is no connection.
         """
 
     @abc.abstractmethod
-    def outcomes(self, timeout: float) -> list[Outcome]:
+    def outcomes(self, timeout: float) -> list[SendOutcome]:
         """Wait up to `timeout` seconds for news and return all there is; an empty list after the timeout."""
 
     @abc.abstractmethod

@@ -19,9 +19,9 @@ from messaging.backends import get_backend
 from messaging.backends.allowance import Allowance, default_limit
 from messaging.backends.base import Delivery
 from messaging.consuming.backlog import Backlog
-from messaging.consuming.housekeeping import Housekeeper, Outage
+from messaging.consuming.housekeeping import Housekeeper, OutageWatch
 from messaging.consuming.subscription import Subscription
-from messaging.consuming.worker import Worker, running
+from messaging.consuming.worker import WorkerThread, enter_ledger
 from messaging.db.clock import Now
 from messaging.db.connections import close_old
 from messaging.exceptions import BrokerUnavailable
@@ -99,12 +99,14 @@ class Consumer:
 
     def __init__(self, plan: Plan, name: str, ledger: Ledger | None = None, *, is_careful: bool = False) -> None:
         self._plan = plan
-        self.processor = Processor(plan.alias, name, running=running)
+        self.processor = Processor(plan.alias, name, running=enter_ledger)
         allowance = Allowance(plan.held_bytes)
         self._backlog = Backlog(self.processor.route, plan.dead_queues, self._hurry, allowance)
-        self._outage = Outage(self._backlog.hold, self._on_database_back)
+        self._outage = OutageWatch(self._backlog.hold, self._on_database_back)
         self._workers = [
-            Worker(index, self._backlog, self.processor, self._outage.begin, ledger.slot(index) if ledger else None)
+            WorkerThread(
+                index, self._backlog, self.processor, self._outage.begin, ledger.slot(index) if ledger else None
+            )
             for index in range(plan.concurrency)
         ]
         self._housekeeper = Housekeeper(

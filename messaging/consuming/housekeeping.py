@@ -139,7 +139,7 @@ class Keeper(threading.Thread):
                 act()
 
 
-class Outage:
+class OutageWatch:
     """Whether a database is away; asks it on a thread of its own until it answers.
 
     One with a full disk answers all the same. So work goes on on trial, and who fails then prolongs the outage.

@@ -28,13 +28,13 @@ LONGEST = 120.0  # seconds between two tries, where it cannot be recorded either
 _current = threading.local()
 
 
-def running(entry: Entry) -> AbstractContextManager[Callable[[], None]]:
+def enter_ledger(entry: Entry) -> AbstractContextManager[Callable[[], None]]:
     """Enter an attempt into the ledger slot of this worker thread; for `Processor`."""
     slot: Slot | None = getattr(_current, "slot", None)
     return slot.running(entry) if slot is not None else nullcontext(lambda: None)
 
 
-class Worker(threading.Thread):
+class WorkerThread(threading.Thread):
     """Processes jobs until the backlog is closed. Whatever a handler does, the thread survives.
 
     Args:

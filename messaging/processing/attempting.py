@@ -30,7 +30,7 @@ from messaging.db.session import renew
 from messaging.exceptions import DatabaseUnavailable
 from messaging.handlers import Handler
 from messaging.killpoints import kill_point
-from messaging.message import ReceivedMessage, Running
+from messaging.message import HandlerContext, ReceivedMessage
 from messaging.models import ProcessedMessage
 from messaging.processing import failures, without_handler
 from messaging.processing.execution import proven_commit
@@ -230,7 +230,7 @@ class Attempts:
         self, work: Work, message: ReceivedMessage, cause: uuid.UUID | None = None, derivation: int | None = None
     ) -> None:
         handler, work.has_begun = work.handler, True
-        context = Running(message, handler.database, handler.atomic, cause, derivation)
+        context = HandlerContext(message, handler.database, handler.atomic, cause, derivation)
         self._station.call(handler, [message] if handler.batch is not None else message, context)
 
     def _finish_claimed(self, work: Work, place: Place) -> None:

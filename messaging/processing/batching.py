@@ -18,7 +18,7 @@ from messaging.db.insert_many import insert_values
 from messaging.db.session import renew
 from messaging.handlers import Handler
 from messaging.killpoints import kill_point
-from messaging.message import ReceivedMessage, Running
+from messaging.message import HandlerContext, ReceivedMessage
 from messaging.models import ProcessedMessage
 from messaging.processing import inbox
 from messaging.processing.execution import proven_commit
@@ -88,7 +88,7 @@ def _run(
             _insert_all(works, keys, shared, database, proof.local(handler.timeout))
             proof.recorded(witness.row)
         try:
-            station.call(handler, messages, Running(None, database, True, None))
+            station.call(handler, messages, HandlerContext(None, database, True, None))
             kill_point("processor.handled")
             proof.refuse_other()
         except BaseException:

@@ -23,7 +23,7 @@ from messaging.db.savepoints import release, run_commit_hooks
 from messaging.db.session import begin, leave
 from messaging.exceptions import CommitNotProven, HandlerNotRun
 from messaging.handlers import Handler
-from messaging.message import ReceivedMessage, Running, running
+from messaging.message import HandlerContext, ReceivedMessage, handler_context
 from messaging.models import ProcessedMessage
 from messaging.processing.inbox import stands
 
@@ -168,7 +168,7 @@ def proven_commit(database: str, what: object, *, mode: str) -> Iterator[Proof]:
         raise CommitNotProven(UNPROVEN)
 
 
-def call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], context: Running) -> None:
+def call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], context: HandlerContext) -> None:
     """Call a handler, sync or async, so that `publish()` inside it knows what it runs for.
 
     What it gives back is of no interest, unless that is work still to be done: it is waited for. Raises HandlerNotRun
@@ -185,8 +185,8 @@ def call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], co
             end_fork()
 
 
-def _call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], context: Running) -> None:
-    running.set(context)
+def _call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], context: HandlerContext) -> None:
+    handler_context.set(context)
     if iscoroutinefunction(handler.function):
         # async_to_sync brings the ORM's calls back into this thread, and so into this transaction.
         result = async_to_sync(handler.function)(argument)

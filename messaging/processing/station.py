@@ -23,7 +23,7 @@ from messaging.db.connections import Outages
 from messaging.db.patience import note_line
 from messaging.db.session import number_of
 from messaging.handlers import Handler, Registry
-from messaging.message import ReceivedMessage, Running
+from messaging.message import HandlerContext, ReceivedMessage
 from messaging.models import ProcessedMessage
 from messaging.models.spools import Spool
 from messaging.processing.elsewhere import Elsewhere
@@ -201,8 +201,8 @@ def set_aside(reason: SetAside) -> Settlement:
 
 
 # Enters an attempt into the process's ledger while it runs; yields what lifts its time limit.
-RunningNow = Callable[[Entry], AbstractContextManager[Callable[[], None]]]
-Call = Callable[[Handler, "ReceivedMessage | list[ReceivedMessage]", Running], None]
+EnterLedger = Callable[[Entry], AbstractContextManager[Callable[[], None]]]
+Call = Callable[[Handler, "ReceivedMessage | list[ReceivedMessage]", HandlerContext], None]
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class Station:
     claims: Claims
     handlers: Registry
     elsewhere: Elsewhere
-    running: RunningNow
+    running: EnterLedger
     call: Call = call
 
     @property

@@ -20,7 +20,7 @@ from messaging.db.insert_many import insert_many
 from messaging.db.insert_one import insert
 from messaging.exceptions import ConfigurationError, PublishError
 from messaging.killpoints import kill_point
-from messaging.message import Message, running
+from messaging.message import Message, handler_context
 from messaging.models import PublishedMessage
 from messaging.publishing.rows import Composer, seal
 
@@ -101,7 +101,7 @@ def publish_many(
 ) -> list[PublishedMessage]:
     """Publish messages with few statements; all or none. Arguments and errors as for `publish()`."""
     settings = conf.get(using)
-    current = running.get()
+    current = handler_context.get()
     composer = Composer(settings, current, database)
     is_named = bool(database)
     database = database or (current.database if current else router.db_for_write(PublishedMessage))

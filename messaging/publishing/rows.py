@@ -20,7 +20,7 @@ from messaging import conf
 from messaging.conf.rules import name_of, plain
 from messaging.db.clock import Now, as_stored
 from messaging.exceptions import PayloadError, PublishError, WireError
-from messaging.message import Message, Running
+from messaging.message import HandlerContext, Message
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.processed import DIED
 from messaging.wire import nonces
@@ -121,7 +121,7 @@ class Composer:
     """
 
     def __init__(
-        self, settings: conf.AliasSettings, current: Running | None = None, database: str | None = None
+        self, settings: conf.AliasSettings, current: HandlerContext | None = None, database: str | None = None
     ) -> None:
         cause = current.message if current is not None else None
         # The handler's own may have been another one in an earlier run, before it moved: the ids stay the same.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from messaging import topology
 from messaging.backends import get_backend
-from messaging.backends.base import Outcome, Outgoing
+from messaging.backends.base import Outgoing, SendOutcome
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable, TopologyError
 from messaging.wire.bodies import one_line
@@ -116,7 +116,7 @@ class Uplink:
         """Hand over messages. Raises BrokerUnavailable, with nothing handed over, when there is no connection."""
         self._sender.send(messages)
 
-    def outcomes(self, timeout: float) -> list[Outcome]:
+    def outcomes(self, timeout: float) -> list[SendOutcome]:
         """Wait up to `timeout` seconds for news and return all there is."""
         return self._sender.outcomes(timeout)
 

@@ -113,7 +113,7 @@ def _disconnect(database: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Unsent:
     """What is to be written about rows: failed when `retry_in` is None, else another try in so many seconds."""
 
     reason: str
@@ -135,7 +135,7 @@ class Held:
 
     def fail(self, reason: str) -> None:
         """It can never be sent."""
-        self.leases.judged(self.row, Verdict(reason))
+        self.leases.judged(self.row, Unsent(reason))
 
     def hand_back(self) -> None:
         """Any relay may take it."""
@@ -167,7 +167,7 @@ class Leases:
         self._held: dict[int, PublishedMessage] = {}
         self._confirmed: list[PublishedMessage] = []
         self._marker = Marker(database, on_marked)
-        self._verdicts: dict[Verdict, list[PublishedMessage]] = {}
+        self._verdicts: dict[Unsent, list[PublishedMessage]] = {}
         self._releases: list[PublishedMessage] = []
         self._mark_at = self._renew_at = self._not_before = 0.0
         self.expects_more = True
@@ -229,7 +229,7 @@ class Leases:
             self._mark_at = time.monotonic() + MARK_DELAY
         self._confirmed.append(row)
 
-    def judged(self, row: PublishedMessage, verdict: Verdict) -> None:
+    def judged(self, row: PublishedMessage, verdict: Unsent) -> None:
         """Note a verdict for `write()`, which writes equal ones together."""
         self._verdicts.setdefault(verdict, []).append(row)
 
@@ -311,7 +311,7 @@ class Leases:
             row.state = PublishedMessage.State.PUBLISHED
         message_published.send_robust(sender=PublishedMessage, rows=rows)
 
-    def _pass(self, verdict: Verdict, rows: list[PublishedMessage]) -> None:
+    def _pass(self, verdict: Unsent, rows: list[PublishedMessage]) -> None:
         failed: list[PublishedMessage] = []
         try:
             if verdict.retry_in is not None:

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
 from messaging import conf
-from messaging.backends.base import Fate, Outcome, Outgoing
+from messaging.backends.base import Fate, Outgoing, SendOutcome
 from messaging.models import PublishedMessage
 from messaging.models.outbox import UNROUTABLE
-from messaging.relaying.leases import Held, Verdict
+from messaging.relaying.leases import Held, Unsent
 from messaging.wire.properties import Properties
 
 T = TypeVar("T")
@@ -158,7 +158,7 @@ class Proof:
         if opening != self._opening:
             self._opening, self._earlier, self.holds = opening, frozenset(under_way), False
 
-    def note(self, outcome: Outcome) -> None:
+    def note(self, outcome: SendOutcome) -> None:
         """Take an answer into account."""
         is_answer = outcome.fate in (Fate.CONFIRMED, Fate.UNROUTABLE, Fate.NACKED)
         is_refusal = outcome.fate is Fate.REFUSED and outcome.token.startswith(PROBE)  # not one of this side's
@@ -178,7 +178,7 @@ class Judge:
         self.doubts = Doubts()
         self._nacks: Counter[tuple[str, int]] = Counter()
 
-    def decide(self, outcome: Outcome, held: Held) -> None:
+    def decide(self, outcome: SendOutcome, held: Held) -> None:
         """Decide about one message."""
         if outcome.fate not in (Fate.UNKNOWN, Fate.UNANSWERED):
             self.doubts.answered(held)
@@ -211,7 +211,7 @@ class Judge:
         row = held.row
         problem = f"{UNROUTABLE} {reason}".rstrip()
         if row.attempts < len(self._unroutable_pauses):
-            held.leases.judged(row, Verdict(problem, self._unroutable_pauses[row.attempts]))
+            held.leases.judged(row, Unsent(problem, self._unroutable_pauses[row.attempts]))
             return
         held.fail(f"{problem} {_way_out(row)}, then publish it again.")
 
@@ -221,7 +221,7 @@ class Judge:
             self._nacks.clear()
         self._nacks[_key(held)] += 1
         pause = min(LONGEST_PAUSE, 2.0 ** min(self._nacks[_key(held)] - 1, 10)) * random.choice(JITTER)
-        held.leases.judged(held.row, Verdict(reason or "The broker does not take it now.", pause, spend=False))
+        held.leases.judged(held.row, Unsent(reason or "The broker does not take it now.", pause, spend=False))
 
 
 def _way_out(row: PublishedMessage) -> str:

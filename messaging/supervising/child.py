@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from messaging.supervising.ledger import Ledger, Running
+from messaging.supervising.ledger import Ledger, RunningEntry
 from messaging.supervising.offspring import end, offspring_of
 from messaging.supervising.watchdog import Watch
 
@@ -64,7 +64,7 @@ class Child:
         self._socket: socket.socket | None = None
         self._received = b""
         self._crashed: list[dict[str, Any]] = []  # not yet recorded by a successor
-        self._overdue: list[Running] = []
+        self._overdue: list[RunningEntry] = []
         self._files: list[str] = []
         self._offspring: list[int] = []  # to be ended with it
         self._unwritten: list[dict[str, Any]] = []
@@ -277,7 +277,7 @@ class Child:
                 self._socket.sendall(json.dumps(order).encode() + b"\n")
                 self._socket.setblocking(False)
 
-    def _note_end(self, status: int, running: list[Running]) -> None:
+    def _note_end(self, status: int, running: list[RunningEntry]) -> None:
         """What the successor has to count, and whose claims ended through no fault of theirs."""
         if self._kill_at is not None or self._overdue:
             late = [found for found in running if found in self._overdue]
@@ -319,7 +319,7 @@ def stop_signals() -> list[signal.Signals]:
     ]
 
 
-def _crash(found: Running, error: str = "", text: str = "") -> dict[str, Any]:
+def _crash(found: RunningEntry, error: str = "", text: str = "") -> dict[str, Any]:
     """An attempt that a process did not survive, as its successor is told; without an error it is not to be counted."""
     return {"entry": found.entry.to_json(), "error": error, "text": text, "since": found.since}
 
@@ -334,5 +334,5 @@ def describe(status: int) -> str:
         return f"was killed by signal {-status}"
 
 
-def _too_long(running: Running) -> str:
+def _too_long(running: RunningEntry) -> str:
     return f"ran longer than its timeout of {running.entry.timeout or 0:g} s"

@@ -89,7 +89,7 @@ def run_of(key: uuid.UUID, round_: int, token: uuid.UUID | None) -> uuid.UUID:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningEntry:
     """An entry as its supervisor finds it.
 
     Attributes:
@@ -199,11 +199,11 @@ class Ledger:
         """The place of worker thread `index`, from 0."""
         return Slot(self._memory, index)
 
-    def running_entries(self) -> list[Running]:
+    def running_entries(self) -> list[RunningEntry]:
         """What is running, or was when the process died."""
         return [running for index in range(self.slots) if (running := self._read(index))]
 
-    def overdue(self, now: float) -> list[Running]:
+    def overdue(self, now: float) -> list[RunningEntry]:
         """What has run longer than its timeout at `now` (CLOCK_MONOTONIC)."""
         return [running for index in range(self.slots) if (running := self._read(index, now))]
 
@@ -217,7 +217,7 @@ class Ledger:
         self._memory.close()
         os.close(self.fd)
 
-    def _read(self, index: int, overdue_at: float | None = None) -> Running | None:
+    def _read(self, index: int, overdue_at: float | None = None) -> RunningEntry | None:
         offset = index * SLOT
         state, since, length, deadline, checksum = _HEAD.unpack_from(self._memory, offset)
         if state == _IDLE or length > SLOT - _HEAD.size:
@@ -227,4 +227,4 @@ class Ledger:
         text = self._memory[offset + _HEAD.size : offset + _HEAD.size + length]
         if zlib.crc32(text) != checksum:  # read while it was being written
             return None
-        return Running(index, since, Entry.from_json(text.decode()))
+        return RunningEntry(index, since, Entry.from_json(text.decode()))

@@ -17,7 +17,7 @@ from messaging.backends.base import QueueSpec
 from messaging.db.savepoints import as_in_autocommit, run_commit_hooks
 from messaging.exceptions import DatabaseUnavailable, MessagingError
 from messaging.handlers import Handler, registry, topic_matches
-from messaging.message import ReceivedMessage, Running
+from messaging.message import HandlerContext, ReceivedMessage
 from messaging.models import PublishedMessage
 from messaging.models.outbox import PublishedMessageQuerySet
 from messaging.models.spools import Spool
@@ -185,7 +185,7 @@ class Drain:
                 rows.update(due_at=F("due_at") - timedelta(seconds=seconds))
 
 
-def _call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], context: Running) -> None:
+def _call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], context: HandlerContext) -> None:
     """Call a handler, and do what one without a transaction needs inside that of a test."""
     connection = connections[handler.database]
     if handler.atomic or not connection.in_atomic_block:

@@ -38,7 +38,7 @@ _LONG_STRING, _BYTES, _TABLE, _ARRAY, _VOID, _TIME, _DECIMAL = (ord(kind) for ki
 UNREADABLE = object()  # the value of an entry whose end alone is known
 
 
-class Entry(NamedTuple):
+class TableEntry(NamedTuple):
     """One entry of a table: its name, its value, and where its bytes begin and end."""
 
     name: str
@@ -58,12 +58,12 @@ def decode_table(raw: bytes) -> dict[str, Any]:
     return as_dict(entries)
 
 
-def scan_table(raw: bytes, depth: int = 0) -> tuple[list[Entry], str]:
+def scan_table(raw: bytes, depth: int = 0) -> tuple[list[TableEntry], str]:
     """Read a table's entries up to the first that cannot be understood; also say what is wrong with that one.
 
     At the top level what follows a table or list that cannot be understood is read all the same: brokers sort headers.
     """
-    entries: list[Entry] = []
+    entries: list[TableEntry] = []
     offset, limit, problem = 0, len(raw), ""
     while offset < limit:
         start = offset
@@ -79,11 +79,11 @@ def scan_table(raw: bytes, depth: int = 0) -> tuple[list[Entry], str]:
             if depth or end is None:
                 return entries, problem
             value, offset = UNREADABLE, end
-        entries.append(Entry(name, value, start, offset))
+        entries.append(TableEntry(name, value, start, offset))
     return entries, problem
 
 
-def as_dict(entries: list[Entry]) -> dict[str, Any]:
+def as_dict(entries: list[TableEntry]) -> dict[str, Any]:
     """The entries by name; the first of equal names wins. What could not be decoded is left out."""
     result: dict[str, Any] = {}
     for entry in entries:

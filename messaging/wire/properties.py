@@ -13,7 +13,7 @@ from typing import Any
 
 from messaging.exceptions import WireError
 from messaging.wire.fields import (
-    Entry,
+    TableEntry,
     as_dict,
     decode_short,
     decode_table,
@@ -67,7 +67,7 @@ class Properties:
     cluster_id: str | None = None
     raw_headers: bytes | None = None
     problem: str = ""
-    _entries: list[Entry] | None = field(default=None, init=False, repr=False, compare=False)
+    _entries: list[TableEntry] | None = field(default=None, init=False, repr=False, compare=False)
     _encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
@@ -128,11 +128,11 @@ class Properties:
         return replace(base, raw_headers=b"".join([added, *kept, raw[tail:]]))
 
     @property
-    def entries(self) -> Sequence[Entry]:
+    def entries(self) -> Sequence[TableEntry]:
         """The entries of the headers table up to where it can be read, with their places in `raw_headers`."""
         return self._scan()
 
-    def _scan(self) -> list[Entry]:
+    def _scan(self) -> list[TableEntry]:
         if self._entries is None:
             object.__setattr__(self, "_entries", scan_table(self.raw_headers or b"")[0])
         return self._entries or []

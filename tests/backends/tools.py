@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from messaging.backends.allowance import Allowance
-from messaging.backends.base import Delivery, Fate, Outcome, Outgoing, Sender
+from messaging.backends.base import Delivery, Fate, Outgoing, Sender, SendOutcome
 from messaging.wire.properties import Properties
 from tests.waiting import wait_until
 
@@ -28,9 +28,9 @@ def message(queue: str, body: bytes = b"body", **changes: Any) -> Outgoing:
     return Outgoing(uuid4().hex, exchange, key, properties, body, mandatory)
 
 
-def fates(sender: Sender, messages: list[Outgoing], deadline: float = 60.0) -> dict[str, Outcome]:
+def fates(sender: Sender, messages: list[Outgoing], deadline: float = 60.0) -> dict[str, SendOutcome]:
     """Wait for the outcome of each message, and that there is one only, by token."""
-    found: dict[str, Outcome] = {}
+    found: dict[str, SendOutcome] = {}
     end = time.monotonic() + deadline
     while len(found) < len(messages):
         assert time.monotonic() < end, f"{len(messages) - len(found)} outcomes are missing"
@@ -41,14 +41,14 @@ def fates(sender: Sender, messages: list[Outgoing], deadline: float = 60.0) -> d
     return found
 
 
-def send(sender: Sender, *messages: Outgoing) -> list[Outcome]:
+def send(sender: Sender, *messages: Outgoing) -> list[SendOutcome]:
     """Send messages and return their outcomes in the same order."""
     sender.send(messages)
     found = fates(sender, list(messages))
     return [found[one.token] for one in messages]
 
 
-def confirmed(outcomes: Iterable[Outcome]) -> bool:
+def confirmed(outcomes: Iterable[SendOutcome]) -> bool:
     """Whether all were confirmed."""
     return all(outcome.fate is Fate.CONFIRMED for outcome in outcomes)
 

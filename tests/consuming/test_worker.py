@@ -11,7 +11,7 @@ from django.db import connection
 
 from messaging.consuming import worker as module
 from messaging.consuming.backlog import Backlog
-from messaging.consuming.worker import Worker
+from messaging.consuming.worker import WorkerThread
 from messaging.exceptions import DatabaseUnavailable
 from messaging.handlers import Registry
 from messaging.models import ProcessedMessage
@@ -54,7 +54,7 @@ class Bench:
         self.processor = Broken("default", "worker-1", handlers=registry)
         self.backlog = Backlog(self.processor.route, ["work.dead"])
         self.outages: list[DatabaseUnavailable] = []
-        self.worker = Worker(0, self.backlog, self.processor, self.outages.append)
+        self.worker = WorkerThread(0, self.backlog, self.processor, self.outages.append)
 
     def put(self, *payloads: str, queue: str = "work") -> list[Parcel]:
         parcels = [Parcel(queue, payload, message_id="") for payload in payloads]

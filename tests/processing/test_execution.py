@@ -13,7 +13,7 @@ from django.utils import timezone, translation
 
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import Registry, handler, is_generator
-from messaging.message import Running
+from messaging.message import HandlerContext
 from messaging.models import ProcessedMessage
 from messaging.processing.execution import call
 from messaging.processing.processor import Processor
@@ -93,7 +93,7 @@ RUN: dict[str, Callable[..., Any]] = {
 
 
 def _run(function: Callable[..., Any]) -> None:
-    call(registered(Registry(), function), "the message", Running(None, "default", True, None))  # type: ignore[arg-type]
+    call(registered(Registry(), function), "the message", HandlerContext(None, "default", True, None))  # type: ignore[arg-type]
 
 
 @pytest.mark.mode(48)

@@ -11,7 +11,7 @@ from pytest_django import Settings
 
 from messaging import Message, publish, publish_many
 from messaging.exceptions import PublishError
-from messaging.message import Running, running
+from messaging.message import HandlerContext, handler_context
 from messaging.models import PublishedMessage
 
 pytestmark = [
@@ -71,14 +71,14 @@ def test_a_caller_who_names_the_outbox_or_has_a_transaction_there_is_believed() 
 
 @pytest.mark.parametrize("atomic", [True, False])
 def test_in_a_handler_its_own_database_counts(atomic: bool) -> None:
-    token = running.set(Running(message=None, database="default", atomic=atomic, cause=None))
+    token = handler_context.set(HandlerContext(message=None, database="default", atomic=atomic, cause=None))
     try:
         with transaction.atomic(using="other"), pytest.raises(PublishError):
             publish("k", 1)
         with transaction.atomic(), transaction.atomic(using="other"):
             publish("k", 1)
     finally:
-        running.reset(token)
+        handler_context.reset(token)
     assert count() == 1
 
 

@@ -26,7 +26,7 @@ from pytest_django import Settings
 from messaging import Message, apublish, apublish_many, conf, publish, publish_many
 from messaging.db.clock import Now, in_utc
 from messaging.exceptions import ConfigurationError, PayloadError, PublishError
-from messaging.message import ReceivedMessage, Running, running
+from messaging.message import HandlerContext, ReceivedMessage, handler_context
 from messaging.models import PublishedMessage
 from messaging.publishing.publisher import CHANNEL
 from messaging.publishing.rows import Composer, seal
@@ -308,19 +308,19 @@ def test_delays_are_by_the_clock_of_the_database() -> None:
     assert rows.due("default").get().routing_key == "past"
 
 
-def cause(*, atomic: bool) -> Running:
+def cause(*, atomic: bool) -> HandlerContext:
     properties = Properties.build(message_id="the-cause", correlation_id="talk")
     message = ReceivedMessage(Envelope("messaging", "k", properties, b""), queue="q")
-    return Running(message=message, database="default", atomic=atomic, cause=uuid.UUID(int=7))
+    return HandlerContext(message=message, database="default", atomic=atomic, cause=uuid.UUID(int=7))
 
 
 @pytest.mark.django_db
 def test_inside_a_handler_the_cause_is_recorded() -> None:
-    token = running.set(cause(atomic=True))
+    token = handler_context.set(cause(atomic=True))
     try:
         one, other = publish("k", 1), publish("k", 1, correlation_id="own")
     finally:
-        running.reset(token)
+        handler_context.reset(token)
     assert (one.causation_id, one.correlation_id, other.correlation_id) == ("the-cause", "talk", "own")
     assert one.message_id != other.message_id
     assert Properties.decode(seal(one)[2]).headers[CAUSATION] == "the-cause"
@@ -330,11 +330,11 @@ def test_inside_a_handler_the_cause_is_recorded() -> None:
 @pytest.mark.django_db
 def test_a_rerun_of_a_handler_without_a_transaction_does_not_double() -> None:
     def run() -> list[PublishedMessage]:
-        token = running.set(cause(atomic=False))
+        token = handler_context.set(cause(atomic=False))
         try:
             return [publish("k", 1), publish("k", 2), publish("other", 1), *publish_many([Message("k", 3)] * 2)]
         finally:
-            running.reset(token)
+            handler_context.reset(token)
 
     first, second = run(), run()
     assert len({row.message_id for row in first}) == 5

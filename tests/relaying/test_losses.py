@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 from pytest_django import Settings
 
-from messaging.backends.base import Fate, Outcome
+from messaging.backends.base import Fate, SendOutcome
 from messaging.message import Message
 from messaging.models import PublishedMessage
 from messaging.publishing.publisher import publish, publish_many
@@ -144,7 +144,7 @@ def held(leases: Leases, number: int) -> Held:
 
 
 def judged(judge: Judge, one: Held, fate: Fate) -> None:
-    judge.decide(Outcome(str(one.row.id), fate), one)
+    judge.decide(SendOutcome(str(one.row.id), fate), one)
 
 
 def test_what_was_lost_too_often_is_kept_and_what_was_answered_in_between_is_not() -> None:
@@ -173,15 +173,15 @@ def test_what_this_side_gave_up_is_not_held_against_a_message() -> None:
 def test_a_connection_has_proven_itself_once_the_broker_has_answered_on_it() -> None:
     proof = Proof()
     proof.begin(1, [])
-    proof.note(Outcome("1.1", Fate.UNKNOWN))
-    proof.note(Outcome("1.2", Fate.REFUSED))  # perhaps by this side
+    proof.note(SendOutcome("1.1", Fate.UNKNOWN))
+    proof.note(SendOutcome("1.2", Fate.REFUSED))  # perhaps by this side
     assert not proof.holds
-    proof.note(Outcome("probe.3", Fate.REFUSED))
+    proof.note(SendOutcome("probe.3", Fate.REFUSED))
     assert proof.holds
     proof.begin(1, [])
     assert proof.holds
     proof.begin(2, ["1.4"])
-    proof.note(Outcome("1.4", Fate.CONFIRMED))  # on the connection before
+    proof.note(SendOutcome("1.4", Fate.CONFIRMED))  # on the connection before
     assert not proof.holds
-    proof.note(Outcome("1.5", Fate.CONFIRMED))
+    proof.note(SendOutcome("1.5", Fate.CONFIRMED))
     assert proof.holds

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from messaging.backends.base import Delivery
 from messaging.backends.database import letters
-from messaging.backends.database.holdings import Subscription
+from messaging.backends.database.holdings import EmbeddedSubscription
 from messaging.models import EmbeddedMessage
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class DatabaseDelivery(Delivery):
     """A message from the embedded broker, tied to the lease under which it was taken."""
 
-    def __init__(self, feed: Feed, subscription: Subscription, row: EmbeddedMessage) -> None:
+    def __init__(self, feed: Feed, subscription: EmbeddedSubscription, row: EmbeddedMessage) -> None:
         self._feed = feed
         self.subscription = subscription
         self.row_id = int(row.pk)

@@ -16,7 +16,7 @@ from messaging.backends.base import Delivery
 from messaging.backends.database import local
 from messaging.backends.database.delivery import DatabaseDelivery
 from messaging.backends.database.errors import broker_errors, described
-from messaging.backends.database.holdings import Holdings, Subscription
+from messaging.backends.database.holdings import EmbeddedSubscription, Holdings
 from messaging.backends.database.processes import identity
 from messaging.backends.database.sweeper import Sweeper
 from messaging.conf import AliasSettings
@@ -96,7 +96,7 @@ class Feed:
 
     def subscribe(self, queue: str, queue_id: int, prefetch: int) -> None:
         """Take messages from a queue."""
-        self._holdings.subscribe(Subscription(queue, queue_id, prefetch, is_narrow=self._is_limited))
+        self._holdings.subscribe(EmbeddedSubscription(queue, queue_id, prefetch, is_narrow=self._is_limited))
         self._renew_at = 0.0  # which tells others what is consumed
         self._look_now()
 
@@ -247,7 +247,7 @@ class Feed:
         allowance.is_waited_for = room == 0
         return room
 
-    def _hand_over(self, subscription: Subscription, rows: list[EmbeddedMessage]) -> None:
+    def _hand_over(self, subscription: EmbeddedSubscription, rows: list[EmbeddedMessage]) -> None:
         unseen = []
         for row in rows:
             if self._is_closing or not self._holdings.hold(subscription, row.pk):

@@ -12,7 +12,7 @@ MANY = 200  # acknowledgements that are written without waiting for more
 
 
 @dataclass(eq=False, slots=True)
-class Subscription:
+class EmbeddedSubscription:
     """One consumer's life: its queue, and the rows that were delivered to it and are not settled."""
 
     queue: str
@@ -43,7 +43,7 @@ class Holdings:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._lock = threading.Lock()
-        self._subscriptions: dict[str, Subscription] = {}
+        self._subscriptions: dict[str, EmbeddedSubscription] = {}
         self._out: set[int] = set()  # handed over and not settled
         self._done: list[int] = []
         self._back: list[int] = []
@@ -51,7 +51,7 @@ class Holdings:
         self._is_starved = self._is_hungry = False  # a queue was full at the last look; it is nearly empty since
         self.is_live = False
 
-    def subscribe(self, subscription: Subscription) -> None:
+    def subscribe(self, subscription: EmbeddedSubscription) -> None:
         """Take in a consumer."""
         with self._lock:
             self._subscriptions[subscription.queue] = subscription
@@ -84,14 +84,14 @@ class Holdings:
         with self._lock:
             return {one.queue: one.queue_id for one in self._subscriptions.values()}
 
-    def rooms(self) -> dict[int, Subscription]:
+    def rooms(self) -> dict[int, EmbeddedSubscription]:
         """The consumers that can be given more, by their queues' numbers."""
         with self._lock:
             rooms = {one.queue_id: one for one in self._subscriptions.values() if one.room}
             self._is_starved, self._is_hungry = len(rooms) < len(self._subscriptions), False
             return rooms
 
-    def hold(self, subscription: Subscription, row_id: int) -> bool:
+    def hold(self, subscription: EmbeddedSubscription, row_id: int) -> bool:
         """Note that a row is handed over; False when its consumer is no more."""
         with self._lock:
             if not subscription.is_active:
@@ -101,7 +101,7 @@ class Holdings:
             self._is_starved |= not subscription.room
             return True
 
-    def settle(self, subscription: Subscription, row_id: int, *, done: bool) -> bool:
+    def settle(self, subscription: EmbeddedSubscription, row_id: int, *, done: bool) -> bool:
         """Note that a row is done, or goes back. False when the lease is over: it comes again."""
         with self._lock:
             if not self.is_live:

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 
-from messaging.backends.base import Fate, Outcome, Outgoing, Sender
+from messaging.backends.base import Fate, Outgoing, Sender, SendOutcome
 from messaging.backends.database import letters, local
 from messaging.backends.database.catalog import Routes
 from messaging.backends.database.errors import broker_errors, described
@@ -29,7 +29,7 @@ class DatabaseSender(Sender):
     def __init__(self, database: str) -> None:
         self._database = database
         self._condition = threading.Condition()
-        self._news: list[Outcome] = []
+        self._news: list[SendOutcome] = []
         self._is_woken = self._is_open = False
 
     def open(self) -> None:
@@ -52,7 +52,7 @@ class DatabaseSender(Sender):
             self._news += outcomes
             self._condition.notify_all()
 
-    def outcomes(self, timeout: float) -> list[Outcome]:
+    def outcomes(self, timeout: float) -> list[SendOutcome]:
         """Wait up to `timeout` seconds for news and return all there is."""
         with self._condition:
             self._condition.wait_for(lambda: self._news or self._is_woken, timeout)
@@ -85,7 +85,7 @@ class DatabaseSender(Sender):
         """Nothing is under way after `send()`; the caller's database connection is the caller's."""
         self._is_open = False
 
-    def _deliver(self, messages: Sequence[Outgoing]) -> list[Outcome]:
+    def _deliver(self, messages: Sequence[Outgoing]) -> list[SendOutcome]:
         """All together, or where that is refused one by one, so that one bad message fails alone."""
         with broker_errors(self._database):
             routes = Routes.read(self._database)
@@ -97,7 +97,7 @@ class DatabaseSender(Sender):
                 routes = Routes.read(self._database)
             return [outcome for message in messages for outcome in self._store_alone(message, routes)]
 
-    def _store(self, messages: Sequence[Outgoing], routes: Routes) -> list[Outcome]:
+    def _store(self, messages: Sequence[Outgoing], routes: Routes) -> list[SendOutcome]:
         rows: list[EmbeddedMessage] = []
         outcomes = [self._address(message, routes, rows) for message in messages]
         if rows:
@@ -107,13 +107,13 @@ class DatabaseSender(Sender):
             local.wake(self._database)
         return outcomes
 
-    def _store_alone(self, message: Outgoing, routes: Routes) -> list[Outcome]:
+    def _store_alone(self, message: Outgoing, routes: Routes) -> list[SendOutcome]:
         try:
             return self._store([message], routes)
         except (OperationalError, InterfaceError) as error:
-            return [Outcome(message.token, Fate.NACKED, described(self._database, error))]
+            return [SendOutcome(message.token, Fate.NACKED, described(self._database, error))]
         except DatabaseError as error:
-            return [Outcome(message.token, Fate.REFUSED, f"The database refuses it: {printable(str(error))}")]
+            return [SendOutcome(message.token, Fate.REFUSED, f"The database refuses it: {printable(str(error))}")]
 
     def _probe(self) -> None:
         """Write a row and take it back: an error here is the database's trouble, not a message's."""
@@ -125,19 +125,19 @@ class DatabaseSender(Sender):
                 EmbeddedMessage.objects.using(self._database).create(queue_id=queue.pk, wire=b"", body=b"")
             transaction.set_rollback(True, using=self._database)
 
-    def _address(self, message: Outgoing, routes: Routes, rows: list[EmbeddedMessage]) -> Outcome:
+    def _address(self, message: Outgoing, routes: Routes, rows: list[EmbeddedMessage]) -> SendOutcome:
         """Add a row for each queue that takes the message, and say what will have become of it."""
         exchange, key = printable(message.exchange), printable(message.routing_key)
         try:
             wire, expiry = letters.seal(message), letters.seconds_to_live(message.properties)
         except WireError as error:
-            return Outcome(message.token, Fate.REFUSED, str(error))
+            return SendOutcome(message.token, Fate.REFUSED, str(error))
         queues = routes.find(message.exchange, message.routing_key)
         if queues is None:
-            return Outcome(message.token, Fate.UNROUTABLE, f'There is no exchange "{exchange}".')
+            return SendOutcome(message.token, Fate.UNROUTABLE, f'There is no exchange "{exchange}".')
         if not queues and message.mandatory:
             where = f'queue "{key}"' if not exchange else f'queue takes "{key}" from exchange "{exchange}"'
-            return Outcome(message.token, Fate.UNROUTABLE, f"No {where}.")
+            return SendOutcome(message.token, Fate.UNROUTABLE, f"No {where}.")
         until = None if expiry is None else Now() + timedelta(seconds=expiry)
         rows += [EmbeddedMessage(queue_id=queue, wire=wire, body=message.body, expires_at=until) for queue in queues]
-        return Outcome(message.token, Fate.CONFIRMED)
+        return SendOutcome(message.token, Fate.CONFIRMED)

@@ -16,7 +16,7 @@ from messaging.backends.rabbitmq.errors import ChannelRefused, Loss, NoChannelLe
 from messaging.backends.rabbitmq.frames import Deliver
 from messaging.backends.rabbitmq.logs import logger
 from messaging.backends.rabbitmq.session import Session
-from messaging.backends.rabbitmq.subscription import Settlements, Subscription
+from messaging.backends.rabbitmq.subscription import ChannelSubscription, Settlements
 from messaging.backends.rabbitmq.topology.declare import capital
 from messaging.backends.rabbitmq.topology.differences import stream
 from messaging.conf import AliasSettings
@@ -49,8 +49,8 @@ class RabbitReceiver(Endpoint, Receiver):
         self._waiting_for_answers = 0  # in the I/O thread
         self._is_closing = False
         self._lock = threading.Lock()
-        self._subscriptions: dict[str, Subscription] = {}
-        self._alive: WeakSet[Subscription] = WeakSet()  # cancelled ones too, while deliveries are out
+        self._subscriptions: dict[str, ChannelSubscription] = {}
+        self._alive: WeakSet[ChannelSubscription] = WeakSet()  # cancelled ones too, while deliveries are out
         self._troubles: dict[str, str] = {}  # by queue
         self._suspects: dict[str, bool] = {}  # queues that seem to be streams; False of those that are none
         self.settlements = Settlements()
@@ -63,7 +63,7 @@ class RabbitReceiver(Endpoint, Receiver):
         if queue in self.consuming:
             return
         self._refuse_stream(queue)
-        subscription = Subscription(queue, prefetch, self, connection, is_narrow=self._is_limited)
+        subscription = ChannelSubscription(queue, prefetch, self, connection, is_narrow=self._is_limited)
         try:
             self._call(connection, subscription.start, _ANSWER_TIMEOUT)
         except ChannelRefused as refusal:
@@ -150,7 +150,7 @@ class RabbitReceiver(Endpoint, Receiver):
         """How many messages of that size may be held."""
         return self._allowance.fits(size)
 
-    def gone(self, subscription: Subscription, words: str) -> None:
+    def gone(self, subscription: ChannelSubscription, words: str) -> None:
         """A consumer ended without being asked to; called in the I/O thread."""
         with self._lock:
             if self._subscriptions.get(subscription.queue) is subscription:

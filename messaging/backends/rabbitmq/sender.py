@@ -11,7 +11,7 @@ from typing import Any
 
 from pika import exceptions
 
-from messaging.backends.base import Fate, Outcome, Outgoing, Sender
+from messaging.backends.base import Fate, Outgoing, Sender, SendOutcome
 from messaging.backends.rabbitmq.connection import CONNECT_TIMEOUT, Connection, Endpoint, complete
 from messaging.backends.rabbitmq.errors import HARD_ERRORS, NO_EXCHANGE, Loss
 from messaging.backends.rabbitmq.frames import Confirm, LosslessConnection, RawProperties, publish_frames, text
@@ -48,8 +48,8 @@ class Lane:
         self,
         io: LosslessConnection,
         on_ready: Callable[[], None],
-        on_refused: Callable[[list[Outcome]], None],
-        report: Callable[[list[Outcome]], None],
+        on_refused: Callable[[list[SendOutcome]], None],
+        report: Callable[[list[SendOutcome]], None],
         on_stale: Callable[[], None],
     ) -> None:
         self._io = io
@@ -89,7 +89,7 @@ class Lane:
                     frame_max,
                 )
             except WireError as error:
-                self._report([Outcome(message.token, Fate.REFUSED, str(error))])
+                self._report([SendOutcome(message.token, Fate.REFUSED, str(error))])
                 continue
             self._last_tag += 1
             self._pending[self._last_tag] = message
@@ -99,14 +99,14 @@ class Lane:
                 pieces, size = [], 0
         self._io.write(b"".join(pieces))
 
-    def close(self) -> list[Outcome]:
+    def close(self) -> list[SendOutcome]:
         """Close the channel; nobody will know what became of messages that are under way. Returns their fates."""
         self.is_ready = False
         self._io.confirms.pop(self._channel.channel_number, None)
         self._channel.close()
         return [self._known(message, Fate.UNANSWERED, "Its channel was given up.") for message in self._take()]
 
-    def end(self, loss: Loss) -> list[Outcome]:
+    def end(self, loss: Loss) -> list[SendOutcome]:
         """The fates of what is under way when the connection is lost."""
         if loss.code in HARD_ERRORS:
             return self._give_up(f"The broker closed the connection: {loss.code} {loss.reason}")
@@ -128,7 +128,7 @@ class Lane:
         if isinstance(error, exceptions.ChannelClosedByBroker):  # else the connection's own end says more
             self._on_refused(self._refused(Loss.of(error)))
 
-    def _refused(self, loss: Loss) -> list[Outcome]:
+    def _refused(self, loss: Loss) -> list[SendOutcome]:
         reason = f"The broker refused it: {loss.code} {loss.reason}"
         if loss.code != 404:
             return self._give_up(reason)
@@ -141,7 +141,7 @@ class Lane:
             for message in self._take()
         ]
 
-    def _give_up(self, reason: str) -> list[Outcome]:
+    def _give_up(self, reason: str) -> list[SendOutcome]:
         """Only one under way: it is the culprit. Several: any of them may be."""
         fate = Fate.REFUSED if len(self._pending) == 1 else Fate.SUSPECT
         return [self._known(message, fate, reason) for message in self._take()]
@@ -151,12 +151,12 @@ class Lane:
         self._pending.clear()
         return messages
 
-    def _known(self, message: Outgoing, fate: Fate, reason: str) -> Outcome:
+    def _known(self, message: Outgoing, fate: Fate, reason: str) -> SendOutcome:
         """The outcome, unless the broker had returned the message before: then that is what became of it."""
         returned = self._returned.pop(message.token, None)
         if returned is not None:
-            return Outcome(message.token, Fate.UNROUTABLE, returned)
-        return Outcome(message.token, fate, reason)
+            return SendOutcome(message.token, Fate.UNROUTABLE, returned)
+        return SendOutcome(message.token, fate, reason)
 
     def _on_confirm(self, confirm: Confirm) -> None:
         pending = self._pending
@@ -175,11 +175,11 @@ class Lane:
         if not confirm.acked:
             self.stale_since = self.stale_since or time.monotonic()
             reason = "The broker did not take it for now (a full or unavailable queue)."
-            outcomes = [Outcome(message.token, Fate.NACKED, reason) for message in messages]
+            outcomes = [SendOutcome(message.token, Fate.NACKED, reason) for message in messages]
         elif self._returned:
             outcomes = [self._known(message, Fate.CONFIRMED, "") for message in messages]
         else:
-            outcomes = [Outcome(message.token, Fate.CONFIRMED) for message in messages]
+            outcomes = [SendOutcome(message.token, Fate.CONFIRMED) for message in messages]
         self._report(outcomes)
         if self.stale_since is not None and not pending:
             self._on_stale()
@@ -199,7 +199,7 @@ class RabbitSender(Endpoint, Sender):
     def __init__(self, settings: AliasSettings) -> None:
         super().__init__(settings, "publisher")
         self._condition = threading.Condition()
-        self._news: list[Outcome] = []
+        self._news: list[SendOutcome] = []
         self._inbox: deque[Sequence[Outgoing]] = deque()
         self._under_way = 0
         self._woken = False
@@ -219,7 +219,7 @@ class RabbitSender(Endpoint, Sender):
             self._inbox.append(messages)
             self._under_way += len(messages)
 
-    def outcomes(self, timeout: float) -> list[Outcome]:
+    def outcomes(self, timeout: float) -> list[SendOutcome]:
         """Wait up to `timeout` seconds for news and return all there is."""
         with self._condition:
             self._condition.wait_for(lambda: self._news or self._woken, timeout)
@@ -269,7 +269,7 @@ class RabbitSender(Endpoint, Sender):
         connection.call(start, CONNECT_TIMEOUT)
 
     def _open_lane(self, connection: Connection, on_ready: Callable[[], None]) -> None:
-        def refused(outcomes: list[Outcome]) -> None:
+        def refused(outcomes: list[SendOutcome]) -> None:
             self._report(outcomes)
             self._open_lane(connection, lambda: self._pump(connection))
 
@@ -303,7 +303,7 @@ class RabbitSender(Endpoint, Sender):
         self._report(lane.close())
         self._open_lane(connection, lambda: self._pump(connection))
 
-    def _report(self, outcomes: list[Outcome]) -> None:
+    def _report(self, outcomes: list[SendOutcome]) -> None:
         if outcomes:
             with self._condition:
                 self._news += outcomes
@@ -315,7 +315,7 @@ class RabbitSender(Endpoint, Sender):
         with self._condition:
             reason = f"The connection was lost: {loss.reason}"
             for messages in self._inbox:
-                outcomes += [Outcome(message.token, Fate.UNKNOWN, reason) for message in messages]
+                outcomes += [SendOutcome(message.token, Fate.UNKNOWN, reason) for message in messages]
             self._inbox.clear()
             self._news += outcomes
             self._condition.notify_all()

@@ -49,10 +49,10 @@ class Settlements:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[tuple[Subscription, int, bool]] = []
+        self._waiting: list[tuple[ChannelSubscription, int, bool]] = []
         self._is_hurried = False
 
-    def add(self, subscription: Subscription, tag: int, *, done: bool) -> bool:
+    def add(self, subscription: ChannelSubscription, tag: int, *, done: bool) -> bool:
         """Have a delivery acknowledged, or requeued, soon; from any thread. False when the connection is gone."""
         with self._lock:
             self._waiting.append((subscription, tag, done))
@@ -74,7 +74,7 @@ class Settlements:
         with self._lock:
             taken, self._waiting = self._waiting, []
             self._is_hurried = False
-        settled: dict[Subscription, tuple[set[int], list[int]]] = {}
+        settled: dict[ChannelSubscription, tuple[set[int], list[int]]] = {}
         for subscription, tag, done in taken:
             acked, returned = settled.setdefault(subscription, (set(), []))
             if done:
@@ -116,7 +116,7 @@ def settlement_frames(channel: int, open_tags: dict[int, None], acked: set[int],
     return frames
 
 
-class Subscription:
+class ChannelSubscription:
     """One consumer's life; a new one is made after its end, so old deliveries can never reach a new channel."""
 
     def __init__(
@@ -363,7 +363,7 @@ def _never_called(*_: Any) -> None:
 class RabbitDelivery(Delivery):
     """A message from RabbitMQ, tied to the channel that it came on."""
 
-    def __init__(self, subscription: Subscription, message: Deliver) -> None:
+    def __init__(self, subscription: ChannelSubscription, message: Deliver) -> None:
         self._subscription = subscription
         self._tag = message.tag
         self.queue = subscription.queue
