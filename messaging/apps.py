@@ -20,6 +20,9 @@ class MessagingConfig(AppConfig):
 
     def ready(self) -> None:
         """Find the handlers of every installed app, register system checks, log what fails, mask error reports."""
+        from messaging.db import django_internals
+
+        django_internals.require()
         from messaging.handlers import registry
         from messaging.processing import failure_log
 

@@ -13,7 +13,10 @@ def get_backend(alias: str) -> Backend:
     """Return a new backend for an alias of `MESSAGING`; connects to nothing. Raises ConfigurationError."""
     settings = conf.get(alias)
     if settings.scheme in ("amqp", "amqps"):
-        from messaging.backends.rabbitmq import RabbitMQ  # pika is loaded only where RabbitMQ is used
+        from messaging.backends import pika_internals  # pika is loaded only where RabbitMQ is used
+
+        pika_internals.require()
+        from messaging.backends.rabbitmq import RabbitMQ
 
         return RabbitMQ(alias, settings)
     if settings.scheme == "database":

@@ -5,24 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
+import pika
 from pika import exceptions, frame, spec
 
+from messaging.db.forks import keep
 from messaging.exceptions import WireError
 from messaging.wire.fields import decode_short, encode_short
 
 if TYPE_CHECKING:
     from messaging.models.spools import Spool
-
-
-from collections.abc import Callable
-
-import pika
-
-from messaging.db.forks import keep
 
 Frame = Any  # pika's frame classes share no useful base
 
