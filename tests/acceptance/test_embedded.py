@@ -84,7 +84,7 @@ def test_a_frozen_consumers_messages_go_to_another_and_it_does_no_harm_when_it_w
 def test_what_a_frozen_consumer_keeps_from_the_others_is_theirs_once_its_handlers_timeout_is_over(
     site: SiteFactory,
 ) -> None:
-    brief = "from messaging.processing import proof\nproof.MARGIN = 1.0\n"
+    brief = "from messaging.processing import execution\nexecution.MARGIN = 1.0\n"
     timed = brief + HANDLERS.replace("backoff=0.1", "backoff=0.1, timeout=5")
     made = site("postgres", handlers=timed, broker="database://", options={"LEASE": 1})
     frozen = start_held(made, 1)

@@ -120,7 +120,10 @@ from django.db import connection, transaction
 from messaging import Message, publish, publish_many
 from messaging.backends import get_backend
 from messaging.backends.base import Fate, Outgoing
-from messaging.wire.properties import Properties
+try:
+    from messaging.wire.properties import Properties
+except ImportError:  # the release before has it elsewhere
+    from messaging.wire import Properties
 from tests.app.models import Effect
 
 FOLDER, NAME, KINDS = Path(os.environ["DATA_DIR"]), "NAMED" or f"{os.environ['RELEASE']}-{os.getpid()}", ["KINDS"]
@@ -286,8 +289,8 @@ publish("job.held", {"key": "held-processing"})
 WRITE_INCOMING = """
 import time, uuid
 from messaging.exceptions import MessagingError
-from messaging.processing.failures import record_crash
-from messaging.supervising.ledger import Entry
+from messaging.failures import record_crash
+from messaging.ledger import Entry
 from messaging.models import ProcessedMessage
 from messaging.operations import Operator, discard, requeue
 by = Operator(name="olga")
@@ -312,7 +315,7 @@ for model in (PublishedMessage, ProcessedMessage):
 
 ACT = """
 from messaging import operations
-from messaging.db.clock import Now
+from messaging.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 by = operations.Operator(name="olga")
 

@@ -81,7 +81,7 @@ def listening(consumer: Callable[[Deliver], None]) -> LosslessConnection:
     """A connection that reads what it is given."""
     io = LosslessConnection.__new__(LosslessConnection)
     io._inbound, io._arriving, io.confirms, io.consumers = bytearray(), {}, {}, {3: consumer}
-    io.bytes_received = 0
+    io.bytes_received, io.on_content = 0, lambda _: None
     return io
 
 

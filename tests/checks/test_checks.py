@@ -381,7 +381,7 @@ def test_tables_that_a_router_keeps_out_are_an_error(monkeypatch: pytest.MonkeyP
 def test_every_id_is_in_the_reference_and_the_reference_has_no_other() -> None:
     reference = (ROOT / "docs" / "reference" / "checks.md").read_text()
     rows = re.findall(r"^\| `(messaging\.[EW]\d{3})` \| .+ \| .+ \|$", reference, re.MULTILINE)
-    sources = [path.read_text() for path in (ROOT / "messaging").glob("*.py")]
+    sources = [path.read_text() for path in (ROOT / "messaging").rglob("*.py")]
     used = {found for source in sources for found in re.findall(r'"(?:messaging\.)?([EW]\d{3})"', source)}
     assert sorted(rows) == sorted(f"messaging.{identity}" for identity in used)
 
