@@ -40,15 +40,16 @@ MODELS = (ProcessedMessage, PublishedMessage)
 PARTIAL = {index.name: index.fields for model in MODELS for index in model._meta.indexes if index.condition is not None}
 OLD = Now() - timedelta(days=40)
 LONG = "a" * 100
+BODY = '"%s"' % ("x" * 400)  # or a table of a thousand rows would be so small that reading all of it is right
 
 
 def outgoing(number: int, **values: Any) -> PublishedMessage:
-    return PublishedMessage(message_id=f"out-{number}", routing_key="work.do", body="{}", **values)
+    return PublishedMessage(message_id=f"out-{number}", routing_key="work.do", body=BODY, **values)
 
 
 def incoming(number: int, **values: Any) -> ProcessedMessage:
     identity = {"message_id": f"in-{number}", "key": uuid.uuid4(), "digest": uuid.uuid4(), "queue": "work"}
-    return ProcessedMessage(**{**identity, "routing_key": "work.do", "body": "{}", **values})
+    return ProcessedMessage(**{**identity, "routing_key": "work.do", "body": BODY, **values})
 
 
 @pytest.fixture
