@@ -52,7 +52,7 @@ class Subscription:
         self._in_trouble = self._was_well = False
 
     def follow(self, wanted: frozenset[str]) -> None:
-        """Bring the consumers in line with `wanted`, connecting where necessary; returns whether it worked or not.
+        """Bring the consumers in line with `wanted`, connecting where necessary. `is_well` says whether that worked.
 
         Raises TopologyError when the broker holds something unusable at the first connection; later on that is
         logged, and tried again, but for what can never be consumed from.

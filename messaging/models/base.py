@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from django.core.serializers.json import DjangoJSONEncoder
@@ -100,6 +101,12 @@ class StoredMessage(models.Model):
 
     class Meta:
         abstract = True
+
+    @classmethod
+    @cache
+    def blank_values(cls) -> dict[str, Any]:
+        """The value of each column of a row that says nothing, by attribute; not to be changed."""
+        return {field.attname: field.get_default() for field in cls._meta.concrete_fields}
 
     @classmethod
     def of(cls, values: dict[str, Any], database: str | None = None) -> Self:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any
 
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
@@ -367,13 +366,7 @@ def fresh(alias: str, queue: str, envelope: Envelope, *, key: uuid.UUID | None =
     """The place of a message that was never recorded."""
     round_ = min(envelope.round, MAX_ROUND)
     own = {"alias": alias, "queue": queue, "key": key or envelope.key or uuid.uuid4(), "round": round_}
-    return Place(ProcessedMessage.of({**_defaults(), **envelope.columns, **own}))
-
-
-@cache
-def _defaults() -> dict[str, Any]:
-    """Of each column."""
-    return {field.attname: field.get_default() for field in ProcessedMessage._meta.concrete_fields}
+    return Place(ProcessedMessage.of({**ProcessedMessage.blank_values(), **envelope.columns, **own}))
 
 
 def fill(row: ProcessedMessage, envelope: Envelope) -> None:

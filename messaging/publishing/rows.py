@@ -9,7 +9,6 @@ import json
 import uuid
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any
 
 from django.conf import settings as django_settings
@@ -128,7 +127,7 @@ class Composer:
         is_own = current is not None and database == current.database
         self._current, self._database = current, None if is_own else database
         self._exchange = settings.exchange
-        self._common = _blank() | {
+        self._common = PublishedMessage.blank_values() | {
             "alias": settings.alias,
             "state": PublishedMessage.State.PENDING.value,  # plain text, which drivers take as it is
             "epoch": 0,
@@ -196,12 +195,6 @@ class Composer:
         except WireError as error:
             raise PublishError(f"The headers cannot be sent: {error}") from error
         return hashed(json.dumps(given).encode(), headers, values["body"].encode())
-
-
-@cache
-def _blank() -> dict[str, Any]:
-    """The value of each column of a row that says nothing."""
-    return {field.attname: field.get_default() for field in PublishedMessage._meta.concrete_fields}
 
 
 def _content(message: Message) -> dict[str, str]:
