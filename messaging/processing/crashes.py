@@ -27,6 +27,7 @@ from messaging.supervising.ledger import Entry
 
 LOOKS = 10  # at a row that others keep changing
 MANY = 1000  # messages of one content within one run
+RESOLUTION = 0.001  # seconds: SQLite's clock cuts off what is less
 
 State = ProcessedMessage.State
 
@@ -65,7 +66,7 @@ class Crash:
     @property
     def began(self) -> Any:
         """When the run began, by the database's clock; of the next statement alone, since age and clock go on."""
-        return Now() - timedelta(seconds=max(0.0, time.monotonic() - self.since))
+        return Now() - timedelta(seconds=max(0.0, time.monotonic() - self.since) + RESOLUTION)
 
     def rows(self) -> QuerySet[ProcessedMessage]:
         """The inbox of its queue."""

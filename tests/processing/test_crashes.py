@@ -7,11 +7,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from django.db import connection
+from django.db.models import DateTimeField, Value
 
 from messaging import operations
 from messaging.consuming.deaths import Deaths
@@ -361,6 +362,21 @@ def test_a_crash_that_takes_long_to_record_still_knows_the_redelivery_that_came_
     crashes.record_crash(crash)
     assert ProcessedMessage.objects.get().pk == row.pk
     assert ProcessedMessage.objects.get().attempts == 1
+
+
+def test_a_redelivery_within_the_same_tick_of_the_databases_clock_is_known(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle()
+    delivery = arrived(message_id=None)
+    row = claimed(delivery)
+    moment = datetime.fromtimestamp(1_790_000_000, UTC)
+    ProcessedMessage.objects.update(received_at=moment)
+    began = moment + timedelta(microseconds=500)  # by a clock that cuts off less than that of the run's beginning
+    monkeypatch.setattr(crashes, "Now", lambda: Value(began, DateTimeField()))
+    crash = crashes.Crash.of(entry_without_id(delivery), KILLED, "worker-1", time.monotonic() + 60)
+    crashes.record_crash(crash)
+    assert ProcessedMessage.objects.get().pk == row.pk
 
 
 def test_a_claim_that_is_spared_while_its_row_is_locked_is_spared_later(handle: Handle) -> None:
