@@ -39,6 +39,7 @@ KINDS = {
     "sh": {"", "systemctl", "cluster", "permissions"},
     "ini": {"systemd", "environment", "rabbitmq conf"},
     "text": {"", "drawing", "layers"},
+    "html": {"demo template"},
 }
 # And those that only a walk understands.
 IN_WALKS = {"as in the tutorial", "terminal", "output", "shell", "script", "rabbitmqctl", "does", "settings", ""}
@@ -54,6 +55,11 @@ def test_every_block_is_tested(page: Path) -> None:
     for block in blocks:
         known = IN_WALKS if page in WALKED else KINDS.get(block.language, set())
         assert block.kind in known, f"{block}: say with a comment before it how this is tested"
+
+
+@pytest.mark.parametrize("block", find("demo template"), ids=str)
+def test_a_template_is_the_demos(block: Block) -> None:
+    assert block.text.strip() == (ROOT / "templates/admin/index.html").read_text().strip()
 
 
 @pytest.mark.django_db

@@ -95,22 +95,22 @@ def test_thirty_large_messages_are_processed_in_little_memory(site: SiteFactory)
 def test_a_message_that_alone_is_too_large_rests_as_failed_and_is_whole(site: SiteFactory) -> None:
     doing = site("postgres", handlers=HANDLERS, options={"HELD_BYTES": 2 * MB})
     doing.manage("topology")
-    fill(doing, "work", 1, 40 * MB)
+    fill(doing, "work", 1, 15 * MB)
     fill(doing, "work", 3, 1000, first=1)
     running = consume(doing)
     with peak_of(running) as peak:
         settled(doing, processed=3, failed=1)
     assert peak[0] < 200 * MB, f"{peak[0] / MB:.0f} MB"
     error = doing.value("SELECT error FROM messaging_processedmessage WHERE state = 'failed'")
-    assert f"Its body has {40 * MB} bytes, and a consumer here holds {2 * MB} at most" in error
-    assert f'MESSAGING["default"]["HELD_BYTES"] to at least {40 * MB}, then requeue it' in error
+    assert f"Its body has {15 * MB} bytes, and a consumer here holds {2 * MB} at most" in error
+    assert f'MESSAGING["default"]["HELD_BYTES"] to at least {15 * MB}, then requeue it' in error
     assert running.stop() == 0
     assert ready(doing, "work") == 0
     doing.env["MESSAGING_OPTIONS"] = json.dumps({"HELD_BYTES": 100 * MB})
     doing.manage("requeue_messages", "--state", "failed")
     running = consume(doing)
     settled(doing, processed=4)
-    assert effects(doing) == {"1000": 3, str(40 * MB): 1}
+    assert effects(doing) == {"1000": 3, str(15 * MB): 1}
     assert running.stop() == 0
 
 
