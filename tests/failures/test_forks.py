@@ -133,7 +133,7 @@ def test_a_handler_that_hangs_in_a_pool_of_its_own_is_ended_with_it_and_counted(
     assert attempts(doing) == {"hang-0": 2}
     assert len(pids(doing)) == 4
     wait_until(lambda: not any(map(is_alive, pids(doing))), what="the end of the pools")
-    assert doing.value(IDLE) == 0
+    wait_until(lambda: doing.value(IDLE) == 0, what="the end of their transactions")
     assert running.stop() == 0
 
 
