@@ -30,7 +30,7 @@ def test_a_handler_that_raises_is_rolled_back_retried_after_a_pause_and_rests_as
     assert effects(doing) == {}
     times = [at for at, _ in starts(doing, "raise")]
     assert len(times) == 3
-    assert min(later - earlier for earlier, later in pairwise(times)) >= 1
+    assert min(later - earlier for earlier, later in pairwise(times)) >= 0.9  # a second, less its jitter
     assert running.stop() == 0
 
 
