@@ -167,7 +167,7 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
 
 def _bring_back(stage: Stage) -> None:
     """Have everything run, and of the new release, but for those who publish."""
-    stage.change_release("new")
+    stage.end_with_new_release()
     for place in stage.consumers:
         place.stop()
     for place in stage.places:

@@ -143,17 +143,22 @@ class Stage:
 
     def move_handlers(self) -> str:
         """While no consumer runs: have those that move live in the other database from now on. Returns its name."""
-        file = self.folder / "home"
-        name = "default" if file.exists() and file.read_text() == "second" else "second"
-        file.write_text(name)
-        return name
+        return self._change("home", "default", "second")
 
-    def change_release(self, name: str | None = None) -> str:
-        """Have what starts from now on be of the release `name`, or of the other one. Returns its name."""
-        file = self.folder / "release"
-        name = name or ("new" if file.exists() and file.read_text() == "old" else "old")
-        file.write_text(name)
-        return f"the {name} one"
+    def change_release(self) -> str:
+        """Have what starts from now on be of the other release. Returns its name."""
+        return self._change("release", "new", "old")
+
+    def end_with_new_release(self) -> None:
+        """Have what starts from now on be of the new release."""
+        (self.folder / "release").write_text("new")
+
+    def _change(self, name: str, first: str, other: str) -> str:
+        """Have a file, which says `first` while it is not there, say the other of two words, which is returned."""
+        file = self.folder / name
+        word = first if file.exists() and file.read_text() == other else other
+        file.write_text(word)
+        return word
 
     def operate(self, *arguments: str, stdin: str = "") -> bool:
         """Have an operator act; False where trouble was in the way."""

@@ -17,13 +17,13 @@ HOME = Path(os.environ["DATA_DIR"], "home")  # names the database of those that 
 RELEASE = Path(os.environ["DATA_DIR"], "release")  # "old" while what starts is the release that lacks a handler
 
 
-def home() -> str:
-    """The database in which the moving handlers live at present."""
-    return HOME.read_text().strip() if HOME.exists() else "default"
+def said_by(file: Path, otherwise: str) -> str:
+    """The word in a file; `otherwise` while it is not there."""
+    return file.read_text().strip() if file.exists() else otherwise
 
 
-LIVES_IN = home()
-IS_OLD = RELEASE.exists() and RELEASE.read_text().strip() == "old"
+LIVES_IN = said_by(HOME, "default")
+IS_OLD = said_by(RELEASE, "new") == "old"
 
 
 class HealsLater(Exception):
