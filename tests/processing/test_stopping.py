@@ -348,9 +348,8 @@ def test_a_claim_that_is_idle_when_its_process_leaves_is_handed_over(
     assert (only_row().state, only_row().attempts, only_row().error) == (State.RETRYING, 0, STOPPED)
 
 
-def test_a_message_without_id_goes_on_under_its_own_claim_after_an_outage(
-    handle: Handle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def cut_short(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> tuple[Processor, Arrival, list[object]]:
+    """A message without id, acknowledged, whose first run loses the database; returns all its runs as well."""
     runs: list[object] = []
 
     def lose_the_database_once(message: object) -> None:
@@ -361,6 +360,13 @@ def test_a_message_without_id_goes_on_under_its_own_claim_after_an_outage(
     processor, made = handle(lose_the_database_once, atomic=False), arrived(message_id=None)
     delivery = Arrival(made.queue, made.exchange, made.routing_key, made.properties, made.body)
     in_an_outage(monkeypatch, lambda: processor.process(delivery, nothing))
+    return processor, delivery, runs
+
+
+def test_a_message_without_id_goes_on_under_its_own_claim_after_an_outage(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor, delivery, runs = cut_short(handle, monkeypatch)
     assert processor.process(delivery, nothing).action == "done"
     assert (only_row().state, only_row().attempts, len(runs)) == (State.PROCESSED, 1, 2)
 
@@ -368,16 +374,7 @@ def test_a_message_without_id_goes_on_under_its_own_claim_after_an_outage(
 def test_a_twin_without_id_does_not_take_the_claim_of_what_was_acknowledged(
     handle: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs: list[object] = []
-
-    def lose_the_database_once(message: object) -> None:
-        runs.append(message)
-        if len(runs) == 1:
-            raise OperationalError("gone fishing")
-
-    processor, made = handle(lose_the_database_once, atomic=False), arrived(message_id=None)
-    delivery = Arrival(made.queue, made.exchange, made.routing_key, made.properties, made.body)
-    in_an_outage(monkeypatch, lambda: processor.process(delivery, nothing))
+    processor, delivery, runs = cut_short(handle, monkeypatch)
     assert processor.process(arrived(message_id=None, redelivered=True), nothing).action == "done"
     assert processor.process(delivery, nothing).action == "done"
     assert (ProcessedMessage.objects.filter(state=State.PROCESSED).count(), len(runs)) == (2, 3)
