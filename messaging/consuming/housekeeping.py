@@ -1,6 +1,6 @@
 """What a consumer does beside consuming: shows that it lives, renews claims, reads pause flags, waits for databases.
 
-Each chore has a thread of its own, so that none waits for another's database.
+The chores of each database have a thread of their own, so that none waits for another database.
 """
 
 from __future__ import annotations
