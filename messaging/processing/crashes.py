@@ -20,8 +20,8 @@ from messaging.handlers import registry
 from messaging.models import Attempt, AuditRecord, ProcessedMessage
 from messaging.models.processed import UNCLAIMED
 from messaging.processing import inbox
-from messaging.processing.error_text import describe, type_name
-from messaging.processing.failures import Failure, attempt_of, decision_on, outcome, record
+from messaging.processing.error_text import describe
+from messaging.processing.failures import Failure, attempt_of, decision_on, kind_of, outcome, record
 from messaging.processing.inbox import AlreadyRecorded, SetAside
 from messaging.supervising.ledger import Entry
 
@@ -196,8 +196,8 @@ def _insert(crash: Crash) -> ProcessedMessage:
         handler=entry.handler,
         worker=crash.worker,
         error=describe(crash.error),
-        exception_type=type_name(crash.error),
         derivation=inbox.DERIVATION,
+        **kind_of(crash.error),
     )
     with _brief(entry.database):
         row.save(using=entry.database, force_insert=True)

@@ -15,7 +15,6 @@ from messaging.db.session import end_orphan
 from messaging.exceptions import MessagingError
 from messaging.handlers import Handler, Registry, registry
 from messaging.models import ProcessedMessage
-from messaging.models.processed import DIED
 from messaging.models.spools import Spool
 from messaging.processing import inbox, stopping, without_handler
 from messaging.processing.attempting import Attempts
@@ -208,7 +207,7 @@ class Processor:
         if not will_run:
             self._admit_recorded(work, standing, row)
             return None
-        if not work.alone and work.handler.atomic and row.exception_type == DIED:
+        if not work.alone and work.handler.atomic and row.may_kill:
             raise NeedsToBeAlone  # a retry is no redelivery: only its row knows what became of the last run
         if row is standing.home:
             without_handler.bring_content(row, work.envelope, work.database)

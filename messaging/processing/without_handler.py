@@ -140,8 +140,8 @@ def record_counted(
             failures.send_round(inbox.existing(row), worker, database, why=STOPPED)
             return
     last = row.failures().order_by("-id").first()
-    is_late = last is not None and last.exception_type.endswith(".HandlerTimeout")
-    error = (HandlerTimeout if is_late else ProcessDied)(last.exception_message if last else "Its process died.")
+    kind = HandlerTimeout if last is not None and last.was_late else ProcessDied
+    error = kind(last.exception_message if last else "Its process died.")
     failure = Failure(error, worker, handler, time.monotonic(), crashed=True, counted=True)
     failures.record(inbox.existing(row), failure, database, settings)
 

@@ -21,7 +21,6 @@ from messaging.db.clock import Now, as_stored
 from messaging.exceptions import PayloadError, PublishError, WireError
 from messaging.message import HandlerContext, Message
 from messaging.models import ProcessedMessage, PublishedMessage
-from messaging.models.processed import DIED
 from messaging.wire import nonces
 from messaging.wire.bodies import encode_body, pack_body, short, storable
 from messaging.wire.envelope import CAUSATION, NONCE, OUR_PREFIX, ROUTING_KEY, Envelope, hashed, new_epoch, new_id
@@ -79,8 +78,8 @@ def compose_round(row: ProcessedMessage, due: models.expressions.Combinable) -> 
 
     Straight to the queue, so that no other service sees it twice. Raises WireError without a recorded envelope.
     """
-    nonce, died = row.nonce or nonces.of_row(row.queue, row.key), row.exception_type == DIED
-    envelope = row.envelope().for_round(row.queue, row.round, row.key, nonce, died=died)
+    nonce = row.nonce or nonces.of_row(row.queue, row.key)
+    envelope = row.envelope().for_round(row.queue, row.round, row.key, nonce, died=row.may_kill)
     return PublishedMessage(
         alias=row.alias,
         state=PublishedMessage.State.PENDING,
