@@ -18,6 +18,7 @@ from messaging import conf, topology
 from messaging.backends import get_backend
 from messaging.backends.allowance import Allowance, default_limit
 from messaging.backends.base import Delivery
+from messaging.conf.rules import dead_queue
 from messaging.consuming.backlog import Backlog
 from messaging.consuming.housekeeping import Housekeeper, OutageWatch
 from messaging.consuming.subscription import Subscription
@@ -73,7 +74,7 @@ class Plan:
     def dead_queues(self) -> frozenset[str]:
         """The dead-letter queues that are drained into the inbox, those with a handler of their own excepted."""
         settings = conf.get(self.alias)
-        dead = {f"{queue}.dead" for queue in self.queues if settings.queue(queue).dead_letter}
+        dead = {dead_queue(queue) for queue in self.queues if settings.queue(queue).dead_letter}
         return frozenset(dead.difference(registry.queues(self.alias)))
 
     def prefetches(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ from django.utils import timezone
 from messaging import conf
 from messaging.conf.rules import name_of, plain
 from messaging.db.clock import Now, as_stored
-from messaging.exceptions import PayloadError, PublishError, WireError
+from messaging.exceptions import LONGEST_WAIT, PayloadError, PublishError, WireError
 from messaging.message import HandlerContext, Message
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.wire import nonces
@@ -27,7 +27,6 @@ from messaging.wire.envelope import CAUSATION, NONCE, OUR_PREFIX, ROUTING_KEY, E
 from messaging.wire.properties import Properties, encode_properties, encode_table, to_json
 
 PERSISTENT = 2  # AMQP's delivery mode
-MAX_SECONDS = 10 * 366 * 86400
 MAX_HEADERS = 120 * 1024  # bytes: they have to fit one frame of 128 KiB, beside the other properties
 WHOLE_FLOATS = 1e16  # from here on JSON writes a float without its point, as an integer with an exponent
 ADDRESS = ("exchange", "queue", "routing_key")
@@ -305,7 +304,7 @@ def _priority(value: Any) -> int | None:
 
 def _seconds(name: str, value: Any) -> float:
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= MAX_SECONDS:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= LONGEST_WAIT:
         raise PublishError(f"{name} is {value!r}; it is a number of seconds from 0 to ten years.")
     return float(seconds)
 
