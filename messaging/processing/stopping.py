@@ -27,7 +27,7 @@ from messaging.models.processed import ProcessedMessageQuerySet
 from messaging.processing import without_handler
 from messaging.processing.inbox import SetAside
 from messaging.processing.station import Claim, Station
-from messaging.wire.bodies import one_line, storable
+from messaging.wire.bodies import one_line
 
 logger = logging.getLogger("messaging.consumer")
 
@@ -137,9 +137,8 @@ def _give_up(station: Station, database: str) -> None:
     locked = False
     for row in rows.filter(lease_token__in=list(claims)).order_by("at_broker"):
         token = row.lease_token
-        handler = station.handlers.find(station.alias, row.queue, storable(row.routing_key))
         try:
-            without_handler.give_up(database, row, handler, station.worker)
+            without_handler.give_up(station, database, row)
         except SetAside:
             locked = True
             claims = {held: claim for held, claim in claims.items() if held != token}

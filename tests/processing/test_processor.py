@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -1126,46 +1127,48 @@ def test_recording_a_crash_does_not_wait_for_the_handler_that_runs_the_message_a
     assert (held_up, only_row().state) == (False, State.PROCESSED)
 
 
-def test_a_message_without_id_that_kills_again_and_again_stays_one_message(
-    handle: Handle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    registry = Registry()
-    registered(registry, effect)
-    monkeypatch.setattr("messaging.processing.crashes.registry", registry)
-    processor, delivery = handle(), arrived(message_id=None, redelivered=True)
+@dataclass
+class Anonymous:
+    """A message without an id whose run is claimed, and its redelivery."""
+
+    processor: Processor
+    delivery: Arrived
+    entry: Entry
+
+
+@pytest.fixture
+def anonymous(handle: Handle) -> Anonymous:
+    """One of which nobody knows whether its last run still lives."""
     claim = {**claim_of(arrived()), "message_id": ""}  # the same content
     ProcessedMessage.objects.create(**claim, leased_until=Now() + timedelta(seconds=60))
+    entry = entry_of(arrived(), key=str(claim["key"]), message_id="", token=str(claim["lease_token"]))
+    return Anonymous(handle(), arrived(message_id=None, redelivered=True), entry)
+
+
+def test_a_message_without_id_that_kills_again_and_again_stays_one_message(anonymous: Anonymous) -> None:
+    processor, delivery = anonymous.processor, anonymous.delivery
     assert processor.process(delivery, nothing).action == "set_aside", "while its last run may still live"
 
     ProcessedMessage.objects.update(leased_until=Now() - timedelta(seconds=1))
     processor.outages.up_since["default"] = -1e9
     assert processor.sweep() == 0, "the broker has it, and only its redelivery may send it round"
 
-    entry = entry_of(arrived(), key=str(claim["key"]), message_id="", token=str(claim["lease_token"]))
-    processor.record_crash(entry, ProcessDied("killed"))
+    processor.record_crash(anonymous.entry, ProcessDied("killed"))
     assert (only_row().state, only_row().attempts, only_row().lease_token) == (State.PROCESSING, 1, None)
 
     assert processor.process(delivery, nothing).action == "ack"
     assert (only_row().state, only_row().attempts, only_row().round) == (State.RETRYING, 1, 2)
 
 
-def test_a_crash_that_is_counted_while_its_message_is_looked_for_makes_no_second_row(
-    handle: Handle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    registry = Registry()
-    registered(registry, effect)
-    monkeypatch.setattr("messaging.processing.crashes.registry", registry)
-    processor, delivery = handle(), arrived(message_id=None, redelivered=True)
-    claim = {**claim_of(arrived()), "message_id": ""}
-    ProcessedMessage.objects.create(**claim, leased_until=Now() + timedelta(seconds=60))
-    entry = entry_of(arrived(), key=str(claim["key"]), message_id="", token=str(claim["lease_token"]))
+def test_a_crash_that_is_counted_while_its_message_is_looked_for_makes_no_second_row(anonymous: Anonymous) -> None:
+    processor, delivery = anonymous.processor, anonymous.delivery
     looks = []
 
     def count_after_the_first_look(execute: Callable[..., Any], sql: str, *arguments: Any) -> Any:
         result = execute(sql, *arguments)
         if "processedmessage" in sql and sql.startswith("SELECT") and not looks:
             looks.append(sql)
-            in_a_thread(lambda: processor.record_crash(entry, ProcessDied("killed"))).join()
+            in_a_thread(lambda: processor.record_crash(anonymous.entry, ProcessDied("killed"))).join()
         return result
 
     with connection.execute_wrapper(count_after_the_first_look):
