@@ -21,7 +21,7 @@ from messaging import operations, retention
 from messaging.db.clock import Now
 from messaging.management import options
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
-from messaging.operations import Operator
+from messaging.operations import Operator, acting
 from messaging.wire.envelope import key_of, new_epoch
 from tests.admin_rows import incoming, outgoing
 from tests.deliveries import in_a_thread
@@ -163,7 +163,7 @@ def test_an_operation_that_meets_a_relay_in_a_deadlock_is_done_again() -> None:
 
 
 def test_a_selection_of_several_batches_is_done_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "BATCH", 5)
+    monkeypatch.setattr(acting, "BATCH", 5)
     for _ in range(13):
         outgoing("failed")
     outcome = operations.release(PublishedMessage.objects.all(), BY)
