@@ -18,7 +18,7 @@ from messaging.message import Message
 from messaging.models import PublishedMessage
 from messaging.publishing.rows import Composer
 from messaging.wire.bodies import encode_body
-from messaging.wire.properties import encode_table
+from messaging.wire.fields import encode_table
 
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise

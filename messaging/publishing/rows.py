@@ -24,7 +24,8 @@ from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.wire import nonces
 from messaging.wire.bodies import encode_body, pack_body, short, storable
 from messaging.wire.envelope import CAUSATION, NONCE, OUR_PREFIX, ROUTING_KEY, Envelope, hashed, new_epoch, new_id
-from messaging.wire.properties import Properties, encode_properties, encode_table, to_json
+from messaging.wire.fields import encode_table, to_json
+from messaging.wire.properties import Properties, encode_properties
 
 PERSISTENT = 2  # AMQP's delivery mode
 MAX_HEADERS = 120 * 1024  # bytes: they have to fit one frame of 128 KiB, beside the other properties
