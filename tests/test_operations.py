@@ -358,7 +358,13 @@ def test_the_audit_outlives_the_user() -> None:
 
 def unrouted(**values: Any) -> Any:
     """An outgoing message that no queue took."""
-    return outgoing("pending", attempts=3, error="Unroutable. NO_ROUTE", **values)
+    return outgoing("pending", attempts=3, **{"error": "Unroutable. NO_ROUTE", **values})
+
+
+def test_that_no_queue_took_it_is_told_by_no_words() -> None:
+    told, before, other = unrouted(unrouted=True, error="Reworded."), unrouted(), unrouted(error="a full queue")
+    assert set(PublishedMessage.objects.waiting_for_queue()) == {told, before}
+    assert [row.waits_for_queue for row in (told, before, other)] == [True, True, False]
 
 
 def test_what_waits_for_a_queue_is_sent_now_with_fresh_tries() -> None:

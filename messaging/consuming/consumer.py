@@ -110,8 +110,15 @@ class Consumer:
             )
             for index in range(plan.concurrency)
         ]
+        self._stopping = threading.Event()
         self._housekeeper = Housekeeper(
-            name, plan.queues, self.processor, self._status, self._wake_up, self._outage.begin
+            name,
+            plan.queues,
+            self.processor,
+            self._status,
+            self._stopping.is_set,
+            self._wake_up,
+            self._outage.begin,
         )
         self._keepers = self._housekeeper.keepers()
         self._late: set[str] = set()  # databases in which claims are about to lapse
@@ -127,7 +134,6 @@ class Consumer:
             CAREFUL if is_careful else 0.0,
         )
         self._wake = threading.Event()
-        self._stopping = threading.Event()
         self._idle_since: float | None = None
         self._froze = 0.0, -FROZEN_SHOWN  # for how long, and when that ended
 

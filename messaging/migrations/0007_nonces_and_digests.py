@@ -28,6 +28,16 @@ class Migration(migrations.Migration):
             field=models.BooleanField(editable=False, null=True),
         ),
         migrations.AddField(
+            model_name="publishedmessage",
+            name="unrouted",
+            field=models.BooleanField(editable=False, null=True),
+        ),
+        migrations.AddField(
+            model_name="worker",
+            name="is_stopping",
+            field=models.BooleanField(editable=False, null=True),
+        ),
+        migrations.AddField(
             model_name="attempt",
             name="timed_out",
             field=models.BooleanField(editable=False, null=True),

@@ -270,7 +270,7 @@ def _hasten(row: PublishedMessage, outcome: Outcome) -> bool:
     if row.lease_token is not None:
         outcome.skip(row.pk, _("a relay is sending it"))
         return False
-    return _change(row, outcome, state=Out.PENDING, attempts=0, error="", due_at=Now())
+    return _change(row, outcome, state=Out.PENDING, attempts=0, error="", unrouted=None, due_at=Now())
 
 
 def _change(row: PublishedMessage, outcome: Outcome, **changes: Any) -> bool:

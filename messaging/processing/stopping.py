@@ -120,7 +120,7 @@ def _mark_free(rows: ProcessedMessageQuerySet, database: str) -> int:
 def _say_stopping(station: Station, database: str) -> None:
     workers = Worker.objects.using(database)
     values = {"kind": "consume", "alias": station.alias, "host": socket.gethostname()[:255], "pid": os.getpid()}
-    values |= {"status": without_handler.STOPPING, "seen_at": Now()}
+    values |= {"status": without_handler.STOPPING, "is_stopping": True, "seen_at": Now()}
     workers.filter(kind="consume", seen_at__lt=Now() - FORGOTTEN).delete()
     workers.update_or_create(name=station.worker[:200], defaults=values)
     station.claims.told.add(database)

@@ -28,7 +28,7 @@ from messaging.wire.bodies import storable
 from messaging.wire.envelope import Envelope, address
 from messaging.wire.properties import Properties
 
-STOPPING = "stopping"  # a worker's status once it is asked to stop
+STOPPING = "stopping"  # what people read of a worker once it is asked to stop
 UNBEGUN = "Its worker was lost before its handler began."
 AWAY = "Its claim ran out while the database could not be used."
 LOOKS = 10  # at a row that others keep changing
@@ -212,7 +212,7 @@ def _excuse(station: Station, database: str, row: ProcessedMessage) -> str:
 
 def _was_stopping(database: str, worker: str) -> bool:
     """Whether a worker said of itself that it was asked to stop: of a run that locks its row nobody else can say so."""
-    return Worker.objects.using(database).filter(name=worker, kind="consume", status=STOPPING).exists()
+    return Worker.objects.using(database).filter(name=worker, kind="consume", is_stopping=True).exists()
 
 
 def _lapsed_in_an_outage(station: Station, database: str, row: ProcessedMessage) -> bool:

@@ -234,7 +234,7 @@ def test_a_run_that_locks_its_row_is_known_by_what_its_worker_says(handle: Handl
     delivery = arrived(redelivered=True)
     slow.run(processor, delivery)
     processor.interrupt()
-    assert Worker.objects.get().status == "stopping"
+    assert (Worker.objects.get().status, Worker.objects.get().is_stopping) == ("stopping", True)
     assert only_row().interrupted is None, "its own transaction locks it"
     slow.finish()
     assert only_row().state == State.PROCESSED
