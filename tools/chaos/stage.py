@@ -58,6 +58,7 @@ class Stage:
         broker: "rabbitmq" for a private node, "embedded", or the amqp URL of a given one.
         management_url: of a given broker, so that the run has a virtual host of its own.
         seed: of the publishers.
+        rate: messages per second of each publisher, at most.
         kinds: of the faults that it has to stand.
 
     Attributes:
@@ -77,10 +78,12 @@ class Stage:
         broker: str,
         management_url: str | None,
         seed: str,
+        rate: float = 200.0,
         kinds: Collection[str] = (),
     ) -> None:
         self.folder = folder
         self.seed = seed
+        self.rate = rate
         self._janitor = janitor
         self._broker = broker
         self._management_url = management_url
@@ -260,8 +263,9 @@ class Stage:
         near, far = self._environments()
         impatient = near | {"MESSAGING_OPTIONS": json.dumps(OPTIONS | {"STOP_TIMEOUT": IMPATIENT})}
         others = [*QUEUES, *STRANGERS]
+        publish = ["publish_chaos", f"--rate={self.rate:g}"]
         publishers = [
-            (f"publisher-{number}", ["publish_chaos", f"--seed={self.seed}-{number}-{{starts}}"], near)
+            (f"publisher-{number}", [*publish, f"--seed={self.seed}-{number}-{{starts}}"], near)
             for number in range(1, PUBLISHERS + 1)
         ]
         stranger = ["send_chaos", f"--seed={self.seed}-{{starts}}", f"--ledger={self.ledger}"]
