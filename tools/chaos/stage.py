@@ -18,13 +18,13 @@ import pika
 import pika.exceptions
 import psycopg
 
-from tests.proxy import Proxy
-from tests.site import Site
 from tools.chaos.failover import KEY, Pair
 from tools.chaos.places import Keeper, Place
 from tools.chaos.schedule import FAILOVER
+from tools.commands import Commands
 from tools.janitor import Janitor
 from tools.postgresql import PostgreSQL
+from tools.proxy import Proxy
 from tools.rabbitmq import RabbitMQ, add_vhost, delete_vhost
 
 DATABASES = {"default": "chaos", "second": "chaos_second"}
@@ -225,7 +225,7 @@ class Stage:
             for name in DATABASES.values():
                 connection.execute(f"CREATE DATABASE {name}".encode())
         environment = os.environ | {
-            "DJANGO_SETTINGS_MODULE": "tests.site_settings",
+            "DJANGO_SETTINGS_MODULE": "tools.site_settings",
             "EXTRA_APPS": "tools.chaos.workload",
             "PYTHONUNBUFFERED": "1",
             "ENV_FILE": os.devnull,
@@ -235,7 +235,7 @@ class Stage:
             "MESSAGING_URL": self._broker_url(),
             "MESSAGING_OPTIONS": json.dumps(OPTIONS),
         }
-        self.site = Site(self.folder, environment, self._janitor)
+        self.site = Commands(environment)
         for name in DATABASES:
             self.site.manage("migrate", "--run-syncdb", "--verbosity=0", f"--database={name}", timeout=120)
         self.site.manage("topology")
