@@ -21,8 +21,8 @@ from messaging.db.session import STATE, can_prepare, compare, execute
 _PLAIN = (models.CharField, models.TextField, models.IntegerField, models.BooleanField)
 
 # What most rows have in common is part of their statement, so that no driver has to encode it. Few values: each
-# combination is a statement of its own. By type as well, because True == 1.
-_LITERALS = {(bool, True): "TRUE", (bool, False): "FALSE", (int, 0): "0", (int, 1): "1"}
+# combination is a statement of its own. By type, because True == 1.
+_LITERALS: dict[type, dict[Any, str]] = {str: {"": "''"}, int: {0: "0", 1: "1"}, bool: {True: "TRUE", False: "FALSE"}}
 
 
 class _Question(NamedTuple):
@@ -129,48 +129,59 @@ def _is_watched(model: type[models.Model]) -> bool:
 def _values(row: models.Model, connection: BaseDatabaseWrapper) -> _Values | None:
     """The values of a row; None where one is an expression other than the database's clock, or NULL not by default."""
     values, attributes = _Values(), row.__dict__
-    for name, column, is_plain, default, constant in _columns(type(row)):
+    given, literal = values.given, values.literal
+    of_database = {Now: values.moments, DatabaseDefault: values.defaults}
+    for name, column, is_plain, default, constant, has_db_default in _columns(type(row)):
         value = attributes.get(name)
         if value is default and constant is not None:  # nearly all
-            values.literal[name] = constant
-            continue
-        kind = type(value)
-        if value is None:
-            if column.has_db_default():
+            literal[name] = constant
+        elif value is None:
+            if has_db_default:
                 return None
-        elif kind is DatabaseDefault:
-            values.defaults.append(name)
-        elif kind is Now:
-            values.moments.append(name)
+        elif is_plain and (kind := type(value)) in _LITERALS:
+            if (sql := _LITERALS[kind].get(value)) is not None:
+                literal[name] = sql
+            else:
+                given[name] = value
+        elif (left_to_database := of_database.get(type(value))) is not None:
+            left_to_database.append(name)
         elif hasattr(value, "resolve_expression"):
             return None
-        elif (literal := _literal(value, column, is_plain)) is not None:
-            values.literal[name] = literal
+        elif type(value) is dict and not value and isinstance(column, models.JSONField):
+            literal[name] = "'{}'"
         else:
-            is_ready = is_plain and kind in (str, int, bool)
-            values.given[name] = value if is_ready else column.get_db_prep_save(value, connection)
+            given[name] = column.get_db_prep_save(value, connection)
     return values
 
 
+class _Column(NamedTuple):
+    """A column as the values of a row are looked at.
+
+    Attributes:
+        name: the attribute.
+        column: its field.
+        is_plain: whether every driver takes its plain values as they are.
+        default: what most rows have.
+        constant: the default's SQL, where statements contain it.
+        has_db_default: whether NULL has to be said.
+    """
+
+    name: str
+    column: models.Field[Any, Any]
+    is_plain: bool
+    default: Any
+    constant: str | None
+    has_db_default: bool
+
+
 @cache
-def _columns(model: type[models.Model]) -> list[tuple[str, models.Field[Any, Any], bool, Any, str | None]]:
-    """Attribute, field, whether every driver takes its plain values as they are, default, and that in SQL if it can."""
-    columns: list[tuple[str, models.Field[Any, Any], bool, Any, str | None]] = []
+def _columns(model: type[models.Model]) -> list[_Column]:
+    columns = []
     for column in model._meta.concrete_fields:
         is_plain, default = isinstance(column, _PLAIN), column.get_default()
-        constant = _literal(default, column, is_plain) if is_plain else None
-        columns.append((column.attname, column, is_plain, default, constant))
+        constant = _LITERALS.get(type(default), {}).get(default) if is_plain else None
+        columns.append(_Column(column.attname, column, is_plain, default, constant, column.has_db_default()))
     return columns
-
-
-def _literal(value: Any, column: models.Field[Any, Any], is_plain: bool) -> str | None:
-    """The SQL of one of the few values that statements contain; None for any other."""
-    kind = type(value)
-    if not is_plain:
-        return "'{}'" if kind is dict and not value and isinstance(column, models.JSONField) else None
-    if kind is str:
-        return None if value else "''"
-    return _LITERALS.get((kind, value)) if kind in (int, bool) else None
 
 
 def _insert(

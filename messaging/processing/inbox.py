@@ -95,7 +95,7 @@ class Place:
     @property
     def is_new(self) -> bool:
         """Whether there is no row yet."""
-        return self.row.pk is None
+        return self.row.id is None  # `pk` takes three times as long to say it
 
     def write(
         self,

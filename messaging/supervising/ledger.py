@@ -25,7 +25,7 @@ _IDLE, _RUNNING, _RECORDING = range(3)
 _NO_MEMORY = b"This process has no memory left, and ends; what it runs counts as an attempt.\n"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each message makes one, which then takes twice as long
 class Entry:
     """One running attempt.
 
