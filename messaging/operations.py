@@ -24,9 +24,11 @@ from messaging.exceptions import ConfigurationError
 from messaging.killpoints import kill_point
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.models.base import in_state
+from messaging.models.light import forget_body, has_body, light
 from messaging.models.processed import UNCLAIMED
 from messaging.publishing.publisher import wake_relays
 from messaging.publishing.rounds import (
+    add_round,
     cancel_rounds,
     databases_of,
     incoming_of,
@@ -34,7 +36,6 @@ from messaging.publishing.rounds import (
     send_round_again,
     unsent_rounds,
 )
-from messaging.publishing.rows import compose_round
 from messaging.wire.envelope import Envelope
 
 BATCH = 500
@@ -117,7 +118,7 @@ def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
         if not _leave(row, state=In.REQUEUED, attempts=0):
             return _still_there(row, outcome)
         cancel_rounds(row)
-        compose_round(row, Now()).save(using=rows.db, force_insert=True)
+        add_round(row, Now())
         return True
 
     return _each(rows, "requeue", act, by, wake=True)
@@ -200,7 +201,7 @@ def discard_published(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome
     """Lay drafts, pending and failed messages aside; of rounds those that failed and that nobody waits for any more."""
 
     def act(row: PublishedMessage, outcome: Outcome) -> bool:
-        if row.inbox_id is not None and (row.state != Out.FAILED or any(map(is_awaited, row.incoming()))):
+        if row.inbox_id is not None and (row.state != Out.FAILED or any(map(is_awaited, light(row.incoming())))):
             return _belongs_to_inbox(row, outcome)
         if row.state not in (Out.DRAFT, Out.PENDING, Out.FAILED):
             return _wrong_state(row, outcome)
@@ -265,7 +266,7 @@ def _has_left(row: ProcessedMessage) -> bool:
 
 def _replay_round(row: PublishedMessage, outcome: Outcome) -> bool:
     """Send a round again, as a row of its own, if its incoming message still waits for it."""
-    waiting = next(filter(is_awaited, row.incoming()), None)
+    waiting = next(filter(is_awaited, light(row.incoming())), None)
     if waiting is None:
         outcome.skip(row.pk, _("its incoming message does not wait for this round any more"))
         return False
@@ -341,11 +342,11 @@ def _belongs_to_inbox(row: PublishedMessage, outcome: Outcome) -> bool:
 def _is_readable(row: ProcessedMessage | PublishedMessage, outcome: Outcome, for_row: int | None = None) -> bool:
     """Whether the stored envelope and body can be read; a damaged row is skipped, and does not stop the others.
 
-    It is skipped itself, unless it is read `for_row`.
+    It is skipped itself, unless it is read `for_row`. A large body is not read for that: the relay judges it.
     """
     try:
         if row.wire is not None:
-            Envelope.from_wire(bytes(row.wire), row.raw_body)
+            Envelope.from_wire(bytes(row.wire), row.raw_body if has_body(row) else b"")
     except ValueError as error:
         problem = _("its stored content is damaged: %(error)s") % {"error": error}
         outcome.skip(row.pk if for_row is None else for_row, problem)
@@ -397,6 +398,7 @@ def _act_on(
             if act(row, outcome):
                 outcome.done.append(row.pk)
                 audit.append(_record(action, row, before, by))
+            forget_body(row)  # or all of them would be held together
         AuditRecord.objects.using(database).bulk_create(audit)
         kill_point("operations.requeued")
         if wake and audit:
@@ -408,17 +410,20 @@ def _act_on(
 
 
 def _locked(rows: QuerySet[Any], ids: list[int], outcome: Outcome) -> list[Any]:
-    """The rows, locked. One that another transaction keeps locked, such as a running handler's, is left out."""
+    """The rows, locked, without large bodies.
+
+    One that another transaction keeps locked, such as a running handler's, is left out.
+    """
     wanted = rows.filter(pk__in=ids).order_by("pk")
     if not transaction.get_connection(rows.db).features.has_select_for_update_skip_locked:
-        return list(wanted.select_for_update())
+        return light(wanted.select_for_update())
     deadline = time.monotonic() + LOCK_WAIT
     while True:
-        found = list(wanted.select_for_update(skip_locked=True))
+        found = light(wanted.select_for_update(skip_locked=True))
         if len(found) == len(ids) or time.monotonic() >= deadline:
             break
         time.sleep(LOCK_WAIT / 40)
-    for row in rows.filter(pk__in=set(ids) - {row.pk for row in found}):
+    for row in rows.only("pk").filter(pk__in=set(ids) - {row.pk for row in found}):
         _changed_meanwhile(row, outcome)
     return found
 
