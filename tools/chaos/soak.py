@@ -144,11 +144,12 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
     began, quiet_since = watch.elapsed, datetime.now(UTC)
     watch.changed_at, watch.requeue_every = began, REQUEUE_SOON
     replayed_at = -REPLAY_EVERY
+    is_done = proof.is_rested
 
     def is_over() -> bool:
         nonlocal replayed_at
         now = watch.elapsed
-        if now - began > SETTLE or now - watch.changed_at > STANDSTILL or proof.is_settled(*stage.queries):
+        if now - began > SETTLE or now - watch.changed_at > STANDSTILL or is_done(*stage.queries):
             return True
         if now - replayed_at >= REPLAY_EVERY:
             stage.replay(stage.debts)
@@ -157,6 +158,9 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
             replayed_at = watch.elapsed
         return False
 
+    watch.until(is_over, injector)
+    stage.give_memory()
+    is_done, watch.changed_at = proof.is_settled, watch.elapsed
     watch.until(is_over, injector)
     result.remarks.append(f"settled {watch.elapsed - began:.0f} s after the last fault")
     for place in stage.places:
