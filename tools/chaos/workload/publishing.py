@@ -30,13 +30,14 @@ WEIGHTS = {
     "deadly": 1,
     "forker": 2,
     "novel": 40,
-    "large": 6,
-    "oversized": 6,
+    "large": 4,
+    "oversized": 4,
 }
 BURST = 8  # large messages at once
 LARGE, OVERSIZE = 300_000, 1_400_000  # bytes: of the first few fit into what their consumer may hold, of the last none
 JOBS = ("long", "nomad", "marathon")  # have no transaction, and publish on
 LARGEST = 80  # messages of one transaction, at most
+FIRST = ("large", "oversized")  # what each publisher begins with: a short run has some of them, too
 ROLLED_BACK = 0.05  # share of the transactions
 
 
@@ -95,10 +96,10 @@ def _messages(kind: str, key: str, payload: dict[str, object], chance: random.Ra
     return [Message(f"chaos.{kind}", payload)]
 
 
-def compose(chance: random.Random) -> Parcel:
-    """A parcel of up to `LARGEST` messages."""
+def compose(chance: random.Random, *wanted: str) -> Parcel:
+    """A parcel of up to `LARGEST` messages, or of the kinds that are `wanted`."""
     parcel = Parcel()
-    for kind in chance.choices(list(WEIGHTS), list(WEIGHTS.values()), k=chance.randint(1, LARGEST)):
+    for kind in wanted or chance.choices(list(WEIGHTS), list(WEIGHTS.values()), k=chance.randint(1, LARGEST)):
         parcel.add(kind, chance)
     return parcel
 
