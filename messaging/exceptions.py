@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LONGEST_WAIT = 10 * 366 * 86400  # seconds that anything may be put off: a date so far ahead still fits every database
+
 
 class MessagingError(Exception):
     """Base of all errors of this app; not raised itself."""
@@ -96,7 +98,7 @@ class Retry(MessagingError):
     """
 
     def __init__(self, reason: str = "", *, after: float | None = None) -> None:
-        if after is not None and not 0 <= after <= 10 * 366 * 86400:
+        if after is not None and not 0 <= after <= LONGEST_WAIT:
             raise ValueError(f"Retry(after={after!r}): seconds must be between 0 and ten years.")
         super().__init__(reason or "The handler asked for a retry.")
         self.after = after

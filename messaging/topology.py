@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from messaging import conf
-from messaging.backends.base import DEAD, Difference, ExchangeSpec, QueueSpec, Topology
+from messaging.backends.base import Difference, ExchangeSpec, QueueSpec, Topology
+from messaging.conf.rules import living_queue
 from messaging.handlers import Registry, registry
 
 logger = logging.getLogger("messaging.topology")
@@ -44,7 +45,7 @@ def say_once(alias: str, text: str) -> None:
 
 def _options(name: str, settings: conf.AliasSettings, names: list[str]) -> conf.QueueSettings:
     """The settings of a queue; one that is another's dead-letter queue is declared as that, and has none itself."""
-    options, owner = settings.queue(name), name.removesuffix(DEAD)
+    options, owner = settings.queue(name), living_queue(name)
     if owner == name or owner not in names or not settings.queue(owner).dead_letter:
         return options
     arguments = {"x-overflow": None, **options.arguments}

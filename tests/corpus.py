@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from messaging.wire.envelope import EXCHANGE, KEY, QUEUE, ROUND, ROUTING_KEY, ROW, hashed
-from messaging.wire.properties import Properties, encode_table
+from messaging.wire.fields import encode_table
+from messaging.wire.properties import Properties
 from tests.deliveries import Arrived
 
 TARGET = "hostile"  # the queue that gets them, by a topic exchange or straight

@@ -14,7 +14,7 @@ from django.db import connections
 from messaging.backends.base import Delivery
 from messaging.handlers import Handler, Registry
 from messaging.models import PublishedMessage
-from messaging.publishing.publisher import seal
+from messaging.publishing.rows import seal
 from messaging.wire.bodies import encode_body
 from messaging.wire.envelope import Envelope
 from messaging.wire.properties import Properties

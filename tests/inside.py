@@ -109,7 +109,7 @@ def _run(output: int, code: str, env: dict[str, str]) -> None:
     os.close(output)
     os.environ.clear()
     os.environ.update(env)
-    for name in ("project.settings", "tests.site_settings"):
+    for name in ("project.settings", "tools.site_settings", "tests.site_settings"):
         module = reload(import_module(name))
     settings.MESSAGING = module.MESSAGING
     connections.settings = connections.configure_settings(module.DATABASES)  # type: ignore[misc]

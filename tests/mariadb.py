@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
+
+from tools.mariadb import connected
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,6 @@ class MariaDatabase:
         """Drop a database."""
         with connected(self.dsn) as cursor:
             cursor.execute(f"DROP DATABASE IF EXISTS `{name}`")
-
-
-@contextlib.contextmanager
-def connected(url: str) -> Iterator[Any]:
-    """A cursor of a connection of its own, each statement committed at once; "double quotes" quote names."""
-    import MySQLdb
-
-    parts = urlsplit(url)
-    connection = MySQLdb.connect(
-        host=parts.hostname or "127.0.0.1",
-        port=parts.port or 3306,
-        user=unquote(parts.username or "root"),
-        password=unquote(parts.password or ""),
-        database=parts.path.strip("/"),
-        charset="utf8mb4",
-        autocommit=True,
-        sql_mode="STRICT_TRANS_TABLES,ANSI_QUOTES",
-    )
-    with contextlib.closing(connection):
-        yield connection.cursor()
 
 
 def _tables(cursor: Any, database: str) -> list[str]:

@@ -10,7 +10,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ from uuid import uuid4
 import psycopg
 
 from tests.inside import Loaded
-from tests.mariadb import MariaDatabase, connected
+from tests.mariadb import MariaDatabase
 from tests.services import Broker, Database
 from tests.waiting import wait_until
+from tools.commands import Commands, command
+from tools.environment import ROOT
 from tools.janitor import Janitor
+from tools.mariadb import connected
 from tools.services import free_ports, is_listening
-
-ROOT = Path(__file__).resolve().parent.parent
-
 
 SETTINGS = "tests.site_settings"
 loaded = Loaded()
@@ -40,7 +39,7 @@ class Running:
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                _command(arguments, root),
+                command(arguments, root),
                 env=dict(env),
                 cwd=root,
                 stdin=subprocess.DEVNULL,
@@ -111,7 +110,7 @@ class Running:
         return f"manage.py {' '.join(self.arguments)}"
 
 
-class Site:
+class Site(Commands):
     """One site: an environment for its processes, its database and its virtual host.
 
     Attributes:
@@ -122,9 +121,8 @@ class Site:
     """
 
     def __init__(self, folder: Path, env: dict[str, str], janitor: Janitor, root: Path = ROOT) -> None:
+        super().__init__(env, root)
         self.folder = folder
-        self.env = env
-        self.root = root
         self._janitor = janitor
         self._running: list[Running] = []
 
@@ -144,37 +142,6 @@ class Site:
     def broker_url(self) -> str:
         """Its broker."""
         return self.env["MESSAGING_URL"]
-
-    def manage(
-        self,
-        *arguments: str,
-        check: bool = True,
-        timeout: float = 240.0,
-        env: Mapping[str, str] | None = None,
-        stdin: str = "",
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end.
-
-        Args:
-            check: raise AssertionError with its output when its exit status is not 0.
-            timeout: seconds until it is killed and the test fails.
-            env: more environment for this command.
-            stdin: text for its standard input.
-        """
-        done = subprocess.run(
-            _command(arguments, self.root),
-            env=self.env | dict(env or {}),
-            cwd=self.root,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            input=stdin,
-            check=False,
-        )
-        if check and done.returncode:
-            said = f"{done.stdout}\n{done.stderr}"
-            raise AssertionError(f"manage.py {' '.join(arguments)} ended with {done.returncode}:\n{said}")
-        return done
 
     def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> Running:
         """Start a command and leave it running until it is stopped or the test ends."""
@@ -350,10 +317,6 @@ class SiteFactory:
             "DATA_DIR": str(folder),
             "MESSAGING_TEST_SITE": folder.name,
         }
-
-
-def _command(arguments: tuple[str, ...], root: Path) -> list[str]:
-    return [sys.executable, str(root / "manage.py"), *arguments]
 
 
 def _write_app(folder: Path, handlers: str) -> None:

@@ -1,29 +1,7 @@
-"""Settings of the sites that tests start as processes of their own: the demo site's, ruled by the environment.
+"""Settings of the sites that tests start: those of `tools.site_settings`, with the tests' own app and pages."""
 
-Beside those of `project.settings`: `EXTRA_APPS` (comma-separated), `MESSAGING_QUEUES` and `MESSAGING_OPTIONS` (JSON),
-`SECOND_DATABASE_URL` for a database "second", and `LOG_FILE` for a `LOGGING` of its own.
-"""
+from tools.site_settings import *  # noqa: F403
+from tools.site_settings import INSTALLED_APPS
 
-from project.settings import *  # noqa: F403
-from project.settings import DATABASES, INSTALLED_APPS, MESSAGING, database, env
-
-DEBUG = env.bool("DEBUG", default=False)
-SECRET_KEY = "tests"
-PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-# The demo site has handlers of its own, which would take the messages of those under test.
+INSTALLED_APPS = [*INSTALLED_APPS, "tests.app"]
 ROOT_URLCONF = "tests.urls"
-INSTALLED_APPS = [name for name in INSTALLED_APPS if not name.startswith("project")]
-INSTALLED_APPS += ["tests.app", *env.list("EXTRA_APPS", default=[])]
-
-if second := env.str("SECOND_DATABASE_URL", default=""):
-    DATABASES["second"] = database(second)
-
-MESSAGING["default"]["QUEUES"] = env.json("MESSAGING_QUEUES", default={})
-MESSAGING["default"] |= env.json("MESSAGING_OPTIONS", default={})
-
-if log_file := env.str("LOG_FILE", default=""):
-    LOGGING = {
-        "version": 1,
-        "handlers": {"file": {"class": "logging.FileHandler", "filename": log_file}},
-        "loggers": {"messaging": {"handlers": ["file"], "level": "INFO"}},
-    }

@@ -26,11 +26,12 @@ from messaging.message import ReceivedMessage
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.operations import Operator, requeue
 from messaging.processing.processor import Processor
-from messaging.publishing.publisher import seal
+from messaging.publishing.rows import seal
 from messaging.relaying.relay import Relay
 from messaging.wire.bodies import CHARSETS, NO_CHARSETS, decode_body
 from messaging.wire.envelope import EXCHANGE, KEY, QUEUE, ROUND, ROUTING_KEY, hashed
-from messaging.wire.properties import Properties, encode_table
+from messaging.wire.fields import encode_table
+from messaging.wire.properties import Properties
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES
 from tests.corpus import CONTENT_TYPES, FIELDS, IDS, LONGEST, TARGET, Hostile, corpus
 from tests.deliveries import Arrived, arrived, registered, sent

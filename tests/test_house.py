@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import threading
 from collections import Counter
@@ -34,6 +35,15 @@ MESSAGES = 5  # the quietest is counted: beside the others somebody may have ren
 def test_the_house_has_few_places() -> None:
     places = sorted(path.name for path in HOUSE.iterdir() if path.name not in BESIDE)
     assert len(places) <= PLACES, places
+
+
+def test_the_tools_import_nothing_of_the_tests() -> None:
+    """The tests stand on the tools; what both need is there."""
+    for path in (HOUSE.parent / "tools").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            assert not [name for name in names if name.partition(".")[0] == "tests"], path
 
 
 class Tracer:

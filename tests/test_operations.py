@@ -21,7 +21,7 @@ from messaging import operations, retention
 from messaging.db.clock import Now
 from messaging.management import options
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
-from messaging.operations import Operator
+from messaging.operations import Operator, acting
 from messaging.wire.envelope import key_of, new_epoch
 from tests.admin_rows import incoming, outgoing
 from tests.deliveries import in_a_thread
@@ -163,7 +163,7 @@ def test_an_operation_that_meets_a_relay_in_a_deadlock_is_done_again() -> None:
 
 
 def test_a_selection_of_several_batches_is_done_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "BATCH", 5)
+    monkeypatch.setattr(acting, "BATCH", 5)
     for _ in range(13):
         outgoing("failed")
     outcome = operations.release(PublishedMessage.objects.all(), BY)
@@ -358,7 +358,13 @@ def test_the_audit_outlives_the_user() -> None:
 
 def unrouted(**values: Any) -> Any:
     """An outgoing message that no queue took."""
-    return outgoing("pending", attempts=3, error="Unroutable. NO_ROUTE", **values)
+    return outgoing("pending", attempts=3, **{"error": "Unroutable. NO_ROUTE", **values})
+
+
+def test_that_no_queue_took_it_is_told_by_no_words() -> None:
+    told, before, other = unrouted(unrouted=True, error="Reworded."), unrouted(), unrouted(error="a full queue")
+    assert set(PublishedMessage.objects.waiting_for_queue()) == {told, before}
+    assert [row.waits_for_queue for row in (told, before, other)] == [True, True, False]
 
 
 def test_what_waits_for_a_queue_is_sent_now_with_fresh_tries() -> None:

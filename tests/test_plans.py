@@ -264,9 +264,8 @@ def test_claims_are_kept_and_swept_and_crashes_counted_by_an_index(processor: Pr
     for message_id in ("crashed", ""):
         key, digest = str(uuid.uuid4()), str(uuid.uuid4())
         entry = Entry("default", "work", key, digest, 1, message_id, "default", "a handler", time.time())
-        assert_indexed(
-            partial(record_crash, Crash.of(entry, MessagingError("killed"), "worker-1", time.monotonic() - 1))
-        )
+        crash = Crash.of(processor._station, entry, MessagingError("killed"), time.monotonic() - 1)
+        assert_indexed(partial(record_crash, crash))
 
 
 @pytest.mark.usefixtures("full")

@@ -75,10 +75,5 @@ class Cluster:
         peers = ",".join(f"'{other.name}'" for other in self.others(node))
         node.ctl("eval", f"[begin erlang:set_cookie(N, parted), erlang:disconnect_node(N) end || N <- [{peers}]].")
 
-    def unite(self, node: RabbitMQ) -> None:
-        """End what `part()` did."""
-        peers = ",".join(f"'{other.name}'" for other in self.others(node))
-        node.ctl("eval", f"[erlang:set_cookie(N, erlang:get_cookie()) || N <- [{peers}]].")
-
     def _node(self, name: str) -> RabbitMQ:
         return next(node for node in self.nodes if node.name == name)

@@ -197,7 +197,7 @@ def _mysql() -> str:
 def _given_mysql() -> str:
     """What the server that the tests on MariaDB were given says of itself; a MariaDB's version names it."""
     url = os.environ.get("MESSAGING_TEST_MARIADB")
-    asking = "import sys; from tests.mariadb import connected\nwith connected(sys.argv[1]) as cursor:\n"
+    asking = "import sys; from tools.mariadb import connected\nwith connected(sys.argv[1]) as cursor:\n"
     asking += "    cursor.execute('SELECT version()'); print(*cursor.fetchone())"
     return _asked(asking, url, MARIADB) if url else ""
 

@@ -113,10 +113,6 @@ class RabbitMQ:
         """Stop the node's clock: its connections stay open, and nobody answers on them."""
         self._signal(signal.SIGSTOP)
 
-    def thaw(self) -> None:
-        """Let a frozen node go on."""
-        self._signal(signal.SIGCONT)
-
     def close(self, *, orderly: bool = False) -> None:
         """End the node and its port mapper; orderly for data that is to be kept."""
         self.stop() if orderly else self.kill()

@@ -86,6 +86,8 @@ def prepare(*, mariadb: bool) -> Path:
 
 def _run(command: list[str], database: str) -> int:
     environment = os.environ | {"TEST_DB": database}
+    if environment.pop("PYTHONDONTWRITEBYTECODE", ""):  # each of some thousand processes would compile all of it
+        environment.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / "var/pycache"))
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL)
     while True:
         try:

@@ -22,7 +22,8 @@ from messaging.admin.filters import newest_pk
 from messaging.admin.paginator import LIMIT, Bounded, bounded_count
 from messaging.admin.verbs import Verb
 from messaging.models.base import written
-from messaging.operations import BATCH, Operator, Outcome
+from messaging.operations import Operator, Outcome
+from messaging.operations.acting import BATCH
 
 if TYPE_CHECKING:
     from messaging.admin.base import MessageAdmin

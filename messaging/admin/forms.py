@@ -13,12 +13,12 @@ from django.utils.translation import gettext_lazy
 
 from messaging import conf
 from messaging.admin.display import seconds_until
-from messaging.exceptions import MessagingError, PayloadError, WireError
+from messaging.exceptions import LONGEST_WAIT, MessagingError, PayloadError, WireError
 from messaging.message import Message
 from messaging.models import PublishedMessage
-from messaging.publishing.rows import MAX_SECONDS, Composer
+from messaging.publishing.rows import Composer
 from messaging.wire.bodies import encode_body
-from messaging.wire.properties import encode_table
+from messaging.wire.fields import encode_table
 
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise
@@ -94,7 +94,7 @@ class PublishForm(forms.Form):
         label=gettext_lazy("Expiration"),
         required=False,
         min_value=0,
-        max_value=MAX_SECONDS,
+        max_value=LONGEST_WAIT,
         help_text=gettext_lazy("Seconds after which the broker may drop it from a queue."),
     )
     publish_at = forms.DateTimeField(
@@ -164,7 +164,7 @@ class PublishForm(forms.Form):
     def clean_publish_at(self) -> datetime | None:
         """A moment, by at most ten years ahead. Whether it is past, the database's clock says when it is sent."""
         moment: datetime | None = self.cleaned_data["publish_at"]
-        if moment is not None and seconds_until(moment) > MAX_SECONDS:
+        if moment is not None and seconds_until(moment) > LONGEST_WAIT:
             raise ValidationError(_("This lies more than ten years ahead."))
         return moment
 

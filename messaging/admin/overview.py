@@ -15,7 +15,7 @@ from messaging.admin.paginator import LIMIT, Bounded, bounded_count
 from messaging.db.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.base import written
-from messaging.models.outbox import UNROUTABLE
+from messaging.models.outbox import UNROUTED
 from messaging.publishing.rounds import LONG, first_sent, not_back
 
 LATE = 60  # seconds after which a message that is due and not sent is a sign of trouble
@@ -73,8 +73,7 @@ def _not_back(name: str) -> list[Card]:
 def _unsent(name: str) -> list[Card]:
     """What is due; and what no queue took, if there is any. One query, of as many rows as are ever counted."""
     due = written(PublishedMessage).pending().filter(publish_at__lte=Now()).order_by("id")
-    is_unrouted = Q(attempts__gt=0, error__startswith=UNROUTABLE)
-    found = due.annotate(is_unrouted=ExpressionWrapper(is_unrouted, BooleanField()))[: LIMIT + 1].aggregate(
+    found = due.annotate(is_unrouted=ExpressionWrapper(UNROUTED, BooleanField()))[: LIMIT + 1].aggregate(
         waiting=Count("pk", filter=Q(is_unrouted=True)),
         due=Count("pk", filter=Q(is_unrouted=False)),
         oldest=Min("publish_at", filter=Q(is_unrouted=False)),

@@ -126,8 +126,9 @@ class PublishedMessageAdmin(MessageAdmin):
     def badge(self, row: Any) -> SafeString:
         """What waits for a queue says so."""
         error = vars(row).get("brief") or vars(row).get("error") or ""  # a list has no more than its beginning
-        is_unrouted = row.state == State.PENDING and row.attempts and error.startswith(UNROUTABLE)
-        return state_badge(row.state, _("waiting for a queue") if is_unrouted else row.get_state_display())
+        is_unrouted = row.unrouted or error.startswith(UNROUTABLE)
+        waits = row.state == State.PENDING and row.attempts and is_unrouted
+        return state_badge(row.state, _("waiting for a queue") if waits else row.get_state_display())
 
     @admin.display(description=gettext_lazy("message"))
     def message_column(self, row: PublishedMessage) -> str:

@@ -13,7 +13,7 @@ from messaging import operations
 from messaging.admin.display import seconds_until
 from messaging.db.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
-from messaging.models.outbox import UNROUTABLE
+from messaging.models.outbox import UNROUTED
 from messaging.operations import Operator, Outcome
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _is_abandoned(row: Any) -> bool:
 
 _ABANDONED = Q(state=In.PROCESSING) & (Q(lease_token=None) | Q(leased_until__lte=Now()))
 _OWN = Q(inbox__isnull=True)
-_UNROUTED = Q(state=Out.PENDING, attempts__gt=0, error__startswith=UNROUTABLE)
+_UNROUTED = Q(state=Out.PENDING) & UNROUTED
 _ROUND = _("it is a round of an incoming message: act on that one")
 
 

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from messaging.backends.allowance import Allowance
 from messaging.conf import AliasSettings
+from messaging.conf.rules import dead_queue
 from messaging.wire.envelope import Envelope
 from messaging.wire.properties import Properties
 
 if TYPE_CHECKING:
     from messaging.models.spools import Spool
-
-DEAD = ".dead"  # what a dead-letter queue's name ends with
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +229,7 @@ class QueueSpec:
     @property
     def dead(self) -> str:
         """The name of its dead-letter queue."""
-        return self.name + DEAD
+        return dead_queue(self.name)
 
 
 @dataclass(frozen=True, slots=True)

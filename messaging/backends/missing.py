@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 from messaging import conf
-from messaging.backends.base import DEAD, Difference, Topology
+from messaging.backends.base import Difference, Topology
+from messaging.conf.rules import dead_queue
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
 
@@ -71,4 +72,4 @@ def named_queues(topology: Topology) -> frozenset[str]:
         names.update(registry.queues(alias))
         with suppress(ConfigurationError):
             names.update(conf.get(alias).queues)
-    return frozenset(names | {name + DEAD for name in names})
+    return frozenset(names | set(map(dead_queue, names)))

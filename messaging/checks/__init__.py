@@ -28,6 +28,7 @@ from messaging.checks.databases import (
 )
 from messaging.conf import problems
 from messaging.conf.problems import Problem, shown, suggest
+from messaging.conf.rules import living_queue
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
 from messaging.handlers import Handler, is_generator, patterns_overlap, registry
 
@@ -121,7 +122,7 @@ def check_queues(alias: str, handlers: list[Handler]) -> Iterator[CheckMessage]:
     named, consumed = conf.get(alias).queues, {handler.queue for handler in handlers}
     for name in sorted(named.keys() - consumed):
         near = get_close_matches(name, consumed - named.keys(), n=1, cutoff=0.8)
-        if near and near[0] != name.removesuffix(".dead"):
+        if near and near[0] != living_queue(name):
             yield CheckWarning(
                 f'MESSAGING["{alias}"]["QUEUES"] names "{name}", which has no handler: messages would gather there.',
                 hint=f'Did you mean "{near[0]}"?',

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any, NamedTuple
 
-LONGEST_WAIT = 10 * 366 * 86400  # seconds; a date so far ahead still fits every database
+from messaging.exceptions import LONGEST_WAIT
+
 LONGEST_KEPT = 100 * 366  # days
-LONGEST_QUEUE = 250  # bytes: the 255 of AMQP 0-9-1 less those of ".dead"
+DEAD = ".dead"  # what a dead-letter queue's name ends with
+LONGEST_QUEUE = 255 - len(DEAD)  # bytes, of AMQP 0-9-1
 _SIXTY_FOUR_BITS = 1 << 63
 
 
@@ -35,6 +37,16 @@ def name_of(text: str) -> str:
     RabbitMQ takes line breaks out of a name that is declared, but not out of one that is published to or consumed.
     """
     return str.__str__(text).rstrip("\r\n")
+
+
+def dead_queue(queue: str) -> str:
+    """The name of a queue's dead-letter queue."""
+    return queue + DEAD
+
+
+def living_queue(queue: str) -> str:
+    """The name of the queue whose dead-letter queue this is; its own where it is none."""
+    return queue.removesuffix(DEAD)
 
 
 def is_text(value: Any, most: int = 255) -> bool:

@@ -18,6 +18,7 @@ from messaging import conf, topology
 from messaging.backends import get_backend
 from messaging.backends.allowance import Allowance, default_limit
 from messaging.backends.base import Delivery
+from messaging.conf.rules import dead_queue
 from messaging.consuming.backlog import Backlog
 from messaging.consuming.housekeeping import Housekeeper, OutageWatch
 from messaging.consuming.subscription import Subscription
@@ -73,7 +74,7 @@ class Plan:
     def dead_queues(self) -> frozenset[str]:
         """The dead-letter queues that are drained into the inbox, those with a handler of their own excepted."""
         settings = conf.get(self.alias)
-        dead = {f"{queue}.dead" for queue in self.queues if settings.queue(queue).dead_letter}
+        dead = {dead_queue(queue) for queue in self.queues if settings.queue(queue).dead_letter}
         return frozenset(dead.difference(registry.queues(self.alias)))
 
     def prefetches(self) -> dict[str, int]:
@@ -109,8 +110,15 @@ class Consumer:
             )
             for index in range(plan.concurrency)
         ]
+        self._stopping = threading.Event()
         self._housekeeper = Housekeeper(
-            name, plan.queues, self.processor, self._status, self._wake_up, self._outage.begin
+            name,
+            plan.queues,
+            self.processor,
+            self._status,
+            self._stopping.is_set,
+            self._wake_up,
+            self._outage.begin,
         )
         self._keepers = self._housekeeper.keepers()
         self._late: set[str] = set()  # databases in which claims are about to lapse
@@ -126,7 +134,6 @@ class Consumer:
             CAREFUL if is_careful else 0.0,
         )
         self._wake = threading.Event()
-        self._stopping = threading.Event()
         self._idle_since: float | None = None
         self._froze = 0.0, -FROZEN_SHOWN  # for how long, and when that ended
 

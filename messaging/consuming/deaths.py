@@ -10,14 +10,15 @@ from typing import Any
 
 from django.db import connections
 
-from messaging import exceptions
-from messaging.exceptions import DatabaseUnavailable, MessagingError
+from messaging.exceptions import DatabaseUnavailable, HandlerTimeout, MessagingError, ProcessDied
 from messaging.processing.processor import Processor
 from messaging.supervising.ledger import Entry
 
 logger = logging.getLogger("messaging.consumer")
 
 PAUSE = 1.0  # seconds between two tries
+# As the supervisor calls them, which imports nothing of Django and none of these.
+ERRORS: dict[str, type[MessagingError]] = {"HandlerTimeout": HandlerTimeout, "ProcessDied": ProcessDied}
 
 
 @dataclass(slots=True)
@@ -41,7 +42,7 @@ class _Death:
     @classmethod
     def reported(cls, report: Mapping[str, Any]) -> _Death:
         """As the supervisor tells it."""
-        error = getattr(exceptions, report["error"])(report["text"]) if report["error"] else None
+        error = ERRORS[report["error"]](report["text"]) if report["error"] else None
         return cls(Entry.from_json(report["entry"]), error, report.get("since"))
 
 

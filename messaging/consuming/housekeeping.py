@@ -210,6 +210,7 @@ class Housekeeper(Keeper):
         name: of this worker process, unique.
         queues: what it consumes.
         status: says in a few words what it does now.
+        is_stopping: whether it was asked to stop.
         on_pause: called when the paused queues changed.
         on_outage: called when a database cannot be used.
     """
@@ -220,6 +221,7 @@ class Housekeeper(Keeper):
         queues: tuple[str, ...],
         processor: Processor,
         status: Callable[[], str],
+        is_stopping: Callable[[], bool],
         on_pause: Callable[[], None],
         on_outage: Callable[[DatabaseUnavailable], None],
     ) -> None:
@@ -236,6 +238,7 @@ class Housekeeper(Keeper):
         self._worker = name
         self._queues = queues
         self._status = status
+        self._is_stopping = is_stopping
         self._on_pause = on_pause
 
     def keepers(self) -> list[Keeper]:
@@ -275,6 +278,7 @@ class Housekeeper(Keeper):
     def _show_life(self) -> None:
         rows = WorkerRow.objects.using(router.db_for_write(WorkerRow))
         values = {"paused": sorted(self.paused), "status": self._status()[:255], "seen_at": Now()}
+        values["is_stopping"] = self._is_stopping() or None
         if rows.filter(name=self._worker).update(**values):
             return
         with transaction.atomic(using=rows.db):

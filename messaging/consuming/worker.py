@@ -9,8 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from django.db import connections, reset_queries
 
-from messaging.consuming.backlog import Backlog
-from messaging.consuming.items import Item, Job
+from messaging.consuming.backlog import Backlog, Item, Job
 from messaging.db.connections import close_old, is_unfit, reconnect
 from messaging.exceptions import DatabaseUnavailable
 from messaging.killpoints import kill_point

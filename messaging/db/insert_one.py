@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -24,7 +24,30 @@ _PLAIN = (models.CharField, models.TextField, models.IntegerField, models.Boolea
 # combination is a statement of its own. By type as well, because True == 1.
 _LITERALS = {(bool, True): "TRUE", (bool, False): "FALSE", (int, 0): "0", (int, 1): "1"}
 
-_statements: dict[tuple[Any, ...], str] = {}
+
+class _Question(NamedTuple):
+    """What the statement of an `ask()` depends on."""
+
+    database: str
+    model: type[models.Model]
+    what: str
+    fields: tuple[str, ...]
+
+
+class _Shape(NamedTuple):
+    """What the INSERT of a row depends on: all but the values that are given as parameters."""
+
+    database: str
+    model: type[models.Model]
+    given: tuple[str, ...]
+    literal: tuple[tuple[str, str], ...]
+    moments: tuple[str, ...]
+    lock_wait: float | None
+    local: Local
+
+
+_questions: dict[_Question, str] = {}
+_inserts: dict[_Shape, str] = {}
 
 
 @dataclass(slots=True)
@@ -86,13 +109,13 @@ def ask(model: type[models.Model], database: str, what: str, **values: Any) -> A
     """
     connection, options = connections[database], model._meta
     fields: list[Any] = [options.get_field(name) for name in values]
-    shape = (connection.alias, model, what, *values)
-    sql = _statements.get(shape)
+    question = _Question(connection.alias, model, what, tuple(values))
+    sql = _questions.get(question)
     if sql is None:
         quote = connection.ops.quote_name
         places = " AND ".join(f"{quote(str(field.column))} = %s" for field in fields)
         sql = f"SELECT {what} FROM {quote(options.db_table)} WHERE {places} LIMIT 1"  # noqa: S608  names of ours
-        _statements[shape] = sql
+        _questions[question] = sql
     with connection.cursor() as cursor:
         cursor.execute(sql, [field.get_db_prep_save(values[field.name], connection) for field in fields])
         found = cursor.fetchone()
@@ -157,11 +180,12 @@ def _insert(
     lock_wait: float | None = None,
     local: Local = (),
 ) -> None:
-    literals = values.literal.items()
-    shape = (connection.alias, type(row), *values.given, "", *literals, None, *values.moments, lock_wait, local)
-    sql = _statements.get(shape)
+    literals = tuple(values.literal.items())
+    given, moments = tuple(values.given), tuple(values.moments)
+    shape = _Shape(connection.alias, type(row), given, literals, moments, lock_wait, local)
+    sql = _inserts.get(shape)
     if sql is None:
-        sql = _statements[shape] = _compile(type(row), values, connection, lock_wait, local)
+        sql = _inserts[shape] = _compile(type(row), values, connection, lock_wait, local)
     # As with the ORM: a caller that swallows the error does not commit the rest.
     with transaction.mark_for_rollback_on_error(using=connection.alias):
         found = _execute(connection, sql, list(values.given.values()))

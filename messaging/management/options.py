@@ -15,7 +15,8 @@ from django.db.models import Model, QuerySet
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
-from messaging.operations import BATCH, Operator, Outcome
+from messaging.operations import Operator, Outcome
+from messaging.operations.acting import BATCH
 
 
 def add_common(parser: ArgumentParser, command: str, *, database: str) -> None:

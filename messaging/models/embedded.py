@@ -99,7 +99,9 @@ class EmbeddedConnectionQuerySet(models.QuerySet["EmbeddedConnection"]):
 
         Args:
             pk: the connection.
-            condition: what must still be so, such as the lease's end that was seen. Returns whether it was.
+            condition: what must still be so, such as the lease's end that was seen.
+
+        Returns whether it was.
         """
         with transaction.atomic(using=self.db):
             # A write first: it locks the row, so that its owner can take nothing more.

@@ -121,7 +121,10 @@ class QueueControl(models.Model):
 
 
 class Worker(models.Model):
-    """A running consumer process or relay, as long as it says so."""
+    """A running consumer process or relay, as long as it says so.
+
+    `is_stopping` says that it was asked to stop, so that a run of its that does not end is no attempt; NULL where not.
+    """
 
     name = models.CharField(_("name"), max_length=200, unique=True)
     kind = models.CharField(_("kind"), max_length=10)  # "consume" or "relay"
@@ -130,7 +133,8 @@ class Worker(models.Model):
     alias = models.CharField(_("alias"), max_length=100, default="default")
     queues = models.JSONField(_("queues"), default=list)
     paused = models.JSONField(_("paused queues"), default=list)
-    status = models.CharField(_("status"), max_length=255, blank=True)
+    status = models.CharField(_("status"), max_length=255, blank=True)  # for people
+    is_stopping = models.BooleanField(null=True, editable=False)
     started_at = MomentField(_("started"), db_default=Now())
     seen_at = MomentField(_("last seen"), db_default=Now())
 

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from messaging.models.published import PublishedMessage
 
 OWNER_LENGTH = 200
-UNROUTABLE = "Unroutable."  # how the error begins of a row that no queue took
+UNROUTABLE = "Unroutable."  # how the error begins, for people, of a row that no queue took
+# That no queue took a pending row when it was last sent. For one release also by the error's beginning: the release
+# before says no more than that.
+UNROUTED = Q(attempts__gt=0) & (Q(unrouted__isnull=False) | Q(error__startswith=UNROUTABLE))
 # What a relay has to know of a row, its headers last. The rest is read from the database when it is asked for.
 LEASED = (
     "id", "alias", "state", "lease_token", "message_id", "exchange", "queue", "routing_key", "type", "content_type",
@@ -48,7 +51,7 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
 
     def waiting_for_queue(self) -> Self:
         """Pending rows that no queue took when they were last sent."""
-        return self.pending().filter(attempts__gt=0, error__startswith=UNROUTABLE)
+        return self.pending().filter(UNROUTED)
 
     def scheduled(self, alias: str) -> Self:
         """Pending rows of an alias, the next first. They are found by `due_at`, which no others have."""
@@ -99,9 +102,26 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
         """Hand rows that are still held back unsent, so that any relay can take them now; nothing is spent."""
         return self._change_held(rows, due_at=Now(), lease_owner="", lease_token=None)
 
-    def back_off(self, rows: Iterable[PublishedMessage], seconds: float, error: str, *, spend: bool = True) -> int:
-        """Send rows that are still held again in `seconds`; without `spend` the attempt does not count."""
+    def back_off(
+        self,
+        rows: Iterable[PublishedMessage],
+        seconds: float,
+        error: str,
+        *,
+        spend: bool = True,
+        unrouted: bool = False,
+    ) -> int:
+        """Send rows that are still held again in `seconds`.
+
+        Args:
+            rows: which.
+            seconds: from now.
+            error: for people.
+            spend: whether the attempt counts.
+            unrouted: whether no queue took them.
+        """
         changes = {"due_at": after(seconds), "error": storable(error), "attempts": F("attempts") + int(spend)}
+        changes["unrouted"] = unrouted or None
         return self._change_held(rows, lease_owner="", lease_token=None, **changes)
 
     def fail(self, rows: Sequence[PublishedMessage], error: str) -> list[PublishedMessage]:

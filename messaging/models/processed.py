@@ -11,7 +11,7 @@ from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
 from messaging.db.clock import MomentField, Now
-from messaging.exceptions import DeadLettered, ProcessDied
+from messaging.exceptions import DeadLettered, HandlerTimeout, ProcessDied
 from messaging.models.base import PolledIndex, StoredMessage, in_state, set_only
 from messaging.wire import nonces
 from messaging.wire.envelope import Envelope
@@ -26,9 +26,10 @@ UNCLAIMED: dict[str, Any] = {
 }
 
 
-# What `exception_type` says of these.
-DIED = f"{ProcessDied.__module__}.{ProcessDied.__qualname__}"
-DEAD = f"{DeadLettered.__module__}.{DeadLettered.__qualname__}"
+# For one release: what the release before writes into `exception_type`, and nowhere else; delete this with the next.
+_DIED = f"{ProcessDied.__module__}.{ProcessDied.__qualname__}"
+_DEAD = f"{DeadLettered.__module__}.{DeadLettered.__qualname__}"
+_LATE = f"{HandlerTimeout.__module__}.{HandlerTimeout.__qualname__}"
 
 
 class ProcessedMessageQuerySet(models.QuerySet["ProcessedMessage"]):
@@ -70,6 +71,9 @@ class ProcessedMessage(StoredMessage):
     `digest` with `headers_digest` tells messages of one id apart; where the second is NULL the row was stored with
     version 1 of the digest, which does not cover headers. `nonce` is how its rounds are recognised as ours; NULL until
     it first goes round.
+
+    Of its last failure: `process_died` says that the process died while its handler ran, for no reason that is known;
+    `dead_lettered` that the broker gave it up. NULL where that is not so, or the release before recorded it.
     """
 
     class State(models.TextChoices):
@@ -89,6 +93,8 @@ class ProcessedMessage(StoredMessage):
     digest = models.UUIDField(_("digest"), editable=False)
     headers_digest = models.UUIDField(null=True, editable=False)
     nonce = models.UUIDField(null=True, editable=False)
+    process_died = models.BooleanField(null=True, editable=False)
+    dead_lettered = models.BooleanField(null=True, editable=False)
     handler = models.CharField(_("handler"), max_length=255, blank=True)
     worker = models.CharField(_("worker"), max_length=200, blank=True)
     exception_type = models.CharField(_("exception"), max_length=255, blank=True)
@@ -157,6 +163,16 @@ class ProcessedMessage(StoredMessage):
         """Whether it is about a message that says what this one does, by the version of the digest that it has."""
         return self.digest == envelope.digest and self.headers_digest in (None, envelope.headers_digest)
 
+    @property
+    def may_kill(self) -> bool:
+        """Whether its last run ended with its process, so that the next one may."""
+        return bool(self.process_died) or self.exception_type == _DIED
+
+    @property
+    def is_dead_letter(self) -> bool:
+        """Whether its last failure was that the broker gave it up."""
+        return bool(self.dead_lettered) or self.exception_type == _DEAD
+
     def failures(self) -> models.QuerySet[Attempt]:
         """Its attempts that failed, where it is itself, whatever a router says of reads and relations."""
         return Attempt.objects.using(self._state.db).filter(message_id=self.pk)
@@ -218,7 +234,8 @@ class ProcessedMessage(StoredMessage):
 class Attempt(models.Model):
     """A failed or crashed attempt. The success path writes the inbox row alone.
 
-    `run` identifies what ran, so that a crash that is reported twice counts once.
+    `run` identifies what ran, so that a crash that is reported twice counts once. `timed_out` says that its process was
+    killed for its time limit; NULL where that is not so, or the release before recorded it.
     """
 
     message = models.ForeignKey(
@@ -234,6 +251,7 @@ class Attempt(models.Model):
     exception_message = models.TextField(_("message"), blank=True)
     traceback = models.TextField(_("traceback"), blank=True)
     run = models.UUIDField(null=True, editable=False)
+    timed_out = models.BooleanField(null=True, editable=False)
 
     class Meta:
         app_label = "messaging"
@@ -248,3 +266,8 @@ class Attempt(models.Model):
 
     def __str__(self) -> str:
         return f"{self.number}: {self.exception_type}"
+
+    @property
+    def was_late(self) -> bool:
+        """Whether its handler ran longer than it may."""
+        return bool(self.timed_out) or self.exception_type == _LATE

@@ -41,6 +41,7 @@ class PublishedMessage(StoredMessage):
     published_at = MomentField(_("published"), null=True, editable=False)
     lease_owner = models.CharField(max_length=OWNER_LENGTH, blank=True, editable=False)
     lease_token = models.UUIDField(null=True, editable=False)
+    unrouted = models.BooleanField(null=True, editable=False)
     epoch = models.PositiveIntegerField(db_default=0, editable=False)
     inbox = models.ForeignKey(
         "messaging.ProcessedMessage",
@@ -103,7 +104,8 @@ class PublishedMessage(StoredMessage):
     @property
     def waits_for_queue(self) -> bool:
         """Whether it is pending and no queue took it when it was last sent."""
-        return self.state == self.State.PENDING and self.attempts > 0 and self.error.startswith(UNROUTABLE)
+        is_unrouted = self.unrouted or self.error.startswith(UNROUTABLE)  # the latter for one release, see `UNROUTED`
+        return self.state == self.State.PENDING and self.attempts > 0 and is_unrouted
 
     def mark_failed(self, error: str) -> bool:
         """This lease's row can never be sent. False when another relay holds it by now."""

@@ -155,9 +155,8 @@ class Attempts:
 
         Whoever counts it looks for this claim in turn; see `crashes`.
         """
-        station = self._station
-        with station.claims.held(place.token, work.database):
-            return without_handler.absorb_crash(place, work.envelope, work.handler, station.worker, station.settings)
+        with self._station.claims.held(place.token, work.database):
+            return without_handler.absorb_crash(self._station, work, place)
 
     def _try(self, work: Work, place: Place, started: float) -> None:
         failure: Failure | None = None

@@ -12,17 +12,17 @@ from typing import Any
 from django.db import IntegrityError, OperationalError, connections, transaction
 from django.db.models import Q, QuerySet
 
-from messaging import conf, signals
+from messaging import signals
 from messaging.db.clock import Now
 from messaging.db.connections import brief_locks, is_conflict, is_lock_wait
 from messaging.exceptions import MessagingError
-from messaging.handlers import registry
 from messaging.models import Attempt, AuditRecord, ProcessedMessage
 from messaging.models.processed import UNCLAIMED
 from messaging.processing import inbox
-from messaging.processing.error_text import describe, type_name
-from messaging.processing.failures import Failure, attempt_of, decision_on, outcome, record
+from messaging.processing.error_text import describe
+from messaging.processing.failures import Failure, attempt_of, decision_on, kind_of, outcome, record
 from messaging.processing.inbox import AlreadyRecorded, SetAside
+from messaging.processing.station import Station
 from messaging.supervising.ledger import Entry
 
 LOOKS = 10  # at a row that others keep changing
@@ -45,23 +45,23 @@ class Crash:
     """A process that died while it ran `entry`.
 
     Attributes:
+        station: where the process stands that records it.
         entry: what it ran.
         error: what it died of.
-        worker: who records it.
         since: CLOCK_MONOTONIC of when the run began.
     """
 
+    station: Station
     entry: Entry
     error: MessagingError
-    worker: str
     since: float
 
     @classmethod
-    def of(cls, entry: Entry, error: MessagingError, worker: str, since: float | None = None) -> Crash:
+    def of(cls, station: Station, entry: Entry, error: MessagingError, since: float | None = None) -> Crash:
         """`since` is None where the release before reports it."""
         if since is None:
             since = time.monotonic() - max(0.0, time.time() - entry.started)
-        return cls(entry, error, worker, since)
+        return cls(station, entry, error, since)
 
     @property
     def began(self) -> Any:
@@ -75,8 +75,8 @@ class Crash:
 
     def failure(self, row: ProcessedMessage) -> Failure:
         """The attempt that it is."""
-        handler = registry.find(self.entry.alias, self.entry.queue, row.routing_key)
-        return Failure(self.error, self.worker, handler, self.since, crashed=True)
+        handler = self.station.handlers.find(self.entry.alias, self.entry.queue, row.routing_key)
+        return Failure(self.error, self.station.worker, handler, self.since, crashed=True)
 
 
 def record_crash(crash: Crash) -> None:
@@ -142,7 +142,7 @@ def _record_known(row: ProcessedMessage, crash: Crash) -> None:
     elif inbox.comes_again(row, crash.failure(row).handler):
         _count(row, crash, **UNCLAIMED, error=describe(crash.error))
     else:
-        record(inbox.existing(row), crash.failure(row), entry.database, conf.get(entry.alias))
+        record(inbox.existing(row), crash.failure(row), entry.database, crash.station.settings)
 
 
 def _was_requeued(row: ProcessedMessage, crash: Crash) -> bool:
@@ -157,7 +157,7 @@ def _count(row: ProcessedMessage, crash: Crash, **changes: Any) -> None:
     Raises AlreadyRecorded when the row changed, SetAside when it is locked.
     """
     failure, number, database = crash.failure(row), row.attempts + 1, crash.entry.database
-    decision = decision_on(number, failure, conf.get(row.alias))
+    decision = decision_on(number, failure, crash.station.settings)
     gives_up = row.state == State.RETRYING and decision.retry_after is None
     changes |= outcome(failure, decision, number) if gives_up else {"attempts": number}
     with _brief(database):
@@ -194,10 +194,10 @@ def _insert(crash: Crash) -> ProcessedMessage:
         state=State.PROCESSING,
         attempts=1,
         handler=entry.handler,
-        worker=crash.worker,
+        worker=crash.station.worker,
         error=describe(crash.error),
-        exception_type=type_name(crash.error),
         derivation=inbox.DERIVATION,
+        **kind_of(crash.error),
     )
     with _brief(entry.database):
         row.save(using=entry.database, force_insert=True)

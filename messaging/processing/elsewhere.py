@@ -29,7 +29,6 @@ from messaging.wire.envelope import Envelope
 
 State = ProcessedMessage.State
 
-RESTS = (State.FAILED, State.DISCARDED, State.SUPERSEDED)
 GAINED = 5.0  # seconds for which a database is believed to hold nothing of a queue
 LOST = 60.0  # seconds for which it is believed to hold something: only retention makes that untrue
 

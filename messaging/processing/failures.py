@@ -12,7 +12,7 @@ from django.db import DatabaseError, transaction
 
 from messaging import conf, signals
 from messaging.db.clock import Now
-from messaging.exceptions import Reject, WireError
+from messaging.exceptions import DeadLettered, HandlerTimeout, ProcessDied, Reject, WireError
 from messaging.handlers import Backoff, Handler
 from messaging.models import Attempt, AuditRecord, ProcessedMessage
 from messaging.models.base import in_state
@@ -119,7 +119,7 @@ def send_round(place: Place, worker: str, database: str, *, why: str = "") -> No
     """
     values: dict[str, Any] = {"state": State.RETRYING, "worker": worker, "retry_at": Now(), **UNCLAIMED}
     if why:
-        values |= {"error": why, "exception_type": "", "fingerprint": ""}
+        values |= {"error": why, "exception_type": "", "process_died": None, "dead_lettered": None, "fingerprint": ""}
     with place.tentative(), transaction.atomic(using=database):
         before = place.row.state
         place.write(database, next_round=place.row.round + 1, **values)
@@ -157,11 +157,20 @@ def outcome(failure: Failure, decision: Decision, number: int) -> dict[str, Any]
         "handler": handler[:255],
         "worker": failure.worker,
         "error": describe(failure.error),
-        "exception_type": type_name(failure.error),
+        **kind_of(failure.error),
         "fingerprint": fingerprint(failure.error, handler),
         "retry_at": _due(decision) if retrying else None,
         "failed_at": None if retrying else Now(),
         **UNCLAIMED,
+    }
+
+
+def kind_of(error: BaseException) -> dict[str, Any]:
+    """What an inbox row says of the kind of its failure: its name for people, and what decides anything."""
+    return {
+        "exception_type": type_name(error),
+        "process_died": isinstance(error, ProcessDied) or None,
+        "dead_lettered": isinstance(error, DeadLettered) or None,
     }
 
 
@@ -187,4 +196,5 @@ def attempt_of(row: ProcessedMessage, failure: Failure, number: int, round_: int
         exception_message=storable(text_of(failure.error), 10_000),
         traceback=traceback_of(failure.error),
         run=run,
+        timed_out=isinstance(failure.error, HandlerTimeout) or None,
     )

@@ -26,7 +26,6 @@ from messaging.db.session import part, state_of
 from messaging.handlers import Handler
 from messaging.models import ProcessedMessage
 from messaging.models.light import light
-from messaging.models.processed import DEAD
 from messaging.supervising.ledger import run_of
 from messaging.wire import nonces
 from messaging.wire.envelope import MAX_ROUND, Envelope
@@ -346,7 +345,7 @@ def gate(row: ProcessedMessage, envelope: Envelope, *, is_dead: bool = False) ->
     if row.state in (State.FAILED, State.SUPERSEDED) and envelope.round > row.round:
         return Verdict.RUN
     # Anyone may write to a dead-letter queue: what is still in its own queue is not dead.
-    if row.state == State.FAILED and row.exception_type == DEAD and envelope.round == row.round and not is_dead:
+    if row.state == State.FAILED and row.is_dead_letter and envelope.round == row.round and not is_dead:
         return Verdict.RUN
     return Verdict.DONE
 

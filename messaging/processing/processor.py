@@ -15,7 +15,6 @@ from messaging.db.session import end_orphan
 from messaging.exceptions import MessagingError
 from messaging.handlers import Handler, Registry, registry
 from messaging.models import ProcessedMessage
-from messaging.models.processed import DIED
 from messaging.models.spools import Spool
 from messaging.processing import inbox, stopping, without_handler
 from messaging.processing.attempting import Attempts
@@ -208,7 +207,7 @@ class Processor:
         if not will_run:
             self._admit_recorded(work, standing, row)
             return None
-        if not work.alone and work.handler.atomic and row.exception_type == DIED:
+        if not work.alone and work.handler.atomic and row.may_kill:
             raise NeedsToBeAlone  # a retry is no redelivery: only its row knows what became of the last run
         if row is standing.home:
             without_handler.bring_content(row, work.envelope, work.database)
@@ -242,21 +241,19 @@ class Processor:
 
     def _admit_recorded(self, work: Work, standing: Standing, row: ProcessedMessage) -> None:
         """Record what a row says about a delivery that is not to run, where that row is."""
-        database, worker, settings = database_of(row), self._station.worker, self.settings
+        station, database = self._station, database_of(row)
         verdict = inbox.gate(row, work.envelope)
         with self.outages.watch(database):
             if verdict is not Verdict.REUSED:
                 without_handler.bring_content(row, work.envelope, database)
             if verdict is Verdict.REUSED:
-                without_handler.record_reused(database, row, work.envelope, worker=worker, settings=settings)
+                without_handler.record_reused(station, database, row, work.envelope)
             elif verdict is Verdict.COUNTED:
-                without_handler.record_counted(
-                    database, row, work.envelope, work.handler, worker=worker, settings=settings
-                )
+                without_handler.record_counted(station, database, row, work.envelope, work.handler)
             elif verdict is Verdict.CRASHED:
-                if not self.outages.leases_tell(database, settings.lease):
+                if not self.outages.leases_tell(database, self.settings.lease):
                     raise SetAside
-                if not without_handler.end_abandoned(database, row, work.handler, settings, self.outages):
+                if not without_handler.end_abandoned(station, database, row, work.handler):
                     raise AlreadyRecorded
             elif work.envelope.key is None:
                 raise AlreadyRecorded  # another copy of its content took that row since
@@ -300,13 +297,12 @@ class Processor:
         Returns whether that is done: not while another run of the message keeps its row locked; ask again then.
         Raises DatabaseUnavailable.
         """
-        worker = self._station.worker
         if entry.batch > 1:
             return True  # nobody knows whose fault it was: redelivered, each runs alone
-        crash = Crash.of(entry, error, worker, since) if error is not None else None
+        crash = Crash.of(self._station, entry, error, since) if error is not None else None
         try:
             if crash is None:
-                self.outages.steadily(entry.database, lambda: without_handler.record_spared(entry, worker))
+                self.outages.steadily(entry.database, lambda: without_handler.record_spared(self._station, entry))
             elif not any(map(partial(self._came_again, crash), self._station.elsewhere.others(entry.database))):
                 self.outages.steadily(entry.database, lambda: record_crash(crash))
         except SetAside:

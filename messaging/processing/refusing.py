@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
+from messaging.conf.rules import living_queue
 from messaging.exceptions import (
     ConsumerFailed,
     DatabaseUnavailable,
@@ -50,7 +51,7 @@ class Refusals:
         round only by its nonce, a claim that the inbox answers for not at all; and what comes from the queue itself in
         the same round runs all the same.
         """
-        queue = delivery.queue.removesuffix(".dead")
+        queue = living_queue(delivery.queue)
         envelope, reason = without_handler.revive(delivery, queue)
         envelope = self._recognition.of(queue, envelope)
         handler = self._station.handlers.find(self._station.alias, queue, envelope.routing_key)
@@ -74,7 +75,7 @@ class Refusals:
         """Record as failed what the consumer itself fails on. Raises DatabaseUnavailable."""
         if delivery.spool is not None:
             return self.record_too_large(delivery, delivery.spool, is_dead=is_dead)
-        queue = delivery.queue.removesuffix(".dead") if is_dead else delivery.queue
+        queue = living_queue(delivery.queue) if is_dead else delivery.queue
         text = f"The consumer itself failed on it, time and again: {describe(error)}. Its log has the traceback."
         failure = Failure(ConsumerFailed(f"{text} Requeue it once that is mended."), self._station.worker)
         envelope, handler = self._read(delivery, queue, is_dead=is_dead)
@@ -82,7 +83,7 @@ class Refusals:
 
     def record_too_large(self, delivery: Incoming, spool: Spool, *, is_dead: bool) -> Settlement:
         """Record as failed what is too large to be held here, with its body from a file. Raises DatabaseUnavailable."""
-        queue = delivery.queue.removesuffix(".dead") if is_dead else delivery.queue
+        queue = living_queue(delivery.queue) if is_dead else delivery.queue
         text = (
             f"Its body has {spool.size} bytes, and a consumer here holds {spool.limit} at most (HELD_BYTES, or a share "
             "of the memory that there is)."
@@ -164,11 +165,11 @@ class Refusals:
             where = database_of(row) if row is not None else database
             record = partial(
                 without_handler.record_unrun,
+                station,
                 where,
                 queue,
                 envelope,
                 failure,
-                settings=station.settings,
                 redelivered=redelivered,
                 handler=handler,
                 is_dead=is_dead,

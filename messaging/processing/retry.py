@@ -6,11 +6,10 @@ import random
 from typing import NamedTuple
 
 from messaging.conf import RetrySettings
-from messaging.exceptions import PayloadError, Reject, Retry
+from messaging.exceptions import LONGEST_WAIT, PayloadError, Reject, Retry
 from messaging.handlers import Backoff
 
 PERMANENT = (Reject, PayloadError)
-LONGEST = 10 * 366 * 86400.0
 
 
 class Decision(NamedTuple):
@@ -42,13 +41,13 @@ def decide(
     if attempt >= max_attempts:
         return Decision(None, f"gave up after {attempt} attempt{'' if attempt == 1 else 's'}")
     if isinstance(error, Retry) and error.after is not None:  # not before that
-        return Decision(min(error.after * (1 + policy.jitter * random.random()), LONGEST))
+        return Decision(min(error.after * (1 + policy.jitter * random.random()), LONGEST_WAIT))
     return Decision(pause(attempt, backoff, policy))
 
 
 def pause(attempt: int, backoff: Backoff | None, policy: RetrySettings) -> float:
     """Seconds to wait after a failed attempt, give or take the policy's jitter: what failed together is spread out."""
-    return min(interval(attempt, backoff, policy) * (1 + policy.jitter * (2 * random.random() - 1)), LONGEST)
+    return min(interval(attempt, backoff, policy) * (1 + policy.jitter * (2 * random.random() - 1)), LONGEST_WAIT)
 
 
 def interval(attempt: int, backoff: Backoff | None, policy: RetrySettings) -> float:
@@ -61,7 +60,7 @@ def interval(attempt: int, backoff: Backoff | None, policy: RetrySettings) -> fl
             seconds = float(backoff(attempt) if callable(backoff) else backoff)
         except Exception:  # noqa: BLE001  it is the user's own code
             seconds = -1.0
-        if 0 <= seconds <= LONGEST:
+        if 0 <= seconds <= LONGEST_WAIT:
             return seconds
     # The exponent is bounded: a float overflows at about 3 to the power of 646.
     return min(policy.initial * policy.multiplier ** min(attempt - 1, 64), policy.maximum)

@@ -27,7 +27,7 @@ from messaging.models.processed import ProcessedMessageQuerySet
 from messaging.processing import without_handler
 from messaging.processing.inbox import SetAside
 from messaging.processing.station import Claim, Station
-from messaging.wire.bodies import one_line, storable
+from messaging.wire.bodies import one_line
 
 logger = logging.getLogger("messaging.consumer")
 
@@ -120,7 +120,7 @@ def _mark_free(rows: ProcessedMessageQuerySet, database: str) -> int:
 def _say_stopping(station: Station, database: str) -> None:
     workers = Worker.objects.using(database)
     values = {"kind": "consume", "alias": station.alias, "host": socket.gethostname()[:255], "pid": os.getpid()}
-    values |= {"status": without_handler.STOPPING, "seen_at": Now()}
+    values |= {"status": without_handler.STOPPING, "is_stopping": True, "seen_at": Now()}
     workers.filter(kind="consume", seen_at__lt=Now() - FORGOTTEN).delete()
     workers.update_or_create(name=station.worker[:200], defaults=values)
     station.claims.told.add(database)
@@ -137,9 +137,8 @@ def _give_up(station: Station, database: str) -> None:
     locked = False
     for row in rows.filter(lease_token__in=list(claims)).order_by("at_broker"):
         token = row.lease_token
-        handler = station.handlers.find(station.alias, row.queue, storable(row.routing_key))
         try:
-            without_handler.give_up(database, row, handler, station.worker)
+            without_handler.give_up(station, database, row)
         except SetAside:
             locked = True
             claims = {held: claim for held, claim in claims.items() if held != token}

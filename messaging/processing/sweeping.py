@@ -9,13 +9,11 @@ from contextlib import nullcontext
 from django.db import connections, transaction
 
 from messaging.db.connections import is_database_error
-from messaging.handlers import Handler
 from messaging.models import ProcessedMessage
 from messaging.models.light import forget_body, light
 from messaging.processing import inbox, without_handler
 from messaging.processing.inbox import SetAside
 from messaging.processing.station import Station
-from messaging.wire.bodies import storable
 
 
 def sweep(station: Station, database: str) -> int:
@@ -37,12 +35,8 @@ def _abandoned(station: Station, database: str) -> list[ProcessedMessage]:
         if skips:  # a locked one is being run, or recorded, right now
             rows = rows.select_for_update(skip_locked=True)
         anonymous = light(rows.filter(message_id="", round=1)[:1000])
-        found = [row for row in anonymous if not inbox.comes_again(row, _handler_of(station, row))]
+        found = [row for row in anonymous if not inbox.comes_again(row, without_handler.handler_of(station, row))]
         return found + light(rows.exclude(message_id="", round=1)[:100])
-
-
-def _handler_of(station: Station, row: ProcessedMessage) -> Handler | None:
-    return station.handlers.find(station.alias, row.queue, storable(row.routing_key))
 
 
 def _end_claims(station: Station, database: str, abandoned: Sequence[ProcessedMessage]) -> int:
@@ -54,7 +48,7 @@ def _end_claims(station: Station, database: str, abandoned: Sequence[ProcessedMe
             break
         try:
             handler = station.handlers.find(station.alias, row.queue, row.envelope().routing_key)
-            count += without_handler.end_abandoned(database, row, handler, station.settings, station.outages)
+            count += without_handler.end_abandoned(station, database, row, handler)
         except SetAside:
             continue
         except Exception as error:

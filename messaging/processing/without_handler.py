@@ -11,11 +11,9 @@ from typing import Any, Protocol
 from django.db import DatabaseError, transaction
 from django.db.models import Q
 
-from messaging import conf
 from messaging.db.clock import Now
-from messaging.db.connections import Outages
 from messaging.exceptions import HandlerTimeout, IdReused, ProcessDied, WireError
-from messaging.handlers import Handler, registry
+from messaging.handlers import Handler
 from messaging.models import ProcessedMessage, Worker
 from messaging.models.base import in_state
 from messaging.models.operations import STOPPED
@@ -24,12 +22,13 @@ from messaging.models.spools import Spool
 from messaging.processing import crashes, failures, inbox
 from messaging.processing.failures import Failure
 from messaging.processing.inbox import AlreadyRecorded, Place, Verdict
+from messaging.processing.station import Station, Work
 from messaging.supervising.ledger import Entry
 from messaging.wire.bodies import storable
 from messaging.wire.envelope import Envelope, address
 from messaging.wire.properties import Properties
 
-STOPPING = "stopping"  # a worker's status once it is asked to stop
+STOPPING = "stopping"  # what people read of a worker once it is asked to stop
 UNBEGUN = "Its worker was lost before its handler began."
 AWAY = "Its claim ran out while the database could not be used."
 LOOKS = 10  # at a row that others keep changing
@@ -53,12 +52,12 @@ REASONS = {
 
 
 def record_unrun(
+    station: Station,
     database: str,
     queue: str,
     envelope: Envelope,
     failure: Failure,
     *,
-    settings: conf.AliasSettings,
     redelivered: bool,
     handler: Handler | None = None,
     is_dead: bool = False,
@@ -70,13 +69,13 @@ def record_unrun(
     the inbox answers for it now. Raises SetAside when a twin is about to record it.
     """
     for _ in range(LOOKS):
-        row = inbox.find(database, settings.alias, queue, envelope, redelivered=redelivered, handler=handler)
+        row = inbox.find(database, station.alias, queue, envelope, redelivered=redelivered, handler=handler)
         if row is None:
-            place = inbox.fresh(settings.alias, queue, envelope)
+            place = inbox.fresh(station.alias, queue, envelope)
         else:
             verdict = inbox.gate(row, envelope, is_dead=is_dead)
             if verdict is Verdict.REUSED:
-                record_reused(database, row, envelope, worker=failure.worker, settings=settings, spool=spool)
+                record_reused(station, database, row, envelope, spool=spool)
                 return True
             bring_content(row, envelope, database, spool)
             if verdict is Verdict.DONE or (is_dead and verdict is Verdict.CRASHED and row.at_broker is False):
@@ -84,7 +83,7 @@ def record_unrun(
             place = inbox.abandoned(row) if verdict is Verdict.CRASHED else inbox.existing(row)
         try:
             with _whole(place, database, spool):
-                failures.record(place, failure, database, settings)
+                failures.record(place, failure, database, station.settings)
             return True
         except AlreadyRecorded:
             redelivered = True
@@ -103,32 +102,20 @@ def _whole(place: Place, database: str, spool: Spool | None) -> Iterator[None]:
 
 
 def record_reused(
-    database: str,
-    row: ProcessedMessage,
-    envelope: Envelope,
-    *,
-    worker: str,
-    settings: conf.AliasSettings,
-    spool: Spool | None = None,
+    station: Station, database: str, row: ProcessedMessage, envelope: Envelope, *, spool: Spool | None = None
 ) -> None:
     """Keep and flag a message whose id another one took first."""
-    place = inbox.fresh(settings.alias, row.queue, envelope, key=envelope.reused_key(row.digest_version))
+    place = inbox.fresh(station.alias, row.queue, envelope, key=envelope.reused_key(row.digest_version))
     error = IdReused(
         f"The message id was used before, by another message (row {row.pk}) with other content or headers. "
         "Requeue it to process it all the same, or discard it."
     )
     with suppress(AlreadyRecorded), _whole(place, database, spool):  # this very message was flagged before
-        failures.record(place, Failure(error, worker), database, settings)
+        failures.record(place, Failure(error, station.worker), database, station.settings)
 
 
 def record_counted(
-    database: str,
-    row: ProcessedMessage,
-    envelope: Envelope,
-    handler: Handler,
-    *,
-    worker: str,
-    settings: conf.AliasSettings,
+    station: Station, database: str, row: ProcessedMessage, envelope: Envelope, handler: Handler
 ) -> None:
     """Send a message round again whose crash was counted before its content was known, or whose run we cut short.
 
@@ -137,37 +124,37 @@ def record_counted(
     bring_content(row, envelope, database)
     if row.interrupted:
         with suppress(WireError):  # it was damaged since, so that it can only be failed
-            failures.send_round(inbox.existing(row), worker, database, why=STOPPED)
+            failures.send_round(inbox.existing(row), station.worker, database, why=STOPPED)
             return
     last = row.failures().order_by("-id").first()
-    is_late = last is not None and last.exception_type.endswith(".HandlerTimeout")
-    error = (HandlerTimeout if is_late else ProcessDied)(last.exception_message if last else "Its process died.")
-    failure = Failure(error, worker, handler, time.monotonic(), crashed=True, counted=True)
-    failures.record(inbox.existing(row), failure, database, settings)
+    kind = HandlerTimeout if last is not None and last.was_late else ProcessDied
+    error = kind(last.exception_message if last else "Its process died.")
+    failure = Failure(error, station.worker, handler, time.monotonic(), crashed=True, counted=True)
+    failures.record(inbox.existing(row), failure, database, station.settings)
 
 
-def absorb_crash(place: Place, envelope: Envelope, handler: Handler, worker: str, settings: conf.AliasSettings) -> bool:
+def absorb_crash(station: Station, work: Work, place: Place) -> bool:
     """Take a crash of a message without an id over into the claim that it has made since, and send it round.
 
     Returns whether there was one. Raises AlreadyRecorded, SetAside.
     """
-    row, database = place.row, handler.database
+    row, database = place.row, work.database
     for _ in range(LOOKS):
-        alike = inbox.alike(database, row.alias, row.queue, envelope)
+        alike = inbox.alike(database, row.alias, row.queue, work.envelope)
         row.attempts = next((one.attempts for one in alike if one.lease_token == place.token), 0)
         bare = next((one for one in alike if crashes.is_bare(one)), None)
         if bare is not None and not row.attempts:
             with suppress(AlreadyRecorded):
                 crashes.absorb(place, bare, database)
         if row.attempts:
-            record_counted(database, row, envelope, handler, worker=worker, settings=settings)
+            record_counted(station, database, row, work.envelope, work.handler)
             return True
         if bare is None:
             break
     return False
 
 
-def record_spared(entry: Entry, worker: str) -> None:
+def record_spared(station: Station, entry: Entry) -> None:
     """Send a claimed message round again whose process was killed on another one's account: no attempt is counted.
 
     Raises SetAside while its row is locked, such as by the transaction of that process.
@@ -176,44 +163,43 @@ def record_spared(entry: Entry, worker: str) -> None:
     claim = in_state(ProcessedMessage.State.PROCESSING)
     row = rows.filter(claim, key=entry.identity[0], lease_token=entry.token).first()
     if row is not None:
-        give_up(entry.database, row, registry.find(entry.alias, entry.queue, storable(row.routing_key)), worker)
+        give_up(station, entry.database, row)
 
 
-def give_up(database: str, row: ProcessedMessage, handler: Handler | None, worker: str) -> bool:
+def give_up(station: Station, database: str, row: ProcessedMessage) -> bool:
     """End a claim whose run was cut short by ourselves: the message comes again, and no attempt is counted.
 
     Returns False when the claim was no longer held. Raises SetAside when the row is locked.
     """
     place = inbox.existing(row)
     try:
-        if inbox.comes_again(row, handler):  # the mark tells its redelivery that nothing is to be counted
+        if inbox.comes_again(row, handler_of(station, row)):
+            # The mark tells its redelivery that nothing is to be counted.
             values: dict[str, Any] = {**UNCLAIMED, "interrupted": True, "error": STOPPED}
             with place.tentative(), transaction.atomic(using=database):
                 place.write(database, **values)
         else:
-            failures.send_round(place, worker, database, why=STOPPED)
+            failures.send_round(place, station.worker, database, why=STOPPED)
     except AlreadyRecorded:
         return False
     return True
 
 
-def end_abandoned(
-    database: str, row: ProcessedMessage, handler: Handler | None, settings: conf.AliasSettings, outages: Outages
-) -> bool:
+def end_abandoned(station: Station, database: str, row: ProcessedMessage, handler: Handler | None) -> bool:
     """End a claim that its worker stopped renewing, as a crash or without an attempt. False when it ended meanwhile."""
-    why = _excuse(database, row, settings.lease, outages)
+    why = _excuse(station, database, row)
     if not why:
-        return record_abandoned(database, row, handler, settings)
+        return record_abandoned(station, database, row, handler)
     try:
         failures.send_round(inbox.abandoned(row), row.worker, database, why=why)
         return True
     except AlreadyRecorded:
         return False
     except WireError:  # it was damaged since, so that it can only be failed
-        return record_abandoned(database, row, handler, settings)
+        return record_abandoned(station, database, row, handler)
 
 
-def _excuse(database: str, row: ProcessedMessage, lease: float, outages: Outages) -> str:
+def _excuse(station: Station, database: str, row: ProcessedMessage) -> str:
     """Why an abandoned claim is not an attempt; "" where it is one, or nobody knows: see `ProcessedMessage`."""
     if row.at_broker is None:
         return ""
@@ -221,34 +207,37 @@ def _excuse(database: str, row: ProcessedMessage, lease: float, outages: Outages
         return STOPPED
     if row.started_at is None:
         return UNBEGUN
-    return AWAY if _lapsed_in_an_outage(database, row, lease, outages) else ""
+    return AWAY if _lapsed_in_an_outage(station, database, row) else ""
 
 
 def _was_stopping(database: str, worker: str) -> bool:
     """Whether a worker said of itself that it was asked to stop: of a run that locks its row nobody else can say so."""
-    return Worker.objects.using(database).filter(name=worker, kind="consume", status=STOPPING).exists()
+    return Worker.objects.using(database).filter(name=worker, kind="consume", is_stopping=True).exists()
 
 
-def _lapsed_in_an_outage(database: str, row: ProcessedMessage, lease: float, outages: Outages) -> bool:
+def _lapsed_in_an_outage(station: Station, database: str, row: ProcessedMessage) -> bool:
     """Whether a claim ran out after an outage began that its last renewal did not outlive."""
-    lapsed = Q()
-    for begin, end in outages.seen(database):
+    lapsed, lease = Q(), station.settings.lease
+    for begin, end in station.outages.seen(database):
         earliest, latest = Now() - timedelta(seconds=begin), Now() + timedelta(seconds=lease - end)
         lapsed |= Q(leased_until__gte=earliest, leased_until__lte=latest)
     return bool(lapsed) and ProcessedMessage.objects.using(database).filter(lapsed, pk=row.pk).exists()
 
 
-def record_abandoned(
-    database: str, row: ProcessedMessage, handler: Handler | None, settings: conf.AliasSettings
-) -> bool:
+def record_abandoned(station: Station, database: str, row: ProcessedMessage, handler: Handler | None) -> bool:
     """Count the crash of a worker that stopped renewing its claim. False when it was recorded otherwise meanwhile."""
     error = ProcessDied(f"The worker {row.worker} stopped renewing its claim: it died, or lost the database.")
     failure = Failure(error, row.worker, handler, time.monotonic(), crashed=True)
     try:
-        failures.record(inbox.abandoned(row), failure, database, settings)
+        failures.record(inbox.abandoned(row), failure, database, station.settings)
         return True
     except AlreadyRecorded:
         return False
+
+
+def handler_of(station: Station, row: ProcessedMessage) -> Handler | None:
+    """The handler that takes a claimed message, as far as its columns tell; None where there is none."""
+    return station.handlers.find(station.alias, row.queue, storable(row.routing_key))
 
 
 def bring_content(row: ProcessedMessage, envelope: Envelope, database: str, spool: Spool | None = None) -> None:

@@ -22,9 +22,8 @@ from messaging.exceptions import ConfigurationError, PublishError
 from messaging.killpoints import kill_point
 from messaging.message import Message, handler_context
 from messaging.models import PublishedMessage
-from messaging.publishing.rows import Composer, seal
+from messaging.publishing.rows import Composer
 
-__all__ = ["apublish", "apublish_many", "publish", "publish_many", "seal"]
 CHANNEL = "messaging_outbox"
 
 

@@ -18,17 +18,16 @@ from django.utils import timezone
 from messaging import conf
 from messaging.conf.rules import name_of, plain
 from messaging.db.clock import Now, as_stored
-from messaging.exceptions import PayloadError, PublishError, WireError
+from messaging.exceptions import LONGEST_WAIT, PayloadError, PublishError, WireError
 from messaging.message import HandlerContext, Message
 from messaging.models import ProcessedMessage, PublishedMessage
-from messaging.models.processed import DIED
 from messaging.wire import nonces
 from messaging.wire.bodies import encode_body, pack_body, short, storable
 from messaging.wire.envelope import CAUSATION, NONCE, OUR_PREFIX, ROUTING_KEY, Envelope, hashed, new_epoch, new_id
-from messaging.wire.properties import Properties, encode_properties, encode_table, to_json
+from messaging.wire.fields import encode_table, to_json
+from messaging.wire.properties import Properties, encode_properties
 
 PERSISTENT = 2  # AMQP's delivery mode
-MAX_SECONDS = 10 * 366 * 86400
 MAX_HEADERS = 120 * 1024  # bytes: they have to fit one frame of 128 KiB, beside the other properties
 WHOLE_FLOATS = 1e16  # from here on JSON writes a float without its point, as an integer with an exponent
 ADDRESS = ("exchange", "queue", "routing_key")
@@ -82,9 +81,9 @@ def compose_round(
     Straight to the queue, so that no other service sees it twice. Without its body, that is neither read nor judged.
     Raises WireError without a recorded envelope.
     """
-    nonce, died = row.nonce or nonces.of_row(row.queue, row.key), row.exception_type == DIED
+    nonce = row.nonce or nonces.of_row(row.queue, row.key)
     envelope = row.envelope() if with_body else Envelope.from_wire(bytes(row.wire or b""), b"")
-    envelope = envelope.for_round(row.queue, row.round, row.key, nonce, died=died)
+    envelope = envelope.for_round(row.queue, row.round, row.key, nonce, died=row.may_kill)
     return PublishedMessage(
         alias=row.alias,
         state=PublishedMessage.State.PENDING,
@@ -310,7 +309,7 @@ def _priority(value: Any) -> int | None:
 
 def _seconds(name: str, value: Any) -> float:
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= MAX_SECONDS:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= LONGEST_WAIT:
         raise PublishError(f"{name} is {value!r}; it is a number of seconds from 0 to ten years.")
     return float(seconds)
 

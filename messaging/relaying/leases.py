@@ -119,6 +119,7 @@ class Unsent:
     reason: str
     retry_in: float | None = None
     spend: bool = True
+    unrouted: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -315,7 +316,8 @@ class Leases:
         failed: list[PublishedMessage] = []
         try:
             if verdict.retry_in is not None:
-                self._rows().back_off(rows, verdict.retry_in, verdict.reason, spend=verdict.spend)
+                how = {"spend": verdict.spend, "unrouted": verdict.unrouted}
+                self._rows().back_off(rows, verdict.retry_in, verdict.reason, **how)
             else:
                 failed = self._rows().fail(rows, verdict.reason)
         except (OperationalError, InterfaceError):

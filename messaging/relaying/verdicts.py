@@ -211,7 +211,7 @@ class Judge:
         row = held.row
         problem = f"{UNROUTABLE} {reason}".rstrip()
         if row.attempts < len(self._unroutable_pauses):
-            held.leases.judged(row, Unsent(problem, self._unroutable_pauses[row.attempts]))
+            held.leases.judged(row, Unsent(problem, self._unroutable_pauses[row.attempts], unrouted=True))
             return
         held.fail(f"{problem} {_way_out(row)}, then publish it again.")
 

@@ -10,6 +10,7 @@ from unittest.mock import ANY
 from django.core.exceptions import FieldDoesNotExist
 
 from messaging import conf
+from messaging.exceptions import LONGEST_WAIT
 from messaging.handlers import topic_matches
 from messaging.models import PublishedMessage
 from messaging.processing.error_text import without_ours
@@ -20,7 +21,6 @@ from messaging.testing.draining import Drain, usable
 __all__ = ["Drained", "assert_not_published", "assert_published", "drain", "published"]
 
 LIMIT = 1000  # messages that one drain() sends at most
-LONGEST = 3660 * 86400.0  # seconds that one drain() lets pass at most
 
 
 def published(
@@ -178,6 +178,6 @@ def _number(count: int) -> str:
 
 def _seconds(within: timedelta | float) -> float:
     seconds = within.total_seconds() if isinstance(within, timedelta) else float(within)
-    if not 0 <= seconds <= LONGEST:
+    if not 0 <= seconds <= LONGEST_WAIT:
         raise ValueError(f"within is {within!r}; it is a number of seconds from 0 to ten years.")
     return seconds

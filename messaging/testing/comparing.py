@@ -14,7 +14,7 @@ from messaging.exceptions import PayloadError, WireError
 from messaging.handlers import topic_matches
 from messaging.models import PublishedMessage
 from messaging.wire.bodies import decode_body, encode_body
-from messaging.wire.properties import to_json
+from messaging.wire.fields import to_json
 
 SHOWN = 20  # messages that a failed assertion lists
 WIDTH = 120  # characters of a value

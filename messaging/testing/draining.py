@@ -14,6 +14,7 @@ from django.test.testcases import DatabaseOperationForbidden  # type: ignore[att
 
 from messaging import conf, signals, topology
 from messaging.backends.base import QueueSpec
+from messaging.conf.rules import dead_queue
 from messaging.db.savepoints import as_in_autocommit, run_commit_hooks
 from messaging.exceptions import DatabaseUnavailable, MessagingError
 from messaging.handlers import Handler, registry, topic_matches
@@ -74,7 +75,7 @@ class Drain:
         self._processor = Processor(alias, "drain()", call=_call, databases=self._databases, settings=exact)
         self._queues = {spec.name: spec for spec in topology.build(alias).queues}
         self._handled = frozenset(registry.queues(alias))
-        self._dead = {f"{queue}.dead" for queue in self._handled if settings.queue(queue).dead_letter} - self._handled
+        self._dead = {dead_queue(queue) for queue in self._handled if settings.queue(queue).dead_letter} - self._handled
         self._sent: Counter[str] = Counter()
         self._events = Events(alias)
 

@@ -16,8 +16,8 @@ from typing import Any, TypeGuard
 from messaging.exceptions import WireError
 from messaging.wire import nonces
 from messaging.wire.bodies import pack_body, storable
-from messaging.wire.fields import MAX_SHORT
-from messaging.wire.properties import Properties, to_json
+from messaging.wire.fields import MAX_SHORT, to_json
+from messaging.wire.properties import Properties
 
 _RANDOM_BITS = 80
 _VERSION, _VARIANT = 7 << 76, 2 << 62

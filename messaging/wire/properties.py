@@ -12,19 +12,7 @@ from struct import Struct
 from typing import Any
 
 from messaging.exceptions import WireError
-from messaging.wire.fields import (
-    TableEntry,
-    as_dict,
-    decode_short,
-    decode_table,
-    encode_short,
-    encode_table,
-    printable,
-    scan_table,
-    to_json,
-)
-
-__all__ = ["Properties", "decode_table", "encode_properties", "encode_table", "prepend_header", "printable", "to_json"]
+from messaging.wire.fields import TableEntry, as_dict, decode_short, encode_short, encode_table, scan_table
 
 _FLAGS, _LENGTH, _UINT64 = Struct(">H"), Struct(">I"), Struct(">Q")
 _HEADERS = 1 << 13

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +46,26 @@ def start_held(site: Site, count: int) -> Running:
     return consumer
 
 
+def freeze(site: Site, consumer: Running) -> None:
+    """Stop all its processes where they are, but not within a write to SQLite, which keeps everybody else from one."""
+    path = site.database_url.removeprefix("sqlite:///") if site.database_url.startswith("sqlite") else ":memory:"
+    with contextlib.closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        os.killpg(consumer.pid, signal.SIGSTOP)
+        wait_until(lambda: all(state == "T" for state in states_of_group(consumer.pid)), what="them to stand still")
+
+
+def states_of_group(leader: int) -> list[str]:
+    """The letter that the system gives for the state of each process of a group (Linux)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(group) == leader and state != "Z":
+                found.append(state)
+    return found
+
+
 def effects(site: Site) -> tuple[int, int]:
     [(total, distinct)] = site.sql('SELECT COUNT(*), COUNT(DISTINCT "key") FROM app_effect')
     return total, distinct
@@ -64,7 +87,7 @@ def test_a_frozen_consumers_messages_go_to_another_and_it_does_no_harm_when_it_w
 ) -> None:
     made = site(every_db, handlers=HANDLERS, broker="database://", options={"LEASE": 1})
     frozen = start_held(made, 5)
-    os.killpg(frozen.pid, signal.SIGSTOP)
+    freeze(made, frozen)
     (made.folder / "hold").unlink()
     consumer = made.start("consume")
     # Where the frozen handler's transaction has its record already, the copy of that message waits for it.
@@ -88,7 +111,7 @@ def test_what_a_frozen_consumer_keeps_from_the_others_is_theirs_once_its_handler
     timed = brief + HANDLERS.replace("backoff=0.1", "backoff=0.1, timeout=5")
     made = site("postgres", handlers=timed, broker="database://", options={"LEASE": 1})
     frozen = start_held(made, 1)
-    os.killpg(frozen.pid, signal.SIGSTOP)
+    freeze(made, frozen)
     (made.folder / "hold").unlink()
     consumer = made.start("consume")
     waits = "%waits for another process''s transaction: 1 message"

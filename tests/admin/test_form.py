@@ -11,7 +11,7 @@ from django.test import Client
 from django.utils import timezone
 
 from messaging.models import AuditRecord, PublishedMessage
-from messaging.publishing.publisher import seal
+from messaging.publishing.rows import seal
 from tests.admin_rows import INCOMING, OUTGOING, outgoing, staff
 
 pytestmark = pytest.mark.django_db

@@ -16,7 +16,8 @@ import pytest
 from messaging.backends.base import Backend, ExchangeSpec, Fate, QueueSpec, Receiver, Sender, Topology
 from messaging.exceptions import BrokerUnavailable, TopologyError
 from messaging.wire.envelope import ROW
-from messaging.wire.properties import Properties, encode_table
+from messaging.wire.fields import encode_table
+from messaging.wire.properties import Properties
 from tests.backends.tools import CountedDeliveries, Deliveries, confirmed, message, send, unique
 from tests.site import ROOT
 from tests.waiting import wait_until

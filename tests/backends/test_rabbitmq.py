@@ -20,11 +20,12 @@ from messaging.backends.rabbitmq import RabbitMQ
 from messaging.backends.rabbitmq.connection import Connection
 from messaging.exceptions import BrokerUnavailable, ConfigurationError, TopologyError
 from messaging.wire.envelope import ROW
-from messaging.wire.properties import Properties, encode_table
+from messaging.wire.fields import encode_table
+from messaging.wire.properties import Properties
 from tests.backends.rabbitmq_settings import rabbitmq_backend
 from tests.backends.tools import Deliveries, confirmed, fates, message, send, unique
-from tests.proxy import Proxy
 from tests.waiting import wait_until
+from tools.proxy import Proxy
 from tools.rabbitmq import RabbitMQ as Node
 
 pytestmark = pytest.mark.broker

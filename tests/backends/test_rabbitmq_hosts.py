@@ -11,8 +11,8 @@ from messaging.backends.base import Topology
 from messaging.backends.rabbitmq import RabbitMQ, parameters
 from tests.backends.rabbitmq_settings import rabbitmq_backend
 from tests.backends.tools import Deliveries
-from tests.proxy import Proxy
 from tests.waiting import wait_until
+from tools.proxy import Proxy
 
 pytestmark = pytest.mark.broker
 

@@ -207,7 +207,7 @@ def read_all() -> list[conf.AliasSettings]:
     return [conf.get(name) for name in conf.aliases()]
 
 
-@hypothesis_settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@hypothesis_settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(value=st.fixed_dictionaries({"default": alias}) | st.fixed_dictionaries({"default": anything}) | anything)
 def test_no_value_makes_a_check_raise_and_what_passes_can_be_read(settings: Settings, value: Any) -> None:
     settings.MESSAGING = value

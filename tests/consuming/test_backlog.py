@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from messaging.consuming.items import Item, Line
+from messaging.consuming.backlog import Item, Line
 from messaging.handlers import Handler
 from tests.deliveries import Parcel
 

@@ -20,9 +20,8 @@ import pika
 import pytest
 
 from messaging.backends.base import Delivery
-from messaging.consuming.backlog import Backlog
+from messaging.consuming.backlog import Backlog, Job
 from messaging.consuming.consumer import Plan
-from messaging.consuming.items import Job
 from messaging.handlers import Handler
 from messaging.wire.envelope import DIED, KEY, QUEUE, ROUND
 from messaging.wire.properties import Properties

@@ -20,7 +20,7 @@ from messaging.db.session import can_prepare
 from messaging.models import ProcessedMessage
 from messaging.processing import inbox
 from tests.deliveries import arrived, envelope_of
-from tests.proxy import Proxy, _Pipe
+from tools.proxy import Proxy, _Pipe
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),

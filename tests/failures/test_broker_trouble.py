@@ -11,9 +11,9 @@ import pytest
 
 from tests.failures.journal import ALARM, CONSUMER, QUEUE, RELAY, SECRET, assert_told_once
 from tests.failures.scene import HANDLERS, attempts, channel, consume, effects, processed, ready, send
-from tests.proxy import Proxy
 from tests.site import SiteFactory
 from tests.waiting import wait_until
+from tools.proxy import Proxy
 from tools.rabbitmq import RabbitMQ, add_vhost, delete_vhost
 
 # Two heartbeats of a second with their grace, and what a busy machine takes; with heartbeats of a minute it were 130 s.

@@ -236,7 +236,7 @@ def test_a_header_over_which_the_broker_closes_the_connection_fails_alone(desk: 
 @in_process
 def test_what_a_deleted_queue_took_along_can_be_replayed(desk: Desk, quick: None) -> None:
     desk.queue("fleeting")
-    publish_many([Message("work", str(n), queue="fleeting") for n in range(2000)])
+    publish_many([Message("work", str(n), queue="fleeting") for n in range(800)])
     with relaying():
         while Out.PENDING in states():
             desk.channel.queue_delete("fleeting")
@@ -250,8 +250,8 @@ def test_what_a_deleted_queue_took_along_can_be_replayed(desk: Desk, quick: None
     replay(PublishedMessage.objects.filter(state=Out.PUBLISHED), operator)
     release(PublishedMessage.objects.filter(state=Out.FAILED), operator)
     burst()
-    assert states() == {Out.PUBLISHED: 2000}
-    assert {int(body) for body in desk.bodies("fleeting")} == set(range(2000))
+    assert states() == {Out.PUBLISHED: 800}
+    assert {int(body) for body in desk.bodies("fleeting")} == set(range(800))
 
 
 @pytest.mark.mode(14)

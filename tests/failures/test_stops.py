@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.failures.deeds import HANDLERS, attempts, consume, effects, publish, settled, started, starts
-from tests.proxy import Proxy
 from tests.services import Database
 from tests.site import Running, Site, SiteFactory
 from tests.waiting import wait_until
 from tools.postgresql import PostgreSQL
+from tools.proxy import Proxy
 
 pytestmark = pytest.mark.broker
 

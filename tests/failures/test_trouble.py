@@ -12,7 +12,7 @@ from django.db import connection
 
 from messaging import operations
 from messaging.models import ProcessedMessage, PublishedMessage
-from messaging.wire.properties import encode_table
+from messaging.wire.fields import encode_table
 from tests.admin_rows import incoming
 from tests.failures.journal import assert_told_once, lines_of
 from tests.failures.scene import HANDLERS, channel, consume, effects, processed, ready, send, send_raw

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import pika
 
-from tests.proxy import Proxy
 from tests.site import Running, Site
 from tests.waiting import wait_until
+from tools.proxy import Proxy
 
 HANDLERS = """
 from messaging import handler

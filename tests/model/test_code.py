@@ -38,7 +38,7 @@ OUTSIDE = {
     "messaging.models.outbox.PublishedMessageQuerySet._change_held": MEANS,
     "messaging.models.processed.ProcessedMessage.move": MEANS,
     "messaging.operations._change": MEANS,
-    "messaging.operations._act_on": MEANS,
+    "messaging.operations.acting._act_on": MEANS,
     "messaging.publishing.rounds.add_round": MEANS,
     "messaging.models.spools.Spool.store": MEANS,
     "messaging.processing.without_handler._whole": MEANS,

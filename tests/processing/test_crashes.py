@@ -47,13 +47,12 @@ def nothing() -> None:
 
 
 @pytest.fixture
-def handle(monkeypatch: pytest.MonkeyPatch) -> Handle:
+def handle() -> Handle:
     """Builds a processor with one handler, whose leases tell at once who died."""
 
     def build(function: Callable[..., Any] = effect, **options: Any) -> Processor:
         registry = Registry()
         registered(registry, function, **options)
-        monkeypatch.setattr("messaging.processing.crashes.registry", registry)
         built = Processor("default", "worker-1", handlers=registry)
         built.outages.up_since["default"] = -1e9
         return built
@@ -355,9 +354,9 @@ def test_a_death_waits_to_be_counted_while_its_message_runs_elsewhere(handle: Ha
 
 
 def test_a_crash_that_takes_long_to_record_still_knows_the_redelivery_that_came_at_once(handle: Handle) -> None:
-    handle()
+    processor = handle()
     delivery = arrived(message_id=None)
-    crash = crashes.Crash.of(entry_without_id(delivery), KILLED, "worker-1", time.monotonic())
+    crash = crashes.Crash.of(processor._station, entry_without_id(delivery), KILLED, time.monotonic())
     row = claimed(delivery)  # such as before the connection of whoever records the crash is open
     crashes.record_crash(crash)
     assert ProcessedMessage.objects.get().pk == row.pk
@@ -367,14 +366,14 @@ def test_a_crash_that_takes_long_to_record_still_knows_the_redelivery_that_came_
 def test_a_redelivery_within_the_same_tick_of_the_databases_clock_is_known(
     handle: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handle()
+    processor = handle()
     delivery = arrived(message_id=None)
     row = claimed(delivery)
     moment = datetime.fromtimestamp(1_790_000_000, UTC)
     ProcessedMessage.objects.update(received_at=moment)
     began = moment + timedelta(microseconds=500)  # by a clock that cuts off less than that of the run's beginning
     monkeypatch.setattr(crashes, "Now", lambda: Value(began, DateTimeField()))
-    crash = crashes.Crash.of(entry_without_id(delivery), KILLED, "worker-1", time.monotonic() + 60)
+    crash = crashes.Crash.of(processor._station, entry_without_id(delivery), KILLED, time.monotonic() + 60)
     crashes.record_crash(crash)
     assert ProcessedMessage.objects.get().pk == row.pk
 

@@ -17,7 +17,7 @@ from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.operations import Operator, requeue
 from messaging.processing.processor import Processor
 from messaging.processing.station import ALONE
-from messaging.publishing.publisher import seal
+from messaging.publishing.rows import seal
 from messaging.wire import nonces
 from messaging.wire.envelope import EXCHANGE, KEY, NONCE, OURS, QUEUE, ROUND, ROUTING_KEY, Envelope, key_of
 from messaging.wire.properties import Properties

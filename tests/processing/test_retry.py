@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from messaging.conf import RetrySettings
-from messaging.exceptions import PayloadError, Reject, Retry
-from messaging.processing.retry import LONGEST, decide, pause
+from messaging.exceptions import LONGEST_WAIT, PayloadError, Reject, Retry
+from messaging.processing.retry import decide, pause
 
 POLICY = RetrySettings(max_attempts=8, initial=5, multiplier=3, maximum=3600, jitter=0)
 
@@ -60,8 +60,8 @@ def test_what_failed_together_does_not_come_back_together() -> None:
     assert 10 <= min(pauses) < 10.2  # never before what was asked for
     assert 10.8 < max(pauses) <= 11
     assert after(1, Retry(after=0), policy=policy) == 0
-    assert (after(1, Retry(after=LONGEST), policy=policy) or 0) <= LONGEST
-    assert (after(1, ValueError(), policy=policy, backoff=LONGEST) or 0) <= LONGEST
+    assert (after(1, Retry(after=LONGEST_WAIT), policy=policy) or 0) <= LONGEST_WAIT
+    assert (after(1, ValueError(), policy=policy, backoff=LONGEST_WAIT) or 0) <= LONGEST_WAIT
 
 
 def broken(attempt: int) -> float:
@@ -69,13 +69,13 @@ def broken(attempt: int) -> float:
 
 
 @pytest.mark.parametrize(
-    "backoff", [broken, lambda _: None, lambda _: -1, lambda _: float("nan"), lambda _: LONGEST * 2, "soon"]
+    "backoff", [broken, lambda _: None, lambda _: -1, lambda _: float("nan"), lambda _: LONGEST_WAIT * 2, "soon"]
 )
 def test_a_backoff_that_makes_no_sense_falls_back_to_the_policy(backoff: Any) -> None:
     assert after(1, ValueError(), backoff=backoff) == 5
 
 
-@pytest.mark.parametrize("seconds", [-1, float("nan"), LONGEST * 2])
+@pytest.mark.parametrize("seconds", [-1, float("nan"), LONGEST_WAIT * 2])
 def test_retry_refuses_impossible_pauses(seconds: float) -> None:
     with pytest.raises(ValueError, match="seconds must be"):
         Retry(after=seconds)

@@ -38,13 +38,12 @@ def nothing(*_: object) -> None:
 
 
 @pytest.fixture
-def handle(monkeypatch: pytest.MonkeyPatch) -> Handle:
+def handle() -> Handle:
     """Builds a processor with one handler, that trusts the leases it finds."""
 
     def build(function: Callable[..., Any] = nothing, **options: Any) -> Processor:
         registry = Registry()
         registered(registry, function, **options)
-        monkeypatch.setattr("messaging.processing.crashes.registry", registry)
         processor = Processor("default", "worker-1", handlers=registry)
         processor.outages.up_since["default"] = -1e9
         return processor
@@ -235,7 +234,7 @@ def test_a_run_that_locks_its_row_is_known_by_what_its_worker_says(handle: Handl
     delivery = arrived(redelivered=True)
     slow.run(processor, delivery)
     processor.interrupt()
-    assert Worker.objects.get().status == "stopping"
+    assert (Worker.objects.get().status, Worker.objects.get().is_stopping) == ("stopping", True)
     assert only_row().interrupted is None, "its own transaction locks it"
     slow.finish()
     assert only_row().state == State.PROCESSED
@@ -331,7 +330,7 @@ def test_a_claim_that_is_renewed_while_others_are_swept_goes_on(handle: Handle, 
     row = claimed(arrived(), at_broker=at_broker, started_at=None)
     (found,) = ProcessedMessage.objects.abandoned("default")
     assert row.renewed(60)
-    assert not end_abandoned("default", found, None, processor.settings, processor.outages)
+    assert not end_abandoned(processor._station, "default", found, None)
     assert (only_row().lease_token, only_row().round, Attempt.objects.count()) == (row.lease_token, 1, 0)
 
 

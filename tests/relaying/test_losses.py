@@ -16,9 +16,9 @@ from messaging.models import PublishedMessage
 from messaging.publishing.publisher import publish, publish_many
 from messaging.relaying.leases import Held, Leases
 from messaging.relaying.verdicts import OFTEN, Judge, Proof
-from tests.proxy import Proxy
 from tests.relays import Desk, relaying, state_is, states
 from tests.waiting import wait_until
+from tools.proxy import Proxy
 
 rows = PublishedMessage.objects
 Out = PublishedMessage.State

@@ -112,7 +112,7 @@ def test_what_no_queue_takes_waits_for_one_and_says_so_from_the_first_return(des
     lost = [publish("nobody.listens", 1), publish("x", 1, exchange="late"), publish("x", 1, queue="late")]
     with relaying():
         wait_until(lambda: rows.waiting_for_queue().count() == 3, what="each of them waiting for a queue")
-    assert all(row.waits_for_queue for row in rows.all())
+    assert all(row.unrouted and row.waits_for_queue for row in rows.all())
     desk.queue("late")
     desk.channel.exchange_declare("late", "fanout", durable=True)
     for exchange in ("late", "messaging"):

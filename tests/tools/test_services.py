@@ -11,12 +11,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.mariadb import MariaDatabase, connected
+from tests.mariadb import MariaDatabase
 from tests.services import Broker, Database
 from tests.site import ROOT, SiteFactory
 from tests.waiting import wait_until
 from tools import rabbitmq as rabbitmq_tools
-from tools.mariadb import MariaDB
+from tools.mariadb import MariaDB, connected
 from tools.postgresql import PostgreSQL
 from tools.rabbitmq import RabbitMQ
 from tools.services import is_listening

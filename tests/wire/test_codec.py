@@ -17,8 +17,8 @@ from pika import data as pika_data
 from pika import spec
 
 from messaging.exceptions import WireError
-from messaging.wire.fields import MAX_DEPTH
-from messaging.wire.properties import Properties, decode_table, encode_table, prepend_header, to_json
+from messaging.wire.fields import MAX_DEPTH, decode_table, encode_table, to_json
+from messaging.wire.properties import Properties, prepend_header
 
 names = st.text(max_size=40).filter(lambda name: len(name.encode()) <= 255)
 moments = st.integers(0, 253_402_214_400).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))

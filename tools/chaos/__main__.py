@@ -1,5 +1,7 @@
 """`make chaos`: MINUTES (10), SEED (random), BROKER (rabbitmq or embedded), MESSAGING_TEST_URL for a given broker.
 
+`RATE` is how many messages a second each of two publishers sends at most (200).
+
 `FAULTS="relay killed,queue purged"` injects these kinds alone, `FAULTS="-database failed over"` all the others.
 `KEEP=1` keeps the logs of a run that passed, too.
 """
@@ -29,7 +31,7 @@ from tools.services import ServiceFailed, ServiceMissing, stopping_on_signals
 def main() -> int:
     """Run as the environment says. Returns 0 for nothing lost and nothing doubled, 1 for a flaw, 2 for no proof."""
     seed = os.environ.get("SEED") or str(int.from_bytes(os.urandom(4)))
-    minutes, broker = _minutes(), _broker()
+    minutes, rate, broker = _number("MINUTES", 10), _number("RATE", 200), _broker()
     for sentence in install_missing("postgresql", *(["rabbitmq-server"] if broker == "rabbitmq" else [])):
         say(sentence)
     say(f"SEED={seed} MINUTES={minutes:g} on {'a given broker' if '://' in broker else broker} and PostgreSQL")
@@ -39,7 +41,7 @@ def main() -> int:
     janitor.remove(folder)
     try:
         with stopping_on_signals():
-            return _run(folder, janitor, broker, seed, minutes * 60)
+            return _run(folder, janitor, broker, seed, rate, minutes * 60)
     except KeyboardInterrupt:
         say("Interrupted: nothing is proven.")
         return 130
@@ -50,10 +52,12 @@ def main() -> int:
         janitor.close()
 
 
-def _run(folder: Path, janitor: Janitor, broker: str, seed: str, seconds: float) -> int:
+def _run(folder: Path, janitor: Janitor, broker: str, seed: str, rate: float, seconds: float) -> int:
     management_url = os.environ.get("MESSAGING_TEST_MANAGEMENT_URL")
     kinds = [kind for kind in _faults() if broker == "rabbitmq" or KINDS[kind].lane != BROKER]
-    with Stage(folder, janitor, broker=broker, management_url=management_url, seed=seed, kinds=kinds) as stage:
+    with Stage(
+        folder, janitor, broker=broker, management_url=management_url, seed=seed, rate=rate, kinds=kinds
+    ) as stage:
         evidence = ROOT / "var" / "chaos" / f"seed-{seed}"
         try:
             result = soak.run(stage, seconds, kinds, say)
@@ -77,15 +81,15 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _minutes() -> float:
-    text = os.environ.get("MINUTES") or "10"
+def _number(name: str, default: float) -> float:
+    text = os.environ.get(name) or f"{default}"
     try:
-        minutes = float(text)
+        number = float(text)
     except ValueError:
-        minutes = 0.0
-    if not 0 < minutes < 10_000:
-        raise SystemExit(f"MINUTES={text} is no number of minutes: it should be like 10, or 0.5.")
-    return minutes
+        number = 0.0
+    if not 0 < number < 10_000:
+        raise SystemExit(f"{name}={text} is no such number: it should be like {default:g}, or {default / 20:g}.")
+    return number
 
 
 def _faults() -> list[str]:

@@ -12,9 +12,9 @@ from typing import Any
 
 import psycopg
 
-from tests.proxy import Proxy
 from tools.janitor import Janitor
 from tools.postgresql import PostgreSQL
+from tools.proxy import Proxy
 from tools.services import ServiceFailed, free_ports
 
 LOOKED_AT = 20_000  # rows at the end of a table that a copy may not have

@@ -6,12 +6,12 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from tools.commands import command
 from tools.environment import ROOT
 from tools.janitor import Janitor
 from tools.services import Daemon
@@ -63,9 +63,10 @@ class Place:
         """Start the process; the log goes on."""
         self.starts += 1
         arguments = [argument.format(starts=self.starts) for argument in self._arguments]
-        command = [sys.executable, str(ROOT / "manage.py"), *arguments]
         self._is_expected = False
-        self._daemon = Daemon(command, environment=self._environment, log=self.log, janitor=self._janitor, cwd=ROOT)
+        self._daemon = Daemon(
+            command(tuple(arguments)), environment=self._environment, log=self.log, janitor=self._janitor, cwd=ROOT
+        )
 
     def start_with(self, environment: Mapping[str, str]) -> None:
         """Stop the process in an orderly way, and start another in that environment."""

@@ -18,13 +18,13 @@ import pika
 import pika.exceptions
 import psycopg
 
-from tests.proxy import Proxy
-from tests.site import Site
 from tools.chaos.failover import KEY, Pair
 from tools.chaos.places import Keeper, Place
 from tools.chaos.schedule import FAILOVER
+from tools.commands import Commands
 from tools.janitor import Janitor
 from tools.postgresql import PostgreSQL
+from tools.proxy import Proxy
 from tools.rabbitmq import RabbitMQ, add_vhost, delete_vhost
 
 DATABASES = {"default": "chaos", "second": "chaos_second"}
@@ -61,6 +61,7 @@ class Stage:
         broker: "rabbitmq" for a private node, "embedded", or the amqp URL of a given one.
         management_url: of a given broker, so that the run has a virtual host of its own.
         seed: of the publishers.
+        rate: messages per second of each publisher, at most.
         kinds: of the faults that it has to stand.
 
     Attributes:
@@ -80,10 +81,12 @@ class Stage:
         broker: str,
         management_url: str | None,
         seed: str,
+        rate: float = 200.0,
         kinds: Collection[str] = (),
     ) -> None:
         self.folder = folder
         self.seed = seed
+        self.rate = rate
         self._janitor = janitor
         self._broker = broker
         self._management_url = management_url
@@ -229,7 +232,7 @@ class Stage:
             for name in DATABASES.values():
                 connection.execute(f"CREATE DATABASE {name}".encode())
         environment = os.environ | {
-            "DJANGO_SETTINGS_MODULE": "tests.site_settings",
+            "DJANGO_SETTINGS_MODULE": "tools.site_settings",
             "EXTRA_APPS": "tools.chaos.workload",
             "PYTHONUNBUFFERED": "1",
             "ENV_FILE": os.devnull,
@@ -239,7 +242,7 @@ class Stage:
             "MESSAGING_URL": self._broker_url(),
             "MESSAGING_OPTIONS": json.dumps(OPTIONS),
         }
-        self.site = Site(self.folder, environment, self._janitor)
+        self.site = Commands(environment)
         for name in DATABASES:
             self.site.manage("migrate", "--run-syncdb", "--verbosity=0", f"--database={name}", timeout=120)
         self.site.manage("topology")
@@ -268,8 +271,9 @@ class Stage:
         impatient = near | {"MESSAGING_OPTIONS": json.dumps(OPTIONS | {"STOP_TIMEOUT": IMPATIENT})}
         frugal = near | {"MESSAGING_OPTIONS": json.dumps(OPTIONS | {"HELD_BYTES": HELD})}
         others = [*QUEUES, *STRANGERS]
+        publish = ["publish_chaos", f"--rate={self.rate:g}"]
         publishers = [
-            (f"publisher-{number}", ["publish_chaos", f"--seed={self.seed}-{number}-{{starts}}"], near)
+            (f"publisher-{number}", [*publish, f"--seed={self.seed}-{number}-{{starts}}"], near)
             for number in range(1, PUBLISHERS + 1)
         ]
         stranger = ["send_chaos", f"--seed={self.seed}-{{starts}}", f"--ledger={self.ledger}"]

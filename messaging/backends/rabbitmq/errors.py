@@ -13,7 +13,6 @@ from messaging.backends.rabbitmq.frames import text
 from messaging.exceptions import BrokerUnavailable
 from messaging.wire.fields import printable
 
-FORCED = 320  # CONNECTION_FORCED: an operator or a shutdown, never a message's fault
 NOT_IMPLEMENTED = 540
 # Protocol errors that a message can cause, and that close the connection rather than a channel.
 HARD_ERRORS = frozenset({501, 502, 503, 504, 505, 540, 541})

@@ -245,11 +245,6 @@ class LosslessConnection(pika.SelectConnection):  # type: ignore[misc]
         transport._nbio.set_reader(transport._sock.fileno(), read_unless_paused)
 
     @property
-    def is_paused(self) -> bool:
-        """Whether nothing is read."""
-        return self._is_paused
-
-    @property
     def arriving(self) -> int:
         """Bytes of the bodies that are being read, and will be held."""
         return sum(delivery.size for delivery in self._arriving.values() if delivery.spool is None)

@@ -23,7 +23,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Seed and pace."""
         parser.add_argument("--seed", required=True)
-        parser.add_argument("--rate", type=float, default=200.0, help="messages per second at most")
+        parser.add_argument("--rate", type=float, required=True, help="messages per second at most")
         parser.add_argument("--ahead", type=int, default=4000, help="effects outstanding at which it waits")
 
     def handle(self, *args: Any, seed: str, rate: float, ahead: int, **options: Any) -> None:

@@ -6,12 +6,8 @@ in the same transaction. None of them talks to the broker.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from django.db import InterfaceError, OperationalError, router, transaction
 from django.db.models import F, QuerySet
@@ -19,14 +15,11 @@ from django.utils.translation import gettext as _
 
 from messaging import conf
 from messaging.db.clock import Now
-from messaging.db.connections import is_conflict
-from messaging.exceptions import ConfigurationError
-from messaging.killpoints import kill_point
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.models.base import in_state
-from messaging.models.light import forget_body, has_body, light
+from messaging.models.light import has_body, light
 from messaging.models.processed import UNCLAIMED
-from messaging.publishing.publisher import wake_relays
+from messaging.operations.acting import Operator, Outcome, act_on_each, changed_meanwhile
 from messaging.publishing.rounds import (
     add_round,
     cancel_rounds,
@@ -38,67 +31,22 @@ from messaging.publishing.rounds import (
 )
 from messaging.wire.envelope import Envelope
 
-BATCH = 500
-TRIES = 3  # at a batch that the database gave up in favour of another transaction
-LOCK_WAIT = 2.0  # seconds that a row may stay locked: a web request must not wait for a handler
+__all__ = [
+    "Operator",
+    "Outcome",
+    "discard",
+    "discard_published",
+    "publish_copy",
+    "release",
+    "replay",
+    "requeue",
+    "restore",
+    "restore_published",
+    "set_paused",
+]
 
 In = ProcessedMessage.State
 Out = PublishedMessage.State
-
-
-class Operator(NamedTuple):
-    """Who acts, and why.
-
-    Attributes:
-        user: a user of the site; None for a script.
-        name: shown where the user is gone; the user's own name unless given.
-        reason: free text for the audit.
-    """
-
-    user: Any = None
-    name: str = ""
-    reason: str = ""
-
-    @property
-    def user_id(self) -> Any:
-        """Their number, which may be that of a row in another database."""
-        return None if self.user is None else self.user.pk
-
-    @property
-    def username(self) -> str:
-        """The name to record."""
-        return self.name or (self.user.get_username() if self.user is not None else "")
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What an operation did.
-
-    Attributes:
-        done: primary keys of the rows acted upon.
-        created: primary keys of rows that it made.
-        skipped: reason, for people, to the primary keys left as they were.
-    """
-
-    done: list[int] = field(default_factory=list)
-    created: list[int] = field(default_factory=list)
-    skipped: dict[str, list[int]] = field(default_factory=dict)
-
-    def skip(self, row_id: int, reason: str) -> None:
-        """Note that a row was left as it was."""
-        self.skipped.setdefault(reason, []).append(row_id)
-
-    def add(self, other: Outcome) -> None:
-        """Take over what was done to other rows."""
-        self.done += other.done
-        self.created += other.created
-        for reason, ids in other.skipped.items():
-            self.skipped.setdefault(reason, []).extend(ids)
-
-    @property
-    def skipped_count(self) -> int:
-        """How many rows were left as they were."""
-        return sum(len(ids) for ids in self.skipped.values())
 
 
 def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
@@ -121,7 +69,7 @@ def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
         add_round(row, Now())
         return True
 
-    return _each(rows, "requeue", act, by, wake=True)
+    return act_on_each(rows, "requeue", act, by, wake=True)
 
 
 def discard(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
@@ -138,7 +86,7 @@ def discard(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
         cancel_rounds(row)
         return True
 
-    return _each(rows, "discard", act, by)
+    return act_on_each(rows, "discard", act, by)
 
 
 def restore(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
@@ -147,9 +95,9 @@ def restore(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
     def act(row: ProcessedMessage, outcome: Outcome) -> bool:
         if row.state != In.DISCARDED:
             return _wrong_state(row, outcome)
-        return row.move(row.state, round=row.round, state=In.FAILED) or _changed_meanwhile(row, outcome)
+        return row.move(row.state, round=row.round, state=In.FAILED) or changed_meanwhile(row, outcome)
 
-    return _each(rows, "restore", act, by)
+    return act_on_each(rows, "restore", act, by)
 
 
 def release(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
@@ -159,7 +107,7 @@ def release(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
     def act(row: PublishedMessage, outcome: Outcome) -> bool:
         return _hasten(row, outcome) if row.waits_for_queue else send(row, outcome)
 
-    return _each(rows, "publish", act, by, wake=True)
+    return act_on_each(rows, "publish", act, by, wake=True)
 
 
 def replay(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
@@ -178,7 +126,7 @@ def replay(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
             return _replay_round(row, outcome)
         return _replay_later_rounds(row, outcome, away) and send(row, outcome)
 
-    return _each(rows, "replay", act, by, wake=True)
+    return act_on_each(rows, "replay", act, by, wake=True)
 
 
 def publish_copy(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
@@ -194,7 +142,7 @@ def publish_copy(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
         outcome.created.append(copy.pk)
         return True
 
-    return _each(rows, "copy", act, by, wake=True)
+    return act_on_each(rows, "copy", act, by, wake=True)
 
 
 def discard_published(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
@@ -209,7 +157,7 @@ def discard_published(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome
             row, outcome, state=Out.DISCARDED, discarded_at=Now(), due_at=None, lease_owner="", lease_token=None
         )
 
-    return _each(rows, "discard", act, by)
+    return act_on_each(rows, "discard", act, by)
 
 
 def restore_published(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome:
@@ -222,7 +170,7 @@ def restore_published(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome
             return _wrong_state(row, outcome)
         return _change(row, outcome, state=Out.FAILED if row.error else Out.DRAFT)
 
-    return _each(rows, "restore", act, by)
+    return act_on_each(rows, "restore", act, by)
 
 
 def set_paused(
@@ -256,7 +204,7 @@ def _leave(row: ProcessedMessage, **changes: Any) -> bool:
 
 
 def _still_there(row: ProcessedMessage, outcome: Outcome) -> bool:
-    return _wrong_state(row, outcome) if row.state == In.PROCESSING else _changed_meanwhile(row, outcome)
+    return _wrong_state(row, outcome) if row.state == In.PROCESSING else changed_meanwhile(row, outcome)
 
 
 def _has_left(row: ProcessedMessage) -> bool:
@@ -323,13 +271,13 @@ def _hasten(row: PublishedMessage, outcome: Outcome) -> bool:
     if row.lease_token is not None:
         outcome.skip(row.pk, _("a relay is sending it"))
         return False
-    return _change(row, outcome, state=Out.PENDING, attempts=0, error="", due_at=Now())
+    return _change(row, outcome, state=Out.PENDING, attempts=0, error="", unrouted=None, due_at=Now())
 
 
 def _change(row: PublishedMessage, outcome: Outcome, **changes: Any) -> bool:
     found = PublishedMessage.objects.using(row._state.db).filter(in_state(row.state), pk=row.pk)
     if found.update(**changes) != 1:
-        return _changed_meanwhile(row, outcome)
+        return changed_meanwhile(row, outcome)
     row.state = changes["state"]
     return True
 
@@ -354,85 +302,6 @@ def _is_readable(row: ProcessedMessage | PublishedMessage, outcome: Outcome, for
     return True
 
 
-def _changed_meanwhile(row: ProcessedMessage | PublishedMessage, outcome: Outcome) -> bool:
-    outcome.skip(row.pk, _("it changed meanwhile"))
-    return False
-
-
 def _wrong_state(row: ProcessedMessage | PublishedMessage, outcome: Outcome) -> bool:
     outcome.skip(row.pk, _("it is %(state)s") % {"state": row.get_state_display()})
     return False
-
-
-def _each(
-    rows: QuerySet[Any], action: str, act: Callable[[Any, Outcome], bool], by: Operator, *, wake: bool = False
-) -> Outcome:
-    """Act on each row, locked, in transactions of `BATCH` rows; a row that changed meanwhile is judged as it is now."""
-    outcome = Outcome()
-    for ids in _batches(list(rows.values_list("pk", flat=True).order_by("pk"))):
-        for tries_left in reversed(range(TRIES)):
-            try:
-                outcome.add(_act_on(rows, ids, action, act, by, wake=wake))
-                break
-            except OperationalError as error:  # a relay that fails a round locks the two rows in the other order
-                in_transaction = transaction.get_connection(rows.db).in_atomic_block
-                if not tries_left or in_transaction or not is_conflict(error):
-                    raise
-    return outcome
-
-
-def _act_on(
-    rows: QuerySet[Any],
-    ids: list[int],
-    action: str,
-    act: Callable[[Any, Outcome], bool],
-    by: Operator,
-    *,
-    wake: bool,
-) -> Outcome:
-    outcome, database = Outcome(), rows.db
-    with transaction.atomic(using=database):
-        audit = []
-        for row in _locked(rows.model._base_manager.using(database), ids, outcome):
-            before = row.state
-            if act(row, outcome):
-                outcome.done.append(row.pk)
-                audit.append(_record(action, row, before, by))
-            forget_body(row)  # or all of them would be held together
-        AuditRecord.objects.using(database).bulk_create(audit)
-        kill_point("operations.requeued")
-        if wake and audit:
-            # An alias that has left the settings has no relay to wake.
-            for alias in {record.alias for record in audit} & set(conf.aliases()):
-                with suppress(ConfigurationError):  # nor has one whose settings are broken
-                    wake_relays(database, conf.get(alias))
-    return outcome
-
-
-def _locked(rows: QuerySet[Any], ids: list[int], outcome: Outcome) -> list[Any]:
-    """The rows, locked, without large bodies.
-
-    One that another transaction keeps locked, such as a running handler's, is left out.
-    """
-    wanted = rows.filter(pk__in=ids).order_by("pk")
-    if not transaction.get_connection(rows.db).features.has_select_for_update_skip_locked:
-        return light(wanted.select_for_update())
-    deadline = time.monotonic() + LOCK_WAIT
-    while True:
-        found = light(wanted.select_for_update(skip_locked=True))
-        if len(found) == len(ids) or time.monotonic() >= deadline:
-            break
-        time.sleep(LOCK_WAIT / 40)
-    for row in rows.only("pk").filter(pk__in=set(ids) - {row.pk for row in found}):
-        _changed_meanwhile(row, outcome)
-    return found
-
-
-def _record(action: str, row: Any, before: str, by: Operator) -> AuditRecord:
-    return AuditRecord.of(row, action, before, user_id=by.user_id, username=by.username, reason=by.reason)
-
-
-def _batches(ids: Iterable[int]) -> Iterator[list[int]]:
-    iterator = iter(ids)
-    while batch := list(islice(iterator, BATCH)):
-        yield batch

@@ -1,0 +1,29 @@
+"""Settings of the sites that tests and tools start as processes: the demo site's, ruled by the environment.
+
+Beside those of `project.settings`: `EXTRA_APPS` (comma-separated), `MESSAGING_QUEUES` and `MESSAGING_OPTIONS` (JSON),
+`SECOND_DATABASE_URL` for a database "second", and `LOG_FILE` for a `LOGGING` of its own.
+"""
+
+from project.settings import *  # noqa: F403
+from project.settings import DATABASES, INSTALLED_APPS, MESSAGING, database, env
+
+DEBUG = env.bool("DEBUG", default=False)
+SECRET_KEY = "tests"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+# The demo site has handlers of its own, which would take the messages of those under test.
+ROOT_URLCONF = "tools.site_urls"
+INSTALLED_APPS = [name for name in INSTALLED_APPS if not name.startswith("project")]
+INSTALLED_APPS += env.list("EXTRA_APPS", default=[])
+
+if second := env.str("SECOND_DATABASE_URL", default=""):
+    DATABASES["second"] = database(second)
+
+MESSAGING["default"]["QUEUES"] = env.json("MESSAGING_QUEUES", default={})
+MESSAGING["default"] |= env.json("MESSAGING_OPTIONS", default={})
+
+if log_file := env.str("LOG_FILE", default=""):
+    LOGGING = {
+        "version": 1,
+        "handlers": {"file": {"class": "logging.FileHandler", "filename": log_file}},
+        "loggers": {"messaging": {"handlers": ["file"], "level": "INFO"}},
+    }

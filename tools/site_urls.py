@@ -1,0 +1,6 @@
+"""Pages of the sites that the tools start: the admin alone."""
+
+from django.contrib import admin
+from django.urls import path
+
+urlpatterns = [path("admin/", admin.site.urls)]
