@@ -51,11 +51,12 @@ FAILED_OUT = "SELECT id FROM messaging_publishedmessage WHERE state = 'failed'"
 FAILED_IN = "SELECT id FROM messaging_processedmessage WHERE state = 'failed'"
 UNENDED = "SELECT id FROM messaging_processedmessage WHERE state IN ('processing', 'retrying', 'requeued')"
 
-# Oversized ones that no consumer has recorded as such.
-UNRESTED = """SELECT key FROM workload_expected AS due WHERE key LIKE '%.oversized' AND NOT EXISTS (
-    SELECT FROM messaging_attempt AS attempt JOIN messaging_processedmessage AS received
-    ON received.id = attempt.message_id WHERE received.message_id = due.key
-    AND attempt.exception_type LIKE '%MessageTooLarge')"""
+# Oversized ones that do not rest as failed, and that no operator found so.
+UNRESTED = """SELECT key FROM workload_expected AS due WHERE key LIKE '%.oversized'
+    AND NOT EXISTS (SELECT FROM messaging_processedmessage AS received WHERE received.message_id = due.key
+        AND state = 'failed' AND exception_type LIKE '%MessageTooLarge')
+    AND NOT EXISTS (SELECT FROM messaging_auditrecord AS act WHERE act.message_id = due.key
+        AND action = 'requeue' AND state_before = 'failed')"""
 
 # What has to be nothing at the end; the last two in each database.
 FLAWS = {
