@@ -522,3 +522,65 @@ def test_the_command_takes_more_than_a_batch(monkeypatch: pytest.MonkeyPatch) ->
         incoming()
     assert "Requeued 11 messages." in run()
     assert not ProcessedMessage.objects.filter(state="failed", received_at__lt=timezone.now() + timedelta(1)).exists()
+
+
+LARGE = b"\x00\x01\xfe" * 40_000
+
+INCOMING_VERBS = [
+    pytest.param(operations.requeue, "failed", id="requeue"),
+    pytest.param(operations.discard, "failed", id="discard"),
+    pytest.param(operations.restore, "discarded", id="restore"),
+]
+OUTGOING_VERBS = [
+    pytest.param(operations.release, "failed", id="release"),
+    pytest.param(operations.replay, "published", id="replay"),
+    pytest.param(operations.discard_published, "failed", id="discard"),
+    pytest.param(operations.restore_published, "discarded", id="restore"),
+]
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the bodies that were read as rows were made of what the database said."""
+    lengths: list[int] = []
+    for model in (ProcessedMessage, PublishedMessage):
+        made = model.from_db
+
+        def note(database: str, names: Any, values: Any, made: Any = made) -> Any:
+            lengths.extend(len(value) for value in values if isinstance(value, str))
+            return made(database, names, values)
+
+        monkeypatch.setattr(model, "from_db", note)
+    return lengths
+
+
+@pytest.mark.parametrize(("act", "state"), INCOMING_VERBS)
+def test_acting_on_incoming_messages_reads_no_large_body(act: Any, state: str, read: list[int]) -> None:
+    rows = [incoming(state, body=LARGE) for _ in range(3)]
+    read.clear()
+    assert len(act(ProcessedMessage.objects.filter(pk__in=[row.pk for row in rows]), BY).done) == 3
+    assert max(read) < 1000
+
+
+@pytest.mark.parametrize(("act", "state"), OUTGOING_VERBS)
+def test_acting_on_outgoing_messages_reads_no_large_body(act: Any, state: str, read: list[int]) -> None:
+    rows = [outgoing(state, body=LARGE) for _ in range(3)]
+    outgoing_of = round_of(incoming("requeued", body=LARGE), "published")
+    read.clear()
+    ids = [row.pk for row in rows] + ([outgoing_of.pk] if act is operations.replay else [])
+    assert len(act(PublishedMessage.objects.filter(pk__in=ids), BY).done) == len(ids)
+    assert max(read) < 1000
+
+
+@pytest.mark.parametrize("body", [LARGE, "€ and more".encode() * 10_000, b"small", b""])
+def test_a_requeued_message_has_its_body_to_the_byte(body: bytes) -> None:
+    row = incoming("failed", body=body)
+    operations.requeue(one(row), BY)
+    assert PublishedMessage.objects.get().raw_body == body
+    row.refresh_from_db()
+    assert row.raw_body == body
+
+
+def test_a_copy_of_a_large_message_has_its_body() -> None:
+    operations.publish_copy(one(outgoing("published", body=LARGE)), BY)
+    assert [row.raw_body for row in PublishedMessage.objects.all()] == [LARGE, LARGE]

@@ -174,14 +174,14 @@ class MessageAdmin(ReadOnlyAdmin):
         carry_out(self, request, verb, rows)
         return HttpResponseRedirect(self.url("change", pk))
 
-    def payload_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+    def payload_view(self, request: HttpRequest, pk: int) -> HttpResponseBase:
         """The body as a file."""
         if not (self.has_view_permission(request) and self.has_view_payload_permission(request)):
             raise PermissionDenied
-        row = written(self.model).filter(pk=pk).only("body", "body_encoding").first()
-        if row is None:
+        found = payload.download(written(self.model).filter(pk=pk))
+        if found is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))  # type: ignore[attr-defined,no-any-return]
-        return payload.download(row)
+        return found
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None

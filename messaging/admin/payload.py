@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from django.db.models import Func, IntegerField, QuerySet, TextField
-from django.db.models.functions import Left
-from django.http import HttpResponse
+from django.db.models import QuerySet, TextField
+from django.db.models.functions import Left, Substr
+from django.http import HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
 from django.utils.translation import gettext as _
 
 from messaging.admin.display import size
 from messaging.exceptions import PayloadError, WireError
-from messaging.models.base import StoredMessage
-from messaging.wire.bodies import decode_body
+from messaging.models.light import OctetLength
+from messaging.wire.bodies import decode_body, unpack_body
 
 PREVIEW = 64 * 1024  # characters of a body that a page shows
+PIECE = 4 * 1024 * 1024  # characters that a download reads at once; whole groups of base64
 WIDEST = 4 * PREVIEW  # characters that indenting may make of them
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
-
-
-class OctetLength(Func):
-    """The length of a text in bytes, by the database."""
-
-    function = "OCTET_LENGTH"
-    output_field = IntegerField()
-
-    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        """SQLite knows OCTET_LENGTH from 3.43 only."""
-        return self.as_sql(compiler, connection, template="LENGTH(CAST(%(expressions)s AS BLOB))", **context)
 
 
 class Payload(NamedTuple):
@@ -86,18 +77,48 @@ def header_rows(headers: Any) -> list[tuple[str, str]]:
     return [(str(name), _plain(value)) for name, value in headers.items()]
 
 
-def download(row: StoredMessage) -> HttpResponse:
-    """The body to the byte, as a file that no browser interprets; a damaged one as it is stored."""
+def download(rows: QuerySet[Any]) -> HttpResponseBase | None:
+    """The one row's body to the byte, as a file that no browser interprets; a damaged one as it is stored.
+
+    None where there is none. A large one is read as it is sent, a piece at a time.
+    """
+    row = rows.only("body_encoding").annotate(body_octets=OctetLength("body")).first()
+    if row is None:
+        return None
+    pieces = _decoded(rows, row.body_encoding) if _is_encoded(rows, row.body_encoding) else _plain_text(rows)
+    content = pieces if row.body_octets > PIECE else b"".join(pieces)
+    kind: Any = StreamingHttpResponse if row.body_octets > PIECE else HttpResponse
+    response: HttpResponseBase = kind(content, content_type="application/octet-stream")
     name = f"message-{row.pk}.{'bin' if row.body_encoding else 'txt'}"
-    try:
-        body = row.raw_body
-    except WireError:
-        body = row.body.encode("utf-8", "surrogatepass")
-    response = HttpResponse(body, content_type="application/octet-stream")
     response["Content-Disposition"] = f'attachment; filename="{name}"'
     response["X-Content-Type-Options"] = "nosniff"
     response["Cache-Control"] = "private, no-store"
     return response
+
+
+def _is_encoded(rows: QuerySet[Any], body_encoding: str) -> bool:
+    """Whether a stored body has an encoding by which it can be decoded to its end."""
+    try:
+        for _piece in _decoded(rows, body_encoding) if body_encoding else ():
+            pass
+    except WireError:
+        return False
+    return bool(body_encoding)
+
+
+def _decoded(rows: QuerySet[Any], body_encoding: str) -> Iterator[bytes]:
+    return (unpack_body(piece, body_encoding) for piece in _pieces(rows))
+
+
+def _plain_text(rows: QuerySet[Any]) -> Iterator[bytes]:
+    return (piece.encode("utf-8", "surrogatepass") for piece in _pieces(rows))
+
+
+def _pieces(rows: QuerySet[Any]) -> Iterator[str]:
+    begin = 1
+    while piece := rows.values_list(Substr("body", begin, PIECE), flat=True).first():
+        yield piece
+        begin += PIECE
 
 
 def indent_json(text: str) -> str:

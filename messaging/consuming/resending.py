@@ -17,6 +17,7 @@ from messaging.backends import get_backend
 from messaging.db.clock import Now
 from messaging.exceptions import BrokerUnavailable
 from messaging.models import AuditRecord, ProcessedMessage, QueueControl
+from messaging.models.light import light
 from messaging.publishing.publisher import wake_relays
 from messaging.publishing.rounds import not_back, send_round_again
 
@@ -57,9 +58,10 @@ def _send_again(alias: str, rows: QuerySet[ProcessedMessage], database: str) -> 
     features = transaction.get_connection(database).features
     with transaction.atomic(using=database):
         ids = list(rows.values_list("pk", flat=True))
-        locked = ProcessedMessage.objects.using(database).filter(pk__in=ids).order_by("pk")
+        wanted = ProcessedMessage.objects.using(database).filter(pk__in=ids).order_by("pk")
         if features.has_select_for_update:
-            locked = locked.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+            wanted = wanted.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+        locked = light(wanted)
         # Asked again: another process may have sent some of them meanwhile.
         still = set(rows.filter(pk__in=[row.pk for row in locked]).values_list("pk", flat=True))
         sent = [row for row in locked if row.pk in still and send_round_again(row) is not None]

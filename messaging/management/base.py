@@ -23,7 +23,11 @@ class MessagingCommand(BaseCommand):
         super().__init__(*args, **kwargs)
 
     def run_from_argv(self, argv: list[str]) -> None:
-        """As Django does; what the output's encoding lacks is written as an escape."""
+        """As Django does; what the output's encoding lacks is written as an escape, and arguments are UTF-8."""
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
             sys.stdout.reconfigure(errors="backslashreplace")
+        try:  # which the interpreter does not know under a locale without letters
+            argv = [os.fsencode(argument).decode() for argument in argv]
+        except UnicodeDecodeError:
+            sys.exit(f"{' '.join(argv[1:2])}: an argument is not UTF-8, as all names here are.")
         super().run_from_argv(argv)

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from django.db import models, transaction
 from django.db.models import Exists, F, OuterRef, Q
-from django.db.models.functions import Length
+from django.db.models.functions import Length, Substr
 
 from messaging.db.clock import MomentField, Now
 from messaging.models.base import PolledIndex
@@ -146,7 +146,9 @@ class EmbeddedMessageQuerySet(models.QuerySet["EmbeddedMessage"]):
         # By holder, which is NULL, because only so PostgreSQL knows that the index has them in this order.
         return self.ready().filter(queue=queue).order_by("holder_id", "id")
 
-    def take(self, queue: int, holder: int, limit: int, room: int | None = None) -> list[EmbeddedMessage]:
+    def take(
+        self, queue: int, holder: int, limit: int, room: int | None = None, most: int | None = None
+    ) -> list[EmbeddedMessage]:
         """Give a queue's next messages to a connection. Raises IntegrityError when that has been ended.
 
         Args:
@@ -154,18 +156,33 @@ class EmbeddedMessageQuerySet(models.QuerySet["EmbeddedMessage"]):
             holder: the connection's.
             limit: how many at most.
             room: bytes that their bodies may have together; None for any number. The first may always have more.
+            most: bytes of a body that may be read at all, at least `room`. One that has more comes alone, `unread`.
         """
         ready = self.next_ready(queue)
         changes: dict[str, Any] = {"holder": holder, "deliveries": F("deliveries") + 1}
         if transaction.get_connection(self.db).features.has_select_for_update_skip_locked:
             with transaction.atomic(using=self.db):
-                ids = _fitting(ready.select_for_update(skip_locked=True), limit, room)
-                self.filter(id__in=ids).update(**changes)
+                sizes = _fitting(ready.select_for_update(skip_locked=True), limit, room)
+                self.filter(id__in=sizes).update(**changes)
         else:  # nothing is locked by looking, so the condition decides who gets it
-            ids = _fitting(ready, limit, room)
-            if ids:
-                self.ready().filter(id__in=ids).update(**changes)
-        return list(self.filter(id__in=ids, holder=holder).order_by("id")) if ids else []
+            sizes = _fitting(ready, limit, room)
+            if sizes:
+                self.ready().filter(id__in=sizes).update(**changes)
+        if not sizes:
+            return []
+        taken = self.filter(id__in=sizes, holder=holder).order_by("id")
+        if most is None or max(sizes.values()) <= most:
+            return list(taken)
+        rows = list(taken.defer("body"))
+        for row in rows:
+            row.unread = sizes[row.pk]
+        return rows
+
+    def part(self, pk: int, holder: int, begin: int, size: int) -> bytes | None:
+        """So many bytes of a body, from that one on; None when the connection does not hold the message any more."""
+        piece = Substr("body", begin + 1, size, output_field=models.BinaryField())
+        found = self.filter(pk=pk, holder=holder).values_list(piece, flat=True).first()
+        return None if found is None else bytes(found)
 
     def remove(self, ids: Sequence[int], holder: int) -> int:
         """Forget messages that a connection has done with. Returns how many it still held."""
@@ -177,25 +194,30 @@ class EmbeddedMessageQuerySet(models.QuerySet["EmbeddedMessage"]):
         return self.filter(id__in=ids, holder=holder).update(holder=None, deliveries=count)
 
 
-def _fitting(ready: models.QuerySet[EmbeddedMessage], limit: int, room: int | None) -> list[int]:
-    """The numbers of the first messages that have room together, of the first one in any case."""
+def _fitting(ready: models.QuerySet[EmbeddedMessage], limit: int, room: int | None) -> dict[int, int]:
+    """The first messages that have room together, the first one in any case: sizes by number, 0 where all have room."""
     if room is None:
-        return list(ready.values_list("id", flat=True)[:limit])
-    ids: list[int] = []
+        return dict.fromkeys(ready.values_list("id", flat=True)[:limit], 0)
+    sizes: dict[int, int] = {}
     left = room
     for number, size in ready.values_list("id", Length("body"))[:limit]:
         left -= size
-        if ids and left < 0:
+        if sizes and left < 0:
             break
-        ids.append(number)
-    return ids
+        sizes[number] = size
+    return sizes
 
 
 class EmbeddedMessage(models.Model):
     """A message in a queue; it is deleted when it is acknowledged.
 
     `wire` is exchange, routing key and properties as `messaging.backends.database.letters` writes them.
+
+    Attributes:
+        unread: bytes of a body that is too large to be read at once; 0 where `body` has all of it.
     """
+
+    unread = 0
 
     queue = models.ForeignKey(EmbeddedQueue, on_delete=models.CASCADE, related_name="+", db_index=False)
     wire = models.BinaryField()

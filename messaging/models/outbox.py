@@ -19,6 +19,7 @@ from django.db.models.sql.compiler import SQLCompiler
 from messaging.db.clock import Now
 from messaging.db.session import rows_of
 from messaging.models.base import in_state
+from messaging.models.light import LIGHT
 from messaging.wire.bodies import storable
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ LEASED = (
     "mandatory", "created_at", "attempts", "round", "epoch", "inbox_id", "headers",
 )  # fmt: skip
 
-LIGHT = 32 * 1024  # bytes of a body; a thousand such are leased together, a larger one is read when its turn comes
 _COLUMNS = ("id", "size", *LEASED[1:])
 _SPECIAL = {"size": "octet_length(body)", "body": f"CASE WHEN octet_length(body) <= {LIGHT} THEN body END"}
 _RETURNED = ", ".join(_SPECIAL.get(name, name) for name in _COLUMNS[:-1])  # without the headers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import tempfile
 from collections.abc import Iterator
 from typing import IO
@@ -13,11 +14,14 @@ from django.db.models.functions import Concat
 
 from messaging.models import ProcessedMessage
 
+MOST = 4  # limits that a body in memory may have, where there is no disk for it
 PIECE = 3 * 1024 * 1024  # bytes; without a rest in base64
 
 
 class Spool:
     """A body in an unnamed file, which is gone with its process.
+
+    Its room is taken at the start: a disk without enough of it, or that nobody may write to, makes it a file in memory.
 
     Attributes:
         size: bytes of the whole body.
@@ -29,7 +33,7 @@ class Spool:
         self.size, self.limit, self.trouble = size, limit, ""
         self._file: IO[bytes] | None = None
         try:
-            self._file = tempfile.TemporaryFile(prefix="messaging-")  # noqa: SIM115  it lives as long as its delivery
+            self._file = self._opened()
         except OSError as error:
             self._give_up(error)
 
@@ -61,6 +65,23 @@ class Spool:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _opened(self) -> IO[bytes]:
+        try:
+            return self._with_room(tempfile.TemporaryFile(prefix="messaging-"))
+        except OSError:
+            if self.size > MOST * self.limit or not hasattr(os, "memfd_create"):
+                raise
+        return self._with_room(os.fdopen(os.memfd_create("messaging-spool"), "w+b"))
+
+    def _with_room(self, file: IO[bytes]) -> IO[bytes]:
+        if hasattr(os, "posix_fallocate"):  # macOS has none
+            try:
+                os.posix_fallocate(file.fileno(), 0, self.size)
+            except OSError:
+                file.close()
+                raise
+        return file
 
     def _give_up(self, error: OSError) -> None:
         self.trouble = f"it could not be written to a temporary file: {error.strerror or error}"

@@ -17,9 +17,11 @@ from messaging import conf
 from messaging.db.clock import Now
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.models.base import in_state
+from messaging.models.light import has_body, light
 from messaging.models.processed import UNCLAIMED
 from messaging.operations.acting import Operator, Outcome, act_on_each, changed_meanwhile
 from messaging.publishing.rounds import (
+    add_round,
     cancel_rounds,
     databases_of,
     incoming_of,
@@ -27,7 +29,6 @@ from messaging.publishing.rounds import (
     send_round_again,
     unsent_rounds,
 )
-from messaging.publishing.rows import compose_round
 from messaging.wire.envelope import Envelope
 
 __all__ = [
@@ -65,7 +66,7 @@ def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
         if not _leave(row, state=In.REQUEUED, attempts=0):
             return _still_there(row, outcome)
         cancel_rounds(row)
-        compose_round(row, Now()).save(using=rows.db, force_insert=True)
+        add_round(row, Now())
         return True
 
     return act_on_each(rows, "requeue", act, by, wake=True)
@@ -148,7 +149,7 @@ def discard_published(rows: QuerySet[PublishedMessage], by: Operator) -> Outcome
     """Lay drafts, pending and failed messages aside; of rounds those that failed and that nobody waits for any more."""
 
     def act(row: PublishedMessage, outcome: Outcome) -> bool:
-        if row.inbox_id is not None and (row.state != Out.FAILED or any(map(is_awaited, row.incoming()))):
+        if row.inbox_id is not None and (row.state != Out.FAILED or any(map(is_awaited, light(row.incoming())))):
             return _belongs_to_inbox(row, outcome)
         if row.state not in (Out.DRAFT, Out.PENDING, Out.FAILED):
             return _wrong_state(row, outcome)
@@ -213,7 +214,7 @@ def _has_left(row: ProcessedMessage) -> bool:
 
 def _replay_round(row: PublishedMessage, outcome: Outcome) -> bool:
     """Send a round again, as a row of its own, if its incoming message still waits for it."""
-    waiting = next(filter(is_awaited, row.incoming()), None)
+    waiting = next(filter(is_awaited, light(row.incoming())), None)
     if waiting is None:
         outcome.skip(row.pk, _("its incoming message does not wait for this round any more"))
         return False
@@ -289,11 +290,11 @@ def _belongs_to_inbox(row: PublishedMessage, outcome: Outcome) -> bool:
 def _is_readable(row: ProcessedMessage | PublishedMessage, outcome: Outcome, for_row: int | None = None) -> bool:
     """Whether the stored envelope and body can be read; a damaged row is skipped, and does not stop the others.
 
-    It is skipped itself, unless it is read `for_row`.
+    It is skipped itself, unless it is read `for_row`. A large body is not read for that: the relay judges it.
     """
     try:
         if row.wire is not None:
-            Envelope.from_wire(bytes(row.wire), row.raw_body)
+            Envelope.from_wire(bytes(row.wire), row.raw_body if has_body(row) else b"")
     except ValueError as error:
         problem = _("its stored content is damaged: %(error)s") % {"error": error}
         outcome.skip(row.pk if for_row is None else for_row, problem)

@@ -18,6 +18,7 @@ from messaging.db.connections import is_conflict
 from messaging.exceptions import ConfigurationError
 from messaging.killpoints import kill_point
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage
+from messaging.models.light import forget_body, light
 from messaging.publishing.publisher import wake_relays
 
 BATCH = 500
@@ -130,6 +131,7 @@ def _act_on(
             if act(row, outcome):
                 outcome.done.append(row.pk)
                 audit.append(_record(action, row, before, by))
+            forget_body(row)  # or all of them would be held together
         AuditRecord.objects.using(database).bulk_create(audit)
         kill_point("operations.requeued")
         if wake and audit:
@@ -141,17 +143,20 @@ def _act_on(
 
 
 def _locked(rows: QuerySet[Any], ids: list[int], outcome: Outcome) -> list[Any]:
-    """The rows, locked. One that another transaction keeps locked, such as a running handler's, is left out."""
+    """The rows, locked, without large bodies.
+
+    One that another transaction keeps locked, such as a running handler's, is left out.
+    """
     wanted = rows.filter(pk__in=ids).order_by("pk")
     if not transaction.get_connection(rows.db).features.has_select_for_update_skip_locked:
-        return list(wanted.select_for_update())
+        return light(wanted.select_for_update())
     deadline = time.monotonic() + LOCK_WAIT
     while True:
-        found = list(wanted.select_for_update(skip_locked=True))
+        found = light(wanted.select_for_update(skip_locked=True))
         if len(found) == len(ids) or time.monotonic() >= deadline:
             break
         time.sleep(LOCK_WAIT / 40)
-    for row in rows.filter(pk__in=set(ids) - {row.pk for row in found}):
+    for row in rows.only("pk").filter(pk__in=set(ids) - {row.pk for row in found}):
         changed_meanwhile(row, outcome)
     return found
 

@@ -25,6 +25,7 @@ from messaging.db.insert_one import ask, exists, insert
 from messaging.db.session import part, state_of
 from messaging.handlers import Handler
 from messaging.models import ProcessedMessage
+from messaging.models.light import light
 from messaging.supervising.ledger import run_of
 from messaging.wire import nonces
 from messaging.wire.envelope import MAX_ROUND, Envelope
@@ -263,7 +264,7 @@ def find(
     if key is not None:
         if not exists(ProcessedMessage, database, alias=alias, queue=queue, key=key):
             return None
-        return _with_lease(database).filter(alias=alias, queue=queue, key=key).first()
+        return next(iter(light(_with_lease(database).filter(alias=alias, queue=queue, key=key))), None)
     return adopted(alike(database, alias, queue, envelope), handler) if redelivered else None
 
 
@@ -274,7 +275,7 @@ def alike(database: str, alias: str, queue: str, envelope: Envelope) -> list[Pro
     """
     rows = _with_lease(database).filter(message_id="", state=State.PROCESSING, round=1)
     said = Q(headers_digest=None) | Q(headers_digest=envelope.headers_digest)
-    return list(rows.filter(said, alias=alias, queue=queue, digest=envelope.digest).order_by("id"))
+    return light(rows.filter(said, alias=alias, queue=queue, digest=envelope.digest).order_by("id"))
 
 
 def is_unfinished(row: ProcessedMessage) -> bool:

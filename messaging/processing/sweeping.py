@@ -10,6 +10,7 @@ from django.db import connections, transaction
 
 from messaging.db.connections import is_database_error
 from messaging.models import ProcessedMessage
+from messaging.models.light import forget_body, light
 from messaging.processing import inbox, without_handler
 from messaging.processing.inbox import SetAside
 from messaging.processing.station import Station
@@ -33,9 +34,9 @@ def _abandoned(station: Station, database: str) -> list[ProcessedMessage]:
     with transaction.atomic(using=database) if skips else nullcontext():
         if skips:  # a locked one is being run, or recorded, right now
             rows = rows.select_for_update(skip_locked=True)
-        anonymous = rows.filter(message_id="", round=1)[:1000]
+        anonymous = light(rows.filter(message_id="", round=1)[:1000])
         found = [row for row in anonymous if not inbox.comes_again(row, without_handler.handler_of(station, row))]
-        return found + list(rows.exclude(message_id="", round=1)[:100])
+        return found + light(rows.exclude(message_id="", round=1)[:100])
 
 
 def _end_claims(station: Station, database: str, abandoned: Sequence[ProcessedMessage]) -> int:
@@ -54,6 +55,8 @@ def _end_claims(station: Station, database: str, abandoned: Sequence[ProcessedMe
             if is_database_error(error):
                 raise
             trouble = error
+        finally:
+            forget_body(row)
     if trouble is not None:
         raise trouble
     return count

@@ -5,7 +5,6 @@ So it is when a backup was restored, the broker lost its disk, or nobody consume
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +17,7 @@ from messaging.db.clock import Now
 from messaging.exceptions import ConfigurationError
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.base import in_state
+from messaging.models.light import has_body, light
 from messaging.publishing.rows import compose_round
 from messaging.wire.envelope import key_of
 
@@ -36,6 +36,20 @@ def cancel_rounds(row: ProcessedMessage) -> int:
 def unsent_rounds(row: ProcessedMessage) -> QuerySet[PublishedMessage]:
     """The outbox rows of a message's rounds that are still to be sent."""
     return _rounds(row, Out.PENDING)
+
+
+def add_round(row: ProcessedMessage, due: Combinable) -> PublishedMessage:
+    """Write a message's present round into the outbox; a body that was not read with it is copied by the database.
+
+    In the caller's transaction. Raises WireError where its content is damaged.
+    """
+    database = row._state.db
+    added = compose_round(row, due, with_body=has_body(row))
+    added.save(using=database, force_insert=True)
+    if not has_body(row):
+        body = ProcessedMessage.objects.using(database).filter(pk=row.pk).values("body")
+        PublishedMessage.objects.using(database).filter(pk=added.pk).update(body=Subquery(body))
+    return added
 
 
 def is_awaited(row: ProcessedMessage) -> bool:
@@ -59,9 +73,7 @@ def send_round_again(row: ProcessedMessage) -> PublishedMessage | None:
         held = unsent.filter(lease_token__isnull=False)
         held.update(epoch=F("epoch") + 1, due_at=Now(), lease_owner="", lease_token=None)
         return None
-    again = compose_round(row, Now())
-    again.save(using=row._state.db, force_insert=True)
-    return again
+    return add_round(row, Now())
 
 
 def not_back(rows: QuerySet[Any], since: datetime | Combinable) -> QuerySet[Any]:
@@ -85,11 +97,12 @@ def first_sent(rows: QuerySet[Any]) -> datetime | None:
     return found
 
 
-def incoming_of(row: PublishedMessage, database: str) -> Iterator[ProcessedMessage]:
+def incoming_of(row: PublishedMessage, database: str) -> list[ProcessedMessage]:
     """What a message became in the queues that it reached, as far as that has not ended."""
     unfinished = in_state(In.PROCESSING, *ProcessedMessage.AWAITING)
     found = ProcessedMessage.objects.using(database).filter(unfinished, message_id=row.message_id, alias=row.alias)
-    return iter(found.filter(key=key_of(row.message_id)).order_by("pk"))
+    ids = list(found.filter(key=key_of(row.message_id)).values_list("pk", flat=True))
+    return light(found.filter(pk__in=ids).order_by("pk")) if ids else []  # there hardly ever are any
 
 
 def databases_of(row: PublishedMessage) -> list[str]:

@@ -73,13 +73,17 @@ def properties_of(row: PublishedMessage) -> bytes:
     )
 
 
-def compose_round(row: ProcessedMessage, due: models.expressions.Combinable) -> PublishedMessage:
+def compose_round(
+    row: ProcessedMessage, due: models.expressions.Combinable, *, with_body: bool = True
+) -> PublishedMessage:
     """The unsaved outbox row that sends an inbox row's message to its queue for the row's present round.
 
-    Straight to the queue, so that no other service sees it twice. Raises WireError without a recorded envelope.
+    Straight to the queue, so that no other service sees it twice. Without its body, that is neither read nor judged.
+    Raises WireError without a recorded envelope.
     """
     nonce = row.nonce or nonces.of_row(row.queue, row.key)
-    envelope = row.envelope().for_round(row.queue, row.round, row.key, nonce, died=row.may_kill)
+    envelope = row.envelope() if with_body else Envelope.from_wire(bytes(row.wire or b""), b"")
+    envelope = envelope.for_round(row.queue, row.round, row.key, nonce, died=row.may_kill)
     return PublishedMessage(
         alias=row.alias,
         state=PublishedMessage.State.PENDING,
@@ -93,7 +97,7 @@ def compose_round(row: ProcessedMessage, due: models.expressions.Combinable) -> 
         causation_id=row.causation_id,
         reply_to=row.reply_to,
         headers=row.headers,
-        body=row.body,
+        body=row.body if with_body else "",
         body_encoding=row.body_encoding,
         wire=envelope.to_wire(),
         round=row.round,

@@ -24,7 +24,7 @@ from messaging.backends.allowance import default_limit
 from messaging.backends.base import Fate, Outgoing
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
 from messaging.killpoints import kill_point
-from messaging.models.outbox import LIGHT
+from messaging.models.light import LIGHT
 from messaging.publishing.rows import seal
 from messaging.relaying.connection import Uplink
 from messaging.relaying.leases import MARK_DELAY, Held, Leases

@@ -48,6 +48,15 @@ def test_where_the_output_has_no_letters_for_a_name(site: SiteFactory) -> None:
 
 
 @pytest.mark.mode(58)
+def test_where_the_locale_has_no_letters_for_a_name(site: SiteFactory) -> None:
+    made = site(**EMBEDDED, env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert "Requeued 0 messages" in made.manage("requeue_messages", "--queue", "bücher").stdout
+    done = in_shell(made, rf"exec {sys.executable} manage.py requeue_messages --queue $(printf '\377')")
+    assert done.returncode == 1
+    assert done.stderr == "requeue_messages: an argument is not UTF-8, as all names here are.\n"
+
+
+@pytest.mark.mode(58)
 def test_from_a_working_directory_with_files_that_are_named_like_modules(site: SiteFactory, tmp_path: Path) -> None:
     made = site(**EMBEDDED)
     for name in ("select", "queue", "secrets", "logging"):

@@ -234,3 +234,12 @@ def test_headers_that_json_cannot_hold_are_not_lost_by_the_form(admin_client: Cl
     page = admin_client.get(f"{OUTGOING}{row.pk}/change/").content.decode()
     assert 'name="_draft"' not in page
     assert json.dumps({"!bytes": "/w=="}).replace('"', "&quot;") in page
+
+
+def test_a_draft_that_is_too_large_for_a_form_has_a_page_with_its_beginning(admin_client: Client) -> None:
+    row = outgoing("draft", body=b"x" * 3_000_000, content_type="text/plain")
+    response = admin_client.get(f"{OUTGOING}{row.pk}/change/")
+    assert "form" not in response.context
+    assert len(response.content) < 200_000
+    assert "only the beginning is shown" in response.content.decode()
+    assert f"{row.pk}/publish/" in response.content.decode()

@@ -307,6 +307,25 @@ def test_indentation_changes_nothing_but_spaces(text: str) -> None:
     assert json.loads(payload.indent_json(text)) == json.loads(text)
 
 
+@pytest.mark.parametrize("body", [b"\x00\x01\xfe" * 2_000_001, "€x".encode() * 1_500_000])
+def test_a_large_download_is_read_a_piece_at_a_time(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    monkeypatch.setattr(payload, "PIECE", 1024 * 1024)
+    row = incoming(body=body)
+    response = admin_client.get(f"{INCOMING}{row.pk}/payload/")
+    pieces = list(response)
+    assert max(map(len, pieces)) <= 3 * 1024 * 1024  # bytes of so many characters
+    assert b"".join(pieces) == body
+    assert response.headers["Content-Type"] == "application/octet-stream"
+
+
+def test_a_damaged_body_is_downloaded_as_it_is_stored(admin_client: Client) -> None:
+    row = incoming(body=b"\x00")
+    ProcessedMessage.objects.filter(pk=row.pk).update(body="A")
+    assert admin_client.get(f"{INCOMING}{row.pk}/payload/").content == b"A"
+
+
 def test_lists_read_neither_bodies_nor_headers(admin_client: Client) -> None:
     incoming(body=b"b" * 100_000)
     with CaptureQueriesContext(connection) as queries:

@@ -22,6 +22,8 @@ from tests.backends.tools import CountedDeliveries, Deliveries, confirmed, messa
 from tests.site import ROOT
 from tests.waiting import wait_until
 
+MB = 1024 * 1024
+
 
 class BackendContract:
     """Sentences about a backend. `queue` is a fresh, bound queue with a dead-letter queue; `exchange` feeds it."""
@@ -213,6 +215,30 @@ class BackendContract:
             deliveries.finish(deliveries.wait(number + 1)[number])
         assert deliveries.most == 1000
         receiver.close()
+
+    def test_what_is_too_large_goes_to_a_file(self, backend: Backend, queue: str, sender: Sender) -> None:
+        bodies = (b"x" * 100, b"\x00\xff" * (4 * MB) + b"end", b"y" * 2 * MB, b"z" * 100)
+        for body in bodies:
+            assert confirmed(send(sender, message(queue, body)))
+        deliveries = CountedDeliveries(MB)
+        receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change, deliveries.allowance)
+        receiver.open()
+        receiver.consume(queue, 10)
+        receiver.widen()
+        found = []
+        for number, body in enumerate(bodies):
+            delivery = deliveries.wait(number + 1)[number]
+            if delivery.spool is not None:
+                assert (delivery.body, delivery.spool.size, delivery.spool.trouble) == (b"", len(body), "")
+                found.append(b"".join(delivery.spool.pieces()))
+                delivery.spool.close()
+            else:
+                found.append(delivery.body)
+            deliveries.finish(delivery)
+        assert found == list(bodies)
+        assert deliveries.most <= 200
+        receiver.close()
+        assert self.depth(backend, queue) == 0
 
     def test_an_acknowledged_message_is_gone(self, backend: Backend, queue: str, sender: Sender) -> None:
         send(sender, message(queue))

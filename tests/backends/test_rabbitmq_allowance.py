@@ -103,20 +103,3 @@ def test_a_consumer_is_cancelled_while_nothing_is_read(backend: RabbitMQ, queue:
         one.requeue()
     receiver.close()
     wait_until(lambda: ready(backend, queue) == 9)
-
-
-def test_what_is_too_large_goes_to_a_file(backend: RabbitMQ, queue: str) -> None:
-    deliveries = CountedDeliveries(MB)
-    fill(backend, queue, 1, 4 * MB)
-    fill(backend, queue, 1, 10)
-    receiver = receiving(backend, queue, deliveries, 10)
-    large, small = deliveries.wait(2)
-    assert (large.body, small.body) == (b"", b"x" * 10)
-    assert large.spool is not None
-    assert (large.spool.size, large.spool.trouble) == (4 * MB, "")
-    assert b"".join(large.spool.pieces()) == b"x" * 4 * MB
-    large.spool.close()
-    for one in (large, small):
-        deliveries.finish(one)
-    receiver.close()
-    assert ready(backend, queue) == 0

@@ -6,6 +6,9 @@ node leads meanwhile; tests/acceptance/test_cluster.py shows that.
 
 from __future__ import annotations
 
+import os
+import resource
+
 import pytest
 
 from messaging.backends.base import Fate
@@ -67,3 +70,18 @@ def test_a_limit_of_connections_is_named_as_such(rabbitmq: Broker, vhost_url: st
         rabbitmq_backend(vhost_url).sender().open()
     with pytest.raises(BrokerUnavailable, match="refused the virtual host"):
         rabbitmq_backend(rabbitmq.url_of("nowhere")).sender().open()
+
+
+def test_a_process_that_may_open_no_more_files_says_so_and_goes_on(broker_url: str) -> None:
+    sender = rabbitmq_backend(broker_url).sender()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(1)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        with pytest.raises(BrokerUnavailable, match="this process can open no connection: Too many open files"):
+            sender.open()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    sender.open()
+    sender.close()

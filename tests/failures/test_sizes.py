@@ -45,6 +45,7 @@ def many(messages):
 
 MB = 1024 * 1024
 HELD = 24 * MB
+MOST = 400 * MB  # of a process that holds one or two messages of 16 MB; with all thirty it has 690
 
 
 def fill(site: Site, queue: str, count: int, size: int, first: int = 0) -> None:
@@ -54,6 +55,25 @@ def fill(site: Site, queue: str, count: int, size: int, first: int = 0) -> None:
                 content_type="text/plain", message_id=f"{queue}-{number}", delivery_mode=2
             )
             broker.basic_publish("", queue, b"x" * size, properties, mandatory=True)
+
+
+def put(site: Site, message_id: str, size: int) -> None:
+    """Put a message into the queue "work" of either broker, whatever a relay of this site could send."""
+    site.run(
+        "from messaging.backends import get_backend\n"
+        "from tests.backends.tools import confirmed, message, send\n"
+        "sender = get_backend('default').sender()\n"
+        "sender.open()\n"
+        f"one = message('work', b'x' * {size}, content_type='text/plain', message_id={message_id!r})\n"
+        "assert confirmed(send(sender, one))\n"
+        "sender.close()"
+    )
+
+
+def depth(site: Site) -> int:
+    """How many messages the queue "work" of either broker has."""
+    read = "from messaging.backends import get_backend\nprint(get_backend('default').depths(['work'])[0].ready)"
+    return int(site.run(read))
 
 
 @contextlib.contextmanager
@@ -83,20 +103,28 @@ def test_thirty_large_messages_are_processed_in_little_memory(site: SiteFactory)
     doing = site("postgres", handlers=HANDLERS, options={"HELD_BYTES": HELD})
     doing.manage("topology")
     fill(doing, "work", 30, 16 * MB)
+    (doing.folder / "wait").touch()
     running = consume(doing)
     with peak_of(running) as peak:
+        wait_until(lambda: ready(doing, "work") < 30, what="the first one comes")
+        enough = time.monotonic() + 10  # seconds in which thirty come, 480 MB, if they may
+        wait_until(lambda: peak[0] > MOST or time.monotonic() > enough)
+        assert ready(doing, "work") >= 25, "hardly more are asked for than may be held"
+        (doing.folder / "wait").unlink()
         settled(doing, 300, processed=30)
-    assert peak[0] < 300 * MB, f"{peak[0] / MB:.0f} MB"
+    assert peak[0] < MOST, f"{peak[0] / MB:.0f} MB"
     assert running.output.count("another one starts") == 0
     assert running.stop() == 0
 
 
 @pytest.mark.mode(68)
-def test_a_message_that_alone_is_too_large_rests_as_failed_and_is_whole(site: SiteFactory) -> None:
-    doing = site("postgres", handlers=HANDLERS, options={"HELD_BYTES": 2 * MB})
+@pytest.mark.parametrize("broker", [None, "database://"], ids=["rabbitmq", "embedded"])
+def test_a_message_that_alone_is_too_large_rests_as_failed_and_is_whole(site: SiteFactory, broker: str | None) -> None:
+    doing = site("postgres", handlers=HANDLERS, options={"HELD_BYTES": 2 * MB}, broker=broker)
     doing.manage("topology")
-    fill(doing, "work", 1, 15 * MB)
-    fill(doing, "work", 3, 1000, first=1)
+    put(doing, "work-0", 15 * MB)
+    for number in range(1, 4):
+        put(doing, f"work-{number}", 1000)
     running = consume(doing)
     with peak_of(running) as peak:
         settled(doing, processed=3, failed=1)
@@ -105,7 +133,7 @@ def test_a_message_that_alone_is_too_large_rests_as_failed_and_is_whole(site: Si
     assert f"Its body has {15 * MB} bytes, and a consumer here holds {2 * MB} at most" in error
     assert f'MESSAGING["default"]["HELD_BYTES"] to at least {15 * MB}, then requeue it' in error
     assert running.stop() == 0
-    assert ready(doing, "work") == 0
+    assert depth(doing) == 0
     doing.env["MESSAGING_OPTIONS"] = json.dumps({"HELD_BYTES": 100 * MB})
     doing.manage("requeue_messages", "--state", "failed")
     running = consume(doing)

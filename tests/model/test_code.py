@@ -39,6 +39,7 @@ OUTSIDE = {
     "messaging.models.processed.ProcessedMessage.move": MEANS,
     "messaging.operations._change": MEANS,
     "messaging.operations.acting._act_on": MEANS,
+    "messaging.publishing.rounds.add_round": MEANS,
     "messaging.models.spools.Spool.store": MEANS,
     "messaging.processing.without_handler._whole": MEANS,
     "messaging.supervising.child.Child.__init__": "creates a ledger, no row",

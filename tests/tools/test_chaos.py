@@ -45,11 +45,12 @@ def test_what_strangers_sent_is_what_the_broker_has_confirmed() -> None:
 
 
 LEDGER = """
-from messaging.models import Attempt, ProcessedMessage
+from messaging.models import Attempt, AuditRecord, ProcessedMessage
 from tools.chaos.workload.models import Effect, Elsewhere, Expected, Forgotten, Meeting, Stranger
-for key in ("once", "never", "twice", "again", "there", "alone", "with its record"):
+oversized = ("a.oversized", "b.oversized", "c.oversized")
+for key in ("once", "never", "twice", "again", "there", "alone", "with its record", *oversized):
     Expected.objects.create(key=key, may_repeat=key in ("again", "alone"))
-for key in ("once", "twice", "twice", "again", "again", "unasked", "sent", "republished"):
+for key in ("once", "twice", "twice", "again", "again", "unasked", "sent", "republished", *oversized):
     Effect.objects.create(key=key)
 Expected.objects.create(key="republished")
 Effect.objects.create(key="republished")
@@ -66,6 +67,9 @@ Forgotten.objects.bulk_create(Forgotten(kind="received", key="undone") for _ in 
 for queue, crashed in ("marathon", True), ("marathon", False), ("long", True):
     row = ProcessedMessage.objects.create(queue=queue, key=uuid.uuid4(), digest=uuid.uuid4(), state="processed")
     Attempt.objects.create(message=row, number=1, round=1, crashed=crashed)
+ids = {"queue": "large", "key": uuid.uuid4(), "digest": uuid.uuid4(), "message_id": "a.oversized"}
+ProcessedMessage.objects.create(state="failed", exception_type="messaging.exceptions.MessageTooLarge", **ids)
+AuditRecord.objects.create(message_id="c.oversized", action="requeue", state_before="failed", state_after="requeued")
 """
 
 
@@ -79,10 +83,12 @@ def test_the_proof_finds_what_is_lost_doubled_or_was_rolled_back(site: SiteFacto
     assert keys(made, proof.DOUBLED) == ["twice"]
     assert set(keys(made, proof.UNASKED)) == {"unasked"}
     assert keys(made, proof.RERUN) == ["again"]
-    assert list(proof.count(made.sql, proof.FLAWS).values()) == [2, 1, 1, 1, 1]
-    assert proof.count(made.sql, proof.LEFT) == {"failed": 0, "still on its way": 0}
+    assert list(proof.count(made.sql, proof.FLAWS).values()) == [2, 1, 1, 1, 1, 1]
+    assert keys(made, proof.UNRESTED) == ["b.oversized"]
+    assert not proof.is_rested(made.sql)
+    assert proof.count(made.sql, proof.LEFT) == {"failed": 1, "still on its way": 0}
     assert list(proof.count(made.sql, proof.COSTS).values()) == [1, 3, 1, 1, 1, 1, 3, 0]
-    assert proof.count(made.sql, proof.LEFT, made.sql) == {"failed": 0, "still on its way": 0}
+    assert proof.count(made.sql, proof.LEFT, made.sql) == {"failed": 2, "still on its way": 0}
     assert not proof.is_settled(made.sql)
     promoted = "SELECT 'at', extract(epoch FROM min(ended_at))::text FROM messaging_attempt"
     made.sql(f"INSERT INTO workload_forgotten (kind, key) {promoted}")

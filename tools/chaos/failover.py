@@ -23,7 +23,8 @@ CAUGHT_UP = """SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 's
     AND wait_event IN ('RecoveryWalStream', 'RecoveryRetrieveRetryInterval')"""
 WRITTEN = """SELECT pg_wal_lsn_diff(
     CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, '0/0')"""
-KEY = """substring(body from '"key": *"([0-9a-f]+([.]after)?)"')"""  # what a message is known by
+# What a message is known by; the oversized ones by their id.
+KEY = """CASE body_encoding WHEN '' THEN substring(body from '"key": *"([0-9a-f]+([.][a-z]+)?)"') ELSE message_id END"""
 RECEIVED = f"""SELECT queue, key, state, round, {KEY} FROM messaging_processedmessage
     WHERE state <> 'processed' OR processed_at > now() - interval '2 minutes'"""
 

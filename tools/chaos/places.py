@@ -68,6 +68,12 @@ class Place:
             command(tuple(arguments)), environment=self._environment, log=self.log, janitor=self._janitor, cwd=ROOT
         )
 
+    def start_with(self, environment: Mapping[str, str]) -> None:
+        """Stop the process in an orderly way, and start another in that environment."""
+        self.stop()
+        self._environment = environment
+        self.start()
+
     def kill(self) -> None:
         """Kill the process alone; what it started finds itself orphaned."""
         self._is_expected = True

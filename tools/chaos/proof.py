@@ -51,6 +51,13 @@ FAILED_OUT = "SELECT id FROM messaging_publishedmessage WHERE state = 'failed'"
 FAILED_IN = "SELECT id FROM messaging_processedmessage WHERE state = 'failed'"
 UNENDED = "SELECT id FROM messaging_processedmessage WHERE state IN ('processing', 'retrying', 'requeued')"
 
+# Oversized ones that do not rest as failed, and that no operator found so.
+UNRESTED = """SELECT key FROM workload_expected AS due WHERE key LIKE '%.oversized'
+    AND NOT EXISTS (SELECT FROM messaging_processedmessage AS received WHERE received.message_id = due.key
+        AND state = 'failed' AND exception_type LIKE '%MessageTooLarge')
+    AND NOT EXISTS (SELECT FROM messaging_auditrecord AS act WHERE act.message_id = due.key
+        AND action = 'requeue' AND state_before = 'failed')"""
+
 # What has to be nothing at the end; the last two in each database.
 FLAWS = {
     "lost": LOST,
@@ -58,6 +65,7 @@ FLAWS = {
     "doubled": DOUBLED,
     "had an effect though its publishing was rolled back": UNASKED,
     "attempts spent by a stop": f"SELECT id FROM ({SPENT}) AS spent WHERE NOT {_SOON_AFTER}",
+    "too large, and never at rest as failed": UNRESTED,
 }
 LEFT = {
     "failed": f"{FAILED_IN} UNION ALL {FAILED_OUT}",
@@ -65,6 +73,7 @@ LEFT = {
 }
 LEDGER = {
     "effects expected": "SELECT id FROM workload_expected",
+    "of messages too large for their consumer": "SELECT id FROM workload_expected WHERE key LIKE '%.oversized'",
     "messages without an id": "SELECT 1 FROM workload_stranger, generate_series(1, confirmed)",
     "handlers without a transaction that ran again": RERUN,
 }
@@ -129,6 +138,11 @@ def progress(query: Query, *others: Query) -> tuple[int, int, int]:
         gather(query, other)
     counts = count(query, {"expected": LEDGER["effects expected"], "missing": LOST})
     return counts["expected"], counts["missing"], count(query, {"failed": FAILED_IN}, *others)["failed"]
+
+
+def is_rested(query: Query, *_others: Query) -> bool:
+    """Whether all that are too large have been recorded as failed."""
+    return not query(f"{UNRESTED} LIMIT 1")
 
 
 def is_settled(query: Query, *others: Query) -> bool:

@@ -141,14 +141,16 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
     result.remarks += stage.keeper.own_ends
     _bring_back(stage)
     _fill(stage)
-    began, quiet_since = watch.elapsed, datetime.now(UTC)
+    began = phase = watch.elapsed
+    quiet_since = datetime.now(UTC)
     watch.changed_at, watch.requeue_every = began, REQUEUE_SOON
     replayed_at = -REPLAY_EVERY
+    is_done = proof.is_rested
 
     def is_over() -> bool:
         nonlocal replayed_at
         now = watch.elapsed
-        if now - began > SETTLE or now - watch.changed_at > STANDSTILL or proof.is_settled(*stage.queries):
+        if now - phase > SETTLE or now - watch.changed_at > STANDSTILL or is_done(*stage.queries):
             return True
         if now - replayed_at >= REPLAY_EVERY:
             stage.replay(stage.debts)
@@ -157,6 +159,10 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
             replayed_at = watch.elapsed
         return False
 
+    watch.until(is_over, injector)
+    stage.give_memory()
+    is_done, phase = proof.is_settled, watch.elapsed
+    watch.changed_at = phase
     watch.until(is_over, injector)
     result.remarks.append(f"settled {watch.elapsed - began:.0f} s after the last fault")
     for place in stage.places:

@@ -38,9 +38,12 @@ OPTIONS = {
 }
 IMPATIENT = 3  # seconds of STOP_TIMEOUT where handlers are stopped that take longer
 PUBLISHERS = 2
+FRUGAL = "consumer-frugal"
 MARATHON = "marathon"  # the queue whose consumer is only ever stopped
 # What a purge may drop, since the outbox has it; strangers' messages are nowhere else.
 QUEUES = ("bulk", "single", "flaky", "chain", "long", "picky", "deadly", "forker", "wanderer", "nomad")
+LARGE = "large"  # the queue whose consumer may hold little
+HELD = 1024 * 1024  # bytes that it may hold
 STRANGERS = ("stranger", "stranger-job")
 PURGE_EMBEDDED = """DELETE FROM messaging_embeddedmessage WHERE holder_id IS NULL
     AND queue_id = (SELECT id FROM messaging_embeddedqueue WHERE name = '{}') RETURNING body"""
@@ -156,6 +159,10 @@ class Stage:
         """Have what starts from now on be of the new release."""
         (self.folder / "release").write_text("new")
 
+    def give_memory(self) -> None:
+        """Do for what is too large as its error says."""
+        self.place(FRUGAL).start_with(self.site.env)
+
     def _change(self, name: str, first: str, other: str) -> str:
         """Have a file, which says `first` while it is not there, say the other of two words, which is returned."""
         file = self.folder / name
@@ -262,6 +269,7 @@ class Stage:
     def _start_processes(self) -> None:
         near, far = self._environments()
         impatient = near | {"MESSAGING_OPTIONS": json.dumps(OPTIONS | {"STOP_TIMEOUT": IMPATIENT})}
+        frugal = near | {"MESSAGING_OPTIONS": json.dumps(OPTIONS | {"HELD_BYTES": HELD})}
         others = [*QUEUES, *STRANGERS]
         publish = ["publish_chaos", f"--rate={self.rate:g}"]
         publishers = [
@@ -273,6 +281,7 @@ class Stage:
             ("relay", ["relay"], far),
             ("consumer-1", ["consume", *others, "--processes=2", "--concurrency=3"], near),
             ("consumer-2", ["consume", *others, "--no-relay"], far),
+            (FRUGAL, ["consume", LARGE, "--no-relay"], frugal),
             (MARATHON, ["consume", MARATHON, "--no-relay"], impatient),
             *publishers,
             ("stranger", stranger, far),

@@ -9,6 +9,7 @@ from messaging.backends.base import Delivery
 from messaging.backends.database import letters
 from messaging.backends.database.holdings import EmbeddedSubscription
 from messaging.models import EmbeddedMessage
+from messaging.models.spools import Spool
 
 if TYPE_CHECKING:
     from messaging.backends.database.feed import Feed
@@ -17,14 +18,17 @@ if TYPE_CHECKING:
 class DatabaseDelivery(Delivery):
     """A message from the embedded broker, tied to the lease under which it was taken."""
 
-    def __init__(self, feed: Feed, subscription: EmbeddedSubscription, row: EmbeddedMessage) -> None:
+    def __init__(
+        self, feed: Feed, subscription: EmbeddedSubscription, row: EmbeddedMessage, spool: Spool | None = None
+    ) -> None:
         self._feed = feed
         self.subscription = subscription
         self.row_id = int(row.pk)
         self.queue = subscription.queue
         letter = letters.delivered(bytes(row.wire), row.deliveries)
         self.exchange, self.routing_key, self.properties = letter
-        self.body = bytes(row.body)
+        self.body = b"" if spool is not None else bytes(row.body)
+        self.spool = spool
         self.redelivered = row.deliveries > 1
         self.received_at = time.monotonic()
 

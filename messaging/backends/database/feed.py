@@ -24,6 +24,7 @@ from messaging.db.clock import Now
 from messaging.killpoints import kill_point
 from messaging.models import EmbeddedConnection, EmbeddedMessage, EmbeddedQueue
 from messaging.models.embedded import EmbeddedMessageQuerySet
+from messaging.models.spools import PIECE, Spool
 
 logger = logging.getLogger("messaging.database")
 
@@ -227,13 +228,13 @@ class Feed:
             if room == 0:
                 return  # until something is let go of
             limit = min(subscription.room, BATCH)
-            rows = self._messages.take(queue_id, self._id, limit, room)
+            rows = self._messages.take(queue_id, self._id, limit, room, self._allowance.limit)
             if rows:
                 kill_point("embedded.taken")
             self._hand_over(subscription, rows)
             if rows:
-                allowance = self._allowance
-                allowance.is_waited_for = not allowance.has_room(max(len(row.body) for row in rows))
+                allowance, largest = self._allowance, max(0 if row.unread else len(row.body) for row in rows)
+                allowance.is_waited_for = not allowance.has_room(largest)
             if len(rows) == limit and subscription.room:
                 self._look_at = 0.0
 
@@ -250,10 +251,11 @@ class Feed:
     def _hand_over(self, subscription: EmbeddedSubscription, rows: list[EmbeddedMessage]) -> None:
         unseen = []
         for row in rows:
+            spool = self._spooled(subscription, row) if row.unread else None
             if self._is_closing or not self._holdings.hold(subscription, row.pk):
                 unseen.append(row.pk)
                 continue
-            delivery = DatabaseDelivery(self, subscription, row)
+            delivery = DatabaseDelivery(self, subscription, row, spool)
             try:
                 self._on_delivery(delivery)
             except Exception:
@@ -261,6 +263,21 @@ class Feed:
                 delivery.requeue()
         if unseen:
             self._messages.free(unseen, self._id, unseen=True)
+
+    def _spooled(self, subscription: EmbeddedSubscription, row: EmbeddedMessage) -> Spool:
+        """Copy a body that is too large to be held into a file. Raises IntegrityError when the row is not ours now."""
+        subscription.large = row.pk
+        spool = Spool(row.unread, self._allowance.limit or 0)
+        for begin in range(0, row.unread, PIECE):
+            if spool.trouble or self._is_closing:
+                break
+            piece = self._messages.part(row.pk, self._id, begin, PIECE)
+            if piece is None:
+                raise IntegrityError(f"The message {row.pk} was taken from its receiver.")
+            spool.write(piece)
+            if time.monotonic() >= self._renew_at:
+                self._renew()
+        return spool
 
     def _finish(self) -> None:
         """Write what was settled and give back everything else. What cannot be written lapses with the lease."""

@@ -21,10 +21,13 @@ class EmbeddedSubscription:
     is_active: bool = True
     is_narrow: bool = False  # whether one message at once is to be delivered, for now
     held: set[int] = field(default_factory=set)
+    large: int = 0  # the last row whose body is in a file: a disk has little room for such ones
 
     @property
     def room(self) -> int:
         """How many more may be delivered."""
+        if self.large in self.held:
+            return 0
         return max(0, (1 if self.is_narrow else self.prefetch) - len(self.held))
 
     @property

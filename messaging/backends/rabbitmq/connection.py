@@ -146,7 +146,12 @@ class Connection:
     def _main(self, candidate: pika.ConnectionParameters, opened: Future[Loss | None]) -> None:
         """The I/O thread."""
         hush_this_thread()
-        loop = IOLoop()
+        try:
+            loop = IOLoop()
+        except OSError as error:  # no file may be opened any more, which is no host's fault
+            self._loss = Loss(f"this process can open no connection: {error.strerror}")
+            opened.set_result(self._loss)
+            return
         loss: list[Loss] = []
 
         def end(_: Any, error: BaseException) -> None:

@@ -13,6 +13,7 @@ from tools.chaos.workload.models import Effect, Meeting
 
 ATTEMPTS = 1000  # kills count as attempts, and the faults decide how many there are
 AFTER = ".after"
+OVERSIZED = ".oversized"
 HOME = Path(os.environ["DATA_DIR"], "home")  # names the database of those that move between two starts
 RELEASE = Path(os.environ["DATA_DIR"], "release")  # "old" while what starts is the release that lacks a handler
 
@@ -99,6 +100,12 @@ def fork(message: ReceivedMessage) -> None:
             os._exit(0)
     while message.attempt == 1 and message.payload["hangs"]:
         time.sleep(1)
+
+
+@handler("large", "chaos.large", "chaos.oversized", max_attempts=ATTEMPTS, backoff=0.5)
+def large(message: ReceivedMessage) -> None:
+    """Much at once for a consumer that may hold little; oversized ones only once it may hold more."""
+    Effect.objects.create(key=message.payload["key"])
 
 
 if not IS_OLD:

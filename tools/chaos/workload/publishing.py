@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from django.db import transaction
 
 from messaging import Message, publish, publish_many
-from tools.chaos.workload.handlers import AFTER
+from tools.chaos.workload.handlers import AFTER, OVERSIZED
 from tools.chaos.workload.models import Expected
 
 # How often a kind is chosen. A deadly one takes its process along, and with it the work of its neighbours.
@@ -30,9 +30,14 @@ WEIGHTS = {
     "deadly": 1,
     "forker": 2,
     "novel": 40,
+    "large": 4,
+    "oversized": 4,
 }
+BURST = 8  # large messages at once
+LARGE, OVERSIZE = 300_000, 1_400_000  # bytes: of the first few fit into what their consumer may hold, of the last none
 JOBS = ("long", "nomad", "marathon")  # have no transaction, and publish on
 LARGEST = 80  # messages of one transaction, at most
+FIRST = ("large", "oversized")  # what each publisher begins with: a short run has some of them, too
 ROLLED_BACK = 0.05  # share of the transactions
 
 
@@ -49,9 +54,14 @@ class Parcel:
     repeatable_keys: list[str] = field(default_factory=list)
 
     def add(self, kind: str, chance: random.Random) -> None:
-        """One message more, two for a twin."""
-        key = uuid.UUID(int=chance.getrandbits(128)).hex
-        payload: dict[str, object] = {"key": key, "filling": "x" * chance.choice((10, 200, 200, 4000))}
+        """One message more, two for a twin, several for large ones."""
+        for _ in range(BURST if kind == "large" else 1):
+            self._add_one(kind, chance)
+
+    def _add_one(self, kind: str, chance: random.Random) -> None:
+        key = uuid.UUID(int=chance.getrandbits(128)).hex + (OVERSIZED if kind == "oversized" else "")
+        size = {"large": LARGE, "oversized": OVERSIZE}.get(kind) or chance.choice((10, 200, 200, 4000))
+        payload: dict[str, object] = {"key": key, "filling": "x" * size}
         (self.repeatable_keys if kind in JOBS else self.keys).append(key)
         if kind == "chain" or kind in JOBS:
             self.keys.append(key + AFTER)
@@ -79,15 +89,17 @@ def _messages(kind: str, key: str, payload: dict[str, object], chance: random.Ra
             return [Message("chaos.single", payload, delay=chance.uniform(0.5, 10.0))]
         case "twin":
             return [Message("chaos.single", payload, message_id=key)] * 2
+        case "oversized":
+            return [Message("chaos.oversized", payload, message_id=key)]  # its row shows no payload to be found by
         case "bulk that fails":
             return [Message("chaos.bulk", payload)]
     return [Message(f"chaos.{kind}", payload)]
 
 
-def compose(chance: random.Random) -> Parcel:
-    """A parcel of up to `LARGEST` messages."""
+def compose(chance: random.Random, *wanted: str) -> Parcel:
+    """A parcel of up to `LARGEST` messages, or of the kinds that are `wanted`."""
     parcel = Parcel()
-    for kind in chance.choices(list(WEIGHTS), list(WEIGHTS.values()), k=chance.randint(1, LARGEST)):
+    for kind in wanted or chance.choices(list(WEIGHTS), list(WEIGHTS.values()), k=chance.randint(1, LARGEST)):
         parcel.add(kind, chance)
     return parcel
 

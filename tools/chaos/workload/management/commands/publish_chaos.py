@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand
 from django.db import InterfaceError, OperationalError, connections
 
 from tools.chaos.workload.models import Effect, Expected
-from tools.chaos.workload.publishing import compose, send
+from tools.chaos.workload.publishing import FIRST, compose, send
 
 
 class Command(BaseCommand):
@@ -31,7 +31,7 @@ class Command(BaseCommand):
         stop, chance = threading.Event(), random.Random(seed)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-        since_look = rate
+        since_look, wanted = rate, FIRST
         while not stop.is_set():
             try:
                 if since_look >= rate:  # about once a second
@@ -40,7 +40,8 @@ class Command(BaseCommand):
                         since_look = rate
                         stop.wait(0.5)
                         continue
-                count = send(compose(chance), chance)
+                count = send(compose(chance, *wanted), chance)
+                wanted = ()
             except (OperationalError, InterfaceError):
                 connections.close_all()
                 stop.wait(0.5)
