@@ -52,13 +52,12 @@ class Proof:
     """Made in a transaction that has just begun, it tells at the end whether that is still the open one.
 
     Args:
-        database: where.
+        connection: whose transaction.
         in_test: whether the transaction is a savepoint in that of a test.
     """
 
-    def __init__(self, database: str, *, in_test: bool) -> None:
-        self._database, self._in_test = database, in_test
-        connection = self._connection = connections[database]
+    def __init__(self, connection: BaseDatabaseWrapper, *, in_test: bool) -> None:
+        self._connection, self._in_test = connection, in_test
         if not in_test:
             begin(connection)
         has_savepoint = in_test or connection.vendor == "sqlite"
@@ -88,7 +87,7 @@ class Proof:
             raise CommitNotProven(UNPROVEN)
         if self._savepoint is not None:
             self._release(self._savepoint)
-        elif self._record is not None and not self._is_marked() and not stands(self._record, self._database):
+        elif self._record is not None and not self._is_marked() and not stands(self._record, self._connection.alias):
             raise CommitNotProven(ENDED)
 
     def _is_marked(self) -> bool:
@@ -152,7 +151,7 @@ def proven_commit(database: str, what: object, *, mode: str) -> Iterator[Proof]:
     try:
         with transaction_mode(connection, mode), transaction.atomic(using=database, durable=True):
             connection.on_commit(hook)
-            yield Proof(database, in_test=in_test)
+            yield Proof(connection, in_test=in_test)
             if is_doomed(connection):
                 raise CommitNotProven(UNPROVEN)
             if in_test and connection.features.can_defer_constraint_checks:

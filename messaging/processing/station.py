@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from typing import Literal, Protocol
 
 from django.db import connections, transaction
@@ -290,6 +291,7 @@ class Work:
         )
 
 
+@cache
 def inserts_first(database: str) -> bool:
     """Whether a record inserted before the handler runs blocks only its twin, not every other writer (SQLite)."""
     return connections[database].vendor != "sqlite"

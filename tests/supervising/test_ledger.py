@@ -14,6 +14,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from messaging.supervising.ledger import SLOT, Entry, Ledger
 
@@ -61,6 +63,30 @@ def test_shows_what_runs_while_it_runs(ledger: Ledger) -> None:
         assert (running.slot, running.entry) == (1, ENTRY)
         assert before <= running.since <= time.monotonic()
     assert ledger.running_entries() == []
+
+
+@given(
+    st.builds(
+        Entry,
+        alias=st.text(),
+        queue=st.text(),
+        key=st.uuids().map(str),
+        digest=st.uuids().map(str),
+        round=st.integers(1),
+        message_id=st.text(),
+        database=st.text(),
+        handler=st.text(),
+        started=st.floats(0, 1e12),
+        timeout=st.none() | st.floats(0, 1e9) | st.integers(1, 10**9),
+        token=st.just("") | st.uuids().map(str),
+        session=st.integers(0),
+        batch=st.integers(1),
+        headers_digest=st.just("") | st.uuids().map(str),
+    )
+)
+def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
+    assert Entry.from_json(entry.to_json()) == entry
+    assert json.loads(entry.to_json()) == {name: getattr(entry, name) for name in Entry.__slots__}
 
 
 def test_forgets_what_raised(ledger: Ledger) -> None:
