@@ -546,11 +546,11 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     for model in (ProcessedMessage, PublishedMessage):
         made = model.from_db
 
-        def note(database: str, names: Any, values: Any, made: Any = made) -> Any:
+        def note(_: type, database: str, names: Any, values: Any, made: Any = made, **options: Any) -> Any:
             lengths.extend(len(value) for value in values if isinstance(value, str))
-            return made(database, names, values)
+            return made(database, names, values, **options)  # options from Django 6.1 on
 
-        monkeypatch.setattr(model, "from_db", note)
+        monkeypatch.setattr(model, "from_db", classmethod(note))
     return lengths
 
 
