@@ -27,7 +27,8 @@ IDLE = 30.0  # seconds after which an unused connection is replaced: a firewall 
 logger = logging.getLogger("messaging.relay")
 
 DATABASE_PAUSE = 1.0  # seconds between tries while a database does not answer
-NEWEST = 8  # while more is due than is leased at once, one in so many of the leased rows is of the newest
+NEWEST = 4  # while more is due than is leased at once, now and then one in so many of the leased rows is of the newest
+NEWEST_EVERY = 0.5  # seconds between two such leases: each is a statement more
 MARK_BATCH = 1000  # confirmed rows that are marked without waiting for more
 MARK_DELAY = 0.05  # seconds that a confirmed row waits for others, to be marked with them
 
@@ -170,7 +171,7 @@ class Leases:
         self._marker = Marker(database, on_marked)
         self._verdicts: dict[Unsent, list[PublishedMessage]] = {}
         self._releases: list[PublishedMessage] = []
-        self._mark_at = self._renew_at = self._not_before = 0.0
+        self._mark_at = self._renew_at = self._not_before = self._newest_at = 0.0
         self.expects_more = True
         self._failures = 0
         self._trouble = Trouble()
@@ -200,10 +201,14 @@ class Leases:
 
         What is published while thousands fall due does not wait for all of them.
         """
-        share = limit // NEWEST
+        now = time.monotonic()
+        share = limit // NEWEST if now >= self._newest_at else 0
         oldest = self._lease(limit - share)
         self.expects_more = len(oldest) == limit - share
-        return [*(self._lease(share, newest=True) if share and self.expects_more else ()), *oldest]
+        if not share or not self.expects_more:
+            return oldest
+        self._newest_at = now + NEWEST_EVERY
+        return [*self._lease(share, newest=True), *oldest]
 
     def _lease(self, limit: int, *, newest: bool = False) -> list[PublishedMessage]:
         rows: list[PublishedMessage] = []
