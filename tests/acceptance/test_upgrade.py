@@ -360,6 +360,8 @@ def test_rows_of_every_state_that_the_release_before_wrote_can_be_read_and_acted
     consumer = old.start("consume", "--no-relay")
     received = {"processed": 2, "retrying": 1, "failed": 3, "processing": 1}
     wait_until(lambda: site.states() == received, deadline=60, what="what was published to be received")
+    followed = "SELECT COUNT(*) FROM messaging_publishedmessage WHERE routing_key = 'plain.after'"
+    wait_until(lambda: site.value(followed) == 1, what="the job to have published")
     consumer.kill()
     old.shell(WRITE_INCOMING)
     assert set(site.states("published")) == {"draft", "pending", "published", "failed", "discarded"}
