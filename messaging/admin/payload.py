@@ -86,9 +86,8 @@ def download(rows: QuerySet[Any]) -> HttpResponseBase | None:
     if row is None:
         return None
     pieces = _decoded(rows, row.body_encoding) if _is_encoded(rows, row.body_encoding) else _plain_text(rows)
-    content = pieces if row.body_octets > PIECE else b"".join(pieces)
-    kind: Any = StreamingHttpResponse if row.body_octets > PIECE else HttpResponse
-    response: HttpResponseBase = kind(content, content_type="application/octet-stream")
+    kind: Any = StreamingHttpResponse if row.body_octets > PIECE else HttpResponse  # which reads all of them at once
+    response: HttpResponseBase = kind(pieces, content_type="application/octet-stream")
     name = f"message-{row.pk}.{'bin' if row.body_encoding else 'txt'}"
     response["Content-Disposition"] = f'attachment; filename="{name}"'
     response["X-Content-Type-Options"] = "nosniff"
