@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from messaging.processing.processor import Processor
 from messaging.supervising.ledger import Entry
 from messaging.wire.envelope import DIED
 from tests.deliveries import Arrived, arrived, envelope_of, in_a_thread, sent
-from tests.processing.tools import Handle, claim_of, entry_of, ignore, next_round, nothing, only_row
+from tests.processing.tools import Handle, Held, claim_of, entry_of, ignore, next_round, nothing, only_row
 
 pytestmark = pytest.mark.django_db(transaction=True)
 State = ProcessedMessage.State
@@ -144,19 +143,14 @@ def test_a_crash_without_id_whose_redelivery_was_faster_leaves_no_row_behind(han
 def test_recording_a_crash_does_not_wait_for_the_handler_that_runs_the_message_again(handle: Handle) -> None:
     if connection.vendor == "sqlite":
         pytest.skip("needs row locks")
-    entered, leave = threading.Event(), threading.Event()
-
-    def slow(message: ReceivedMessage) -> None:
-        entered.set()
-        leave.wait(60)
-
-    processor, delivery = handle(slow), arrived(redelivered=True)
+    held = Held()
+    processor, delivery = handle(held.run), arrived(redelivered=True)
     runner = in_a_thread(lambda: processor.process(delivery, nothing))
-    assert entered.wait(60)
+    assert held.entered.wait(60)
     recorder = in_a_thread(lambda: processor.record_crash(entry_of(delivery), ProcessDied("killed")))
     recorder.join(20)
     held_up = recorder.is_alive()
-    leave.set()
+    held.leave.set()
     runner.join()
     recorder.join()
     assert (held_up, only_row().state) == (False, State.PROCESSED)

@@ -31,6 +31,7 @@ from messaging.processing.station import Claims, Work
 from messaging.supervising.ledger import Entry
 from tests.app.models import Effect
 from tests.deliveries import Acks, Arrived, arrived, envelope_of, in_a_thread, registered, sent
+from tests.processing.tools import Held
 
 pytestmark = pytest.mark.django_db(transaction=True)
 State = ProcessedMessage.State
@@ -334,19 +335,13 @@ def test_a_row_number_that_is_another_message_s_now_changes_nothing() -> None:
 def test_a_death_waits_to_be_counted_while_its_message_runs_elsewhere(handle: Handle) -> None:
     if connection.vendor == "sqlite":
         pytest.skip("needs row locks")
-    entered, leave = threading.Event(), threading.Event()
-
-    def slow(message: ReceivedMessage) -> None:
-        entered.set()
-        leave.wait(60)
-        raise ValueError
-
-    processor, delivery = handle(slow), arrived(redelivered=True)
+    held = Held(ValueError())
+    processor, delivery = handle(held.run), arrived(redelivered=True)
     runner = in_a_thread(lambda: processor.process(delivery, nothing))
-    assert entered.wait(60)
+    assert held.entered.wait(60)
     entry = entry_of(ProcessedMessage.objects.get())
     assert not processor.record_crash(entry, KILLED)
-    leave.set()
+    held.leave.set()
     runner.join()
     assert processor.record_crash(entry, KILLED)
     row = ProcessedMessage.objects.get()

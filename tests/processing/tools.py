@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,20 @@ def ignore(message: ReceivedMessage) -> None:
 
 def nothing() -> None:
     pass
+
+
+class Held:
+    """A handler that says that it has begun, and goes on when it is let go; then it raises `error`, if any."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.entered, self.leave = threading.Event(), threading.Event()
+        self._error = error
+
+    def run(self, message: ReceivedMessage) -> None:
+        self.entered.set()
+        self.leave.wait(60)
+        if self._error is not None:
+            raise self._error
 
 
 def only_row() -> ProcessedMessage:
