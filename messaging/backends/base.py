@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -163,8 +163,8 @@ class Receiver(abc.ABC):
         """
 
     @abc.abstractmethod
-    def widen(self) -> None:
-        """Have consumers that began with one delivery at once, for the sake of an allowance, given more."""
+    def widen(self, queues: Collection[str]) -> None:
+        """Have the consumers on these queues given more than one delivery at once, with which an allowance begins."""
 
     @abc.abstractmethod
     def hurry(self) -> None:

@@ -31,6 +31,8 @@ class Item:
         handler: the handler that would take it; None when nobody would.
         is_dead: whether it comes from a dead-letter queue, so that it is recorded, not run.
         is_innocent: whether it was redelivered because this process gave it back unstarted.
+        is_urgent: whether the broker may soon give it up for coming back so often: its turn comes first, and it is sent
+            round then, not run.
         is_acked: whether the broker was told that it is done.
         is_atomic: whether a handler runs it and blocks nobody for hours: such messages make room for a suspect.
         is_suspect: whether it may have killed a process before, so that nothing innocent should run beside it.
@@ -44,6 +46,7 @@ class Item:
     handler: Handler | None
     is_dead: bool
     is_innocent: bool = False
+    is_urgent: bool = False
     is_acked: bool = False
     is_atomic: bool = field(init=False)
     is_suspect: bool = field(init=False)
@@ -56,7 +59,7 @@ class Item:
         delivery, handler = self.delivery, self.handler
         self.size = len(delivery.body)
         self.is_atomic = handler is not None and handler.atomic and not self.is_dead
-        self.is_suspect = self.is_atomic and delivery.redelivered and not self.is_innocent
+        self.is_suspect = self.is_atomic and delivery.redelivered and not (self.is_innocent or self.is_urgent)
         runs_together = self.is_atomic and not delivery.redelivered
         is_in_batch = handler is not None and handler.batch is not None and runs_together
         # What a row has to be asked about runs alone, or a stranger could have the whole batch run one by one.
@@ -135,6 +138,9 @@ class Line:
 
     def append(self, item: Item) -> bool:
         """Take in an item; returns whether that may let something start, or begins the waiting for its mates."""
+        if item.is_urgent:
+            self._items.appendleft(item)
+            return True
         self._items.append(item)
         if item.batch is None:
             return True
@@ -192,6 +198,10 @@ class Backlog:
         dead_queues: queues whose deliveries are recorded, not run.
         on_idle: called, at once and under a lock, when someone finds nothing to take.
         allowance: is told of what comes in and what is done with.
+        is_near_limit: tells of what came again whether the broker may soon give it up; cheap.
+
+    Attributes:
+        finished: how many items were in jobs that have ended.
     """
 
     def __init__(
@@ -200,8 +210,10 @@ class Backlog:
         dead_queues: Iterable[str] = (),
         on_idle: Callable[[], None] = lambda: None,
         allowance: Allowance | None = None,
+        is_near_limit: Callable[[Delivery], bool] = lambda _: False,
     ) -> None:
         self._route = route
+        self._is_near_limit = is_near_limit
         self._on_idle = on_idle
         self._allowance = allowance or Allowance()
         self._dead_queues = frozenset(dead_queues)
@@ -209,7 +221,7 @@ class Backlog:
         self._waiting: dict[str, Line] = {}  # in the order of their turns
         self._aside: list[_Aside] = []
         self._order = itertools.count()
-        self._running = self._atomic_running = self._held_running = 0
+        self._running = self._atomic_running = self._held_running = self.finished = 0
         self._is_alone = self._is_held = self._is_closed = False
         self._suspect_since: float | None = None
         self._unstarted: set[tuple[str, str, str | None, int]] = set()  # their identities
@@ -218,8 +230,10 @@ class Backlog:
         """Take in a delivery; called from the backend's thread."""
         is_dead = delivery.queue in self._dead_queues
         handler = None if is_dead or delivery.spool is not None else self._find_handler(delivery)
+        is_urgent = delivery.redelivered and handler is not None and self._is_near_limit(delivery)
         with self._changed:
-            item = Item(delivery, handler, is_dead, is_innocent=delivery.redelivered and self._gave_back(delivery))
+            is_innocent = delivery.redelivered and self._gave_back(delivery)
+            item = Item(delivery, handler, is_dead, is_innocent, is_urgent)
             if not self._is_closed:
                 self._allowance.held += item.size
                 if self._line(delivery.queue).append(item):
@@ -244,6 +258,7 @@ class Backlog:
         """A job ended, however it ended."""
         with self._changed:
             self._running -= 1
+            self.finished += len(job.items)
             self._atomic_running -= job.head.is_atomic
             self._held_running -= job.held
             self._allowance.let_go(job.size)

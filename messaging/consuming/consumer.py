@@ -35,6 +35,8 @@ from messaging.supervising.ledger import Ledger
 logger = logging.getLogger("messaging.consumer")
 
 TICK = 0.5  # seconds
+FIRST_TICK = 0.05  # seconds
+FIRST_MESSAGES, FIRST_SECONDS = 5, 1.0  # after either of which more than one message at once may come
 GIVE_BACK_AFTER = 300.0  # seconds; the broker's own patience ends at 30 minutes
 KEEP_CONSUMING = 10.0  # seconds of a database's absence after which the broker keeps what it has
 FROZEN_SHOWN = 600.0  # seconds for which a worker's state tells that it could do nothing else
@@ -77,6 +79,11 @@ class Plan:
         dead = {dead_queue(queue) for queue in self.queues if settings.queue(queue).dead_letter}
         return frozenset(dead.difference(registry.queues(self.alias)))
 
+    @property
+    def batch_queues(self) -> frozenset[str]:
+        """The queues whose messages are processed together."""
+        return frozenset(handler.queue for handler in registry.all(self.alias) if handler.batch is not None)
+
     def prefetches(self) -> dict[str, int]:
         """Unacknowledged deliveries at most, by queue: while a batch runs, the next one gathers."""
         settings = conf.get(self.alias)
@@ -102,7 +109,9 @@ class Consumer:
         self._plan = plan
         self.processor = Processor(plan.alias, name, running=enter_ledger)
         allowance = Allowance(plan.held_bytes)
-        self._backlog = Backlog(self.processor.route, plan.dead_queues, self._hurry, allowance)
+        self._backlog = Backlog(
+            self.processor.route, plan.dead_queues, self._hurry, allowance, self.processor.is_near_limit
+        )
         self._outage = OutageWatch(self._backlog.hold, self._on_database_back)
         self._workers = [
             WorkerThread(
@@ -131,8 +140,9 @@ class Consumer:
             self._backlog.put,
             self._wake_up,
             allowance,
-            CAREFUL if is_careful else 0.0,
         )
+        self._careful_until = time.monotonic() + CAREFUL if is_careful else 0.0
+        self._wide_at: float | None = None  # whatever was done until then
         self._wake = threading.Event()
         self._idle_since: float | None = None
         self._froze = 0.0, -FROZEN_SHOWN  # for how long, and when that ended
@@ -148,7 +158,7 @@ class Consumer:
         try:
             while not self._stopping.is_set():
                 self._step()
-                self._wake.wait(TICK)
+                self._wake.wait(TICK if self._has_settled_in() else FIRST_TICK)
                 self._wake.clear()
         finally:
             self._leave()
@@ -165,7 +175,7 @@ class Consumer:
     def _step(self) -> None:
         self._look_after_claims()
         self._backlog.drop_stale()
-        self._subscription.follow(self._wanted())
+        self._subscription.follow(self._wanted(), self._wide())
         self._backlog.give_back(self._is_to_go_back)
         if self._plan.burst and self._has_been_idle():
             logger.info("Nothing is left to do.")
@@ -207,6 +217,25 @@ class Consumer:
         if self._outage.lasted > KEEP_CONSUMING:
             return frozenset()
         return self._plan.dead_queues | (frozenset(self._plan.queues) - self._housekeeper.paused)
+
+    def _wide(self) -> frozenset[str]:
+        """The queues that may deliver more than one message at once.
+
+        A broker counts each death against everything that the process held, and gives up in the end what it has
+        delivered too often. One that dies as soon as it has begun would have it give up what never ran. A batch dies
+        together anyway.
+        """
+        if self._has_settled_in():
+            return self._wanted()
+        return frozenset() if time.monotonic() < self._careful_until else self._plan.batch_queues
+
+    def _has_settled_in(self) -> bool:
+        now = time.monotonic()
+        if self._wide_at is None and self._subscription.is_well:
+            self._wide_at = now + FIRST_SECONDS
+        if now < self._careful_until or self._wide_at is None:
+            return False
+        return self._backlog.finished >= FIRST_MESSAGES or now >= self._wide_at
 
     def _is_to_go_back(self, delivery: Delivery) -> bool:
         waited = time.monotonic() - delivery.received_at

@@ -26,7 +26,6 @@ class Subscription:
         prefetch: unacknowledged deliveries at most, by queue.
         optional: queues that may be missing, such as dead-letter queues beside a queue that someone else owns.
         on_delivery, on_change, allowance: see `Backend.receiver()`.
-        narrow_for: seconds for which each queue delivers one message at once.
     """
 
     def __init__(
@@ -38,21 +37,23 @@ class Subscription:
         on_delivery: Callable[[Delivery], None],
         on_change: Callable[[], None],
         allowance: Allowance | None = None,
-        narrow_for: float = 0.0,
     ) -> None:
         self._backend = backend
         self._topology = topology
         self._prefetch = prefetch
         self._optional = optional
         self._receiver = backend.receiver(on_delivery, on_change, allowance)
-        self._narrow_until = time.monotonic() + narrow_for
         self._missing: set[str] = set()  # of the optional ones
         self._pause = FIRST_PAUSE
         self._next_try = 0.0
         self._in_trouble = self._was_well = False
 
-    def follow(self, wanted: frozenset[str]) -> None:
+    def follow(self, wanted: frozenset[str], wide: frozenset[str]) -> None:
         """Bring the consumers in line with `wanted`, connecting where necessary. `is_well` says whether that worked.
+
+        Args:
+            wanted: the queues to consume from.
+            wide: the queues that may deliver more than one message at once.
 
         Raises TopologyError when the broker holds something unusable at the first connection; later on that is
         logged, and tried again, but for what can never be consumed from.
@@ -72,8 +73,7 @@ class Subscription:
                 raise
             self._back_off(error)
         else:
-            if time.monotonic() >= self._narrow_until:
-                self._receiver.widen()
+            self._receiver.widen(wide)
             self._report(wanted)
 
     def cancel_all(self) -> None:

@@ -131,7 +131,7 @@ class WorkerThread(threading.Thread):
         if head.batch is not None and head.handler is not None:
             return self._processor.process_batch(head.handler, [item.delivery for item in job.items])
         # A handler without a transaction makes no room, and needs none.
-        return [self._processor.process(head.delivery, head.ack, alone=job.is_alone)]
+        return [self._processor.process(head.delivery, head.ack, alone=job.is_alone or head.is_urgent)]
 
     def _settle(self, item: Item, settlement: Settlement) -> None:
         if settlement.action == "ack":

@@ -38,7 +38,7 @@ from messaging.processing.failures import Failure
 from messaging.processing.inbox import AlreadyRecorded, Place, SetAside
 from messaging.processing.station import Station, Work, inserts_first
 from messaging.wire.bodies import one_line
-from messaging.wire.envelope import Envelope
+from messaging.wire.properties import Properties
 
 logger = logging.getLogger("messaging.processor")
 
@@ -67,7 +67,7 @@ class Attempts:
         Raises AlreadyRecorded and SetAside, when another copy was faster, and DatabaseUnavailable.
         """
         station = self._station
-        if _near_limit(work.envelope, station.settings.queue(work.queue)):
+        if is_near_limit(work.envelope.properties, station.settings.queue(work.queue)):
             with station.claims.held(place.token, work.database):
                 failures.send_round(place, station.worker, work.database)
             return
@@ -344,10 +344,14 @@ def _worth_rerunning(error: BaseException, place: Place, database: str, took: fl
     return is_conflict(error) or place.escape(error)
 
 
-def _near_limit(envelope: Envelope, queue: conf.QueueSettings) -> bool:
-    """Whether the broker is about to give a message up for being delivered so often: the inbox takes it then."""
-    count = envelope.properties.headers.get(DELIVERY_COUNT)
+def is_near_limit(properties: Properties, queue: conf.QueueSettings) -> bool:
+    """Whether the broker may soon give a message up for coming back so often: it goes round by the inbox then.
+
+    That begins at half of the limit: each disconnect spends one for everything that a process holds, and one that
+    dies at once again and again gets little done in between.
+    """
+    count = properties.headers.get(DELIVERY_COUNT)
     limit = queue.arguments.get("x-delivery-limit", DEFAULT_DELIVERY_LIMIT)
     if not isinstance(count, int) or not isinstance(limit, int) or limit < 0:
         return False
-    return count >= max(1, limit - 4)
+    return count >= max(1, limit // 2)

@@ -17,7 +17,7 @@ from messaging.handlers import Handler, Registry, registry
 from messaging.models import ProcessedMessage
 from messaging.models.spools import Spool
 from messaging.processing import inbox, stopping, without_handler
-from messaging.processing.attempting import Attempts
+from messaging.processing.attempting import Attempts, is_near_limit
 from messaging.processing.batching import run_batch
 from messaging.processing.crashes import Crash, came_again, record_crash
 from messaging.processing.elsewhere import Elsewhere, Standing, database_of, weigh
@@ -96,6 +96,12 @@ class Processor:
         if handler is not None and len(delivery.body) <= READ_AHEAD:
             envelope.read()
         return handler
+
+    def is_near_limit(self, delivery: Incoming) -> bool:
+        """Whether a delivery that came again will not be run, but sent round, before the broker gives it up."""
+        if delivery.properties.problem:
+            return False
+        return is_near_limit(delivery.properties, self._station.settings.queue(delivery.queue))
 
     def _handler(self, delivery: Incoming, envelope: Envelope) -> Handler | None:
         if delivery.properties.problem:

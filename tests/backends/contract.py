@@ -194,7 +194,7 @@ class BackendContract:
         receiver.consume(queue, 10)
         deliveries.wait(1)
         assert self.depth(backend, queue) == 5, "it begins with one"
-        receiver.widen()
+        receiver.widen({queue})
         deliveries.wait(2)
         for number in range(6):
             deliveries.finish(deliveries.wait(number + 1)[number])
@@ -210,7 +210,7 @@ class BackendContract:
         receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change, deliveries.allowance)
         receiver.open()
         receiver.consume(queue, 10)
-        receiver.widen()
+        receiver.widen({queue})
         for number in range(2):
             deliveries.finish(deliveries.wait(number + 1)[number])
         assert deliveries.most == 1000
@@ -224,7 +224,7 @@ class BackendContract:
         receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change, deliveries.allowance)
         receiver.open()
         receiver.consume(queue, 10)
-        receiver.widen()
+        receiver.widen({queue})
         found = []
         for number, body in enumerate(bodies):
             delivery = deliveries.wait(number + 1)[number]

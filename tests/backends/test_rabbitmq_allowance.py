@@ -44,7 +44,7 @@ def receiving(backend: RabbitMQ, queue: str, deliveries: CountedDeliveries, pref
     receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change, deliveries.allowance)
     receiver.open()
     receiver.consume(queue, prefetch)
-    receiver.widen()
+    receiver.widen({queue})
     return receiver
 
 

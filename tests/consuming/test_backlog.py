@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from messaging.consuming.backlog import Item, Line
+from messaging.consuming.backlog import Backlog, Item, Line
 from messaging.handlers import Handler
 from tests.deliveries import Parcel
 
@@ -48,3 +48,14 @@ def test_what_is_removed_or_put_back_is_counted() -> None:
     assert line.is_full
     assert line.take() == [items[0], items[2], items[3]]
     assert len(line) == 0
+
+
+def test_what_the_broker_may_soon_give_up_comes_first_and_need_not_be_alone() -> None:
+    worn = Parcel("many", redelivered=True)
+    backlog = Backlog(lambda _: SINGLE, is_near_limit=lambda delivery: delivery is worn)
+    parcels = [Parcel("many"), Parcel("many", redelivered=True)]
+    for parcel in (*parcels, worn):
+        backlog.put(parcel)
+    jobs = [backlog.take() for _ in range(2)]
+    assert [job and job.head.delivery for job in jobs] == [worn, parcels[0]]
+    assert not any(job and job.is_alone for job in jobs)

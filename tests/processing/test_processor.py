@@ -116,6 +116,19 @@ def test_a_message_near_the_brokers_delivery_limit_goes_round_by_the_inbox(handl
     assert Effect.objects.count() == 1
 
 
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, False),
+        ({"x-delivery-count": 9}, False),
+        ({"x-delivery-count": 10}, True),
+        ({"x-delivery-count": "many"}, False),
+    ],
+)
+def test_half_of_the_brokers_delivery_limit_is_near(handle: Handle, headers: dict[str, object], expected: bool) -> None:
+    assert handle().is_near_limit(arrived(redelivered=True, headers=headers)) is expected
+
+
 def test_twins_in_two_transactions_have_one_effect_and_spend_no_attempt(handle: Handle) -> None:
     entered, leave = threading.Event(), threading.Event()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import timedelta
 
@@ -101,9 +101,9 @@ class Feed:
         self._renew_at = 0.0  # which tells others what is consumed
         self._look_now()
 
-    def widen(self) -> None:
-        """Give consumers more than one message at once."""
-        if self._holdings.widen():
+    def widen(self, queues: Collection[str]) -> None:
+        """Give consumers on these queues more than one message at once."""
+        if self._holdings.widen(queues):
             self._look_now()
 
     def unsubscribe(self, queue: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 GATHERING = 0.02  # seconds that an acknowledgement waits for others, to be written with them
@@ -59,10 +59,10 @@ class Holdings:
         with self._lock:
             self._subscriptions[subscription.queue] = subscription
 
-    def widen(self) -> bool:
-        """Let all have as many as they asked for. False if they may have them already."""
+    def widen(self, queues: Collection[str]) -> bool:
+        """Let those on these queues have as many as they asked for. False if they may have them already."""
         with self._lock:
-            narrow = [one for one in self._subscriptions.values() if one.is_narrow]
+            narrow = [one for one in self._subscriptions.values() if one.is_narrow and one.queue in queues]
             for subscription in narrow:
                 subscription.is_narrow = False
             return bool(narrow)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from messaging.backends.allowance import Allowance
 from messaging.backends.base import Delivery, Receiver
@@ -67,10 +67,10 @@ class DatabaseReceiver(Receiver):
         feed.subscribe(queue, found.pk, prefetch)
         self._trouble = ""
 
-    def widen(self) -> None:
+    def widen(self, queues: Collection[str]) -> None:
         """Let consumers that began with one message have more."""
         if self._feed is not None:
-            self._feed.widen()
+            self._feed.widen(queues)
 
     def hurry(self) -> None:
         """Make room for more messages."""

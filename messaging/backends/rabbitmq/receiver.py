@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from weakref import WeakSet
 
@@ -88,10 +88,10 @@ class RabbitReceiver(Endpoint, Receiver):
         """Note that a delivery looks like a stream's; False where that was looked into before. In the I/O thread."""
         return self._suspects.setdefault(queue, True)
 
-    def widen(self) -> None:
+    def widen(self, queues: Collection[str]) -> None:
         """Let consumers that began with one delivery have more."""
         with self._lock:
-            narrow = [one for one in self._subscriptions.values() if one.is_narrow]
+            narrow = [one for one in self._subscriptions.values() if one.is_narrow and one.queue in queues]
         for subscription in narrow:
             with contextlib.suppress(BrokerUnavailable):
                 subscription.connection.run(subscription.widen)
