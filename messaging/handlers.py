@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar
 
 from django.apps import apps
+from django.utils.functional import cached_property
 from django.utils.module_loading import module_has_submodule
 
 from messaging import conf

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cached_property
 from typing import Any
+
+from django.utils.functional import cached_property
 
 from messaging.wire.bodies import decode_body, one_line
 from messaging.wire.envelope import CAUSATION, OURS, Envelope, header_text, new_id

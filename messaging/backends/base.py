@@ -10,8 +10,9 @@ import abc
 import enum
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from django.utils.functional import cached_property
 
 from messaging.backends.allowance import Allowance
 from messaging.conf import AliasSettings

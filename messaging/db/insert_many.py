@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from operator import attrgetter
 from typing import Any, TypeAlias, TypeVar
@@ -13,10 +12,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.expressions import DatabaseDefault
 from django.db.models.sql import InsertQuery
 
-from messaging.db.connections import BATCH, batches
-from messaging.db.session import can_prepare, cursor_of, pipeline
-
-PIPELINED = 125  # rows of one INSERT where the server inserts some while the next are encoded
+from messaging.db.connections import batches
+from messaging.db.session import can_prepare, cursor_of
 
 Row = TypeVar("Row", bound=models.Model)
 Field: TypeAlias = "models.Field[Any, Any]"
@@ -34,20 +31,15 @@ def insert_many(rows: Sequence[Row], database: str, size_of: Callable[[Row], int
         size_of: the bytes of a row, roughly.
     """
     connection = connections[database]
-    sent: list[tuple[list[Row], _Statement]] = []
     with transaction.atomic(using=database, savepoint=False):
-        with _without_waiting(connection, len(rows)) as is_pipelined:
-            for batch in batches(rows, size_of, PIPELINED if is_pipelined else BATCH):
-                statement = _statement(batch, connection)
-                if statement is not None:
-                    statement.send()
-                    sent.append((batch, statement))
-                else:
-                    type(batch[0])._base_manager.using(database).bulk_create(batch)
-                    if not connection.features.can_return_rows_from_bulk_insert:
-                        _number(batch, connection)
-        if sent:
-            _complete(sent, connection)
+        for batch in batches(rows, size_of):
+            statement = _statement(batch, connection)
+            if statement is not None:
+                _complete(batch, statement.run(), statement.defaults, connection)
+                continue
+            type(batch[0])._base_manager.using(database).bulk_create(batch)
+            if not connection.features.can_return_rows_from_bulk_insert:
+                _number(batch, connection)
 
 
 def insert_values(
@@ -72,38 +64,17 @@ def insert_values(
                 model._base_manager.using(database).bulk_create([model(**shared, **own) for own in batch])
 
 
-@contextmanager
-def _without_waiting(connection: BaseDatabaseWrapper, count: int) -> Iterator[bool]:
-    """Send the statements within one after the other, and wait for all of them at the end. Yields whether it can."""
-    sending = pipeline(connection) if count > PIPELINED and can_prepare(connection) else None
-    if sending is None:
-        yield False
-        return
-    first: Exception | None = None
-    try:
-        with connection.wrap_database_errors, sending:
-            try:
-                yield True
-            except Exception as error:  # noqa: BLE001  raised below, or the driver would log what follows from it
-                first = error
-    finally:
-        if first is not None:
-            raise first
-
-
-def _complete(sent: Sequence[tuple[Sequence[models.Model], _Statement]], connection: BaseDatabaseWrapper) -> None:
-    """Set what the database added to the rows of each statement."""
-    keys = [statement.keys() for _, statement in sent]
-    names = {name for _, statement in sent for name in statement.defaults}
-    # Drivers take their time over a moment, so it is read once for all rows of a statement.
-    firsts = type(sent[0][0][0])._base_manager.using(connection.alias).filter(pk__in=[found[0] for found in keys])
-    added = {row.pop("pk"): row for row in firsts.values("pk", *names)} if names else {}
-    for (rows, statement), found in zip(sent, keys, strict=True):
-        defaults = {name: added[found[0]][name] for name in statement.defaults}
-        for row, key in zip(rows, found, strict=True):
-            row.__dict__.update(defaults)
-            row.pk = key
-            row._state.adding, row._state.db = False, connection.alias
+def _complete(
+    rows: Sequence[models.Model], keys: Sequence[Any], defaults: Sequence[str], connection: BaseDatabaseWrapper
+) -> None:
+    """Set what the database added to the rows of one statement."""
+    # Drivers take their time over a moment, so it is read once for all rows.
+    first = type(rows[0])._base_manager.using(connection.alias).filter(pk=keys[0])
+    added = first.values(*defaults).get() if defaults else {}
+    for row, key in zip(rows, keys, strict=True):
+        row.__dict__.update(added)
+        row.pk = key
+        row._state.adding, row._state.db = False, connection.alias
 
 
 def _number(rows: Sequence[models.Model], connection: BaseDatabaseWrapper) -> None:
@@ -138,8 +109,7 @@ def _insert_values(
         if not statement.add(field, values):
             return False
     if statement.has_arrays:
-        statement.send()
-        statement.keys()
+        statement.run()
     return statement.has_arrays
 
 
@@ -177,7 +147,6 @@ class _Statement:
         self._shared_params: list[Any] = []
         self._array_params: list[list[Any]] = []
         self.defaults: list[str] = []
-        self._cursor: Any = None
 
     @property
     def has_arrays(self) -> bool:
@@ -199,16 +168,12 @@ class _Statement:
             self._array_params.append([field.get_db_prep_save(value, self._connection) for value in values])
         return True
 
-    def send(self) -> None:
-        """Have it executed."""
-        self._cursor = cursor_of(self._connection) if self._is_direct else self._connection.cursor()
-        with self._connection.wrap_database_errors:
-            self._cursor.execute(self._sql(), [*self._shared_params, *self._array_params])
-
-    def keys(self) -> list[Any]:
-        """Wait for it. Returns the keys of the rows, in the order of the arrays."""
-        with self._connection.wrap_database_errors, self._cursor:
-            return [key for (key,) in self._cursor.fetchall()]
+    def run(self) -> list[Any]:
+        """Have it executed. Returns the keys of the rows, in the order of the arrays."""
+        cursor = cursor_of(self._connection) if self._is_direct else self._connection.cursor()
+        with self._connection.wrap_database_errors, cursor:
+            cursor.execute(self._sql(), [*self._shared_params, *self._array_params])
+            return [key for (key,) in cursor.fetchall()]
 
     def _sql(self) -> str:
         quote = self._connection.ops.quote_name

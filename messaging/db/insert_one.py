@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import compress
+from operator import is_not
 from typing import Any, NamedTuple
 
 from django.db import connections, models, transaction
@@ -45,6 +48,8 @@ class _Shape(NamedTuple):
     lock_wait: float | None
     local: Local
 
+
+_NOTHING = object()
 
 _questions: dict[_Question, str] = {}
 _inserts: dict[_Shape, str] = {}
@@ -128,14 +133,14 @@ def _is_watched(model: type[models.Model]) -> bool:
 
 def _values(row: models.Model, connection: BaseDatabaseWrapper) -> _Values | None:
     """The values of a row; None where one is an expression other than the database's clock, or NULL not by default."""
-    values, attributes = _Values(), row.__dict__
+    columns, attributes = _columns(type(row)), row.__dict__
+    values = _Values(literal=columns.constants.copy())
     given, literal = values.given, values.literal
     of_database = {Now: values.moments, DatabaseDefault: values.defaults}
-    for name, column, is_plain, default, constant, has_db_default in _columns(type(row)):
-        value = attributes.get(name)
-        if value is default and constant is not None:  # nearly all
-            literal[name] = constant
-        elif value is None:
+    for name in columns.unusual(attributes):
+        value, (column, is_plain, has_db_default) = attributes.get(name), columns.fields[name]
+        literal.pop(name, None)
+        if value is None:
             if has_db_default:
                 return None
         elif is_plain and (kind := type(value)) in _LITERALS:
@@ -154,34 +159,41 @@ def _values(row: models.Model, connection: BaseDatabaseWrapper) -> _Values | Non
     return values
 
 
-class _Column(NamedTuple):
-    """A column as the values of a row are looked at.
+class _Columns(NamedTuple):
+    """The columns of a table as the values of a row are looked at.
 
     Attributes:
-        name: the attribute.
-        column: its field.
-        is_plain: whether every driver takes its plain values as they are.
-        default: what most rows have.
-        constant: the default's SQL, where statements contain it.
-        has_db_default: whether NULL has to be said.
+        names: all attributes.
+        usual: what most rows have, in the same order.
+        constants: SQL of what most rows have, where statements contain it.
+        fields: by attribute: the field, whether every driver takes its plain values as they are, and whether NULL has
+            to be said.
     """
 
-    name: str
-    column: models.Field[Any, Any]
-    is_plain: bool
-    default: Any
-    constant: str | None
-    has_db_default: bool
+    names: tuple[str, ...]
+    usual: tuple[Any, ...]
+    constants: dict[str, str]
+    fields: dict[str, tuple[models.Field[Any, Any], bool, bool]]
+
+    def unusual(self, attributes: dict[str, Any]) -> Iterator[str]:
+        """The attributes that are not as in most rows; few of some fifty, so no line of Python runs for the others."""
+        return compress(self.names, map(is_not, map(attributes.get, self.names), self.usual))
 
 
 @cache
-def _columns(model: type[models.Model]) -> list[_Column]:
-    columns = []
+def _columns(model: type[models.Model]) -> _Columns:
+    columns = _Columns(tuple(column.attname for column in model._meta.concrete_fields), (), {}, {})
+    usual: list[Any] = []
     for column in model._meta.concrete_fields:
-        is_plain, default = isinstance(column, _PLAIN), column.get_default()
+        is_plain, has_db_default, default = isinstance(column, _PLAIN), column.has_db_default(), column.get_default()
         constant = _LITERALS.get(type(default), {}).get(default) if is_plain else None
-        columns.append(_Column(column.attname, column, is_plain, default, constant, column.has_db_default()))
-    return columns
+        if constant is not None:
+            columns.constants[column.attname] = constant
+            usual.append(default)
+        else:
+            usual.append(_NOTHING if has_db_default else None)
+        columns.fields[column.attname] = column, is_plain, has_db_default
+    return columns._replace(usual=tuple(usual))
 
 
 def _insert(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -100,12 +99,6 @@ def cursor_of(connection: BaseDatabaseWrapper) -> Any:
     """
     _check(connection)
     return _psycopg().Cursor(connection.connection)
-
-
-def pipeline(connection: BaseDatabaseWrapper) -> AbstractContextManager[object] | None:
-    """Statements of `cursor_of()` within are sent without waiting for each other; None for a libpq that cannot."""
-    raw: Any = connection.connection
-    return raw.pipeline() if _psycopg().Pipeline.is_supported() else None
 
 
 def _check(connection: BaseDatabaseWrapper) -> None:

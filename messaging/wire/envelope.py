@@ -8,10 +8,11 @@ import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import blake2b
 from itertools import chain
 from typing import Any, TypeGuard
+
+from django.utils.functional import cached_property
 
 from messaging.exceptions import WireError
 from messaging.wire import nonces

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,11 +13,11 @@ from django.db.models.signals import post_save
 from django.test.utils import CaptureQueriesContext
 
 from messaging.db.clock import Now, in_utc
-from messaging.db.insert_many import PIPELINED, insert_many
+from messaging.db.connections import BATCH
+from messaging.db.insert_many import insert_many
 from messaging.db.insert_one import insert
 from messaging.models import PublishedMessage
 from tests.settings import TEST_DB
-from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db
 rows = PublishedMessage.objects
@@ -133,8 +133,7 @@ def test_a_thousand_rows_are_two_statements_whose_text_does_not_grow() -> None:
     assert rows.filter(body="999", headers={"n": 999}).exists()
 
 
-pipelined = pytest.mark.skipif(TEST_DB != "postgres", reason="only PostgreSQL's driver has pipelines")
-MANY = 2 * PIPELINED + 1
+MANY = 2 * BATCH + 1
 
 
 def many(**odd: dict[str, Any]) -> list[dict[str, Any]]:
@@ -142,7 +141,6 @@ def many(**odd: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"body": str(number), "headers": {"n": number}, **odd.get(f"_{number}", {})} for number in range(MANY)]
 
 
-@pipelined
 def test_rows_of_several_statements_are_each_what_they_were_given() -> None:
     made = inserted(*many(_7={"publish_at": Now() + timedelta(hours=1)}))  # the first statement takes the ORM's way
     assert [row.pk for row in made] == sorted(row.pk for row in made)
@@ -154,27 +152,9 @@ def test_rows_of_several_statements_are_each_what_they_were_given() -> None:
         assert (row.created_at, row.due_at) == (stored.created_at, stored.due_at)
 
 
-@pipelined
+@pytest.mark.skipif(TEST_DB == "sqlite", reason="SQLite keeps what is too long")
 @pytest.mark.django_db(transaction=True)
-def test_the_server_inserts_while_the_next_rows_are_prepared() -> None:
-    inserting = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND query LIKE 'INSERT INTO%%'"
-    made = [PublishedMessage(message_id=str(number), **values) for number, values in enumerate(many())]
-    connection.ensure_connection()
-    pid = connection.connection.info.backend_pid
-    with closing(connection.copy()) as other, other.cursor() as cursor:
-
-        def size_of(row: PublishedMessage) -> int:
-            if row is made[-1]:
-                wait_until(lambda: cursor.execute(inserting, [pid]) or cursor.fetchone() == (1,), what="the first rows")
-            return len(row.body)
-
-        insert_many(made, "default", size_of)
-    assert rows.count() == MANY
-
-
-@pipelined
-@pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("number", [0, PIPELINED, MANY - 1])
+@pytest.mark.parametrize("number", [0, BATCH, MANY - 1])
 def test_one_refused_row_takes_all_along_and_the_callers_transaction(
     number: int, caplog: pytest.LogCaptureFixture
 ) -> None:
