@@ -141,7 +141,7 @@ class Consumer:
             self._wake_up,
             allowance,
         )
-        self._careful_until = time.monotonic() + CAREFUL if is_careful else 0.0
+        self._is_careful = is_careful
         self._wide_at: float | None = None  # whatever was done until then
         self._wake = threading.Event()
         self._idle_since: float | None = None
@@ -158,7 +158,7 @@ class Consumer:
         try:
             while not self._stopping.is_set():
                 self._step()
-                self._wake.wait(TICK if self._has_settled_in() else FIRST_TICK)
+                self._wake.wait(self._tick())
                 self._wake.clear()
         finally:
             self._leave()
@@ -227,15 +227,20 @@ class Consumer:
         """
         if self._has_settled_in():
             return self._wanted()
-        return frozenset() if time.monotonic() < self._careful_until else self._plan.batch_queues
+        return frozenset() if self._is_careful else self._plan.batch_queues
 
     def _has_settled_in(self) -> bool:
         now = time.monotonic()
         if self._wide_at is None and self._subscription.is_well:
-            self._wide_at = now + FIRST_SECONDS
-        if now < self._careful_until or self._wide_at is None:
-            return False
-        return self._backlog.finished >= FIRST_MESSAGES or now >= self._wide_at
+            self._wide_at = now + (CAREFUL if self._is_careful else FIRST_SECONDS)
+        if not self._is_careful and self._backlog.finished >= FIRST_MESSAGES:
+            return True
+        return self._wide_at is not None and now >= self._wide_at
+
+    def _tick(self) -> float:
+        """Seconds until the next look, unless something wakes it."""
+        is_brief = not (self._wide_at is None or self._is_careful or self._has_settled_in())
+        return FIRST_TICK if is_brief else TICK
 
     def _is_to_go_back(self, delivery: Delivery) -> bool:
         waited = time.monotonic() - delivery.received_at
