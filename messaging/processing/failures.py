@@ -187,20 +187,21 @@ def _due(decision: Decision) -> Any:
     return Now() + timedelta(seconds=decision.retry_after or 0.0)
 
 
-def age_of(started: float) -> timedelta:
+def age_of(moment: float, now: float) -> timedelta:
     """How long ago that was, by CLOCK_MONOTONIC."""
-    return timedelta(seconds=max(0.0, time.monotonic() - started))
+    return timedelta(seconds=max(0.0, now - moment))
 
 
 def attempt_of(row: ProcessedMessage, failure: Failure, number: int, round_: int, run: uuid.UUID) -> Attempt:
     """The failure as a row beside it."""
+    now = time.monotonic()
     return Attempt(
         message_id=row.pk,
         number=number,
         round=round_,
         worker=failure.worker,
-        started_at=None if failure.started is None else Now() - age_of(failure.started),
-        ended_at=Now() - age_of(failure.ended),
+        started_at=None if failure.started is None else Now() - age_of(failure.started, now),
+        ended_at=Now() - age_of(failure.ended, now),
         crashed=failure.crashed,
         exception_type=type_name(failure.error),
         exception_message=storable(text_of(failure.error), 10_000),
