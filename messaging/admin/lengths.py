@@ -36,12 +36,12 @@ def lengths_of(row: ProcessedMessage, outgoing: Sequence[PublishedMessage]) -> L
     """
     began, ended = row.began_at, row.ended_at
     if began is None:
-        return Lengths()
+        return Lengths(run=run_of(row))
     first = [out for out in outgoing if out.inbox_id is None and row.message_id and out.message_id == row.message_id]
     rounds = [out for out in outgoing if out.inbox_id == row.pk and out.round == row.round]
     wait = exactly(_since(row, rounds or first, began))
     if ended is None:
-        return Lengths(wait)
+        return Lengths(wait)  # it runs
     return Lengths(wait, run_of(row), exactly(_since(row, first, began) + (ended - began).total_seconds()))
 
 

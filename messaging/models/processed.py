@@ -175,20 +175,19 @@ class ProcessedMessage(StoredMessage):
 
     @property
     def ended_at(self) -> datetime | None:
-        """When the handler of its last run ended; None where it is not over, or none ran."""
-        if self.duration is None:
-            return None
-        return {"processed": self.processed_at, "failed": self.failed_at}.get(self.state)
+        """When the handler of a success ended; None for anything else, and where that is not known.
+
+        An attempt that failed has a row of its own, which says it.
+        """
+        return self.processed_at if self.state == self.State.PROCESSED and self.duration is not None else None
 
     @property
     def began_at(self) -> datetime | None:
-        """When the handler of its present or last run began, by the database's clock; None where that is not known.
+        """When the handler of a success, or of a claim, began, by the database's clock; None where that is not known.
 
         A run without a transaction may have waited for its record, and so says by itself when it began.
         """
-        if self.at_broker is False and self.started_at is not None:
-            return self.started_at
-        if self.state == self.State.PROCESSING:
+        if self.state == self.State.PROCESSING or (self.at_broker is False and self.started_at is not None):
             return self.started_at
         return None if self.ended_at is None else self.ended_at - timedelta(microseconds=self.duration or 0)
 
