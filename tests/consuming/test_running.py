@@ -14,11 +14,12 @@ from messaging.consuming import running
 from messaging.consuming.housekeeping import Housekeeper
 from messaging.consuming.running import Running
 from messaging.handlers import Registry
+from messaging.message import ReceivedMessage
 from messaging.models import ProcessedMessage, Worker
 from messaging.processing.processor import Processor
 from messaging.supervising.ledger import Entry, Ledger
 from tests.admin_rows import incoming, outgoing
-from tests.deliveries import arrived
+from tests.deliveries import arrived, registered
 from tests.processing.tools import entry_of
 
 pytestmark = pytest.mark.django_db
@@ -65,6 +66,21 @@ def test_without_a_supervisor_nobody_knows() -> None:
 
 def test_it_tells_of_so_many_at_most(ledger: Ledger) -> None:
     assert len(told(ledger, *(entry_of(arrived()) for _ in range(running.MOST + 5)))) == running.MOST
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("atomic", [True, False])
+def test_what_runs_under_a_claim_names_its_row(ledger: Ledger, atomic: bool) -> None:
+    found: list[dict[str, object]] = []
+
+    def look(message: ReceivedMessage) -> None:
+        found.extend(Running(ledger, "default").tell() or [])
+
+    known = Registry()
+    registered(known, look, atomic=atomic)
+    Processor("default", "worker-1", handlers=known, running=ledger.slot(0).running).process(arrived(), lambda: None)
+    row = ProcessedMessage.objects.get()
+    assert [one["row"] for one in found] == [0 if atomic else row.pk]
 
 
 def test_a_heartbeat_carries_it(ledger: Ledger) -> None:
