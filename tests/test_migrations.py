@@ -16,7 +16,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 TABLES = (PublishedMessage, ProcessedMessage)
 SINCE_0006 = {  # columns that are not there before
     "epoch", "at_broker", "started_at", "interrupted", "derivation", "headers_digest", "nonce",
-    "process_died", "dead_lettered", "unrouted",
+    "process_died", "dead_lettered", "unrouted", "duration",
 }  # fmt: skip
 FOREIGN_KEYS = {"inbox_id", "copy_of_id", "edited_from_id"}
 
@@ -56,7 +56,7 @@ def test_the_foreign_keys_keep_their_values_and_an_index_back_and_forth() -> Non
     first = admin_rows.outgoing(inbox=failed)
     admin_rows.outgoing(copy_of=first)
     before = content()
-    for name in ("0003", "0004", "0005", "0003", "0006", "0005", "0007", "0006", "0007"):
+    for name in ("0003", "0004", "0005", "0003", "0006", "0005", "0007", "0006", "0009", "0007", "0009"):
         migrate(name)
         assert content() == before
         assert indexed() == FOREIGN_KEYS

@@ -12,6 +12,8 @@ from django.utils.translation import ngettext
 
 from messaging.db.clock import in_utc
 
+UNKNOWN = "—"  # never 0 for what nobody knows
+
 # A shape beside the word, so that nothing depends on seeing colours.
 SHAPES = {
     "draft": "✎",
@@ -40,7 +42,7 @@ def state_badge(state: str, label: str) -> SafeString:
 def moment(value: datetime | None, *, seconds: bool = True) -> SafeString:
     """A point in time: local and absolute, UTC as its title, and how far away it is."""
     if value is None:
-        return format_html('<span class="msg-none">{}</span>', "—")
+        return format_html('<span class="msg-none">{}</span>', UNKNOWN)
     aware = in_utc(value)
     stamp = format_html(
         '<time datetime="{}" title="{} UTC">{}</time>',
@@ -87,6 +89,17 @@ def span(seconds: float) -> str:
         return _("%(number)d h") % {"number": round(seconds / 3600)}
     days = round(seconds / 86400)
     return ngettext("%(number)d day", "%(number)d days", days) % {"number": days}
+
+
+def exactly(seconds: float) -> str:
+    """A length of time to three digits while it is short: what a handler took."""
+    if seconds < 0.001:
+        return _("under 1 ms")
+    if seconds < 0.9995:
+        return _("%(number)d ms") % {"number": round(seconds * 1000)}
+    if seconds < 9.95:
+        return _("%(number).1f s") % {"number": seconds}
+    return span(seconds)
 
 
 def size(count: int) -> str:

@@ -12,6 +12,7 @@ from django.utils.translation import gettext as _
 
 from messaging.admin.display import local, seconds_until, span
 from messaging.admin.paginator import LIMIT, Bounded, bounded_count
+from messaging.admin.running import over_usual
 from messaging.db.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.base import written
@@ -38,11 +39,12 @@ def cards(request: HttpRequest, site: str = "admin") -> list[Card]:
         request: who looks.
         site: name of the admin site that the cards link into.
     """
+    slow = _over_usual(site) if request.user.has_perm("messaging.view_worker") else []
     if not request.user.has_perm("messaging.view_processedmessage"):
-        return outgoing_cards(request, site)
+        return [*slow, *outgoing_cards(request, site)]
     failed = written(ProcessedMessage).failed()
     name = f"{site}:messaging_processedmessage_changelist"
-    return [_failed(_("Incoming, failed"), failed, name), *_not_back(name), *outgoing_cards(request, site)]
+    return [_failed(_("Incoming, failed"), failed, name), *_not_back(name), *slow, *outgoing_cards(request, site)]
 
 
 def outgoing_cards(request: HttpRequest, site: str = "admin") -> list[Card]:
@@ -68,6 +70,16 @@ def _not_back(name: str) -> list[Card]:
         return []
     note = _("since %(moment)s") % {"moment": local(first)}
     return [Card(_("Incoming, sent and not back"), count, note, f"{reverse(name)}?state=away", alarm=True)]
+
+
+def _over_usual(site: str) -> list[Card]:
+    """The runs that take longer than their handlers usually do, if there are any."""
+    runs = over_usual()
+    if not runs:
+        return []
+    note = _("%(handler)s since %(moment)s") % {"handler": runs[0].told.get("handler"), "moment": local(runs[0].began)}
+    url = reverse(f"{site}:messaging_worker_changelist")
+    return [Card(_("Running over their usual time"), len(runs), note, url, alarm=True)]
 
 
 def _unsent(name: str) -> list[Card]:

@@ -13,10 +13,11 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from messaging import conf, topology
-from messaging.admin.display import client_of, local, moment, seconds_until, span
+from messaging.admin.display import UNKNOWN, client_of, local, moment, seconds_until, span
 from messaging.admin.holders import long_ones
 from messaging.admin.paginator import LIMIT, Bounded
 from messaging.admin.readings import Reading, read
+from messaging.admin.running import SEEN
 from messaging.backends.base import QueueDepth, QueueSpec
 from messaging.db.clock import Now
 from messaging.exceptions import ConfigurationError
@@ -24,9 +25,7 @@ from messaging.models import ProcessedMessage, QueueControl, Worker
 from messaging.models.base import written
 from messaging.publishing.rounds import LONG, not_back
 
-SEEN = 60  # seconds after which a worker that says nothing is called silent
 KEPT = timedelta(days=1)  # for which a silent worker is still listed
-UNKNOWN = "—"  # never 0 for what a source cannot know
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from django.utils.translation import gettext_lazy
 from messaging import conf
 from messaging.admin import filters, holders
 from messaging.admin.base import MessageAdmin
-from messaging.admin.display import client_of, moment, seconds_until, shorten, span
+from messaging.admin.display import client_of, exactly, moment, seconds_until, shorten, span
+from messaging.admin.lengths import Lengths, lengths_of, run_of
 from messaging.admin.story import SHOWN, Event, Related, audit_events, in_order, related
 from messaging.admin.verbs import INCOMING
 from messaging.exceptions import ConfigurationError, WireError
@@ -50,6 +51,7 @@ class ProcessedMessageAdmin(MessageAdmin):
         "queue_column",
         "attempts",
         "received_column",
+        "run_column",
         "id_column",
     )
     list_filter = (
@@ -75,12 +77,13 @@ class ProcessedMessageAdmin(MessageAdmin):
         site = self.admin_site.name
         outgoing = list(_outgoing(row)) if request.user.has_perm("messaging.view_publishedmessage") else []
         rounds = [out for out in outgoing if out.inbox_id == row.pk]
+        lengths = lengths_of(row, outgoing)
         return {
             "headline": headline(row),
-            "facts": [*facts(row), *_held(row)],
+            "facts": [*facts(row), *_lengths(lengths), *_held(row)],
             "error": row.error,
             "similar_url": f"{self.url('changelist')}?fingerprint={row.fingerprint}" if row.fingerprint else "",
-            "timeline": timeline(row, rounds, self._round_url),
+            "timeline": timeline(row, rounds, self._round_url, lengths),
             "related": [
                 *_causes(row, site),
                 *related(_("Outgoing messages with the same id"), _same_id(row, outgoing), site),
@@ -112,6 +115,11 @@ class ProcessedMessageAdmin(MessageAdmin):
     def received_column(self, row: ProcessedMessage) -> SafeString:
         """When it arrived."""
         return moment(row.received_at, seconds=False)
+
+    @admin.display(description=gettext_lazy("run"))
+    def run_column(self, row: ProcessedMessage) -> str:
+        """How long its handler took."""
+        return run_of(row)
 
 
 def headline(row: ProcessedMessage) -> str:
@@ -166,6 +174,10 @@ def facts(row: ProcessedMessage) -> list[tuple[str, Any]]:
     ]
 
 
+def _lengths(lengths: Lengths) -> list[tuple[str, str]]:
+    return [(_("wait"), lengths.wait), (_("run"), lengths.run), (_("total"), lengths.total)]
+
+
 def _held(row: ProcessedMessage) -> list[tuple[str, Any]]:
     """The transaction that works on it now, or keeps it from all others."""
     holder = holders.of_row(row) if row.state in ProcessedMessage.OPEN else None
@@ -176,7 +188,7 @@ def _held(row: ProcessedMessage) -> list[tuple[str, Any]]:
     return [(_("in an open transaction"), format_html(text, **values))]
 
 
-def timeline(row: ProcessedMessage, rounds: Iterable[PublishedMessage], url: Any) -> list[Event]:
+def timeline(row: ProcessedMessage, rounds: Iterable[PublishedMessage], url: Any, lengths: Lengths) -> list[Event]:
     """Everything that happened, oldest first."""
     events = [Event(row.received_at, _("Received"), _("from queue %(queue)s") % {"queue": row.queue})]
     attempts = row.failures().order_by("-pk").defer("traceback").annotate(trace=Right("traceback", TRACEBACK))
@@ -187,8 +199,15 @@ def timeline(row: ProcessedMessage, rounds: Iterable[PublishedMessage], url: Any
         events.append(Event(_after_its_act(out.created_at, acts), title, _("outgoing message is %(state)s") % {
             "state": out.get_state_display()
         }, url=url(out)))  # fmt: skip
+    if row.began_at and row.state in (
+        State.PROCESSING,
+        State.PROCESSED,
+    ):  # a failed attempt says itself how long it took
+        events.append(Event(row.began_at, _("Its handler began"), _("waited %(span)s") % {"span": lengths.wait}))
     if row.processed_at:
-        events.append(Event(row.processed_at, _("Processed"), row.worker, kind="good"))
+        took = _("run %(run)s, total %(total)s") % lengths._asdict() if row.ended_at else ""
+        note = " · ".join(filter(None, (row.worker, took)))
+        events.append(Event(row.processed_at, _("Processed"), note, kind="good"))
     return in_order(events)
 
 
@@ -201,8 +220,8 @@ def _attempt_event(attempt: Attempt) -> Event:
     name = _("crashed") if attempt.crashed else attempt.exception_type
     title = _("Attempt %(number)d failed: %(error)s") % {"number": attempt.number, "error": name or _("unknown")}
     took = ""
-    if attempt.started_at and attempt.ended_at >= attempt.started_at:
-        took = _("after %(span)s") % {"span": span((attempt.ended_at - attempt.started_at).total_seconds())}
+    if attempt.started_at and attempt.ended_at > attempt.started_at:
+        took = _("after %(span)s") % {"span": exactly((attempt.ended_at - attempt.started_at).total_seconds())}
     note = " · ".join(filter(None, (str(shorten(attempt.exception_message, 2000)), attempt.worker, took)))
     return Event(attempt.ended_at, title, note, attempt.trace, kind="bad")  # type: ignore[attr-defined]
 

@@ -38,7 +38,7 @@ class QueueControlAdmin(ReadOnlyAdmin):
         """The page of queues."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        from messaging.admin import panels  # and with them what reads a broker
+        from messaging.admin import panels, running  # and with them what reads a broker
 
         request.current_app = self.admin_site.name
         workers = panels.workers()
@@ -49,6 +49,7 @@ class QueueControlAdmin(ReadOnlyAdmin):
             "media": self.media,
             "panels": panels.panels(self.admin_site.name),
             "workers": workers,
+            "runs": running.runs(request, self.admin_site.name, [item["worker"] for item in workers]),
             "holders": panels.holders() if panels.is_waiting(workers) else [],
             "cards": outgoing_cards(request, self.admin_site.name),
             "may_pause": self.has_pause_permission(request),

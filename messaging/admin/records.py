@@ -86,12 +86,14 @@ class WorkerAdmin(ReadOnlyAdmin):
     change_list_template = "admin/messaging/worker_list.html"
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """The list, and below it what workers may be waiting for."""
+        """The list, and below it what workers run, and what they may be waiting for."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        from messaging.admin import panels  # and with them what reads a broker
+        from messaging.admin import panels, running  # and with them what reads a broker
 
-        return super().changelist_view(request, {"holders": panels.holders(), **(extra_context or {})})
+        workers = [item["worker"] for item in panels.workers()]
+        own = {"runs": running.runs(request, self.admin_site.name, workers), "holders": panels.holders()}
+        return super().changelist_view(request, {**own, **(extra_context or {})})
 
     @admin.display(description=_("queues"))
     def queues_column(self, row: Worker) -> str:

@@ -128,6 +128,7 @@ class Consumer:
             self._stopping.is_set,
             self._wake_up,
             self._outage.begin,
+            ledger,
         )
         self._keepers = self._housekeeper.keepers()
         self._late: set[str] = set()  # databases in which claims are about to lapse

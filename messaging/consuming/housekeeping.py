@@ -18,6 +18,7 @@ from django.db import connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from messaging.consuming.resending import resend
+from messaging.consuming.running import Running
 from messaging.db.clock import Now
 from messaging.db.connections import close_old, is_lost, is_up, reconnect
 from messaging.db.patience import bound_here, note_line, sever
@@ -25,6 +26,7 @@ from messaging.exceptions import DatabaseUnavailable
 from messaging.models import QueueControl
 from messaging.models import Worker as WorkerRow
 from messaging.processing.processor import Processor
+from messaging.supervising.ledger import Ledger
 from messaging.wire.bodies import one_line
 
 logger = logging.getLogger("messaging.consumer")
@@ -213,6 +215,7 @@ class Housekeeper(Keeper):
         is_stopping: whether it was asked to stop.
         on_pause: called when the paused queues changed.
         on_outage: called when a database cannot be used.
+        ledger: what this process runs; None without a supervisor.
     """
 
     def __init__(
@@ -224,6 +227,7 @@ class Housekeeper(Keeper):
         is_stopping: Callable[[], bool],
         on_pause: Callable[[], None],
         on_outage: Callable[[DatabaseUnavailable], None],
+        ledger: Ledger | None = None,
     ) -> None:
         database = router.db_for_write(WorkerRow)
         chores = {
@@ -240,6 +244,7 @@ class Housekeeper(Keeper):
         self._status = status
         self._is_stopping = is_stopping
         self._on_pause = on_pause
+        self._running = Running(ledger, database)
 
     def keepers(self) -> list[Keeper]:
         """Itself, and one for each further database that may hold claims."""
@@ -278,7 +283,7 @@ class Housekeeper(Keeper):
     def _show_life(self) -> None:
         rows = WorkerRow.objects.using(router.db_for_write(WorkerRow))
         values = {"paused": sorted(self.paused), "status": self._status()[:255], "seen_at": Now()}
-        values["is_stopping"] = self._is_stopping() or None
+        values |= {"is_stopping": self._is_stopping() or None, "running": self._running.tell()}
         if rows.filter(name=self._worker).update(**values):
             return
         with transaction.atomic(using=rows.db):

@@ -124,6 +124,7 @@ class Worker(models.Model):
     """A running consumer process or relay, as long as it says so.
 
     `is_stopping` says that it was asked to stop, so that a run of its that does not end is no attempt; NULL where not.
+    `running` is what it ran when it was last seen, the longest first; NULL of a relay, and of the release before.
     """
 
     name = models.CharField(_("name"), max_length=200, unique=True)
@@ -135,6 +136,7 @@ class Worker(models.Model):
     paused = models.JSONField(_("paused queues"), default=list)
     status = models.CharField(_("status"), max_length=255, blank=True)  # for people
     is_stopping = models.BooleanField(null=True, editable=False)
+    running = models.JSONField(_("running"), null=True, editable=False)
     started_at = MomentField(_("started"), db_default=Now())
     seen_at = MomentField(_("last seen"), db_default=Now())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Self
 
 from django.db import models
@@ -30,6 +30,9 @@ UNCLAIMED: dict[str, Any] = {
 _DIED = f"{ProcessDied.__module__}.{ProcessDied.__qualname__}"
 _DEAD = f"{DeadLettered.__module__}.{DeadLettered.__qualname__}"
 _LATE = f"{HandlerTimeout.__module__}.{HandlerTimeout.__qualname__}"
+
+BRIEF = 100_000  # microseconds: a run that was recorded before it began says how long it took from here on
+LONG = 1_000_000  # microseconds of a run from which on it is found by its handler
 
 
 class ProcessedMessageQuerySet(models.QuerySet["ProcessedMessage"]):
@@ -64,6 +67,11 @@ class ProcessedMessage(StoredMessage):
     Of a claim: `at_broker` says whether the broker keeps the delivery until the outcome is recorded, so that it comes
     again; None where the release before made the claim, which wrote none of these. `started_at` is when its handler
     began; None where it has not. `interrupted` says that its process was asked to stop meanwhile.
+
+    `duration` is how long the handler of its last run took, in microseconds by its process's monotonic clock: 0 for
+    less than `BRIEF`; NULL where none ran, nobody knows, or the release before recorded it. `processed_at` is when the
+    handler had ended, or of such a brief run when it began. `started_at` does not tell that of a run without a claim:
+    it is by the clock of its host then, so that the run knows its record again.
 
     `derivation` is how the ids of what its handler publishes outside a transaction are made, so that a rerun makes the
     same ones: None for a message that the release before recorded first.
@@ -108,6 +116,7 @@ class ProcessedMessage(StoredMessage):
     at_broker = models.BooleanField(null=True, editable=False)
     started_at = MomentField(_("started"), null=True, editable=False)
     interrupted = models.BooleanField(null=True, editable=False)
+    duration = models.BigIntegerField(_("run"), null=True, editable=False)
     derivation = models.PositiveSmallIntegerField(null=True, editable=False)
     edited_from = models.ForeignKey(
         "self",
@@ -145,6 +154,7 @@ class ProcessedMessage(StoredMessage):
             models.Index(fields=["received_at"], name="messaging_inbox_received"),
             PolledIndex(fields=["correlation_id"], name="messaging_inbox_correlation", condition=~Q(correlation_id="")),
             set_only("edited_from", "messaging_inbox_edited_from"),
+            models.Index(fields=["handler", "id"], name="messaging_inbox_long_runs", condition=Q(duration__gte=LONG)),
         ]
 
     def __str__(self) -> str:
@@ -162,6 +172,24 @@ class ProcessedMessage(StoredMessage):
     def is_of(self, envelope: Envelope) -> bool:
         """Whether it is about a message that says what this one does, by the version of the digest that it has."""
         return self.digest == envelope.digest and self.headers_digest in (None, envelope.headers_digest)
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When the handler of a success ended; None for anything else, and where that is not known.
+
+        An attempt that failed has a row of its own, which says it.
+        """
+        return self.processed_at if self.state == self.State.PROCESSED and self.duration is not None else None
+
+    @property
+    def began_at(self) -> datetime | None:
+        """When the handler of a success, or of a claim, began, by the database's clock; None where that is not known.
+
+        A run without a transaction may have waited for its record, and so says by itself when it began.
+        """
+        if self.state == self.State.PROCESSING or (self.at_broker is False and self.started_at is not None):
+            return self.started_at
+        return None if self.ended_at is None else self.ended_at - timedelta(microseconds=self.duration or 0)
 
     @property
     def may_kill(self) -> bool:

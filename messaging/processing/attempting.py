@@ -32,7 +32,7 @@ from messaging.handlers import Handler
 from messaging.killpoints import kill_point
 from messaging.message import HandlerContext, ReceivedMessage
 from messaging.models import ProcessedMessage
-from messaging.processing import failures, without_handler
+from messaging.processing import durations, failures, without_handler
 from messaging.processing.execution import proven_commit
 from messaging.processing.failures import Failure
 from messaging.processing.inbox import AlreadyRecorded, Place, SetAside
@@ -173,16 +173,16 @@ class Attempts:
                 self._record(place, failure, work)  # perhaps the last run's own record, which its handler committed
                 return
             except BaseException as error:  # noqa: BLE001  SystemExit is a failed attempt as well
+                ended = time.monotonic()
                 self._station.claims.end_here()
                 kill_point("processor.rolled_back")
                 self._station.outages.raise_if_away(error, work.database)
                 if not work.has_begun and isinstance(error, Error):
                     _refresh(error, place, work.database, is_last=rerun == RERUNS)
                     continue
-                failure = Failure(error, self._station.worker, work.handler, started)
-                took = time.monotonic() - began
+                failure = Failure(error, self._station.worker, work.handler, started, ended)
                 is_first, is_last = rerun == 0, rerun == RERUNS
-                ends = is_last or not _worth_rerunning(error, place, work.database, took, is_first=is_first)
+                ends = is_last or not _worth_rerunning(error, place, work.database, ended - began, is_first=is_first)
                 renew(connections[work.database])
                 if ends:
                     self._record(place, failure, work)
@@ -197,10 +197,10 @@ class Attempts:
         if work.handler.atomic:
             self._run_atomic(work, place, message, last_resort=last_resort)
         else:
-            self._call(work, message, _cause(place.row, work.handler), place.row.derivation)
+            took = self._call(work, message, _cause(place.row, work.handler), place.row.derivation)
             renew(connections[work.database])
             kill_point("processor.handled")
-            self._finish_claimed(work, place)
+            self._finish_claimed(work, place, durations.micros(took))
         kill_point("processor.committed")
         signals.message_processed.send_robust(ProcessedMessage, row=place.row, duration=time.monotonic() - started)
 
@@ -212,32 +212,41 @@ class Attempts:
         with place.tentative(), proven_commit(work.database, message, mode=mode) as proof:
             if first:
                 began = None if place.is_new else datetime.now(UTC)
-                self._write_processed(place, work, proof.local(work.handler.timeout), began)
+                self._write_processed(place, work, durations.UNMEASURED, proof.local(work.handler.timeout), began)
                 proof.recorded(place.row)
                 place.began, place.is_unfinished = began, False
             try:
-                self._call(work, message)
+                took = self._call(work, message)
                 kill_point("processor.handled")
                 proof.refuse_other()
+                is_long = first and took >= durations.BRIEF
+                is_told = not is_long or durations.correct(place.rows(), took)
             except BaseException:
                 place.is_unfinished = first
                 raise
             if not first:
-                self._write_processed(place, work)
+                self._write_processed(place, work, durations.micros(took))
+        if is_long:
+            place.row.duration = durations.micros(took)
+        if not is_told:
+            durations.correct_late(place.rows(), took)
 
     def _call(
         self, work: Work, message: ReceivedMessage, cause: uuid.UUID | None = None, derivation: int | None = None
-    ) -> None:
+    ) -> float:
+        """Run the handler. Returns how many seconds that took."""
         handler, work.has_begun = work.handler, True
         context = HandlerContext(message, handler.database, handler.atomic, cause, derivation)
+        began = time.monotonic()
         self._station.call(handler, [message] if handler.batch is not None else message, context)
+        return time.monotonic() - began
 
-    def _finish_claimed(self, work: Work, place: Place) -> None:
+    def _finish_claimed(self, work: Work, place: Place, duration: int) -> None:
         """Record the end of a handler without a transaction: its work is done and must not run again, so this waits."""
 
         def write() -> None:
             with place.tentative(), transaction.atomic(using=work.database):
-                self._write_processed(place, work)
+                self._write_processed(place, work, duration)
 
         work.lift()
         self._insist(work, write, WAITS_TO_BE_RECORDED)
@@ -267,7 +276,9 @@ class Attempts:
         if waits:
             logger.warning("%s %s.", work.name, words[1])
 
-    def _write_processed(self, place: Place, work: Work, local: Local = (), began: datetime | None = None) -> None:
+    def _write_processed(
+        self, place: Place, work: Work, duration: int, local: Local = (), began: datetime | None = None
+    ) -> None:
         """Write the success; `began` tells this run's record from that of a copy."""
         was_new = place.is_new
         told: dict[str, Any] = {} if began is None else {"started_at": began}
@@ -276,6 +287,7 @@ class Attempts:
             local=local,
             state=State.PROCESSED.value,  # plain text, which drivers take as it is
             processed_at=Now(),
+            duration=duration,
             attempts=1 if was_new else F("attempts") + 1,  # a crash may have been counted meanwhile
             handler=work.handler.name[:255],
             worker=self._station.worker,

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.db import DatabaseError, connections
+from django.db.models import QuerySet
 
 from messaging import signals
 from messaging.db.clock import Now
@@ -20,7 +21,7 @@ from messaging.handlers import Handler
 from messaging.killpoints import kill_point
 from messaging.message import HandlerContext, ReceivedMessage
 from messaging.models import ProcessedMessage
-from messaging.processing import inbox
+from messaging.processing import durations, inbox
 from messaging.processing.execution import proven_commit
 from messaging.processing.inbox import TWIN_WAIT
 from messaging.processing.station import Station, Work, inserts_first
@@ -68,6 +69,7 @@ def _shared(station: Station, handler: Handler, began: datetime) -> dict[str, An
         "worker": station.worker,
         "processed_at": Now(),
         "started_at": began,
+        "duration": durations.UNMEASURED,
     }
 
 
@@ -88,21 +90,32 @@ def _run(
             _insert_all(works, keys, shared, database, proof.local(handler.timeout))
             proof.recorded(witness.row)
         try:
+            began = time.monotonic()
             station.call(handler, messages, HandlerContext(None, database, True, None))
+            took = time.monotonic() - began
             kill_point("processor.handled")
             proof.refuse_other()
+            is_brief = not first or took < durations.BRIEF
+            is_told = is_brief or durations.correct(_rows(station, handler, keys), took)
         except BaseException:
             witness.is_unfinished = first
             raise
         if not first:
-            _insert_all(works, keys, shared, database)
+            _insert_all(works, keys, {**shared, "duration": durations.micros(took)}, database)
+    if not is_told:
+        durations.correct_late(_rows(station, handler, keys), took)
+
+
+def _rows(station: Station, handler: Handler, keys: Sequence[uuid.UUID]) -> QuerySet[ProcessedMessage]:
+    """What a batch has recorded."""
+    rows = ProcessedMessage.objects.using(handler.database)
+    return rows.filter(alias=station.alias, queue=handler.queue, key__in=keys)
 
 
 def _take_back(station: Station, handler: Handler, keys: Sequence[uuid.UUID], began: datetime) -> None:
     """Delete the records of a batch that failed, should its handler have committed them itself."""
-    rows = ProcessedMessage.objects.using(handler.database).filter(alias=station.alias, queue=handler.queue)
     own = {"state": ProcessedMessage.State.PROCESSED, "worker": station.worker, "started_at": began}
-    rows.filter(key__in=keys, **own).delete()
+    _rows(station, handler, keys).filter(**own).delete()
 
 
 def _insert_all(
@@ -115,9 +128,8 @@ def _insert_all(
 
 def _tell(station: Station, handler: Handler, keys: Sequence[uuid.UUID], duration: float) -> None:
     """Say which messages were processed. They are, whatever comes of it."""
-    rows = ProcessedMessage.objects.using(handler.database).filter(alias=station.alias, queue=handler.queue)
     try:
-        for row in rows.filter(key__in=keys).order_by("id"):
+        for row in _rows(station, handler, keys).order_by("id"):
             signals.message_processed.send_robust(ProcessedMessage, row=row, duration=duration)
     except DatabaseError:
         logger.exception("A batch of %d is processed, but nobody could be told.", len(keys))

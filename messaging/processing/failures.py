@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ from messaging.handlers import Backoff, Handler
 from messaging.models import Attempt, AuditRecord, ProcessedMessage
 from messaging.models.base import in_state
 from messaging.models.processed import UNCLAIMED
+from messaging.processing.durations import micros
 from messaging.processing.error_text import describe, fingerprint, text_of, traceback_of, type_name
 from messaging.processing.inbox import AlreadyRecorded, Place
 from messaging.processing.retry import Decision, decide
@@ -35,6 +36,7 @@ class Failure:
         worker: who ran it.
         handler: what ran; None when no handler was found or it never started.
         started: CLOCK_MONOTONIC of its begin, which no change of the host's clock moves; None when none was started.
+        ended: CLOCK_MONOTONIC of its end; the same as `started` where nobody knows how long it ran.
         crashed: whether the process died with it.
         counted: whether the attempt is recorded already.
         max_attempts, backoff: what a handler would say, where there is none.
@@ -44,10 +46,16 @@ class Failure:
     worker: str
     handler: Handler | None = None
     started: float | None = None
+    ended: float = field(default_factory=time.monotonic)
     crashed: bool = False
     counted: bool = False
     max_attempts: int | None = None
     backoff: Backoff | None = None
+
+    @property
+    def duration(self) -> int | None:
+        """How long it ran, in microseconds; None where none was started, or nobody knows."""
+        return None if self.started in (None, self.ended) else micros(self.ended - self.started)
 
 
 def record(place: Place, failure: Failure, database: str, settings: conf.AliasSettings) -> ProcessedMessage:
@@ -156,6 +164,7 @@ def outcome(failure: Failure, decision: Decision, number: int) -> dict[str, Any]
         "attempts": number,
         "handler": handler[:255],
         "worker": failure.worker,
+        "duration": failure.duration,
         "error": describe(failure.error),
         **kind_of(failure.error),
         "fingerprint": fingerprint(failure.error, handler),
@@ -178,19 +187,21 @@ def _due(decision: Decision) -> Any:
     return Now() + timedelta(seconds=decision.retry_after or 0.0)
 
 
-def age_of(started: float) -> timedelta:
+def age_of(moment: float, now: float) -> timedelta:
     """How long ago that was, by CLOCK_MONOTONIC."""
-    return timedelta(seconds=max(0.0, time.monotonic() - started))
+    return timedelta(seconds=max(0.0, now - moment))
 
 
 def attempt_of(row: ProcessedMessage, failure: Failure, number: int, round_: int, run: uuid.UUID) -> Attempt:
     """The failure as a row beside it."""
+    now = time.monotonic()
     return Attempt(
         message_id=row.pk,
         number=number,
         round=round_,
         worker=failure.worker,
-        started_at=None if failure.started is None else Now() - age_of(failure.started),
+        started_at=None if failure.started is None else Now() - age_of(failure.started, now),
+        ended_at=Now() - age_of(failure.ended, now),
         crashed=failure.crashed,
         exception_type=type_name(failure.error),
         exception_message=storable(text_of(failure.error), 10_000),

@@ -194,6 +194,10 @@ class Place:
         before = {"state": row.state, "lease_token": self.token, "attempts": F("attempts") - 1, "processed_at": None}
         return rows.filter(pk=row.pk, round=row.round, started_at=self.began).update(**before) > 0
 
+    def rows(self) -> QuerySet[ProcessedMessage]:
+        """Its row as it is recorded, and no other's: after a failover its number may be."""
+        return ProcessedMessage.objects.using(self.row._state.db).filter(pk=self.row.pk, key=self.row.key)
+
     def escape(self, error: BaseException) -> bool:
         """If the database refused a value, rewrite the row so that any database takes it; once.
 

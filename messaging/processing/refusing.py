@@ -127,7 +127,8 @@ class Refusals:
         )
         most = max([station.settings.retry.max_attempts, *(handler.max_attempts or 0 for handler in known)])
         backoff = self._shortest(known) if known else None
-        return Failure(error, station.worker, started=time.monotonic(), max_attempts=most, backoff=backoff)
+        now = time.monotonic()
+        return Failure(error, station.worker, started=now, ended=now, max_attempts=most, backoff=backoff)
 
     def _shortest(self, handlers: Sequence[Handler]) -> Backoff:
         policy = self._station.settings.retry

@@ -288,6 +288,7 @@ class Work:
             token=str(place.token or ""),
             session=number_of(connections[self.database]),
             batch=batch,
+            row=place.row.id or 0,
         )
 
 

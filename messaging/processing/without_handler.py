@@ -129,7 +129,8 @@ def record_counted(
     last = row.failures().order_by("-id").first()
     kind = HandlerTimeout if last is not None and last.was_late else ProcessDied
     error = kind(last.exception_message if last else "Its process died.")
-    failure = Failure(error, station.worker, handler, time.monotonic(), crashed=True, counted=True)
+    now = time.monotonic()
+    failure = Failure(error, station.worker, handler, now, now, crashed=True, counted=True)
     failures.record(inbox.existing(row), failure, database, station.settings)
 
 
@@ -227,7 +228,8 @@ def _lapsed_in_an_outage(station: Station, database: str, row: ProcessedMessage)
 def record_abandoned(station: Station, database: str, row: ProcessedMessage, handler: Handler | None) -> bool:
     """Count the crash of a worker that stopped renewing its claim. False when it was recorded otherwise meanwhile."""
     error = ProcessDied(f"The worker {row.worker} stopped renewing its claim: it died, or lost the database.")
-    failure = Failure(error, row.worker, handler, time.monotonic(), crashed=True)
+    now = time.monotonic()
+    failure = Failure(error, row.worker, handler, now, now, crashed=True)
     try:
         failures.record(inbox.abandoned(row), failure, database, station.settings)
         return True

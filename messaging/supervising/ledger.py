@@ -42,6 +42,7 @@ class Entry:
         headers_digest: what version 2 of the digest has beside `digest`; "" where the release before reports it.
         batch: how many messages run together; for more than one the entry serves time limits only, and nobody is
             blamed for a crash, because each of them comes back and then runs alone.
+        row: number of its inbox row, where that was there before it began; else 0.
     """
 
     alias: str
@@ -58,6 +59,7 @@ class Entry:
     session: int = 0
     batch: int = 1
     headers_digest: str = ""
+    row: int = 0
 
     def to_json(self) -> str:
         """As it crosses from a dead process to its successor.
@@ -70,7 +72,7 @@ class Entry:
             f'"message_id": {json.dumps(self.message_id)}, '
             f'"key": "{self.key}", "digest": "{self.digest}", "headers_digest": "{self.headers_digest}", '
             f'"round": {self.round}, "started": {self.started!r}, "timeout": {limit}, '
-            f'"token": "{self.token}", "session": {self.session}, "batch": {self.batch}}}'
+            f'"token": "{self.token}", "session": {self.session}, "batch": {self.batch}, "row": {self.row}}}'
         )
 
     @classmethod

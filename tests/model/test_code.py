@@ -18,6 +18,7 @@ assert explore.NAMES  # every action is declared once all its modules are loaded
 MEANS = "how the functions of actions write"
 BROKER = "the embedded broker's own upkeep, which its contract tests cover; to the model a broker is a bag of copies"
 WORKERS = "rows that show which workers live"
+TOLD = "how long a run took, which decides nothing"
 OUTSIDE = {
     "messaging.backends.database.DatabaseBroker.purge_and_delete": "for tests",
     "messaging.backends.database.catalog._declare_queue": BROKER,
@@ -30,6 +31,8 @@ OUTSIDE = {
     "messaging.models.embedded.EmbeddedConnectionQuerySet.renew": BROKER,
     "messaging.db.insert_one.insert": MEANS,
     "messaging.processing.crashes._brief": MEANS,
+    "messaging.processing.durations.correct": TOLD,
+    "messaging.processing.durations.correct_late": TOLD,
     "messaging.processing.elsewhere.Elsewhere._refuse_unseen": "writes nothing: it waits for a lock and rolls back",
     "messaging.processing.inbox.Place._insert": MEANS,
     "messaging.processing.inbox.Place._move": MEANS,
