@@ -24,6 +24,11 @@ SHAPES = {
     "failed": "✕",
     "discarded": "⊘",
     "superseded": "⇥",
+    "waiting": "◷",
+    "running": "▶",
+    "held": "‖",
+    "done": "✓",
+    "cancelled": "⊘",
 }
 
 
