@@ -29,6 +29,7 @@ POINTS = {
     "consumer.acked": "the acknowledgement is handed to the connection",
     "embedded.removed": "acknowledged rows of the embedded broker are deleted",
     "operations.requeued": "an operator's requeue is written, its transaction is not committed",
+    "operations.acted": "a batch of a stored operation is committed, the next one has not begun",
 }
 
 _armed = os.environ.get("MESSAGING_KILL_AT", "")

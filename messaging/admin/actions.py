@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -13,23 +14,27 @@ from django.contrib.admin import helpers
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
+from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from messaging.admin.filters import newest_pk
 from messaging.admin.paginator import LIMIT, Bounded, bounded_count
 from messaging.admin.verbs import Verb
+from messaging.models import Operation
 from messaging.models.base import written
-from messaging.operations import Operator, Outcome
+from messaging.operations import Operator, Outcome, stored
 from messaging.operations.acting import BATCH
 
 if TYPE_CHECKING:
     from messaging.admin.base import MessageAdmin
 
 SAMPLES = 10
+INLINE = 1000  # messages up to which a request acts itself on all that match
 PATIENCE = 10.0  # seconds after which no further batch is begun: web servers end requests that take much longer
+FASTEST = 1_000_000  # messages per second that can be asked for
 LOGGED = 100  # rows up to which each gets its own log entry
 REASON = 1000  # characters of a reason
 
@@ -68,11 +73,14 @@ def as_action(verb: Verb) -> Any:
         cutoff = _cutoff(request)
         if across and cutoff is not None:
             queryset = queryset.filter(pk__lte=cutoff)
-        if request.POST.get("post"):
+        is_long = across and bounded_count(queryset.filter(verb.eligible)) > INLINE
+        if request.POST.get("post") and not is_long:
             carry_out(model_admin, request, verb, queryset)
             return None
+        if request.POST.get("post") and (page := store_operation(model_admin, request, verb, queryset)) is not None:
+            return page
         fields = _repeat(request, verb, queryset, across)
-        return confirm(model_admin, request, verb, queryset, fields, request.get_full_path())
+        return confirm(model_admin, request, verb, queryset, fields, request.get_full_path(), is_long=is_long)
 
     action.__name__ = verb.name
     return action
@@ -85,10 +93,13 @@ def confirm(
     rows: QuerySet[Any],
     fields: list[tuple[str, str]],
     back: str,
+    *,
+    is_long: bool = False,
 ) -> TemplateResponse:
     """The page that says what will happen and asks.
 
-    `fields` is what its form posts beside the answer; `back` is where one goes who does not want it.
+    `fields` is what its form posts beside the answer; `back` is where one goes who does not want it; `is_long` says
+    that it will be stored as an operation.
     """
     opts = model_admin.opts
     look = preview(verb, rows)
@@ -105,7 +116,8 @@ def confirm(
             "verb": verb,
             "preview": look,
             "question": _question(look.count),
-            "limit": LIMIT if isinstance(look.count, Bounded) else None,
+            "is_long": is_long,
+            "most": stored.MOST,
             "samples": [(sample, model_admin.badge(sample)) for sample in samples],
             "unlisted": look.count - len(samples) if not isinstance(look.count, Bounded) else None,
             "fields": fields,
@@ -133,6 +145,61 @@ def operator(request: HttpRequest) -> Operator:
     """Who sent this request, and the reason given."""
     reason = request.POST.get("reason", "").replace("\x00", "").strip()
     return Operator(user=request.user, reason=reason[:REASON])
+
+
+def store_operation(
+    model_admin: MessageAdmin, request: HttpRequest, verb: Verb, rows: QuerySet[Any]
+) -> HttpResponse | None:
+    """Store an operation on the rows, and lead to its page; None where what was typed is no rate, which it says."""
+    rate = _rate(request.POST.get("rate", ""))
+    if rate is None:
+        model_admin.message_user(request, _("The rate has to be a number of messages per second."), messages.ERROR)
+        return None
+    operation = stored.store(
+        rows.filter(verb.eligible),
+        verb.name,
+        operator(request),
+        scope=_scope(model_admin, request),
+        rate=rate or None,
+        try_one=bool(request.POST.get("try_one")),
+    )
+    text = _("It is stored as operation #%(number)d: consumers, relays or `manage.py run_operations` carry it out.")
+    model_admin.message_user(request, text % {"number": operation.pk}, messages.SUCCESS)
+    url = page_of(operation, model_admin.admin_site.name)
+    return HttpResponseRedirect(url or request.get_full_path())
+
+
+def page_of(operation: Operation, site: str) -> str:
+    """The address of an operation's page; "" on a site that has none."""
+    try:
+        return reverse(f"{site}:messaging_operation_change", args=[operation.pk])
+    except NoReverseMatch:
+        return ""
+
+
+def _rate(text: str) -> float | None:
+    """Messages per second; 0 for as many as can be, None for what is no rate."""
+    if not text.strip():
+        return 0.0
+    try:
+        rate = float(text.strip().replace(",", "."))
+    except ValueError:
+        return None
+    return rate if math.isfinite(rate) and stored.SLOWEST <= rate <= FASTEST else None
+
+
+def _scope(model_admin: MessageAdmin, request: HttpRequest) -> str:
+    """The list's filters in words."""
+    shown = model_admin.get_changelist_instance(request)
+    words = [
+        f"{spec.title}: {choice['display']}"
+        for spec in shown.filter_specs
+        for choice in list(spec.choices(shown))[1:]
+        if choice.get("selected")
+    ]
+    if shown.query:
+        words.append(_("search: %(text)s") % {"text": shown.query})
+    return "; ".join(words) or _("all")
 
 
 def merge(total: Outcome, part: Outcome) -> None:

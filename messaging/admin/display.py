@@ -26,6 +26,11 @@ SHAPES = {
     "failed": "✕",
     "discarded": "⊘",
     "superseded": "⇥",
+    "waiting": "◷",
+    "running": "▶",
+    "held": "‖",
+    "done": "✓",
+    "cancelled": "⊘",
 }
 
 

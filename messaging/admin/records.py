@@ -18,6 +18,9 @@ from messaging.admin.display import moment, shorten
 from messaging.admin.story import ACTS
 from messaging.models import AuditRecord, Worker
 
+# The pages of what a record is about, by its kind.
+PAGES = {"processed": "processedmessage", "published": "publishedmessage", "operation": "operation"}
+
 
 class ActFilter(admin.SimpleListFilter):
     """By what was done."""
@@ -58,10 +61,10 @@ class AuditRecordAdmin(ReadOnlyAdmin):
     def subject_column(self, row: AuditRecord) -> SafeString | str:
         """To what, with a link to it."""
         text = shorten(row.message_id or row.queue or f"#{row.message_pk}", 36)
-        if row.kind not in ("processed", "published") or row.message_pk is None:
+        if row.message_pk is None or row.kind not in PAGES:
             return row.queue
         try:
-            url = reverse(f"{self.admin_site.name}:messaging_{row.kind}message_change", args=[row.message_pk])
+            url = reverse(f"{self.admin_site.name}:messaging_{PAGES[row.kind]}_change", args=[row.message_pk])
         except NoReverseMatch:
             return text
         return format_html('<a href="{}">{}</a>', url, text)

@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from messaging.admin.display import moment, state_badge
-from messaging.models import AuditRecord
+from messaging.models import AuditRecord, OperationItem
 from messaging.models.base import written
 from messaging.models.operations import STOPPED
 
@@ -72,9 +72,21 @@ class Related(NamedTuple):
 
 
 def audit_events(kind: str, pk: int) -> list[Event]:
-    """What operators did to a row."""
+    """What operators did to a row, each by itself or in an operation on many."""
     records = written(AuditRecord).filter(kind=kind, message_pk=pk).order_by("-pk")[:SHOWN]
-    return [audit_event(record) for record in records]
+    items = written(OperationItem).filter(row=pk, result=OperationItem.Result.DONE, operation__kind=kind)
+    operations = items.select_related("operation").order_by("-pk")[:SHOWN]
+    return [*map(audit_event, records), *map(_operation_event, operations)]
+
+
+def _operation_event(item: OperationItem) -> Event:
+    operation = item.operation
+    title = _("%(act)s by %(user)s, operation #%(number)d") % {
+        "act": ACTS.get(operation.verb, operation.verb),
+        "user": operation.username or _("unknown"),
+        "number": operation.pk,
+    }
+    return Event(item.settled_at or operation.created_at, title, operation.reason, kind="act")
 
 
 def audit_event(record: AuditRecord) -> Event:

@@ -21,6 +21,7 @@ from messaging.consuming.consumer import Consumer, Plan
 from messaging.consuming.deaths import Deaths
 from messaging.db import forks
 from messaging.exceptions import ConfigurationError, TopologyError
+from messaging.operations.stored import Runner
 from messaging.processing.processor import Processor
 from messaging.relaying.relay import Relay
 from messaging.supervising import lines, repeats
@@ -135,6 +136,8 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
         deaths.record()
         sender = _RelayThread(plan, name, stopping) if relay and (plan.burst or role["index"] == 0) else None
         threading.Thread(target=_stop, args=(stopping, consumer, sender), name="messaging-stop", daemon=True).start()
+        if role["index"] == 0 and not plan.burst:
+            Runner(tuple(consumer.processor.databases), name, stopping).start()
         set_loaded_aside()
         if sender is not None:
             sender.start()

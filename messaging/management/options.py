@@ -41,7 +41,11 @@ def database_of(model: type[Model], options: dict[str, Any]) -> str:
     """Where the messages are. Raises CommandError for an unknown database, and for a limit that leaves none."""
     if options["limit"] is not None and options["limit"] < 1:
         raise CommandError("--limit must be at least 1.")
-    database: str = options["database"] or router.db_for_write(model)
+    return known_database(options["database"] or router.db_for_write(model))
+
+
+def known_database(database: str) -> str:
+    """The alias, if `DATABASES` has it. Raises CommandError."""
     if database not in connections:
         raise CommandError(f'--database: DATABASES has no "{database}"; it has {", ".join(connections)}.')
     return database

@@ -7,7 +7,7 @@ from messaging.models.embedded import (
     EmbeddedMessage,
     EmbeddedQueue,
 )
-from messaging.models.operations import AuditRecord, QueueControl, Worker
+from messaging.models.operations import AuditRecord, Operation, OperationItem, QueueControl, Worker
 from messaging.models.processed import Attempt, ProcessedMessage
 from messaging.models.published import PublishedMessage
 
@@ -19,6 +19,8 @@ __all__ = [
     "EmbeddedExchange",
     "EmbeddedMessage",
     "EmbeddedQueue",
+    "Operation",
+    "OperationItem",
     "ProcessedMessage",
     "PublishedMessage",
     "QueueControl",

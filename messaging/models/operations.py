@@ -9,7 +9,7 @@ from django.db import models, router
 from django.utils.translation import gettext_lazy as _
 
 from messaging.db.clock import MomentField, Now
-from messaging.models.base import NameField
+from messaging.models.base import NameField, PolledIndex
 
 STOPPED = "Interrupted by a stop of its worker."
 
@@ -96,6 +96,106 @@ class AuditRecord(models.Model):
         own = {name: getattr(row, name) for name in ("alias", "queue", "message_id")}
         kind = row._meta.model_name.removesuffix("message")
         return cls(action=action, kind=kind, message_pk=row.pk, state_before=before, state_after=row.state, **own, **by)
+
+
+class Operation(models.Model):
+    """A verb that is carried out on many messages by a consumer, a relay or a command, and how far that has come.
+
+    Which messages those are was settled when it was stored: its `Item`s name them. A batch of them, their items and
+    these counts change in one transaction, so that whoever dies leaves a whole number of batches. `lease_token` with
+    `leased_until` is the claim of whoever carries it out.
+
+    `rate` is how many messages a second are acted on at most; NULL for as many as can be. `is_trial` says that only the
+    first one is to be acted on, and an operator asked. `language` is that of the user, for the reasons.
+    """
+
+    class State(models.TextChoices):
+        WAITING = "waiting", _("waiting")
+        RUNNING = "running", _("under way")
+        HELD = "held", _("one tried, waits for your word")
+        DONE = "done", _("done")
+        CANCELLED = "cancelled", _("cancelled")
+
+    UNFINISHED = (State.WAITING, State.RUNNING)
+
+    verb = models.CharField(_("action"), max_length=30)
+    kind = models.CharField(_("kind"), max_length=20)  # "published" or "processed"
+    scope = models.TextField(_("which"), blank=True)
+    state = models.CharField(_("state"), max_length=10, choices=State.choices, default=State.WAITING)
+    total = models.PositiveIntegerField(_("messages"), default=0)
+    done = models.PositiveIntegerField(_("done"), default=0)
+    skipped = models.PositiveIntegerField(_("skipped"), default=0)
+    failed = models.PositiveIntegerField(_("failed"), default=0)
+    reasons = models.JSONField(_("reasons"), default=dict)  # why some were skipped or failed: how many
+    rate = models.FloatField(_("messages per second at most"), null=True)
+    is_trial = models.BooleanField(default=False)
+    language = models.CharField(max_length=35, blank=True)
+    user_key = models.CharField(max_length=255, blank=True)
+    username = models.CharField(_("user name"), max_length=255, blank=True)
+    reason = models.TextField(_("reason"), blank=True)
+    created_at = MomentField(_("created"), db_default=Now())
+    began_at = MomentField(_("began"), null=True)
+    ended_at = MomentField(_("ended"), null=True)
+    worker = models.CharField(_("worker"), max_length=200, blank=True)
+    lease_token = models.UUIDField(null=True, editable=False)
+    leased_until = MomentField(null=True, editable=False)
+
+    class Meta:
+        app_label = "messaging"
+        verbose_name = _("operation")
+        verbose_name_plural = _("operations")
+        default_permissions = ("view",)
+        indexes = [
+            PolledIndex(
+                fields=["state", "id"],
+                name="messaging_operation_open",
+                condition=models.Q(state__in=("waiting", "running")),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"#{self.pk} · {self.verb}"
+
+    @property
+    def settled(self) -> int:
+        """How many of its messages are dealt with."""
+        return self.done + self.skipped + self.failed
+
+    @property
+    def remaining(self) -> int:
+        """How many are not."""
+        return max(0, self.total - self.settled)
+
+
+class OperationItem(models.Model):
+    """One message of an operation, and what became of it: `result` is NULL until that is known."""
+
+    class Result(models.IntegerChoices):
+        DONE = 1, _("done")
+        SKIPPED = 2, _("skipped")
+        FAILED = 3, _("failed")
+
+    operation = models.ForeignKey(
+        Operation, on_delete=models.CASCADE, related_name="item_set", db_index=False, db_constraint=False
+    )
+    row = models.BigIntegerField()
+    result = models.PositiveSmallIntegerField(choices=Result.choices, null=True)
+    note = models.CharField(max_length=255, null=True)  # noqa: DJ001  written by an INSERT of its own, for millions
+    settled_at = MomentField(null=True)
+
+    class Meta:
+        app_label = "messaging"
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["operation", "row"], name="messaging_operation_item_once")]
+        indexes = [
+            PolledIndex(
+                fields=["operation", "row"], name="messaging_operation_item_open", condition=models.Q(result=None)
+            ),
+            models.Index(fields=["row"], name="messaging_operation_item_row"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.operation_id} · {self.row}"
 
 
 class QueueControl(models.Model):

@@ -6,10 +6,10 @@ in the same transaction. None of them talks to the broker.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from django.db import InterfaceError, OperationalError, router, transaction
+from django.db import DatabaseError, InterfaceError, OperationalError, router, transaction
 from django.db.models import F, QuerySet
 from django.utils.translation import gettext as _
 
@@ -22,13 +22,16 @@ from messaging.models.processed import UNCLAIMED
 from messaging.operations.acting import Operator, Outcome, act_on_each, changed_meanwhile
 from messaging.publishing.rounds import (
     add_round,
+    add_rounds_together,
     cancel_rounds,
+    cancel_rounds_together,
     databases_of,
     incoming_of,
     is_awaited,
     send_round_again,
     unsent_rounds,
 )
+from messaging.wire import nonces
 from messaging.wire.envelope import Envelope
 
 __all__ = [
@@ -69,7 +72,14 @@ def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
         add_round(row, Now())
         return True
 
-    return act_on_each(rows, "requeue", act, by, wake=True)
+    def together(locked: Sequence[ProcessedMessage]) -> Sequence[ProcessedMessage]:
+        plain = [row for row in locked if _is_plain(row)]
+        if plain:
+            _leave_together(plain, rows.db, state=In.REQUEUED, attempts=0)
+            add_rounds_together(plain, Now(), rows.db)
+        return plain
+
+    return act_on_each(rows, "requeue", act, by, wake=True, together=together)
 
 
 def discard(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
@@ -86,7 +96,13 @@ def discard(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
         cancel_rounds(row)
         return True
 
-    return act_on_each(rows, "discard", act, by)
+    def together(locked: Sequence[ProcessedMessage]) -> Sequence[ProcessedMessage]:
+        plain = [row for row in locked if row.state in (In.FAILED, In.RETRYING) and row.lease_token is None]
+        if plain:
+            _leave_together(plain, rows.db, state=In.DISCARDED, discarded_at=Now())
+        return plain
+
+    return act_on_each(rows, "discard", act, by, together=together)
 
 
 def restore(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
@@ -201,6 +217,28 @@ def _leave(row: ProcessedMessage, **changes: Any) -> bool:
     """Begin a round in which no earlier copy runs, unless a claim holds. Returns whether that was done."""
     values = {"retry_at": None, **UNCLAIMED, **changes}
     return row.move(row.state, round=row.round, next_round=row.round + 1, unclaimed=True, **values)
+
+
+def _is_plain(row: ProcessedMessage) -> bool:
+    """Whether it can go round together with others: it rests, and all of it was read."""
+    is_at_rest = row.state in (In.FAILED, In.RETRYING) and row.lease_token is None
+    return is_at_rest and row.wire is not None and has_body(row) and _is_readable(row, Outcome())
+
+
+def _leave_together(rows: Sequence[ProcessedMessage], database: str, **changes: Any) -> None:
+    """`_leave()` of rows that are locked, and at rest, with few statements; their unsent rounds are cancelled."""
+    inbox = ProcessedMessage.objects.using(database)
+    unknown = [row for row in rows if row.nonce is None]
+    for row in unknown:
+        row.nonce = nonces.of_row(row.queue, row.key)
+    inbox.bulk_update(unknown, ["nonce"])
+    values = {"retry_at": None, **UNCLAIMED, **changes, "round": F("round") + 1}
+    at_rest = inbox.filter(in_state(In.FAILED, In.RETRYING), pk__in=[row.pk for row in rows])
+    if at_rest.update(**values) != len(rows):
+        raise DatabaseError("Rows have changed that this transaction has locked.")
+    for row in rows:
+        row.state, row.round = changes["state"], row.round + 1
+    cancel_rounds_together(rows, database)
 
 
 def _still_there(row: ProcessedMessage, outcome: Outcome) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from django.db import OperationalError, transaction
 from django.db.models import QuerySet
@@ -23,6 +23,8 @@ from messaging.publishing.publisher import wake_relays
 
 BATCH = 500
 TRIES = 3  # at a batch that the database gave up in favour of another transaction
+Together: TypeAlias = "Callable[[Sequence[Any]], Sequence[Any]]"
+
 LOCK_WAIT = 2.0  # seconds that a row may stay locked: a web request must not wait for a handler
 
 
@@ -33,11 +35,13 @@ class Operator(NamedTuple):
         user: a user of the site; None for a script.
         name: shown where the user is gone; the user's own name unless given.
         reason: free text for the audit.
+        has_items: whether a stored operation notes what becomes of each row, so that the audit need not.
     """
 
     user: Any = None
     name: str = ""
     reason: str = ""
+    has_items: bool = False
 
     @property
     def user_id(self) -> Any:
@@ -88,7 +92,13 @@ def changed_meanwhile(row: ProcessedMessage | PublishedMessage, outcome: Outcome
 
 
 def act_on_each(
-    rows: QuerySet[Any], action: str, act: Callable[[Any, Outcome], bool], by: Operator, *, wake: bool = False
+    rows: QuerySet[Any],
+    action: str,
+    act: Callable[[Any, Outcome], bool],
+    by: Operator,
+    *,
+    wake: bool = False,
+    together: Together | None = None,
 ) -> Outcome:
     """Act on each row, locked, in transactions of `BATCH` rows; a row that changed meanwhile is judged as it is now.
 
@@ -98,6 +108,7 @@ def act_on_each(
         act: changes one row, or says in the outcome why it was skipped; returns whether it was changed.
         by: who acts.
         wake: whether relays are to look at once.
+        together: changes those of the rows, all locked, that it can change with few statements; returns them.
 
     Returns what was done to all of them.
     """
@@ -105,7 +116,7 @@ def act_on_each(
     for ids in _batches(list(rows.values_list("pk", flat=True).order_by("pk"))):
         for tries_left in reversed(range(TRIES)):
             try:
-                outcome.add(_act_on(rows, ids, action, act, by, wake=wake))
+                outcome.add(_act_on(rows, ids, action, act, by, wake=wake, together=together))
                 break
             except OperationalError as error:  # a relay that fails a round locks the two rows in the other order
                 in_transaction = transaction.get_connection(rows.db).in_atomic_block
@@ -122,17 +133,21 @@ def _act_on(
     by: Operator,
     *,
     wake: bool,
+    together: Together | None,
 ) -> Outcome:
     outcome, database = Outcome(), rows.db
     with transaction.atomic(using=database):
         audit = []
-        for row in _locked(rows.model._base_manager.using(database), ids, outcome):
-            before = row.state
-            if act(row, outcome):
+        locked = _locked(rows.model._base_manager.using(database), ids, outcome)
+        before = {row.pk: row.state for row in locked}
+        done = {row.pk for row in together(locked)} if together is not None else set()
+        for row in locked:
+            if row.pk in done or act(row, outcome):
                 outcome.done.append(row.pk)
-                audit.append(_record(action, row, before, by))
+                audit.append(_record(action, row, before[row.pk], by))
             forget_body(row)  # or all of them would be held together
-        AuditRecord.objects.using(database).bulk_create(audit)
+        if not by.has_items:
+            AuditRecord.objects.using(database).bulk_create(audit)
         kill_point("operations.requeued")
         if wake and audit:
             # An alias that has left the settings has no relay to wake.

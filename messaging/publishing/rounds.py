@@ -5,6 +5,7 @@ So it is when a backup was restored, the broker lost its disk, or nobody consume
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from django.db.models.functions import Coalesce
 
 from messaging import conf
 from messaging.db.clock import Now
+from messaging.db.insert_many import insert_many
 from messaging.exceptions import ConfigurationError
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.base import in_state
@@ -23,14 +25,23 @@ from messaging.wire.envelope import key_of
 
 In = ProcessedMessage.State
 Out = PublishedMessage.State
+CANCELLED = {"state": Out.DISCARDED, "discarded_at": Now(), "due_at": None, "lease_owner": "", "lease_token": None}
 LONG = 600  # seconds after which a round that is not back is worth a look
 
 
 def cancel_rounds(row: ProcessedMessage) -> int:
     """Lay aside the outbox rows of a message's rounds that were not sent: not yet, or never. Returns how many."""
-    return _rounds(row, Out.PENDING, Out.FAILED).update(
-        state=Out.DISCARDED, discarded_at=Now(), due_at=None, lease_owner="", lease_token=None
-    )
+    return _rounds(row, Out.PENDING, Out.FAILED).update(**CANCELLED)
+
+
+def cancel_rounds_together(rows: Sequence[ProcessedMessage], database: str) -> None:
+    """`cancel_rounds()` of many messages, with two statements at most."""
+    own = {row.pk: (row.alias, row.queue, row.message_id) for row in rows}
+    sent = PublishedMessage.objects.using(database).filter(in_state(Out.PENDING, Out.FAILED))
+    found = sent.filter(inbox_id__in=list(own)).values_list("pk", "inbox_id", "alias", "queue", "message_id")
+    mine = [pk for pk, inbox_id, *identity in found if tuple(identity) == own[inbox_id]]
+    if mine:
+        sent.filter(pk__in=mine).update(**CANCELLED)
 
 
 def unsent_rounds(row: ProcessedMessage) -> QuerySet[PublishedMessage]:
@@ -50,6 +61,11 @@ def add_round(row: ProcessedMessage, due: Combinable) -> PublishedMessage:
         body = ProcessedMessage.objects.using(database).filter(pk=row.pk).values("body")
         PublishedMessage.objects.using(database).filter(pk=added.pk).update(body=Subquery(body))
     return added
+
+
+def add_rounds_together(rows: Sequence[ProcessedMessage], due: Combinable, database: str) -> None:
+    """`add_round()` of many messages whose bodies were read, with one statement for a thousand of them."""
+    insert_many([compose_round(row, due) for row in rows], database, lambda row: len(row.body))
 
 
 def is_awaited(row: ProcessedMessage) -> bool:

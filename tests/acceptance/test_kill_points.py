@@ -66,7 +66,7 @@ MODES = {
     "processor.recorded": [43],
 }
 EMBEDDED = {"embedded.taken": "steps.plain", "embedded.removed": "steps.plain"}
-COMMANDS = {"publisher.saved", "publisher.committed", "operations.requeued"}
+COMMANDS = {"publisher.saved", "publisher.committed", "operations.requeued", "operations.acted"}
 TWO_DATABASES = {"processor.moved"}  # tests/processing/test_elsewhere.py
 
 
@@ -184,3 +184,26 @@ def test_killed_while_requeueing_nothing_is_half_done(steps: Site) -> None:
     wait_until(lambda: steps.states() == {"processed": 1}, deadline=60, what="the requeued message")
     settle(steps, consumer)
     assert steps.value("SELECT COUNT(*) FROM app_effect WHERE value = 'doomed.work'") == 1
+
+
+def test_killed_between_two_batches_an_operation_goes_on_and_does_nothing_twice(steps: Site) -> None:
+    steps.run(
+        "import uuid; from messaging.models import ProcessedMessage; "
+        "from messaging.operations import Operator, stored; "
+        "from messaging.wire.envelope import Envelope; from messaging.wire.properties import Properties; "
+        "wire = Envelope('messaging', 'steps.plain', Properties.build(), b'{}').to_wire(); "
+        "[ProcessedMessage.objects.create(state='failed', key=uuid.uuid4(), digest=uuid.uuid4(), queue='steps', "
+        "routing_key='steps.plain', body='{}', wire=wire) for _ in range(3)]; "
+        "stored.store(ProcessedMessage.objects.all(), 'discard', Operator(name='script'), rate=1)"
+    )
+    env, marker = armed(steps, "operations.acted")
+    killed = steps.manage("run_operations", check=False, env=env)
+    assert (killed.returncode, marker.exists()) == (-9, False)
+    assert steps.states() == {"discarded": 1, "failed": 2}
+    assert steps.sql("SELECT state, done FROM messaging_operation") == [("running", 1)]
+    assert "0 operations" in steps.manage("run_operations").stdout, "its claim lives"
+    steps.run("from messaging.models import Operation; Operation.objects.update(leased_until='2020-01-01T00:00Z')")
+    steps.manage("run_operations")
+    assert steps.states() == {"discarded": 3}
+    assert steps.sql("SELECT state, done FROM messaging_operation") == [("done", 3)]
+    assert steps.value("SELECT MAX(round) FROM messaging_processedmessage") == 2

@@ -15,7 +15,9 @@ from messaging.admin import actions, paginator
 from messaging.admin.verbs import INCOMING as INCOMING_VERBS
 from messaging.admin.verbs import OUTGOING as OUTGOING_VERBS
 from messaging.db.clock import Now
-from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage
+from messaging.models import AuditRecord, Operation, ProcessedMessage, PublishedMessage
+from messaging.operations import stored
+from messaging.operations.stored import run_waiting
 from tests.admin_rows import INCOMING, OUTGOING, incoming, outgoing, staff
 
 pytestmark = pytest.mark.django_db
@@ -214,17 +216,47 @@ def test_all_that_match_are_taken_without_naming_each_but_nothing_that_came_late
     assert "150" in entry.object_repr
 
 
-def test_one_step_takes_a_bounded_number_and_says_so(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_a_request_can_wait_for_is_stored_as_an_operation(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actions, "INLINE", 5)
     for module in (actions, paginator):
-        monkeypatch.setattr(module, "LIMIT", 5)
+        monkeypatch.setattr(module, "LIMIT", 6)
     rows = [incoming("failed") for _ in range(7)]
+    incoming("failed", queue="mail")
     data = {"action": "discard", "_selected_action": str(rows[0].pk), "select_across": "1"}
-    page = admin_client.post(INCOMING, data).content.decode()
-    assert "5+ messages are affected." in page
-    page = admin_client.post(INCOMING, {**data, "post": "yes"}, follow=True).content.decode()
-    assert "5 messages were discarded." in page
-    assert "repeat the action for the rest" in page
-    assert ProcessedMessage.objects.filter(state="failed").count() == 2
+    page = admin_client.post(f"{INCOMING}?queue=billing", data)
+    assert "6+ messages are affected." in page.content.decode()
+    assert "stored as an operation" in page.content.decode()
+    late = incoming("failed")
+    fields = {**dict(page.context["fields"]), "post": "yes", "reason": "obsolete", "rate": "50", "try_one": "1"}
+    page = admin_client.post(f"{INCOMING}?queue=billing", fields, follow=True)
+    operation = Operation.objects.get()
+    assert page.redirect_chain == [(f"/admin/messaging/operation/{operation.pk}/change/", 302)]
+    assert (operation.total, operation.rate, operation.is_trial) == (7, 50.0, True)
+    assert (operation.scope, operation.reason, operation.username) == ("queue: billing", "obsolete", "admin")
+    assert not ProcessedMessage.objects.filter(state="discarded").exists()
+    run_waiting("default", "w")
+    assert stored.go_on(operation)
+    run_waiting("default", "w")
+    assert ProcessedMessage.objects.filter(state="discarded").count() == 7
+    late.refresh_from_db()
+    assert late.state == "failed"
+    page = admin_client.get(f"{INCOMING}{rows[0].pk}/change/")
+    assert f"iscarded by admin, operation #{operation.pk}" in page.content.decode()
+
+
+@pytest.mark.parametrize("rate", ["fast", "0", "-1", "nan", "inf", "1e99"])
+def test_a_rate_that_is_none_is_said_so_and_nothing_is_stored(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch, rate: str
+) -> None:
+    monkeypatch.setattr(actions, "INLINE", 1)
+    rows = [incoming("failed") for _ in range(2)]
+    data = {"action": "requeue", "_selected_action": str(rows[0].pk), "select_across": "1", "post": "yes"}
+    page = admin_client.post(INCOMING, {**data, "rate": rate})
+    assert "has to be a number of messages per second" in page.content.decode()
+    assert 'name="try_one"' in page.content.decode(), "it asks again"
+    assert not Operation.objects.exists()
 
 
 def test_a_step_ends_after_the_batch_in_which_its_time_is_up(

@@ -42,7 +42,10 @@ REQUEUE = action(
     "operations.requeue",
     "operations._leave",
     "publishing.rounds.cancel_rounds",
-    at=("operations.requeued",),
+    "operations._leave_together",
+    "publishing.rounds.cancel_rounds_together",
+    "publishing.rounds.add_rounds_together",
+    at=("operations.requeued", "operations.acted"),
 )
 DISCARD = action("discard", "operator", "operations.discard", "operations._leave", "publishing.rounds.cancel_rounds")
 RESTORE = action("restore", "operator", "operations.restore")

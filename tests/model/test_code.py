@@ -19,6 +19,7 @@ MEANS = "how the functions of actions write"
 BROKER = "the embedded broker's own upkeep, which its contract tests cover; to the model a broker is a bag of copies"
 WORKERS = "rows that show which workers live"
 TOLD = "how long a run took, which decides nothing"
+STORED = "which messages an operation is about, and how far it is; to each message it does what its verb does"
 OUTSIDE = {
     "messaging.backends.database.DatabaseBroker.purge_and_delete": "for tests",
     "messaging.backends.database.catalog._declare_queue": BROKER,
@@ -42,6 +43,14 @@ OUTSIDE = {
     "messaging.models.processed.ProcessedMessage.move": MEANS,
     "messaging.operations._change": MEANS,
     "messaging.operations.acting._act_on": MEANS,
+    "messaging.operations.stored.cancel": STORED,
+    "messaging.operations.stored.go_on": STORED,
+    "messaging.operations.stored.store": STORED,
+    "messaging.operations.stored._Run.begin": STORED,
+    "messaging.operations.stored._Run.leave": STORED,
+    "messaging.operations.stored._Run._note": STORED,
+    "messaging.operations.stored._Run._step": STORED,
+    "messaging.operations.stored._Run._tried": STORED,
     "messaging.publishing.rounds.add_round": MEANS,
     "messaging.models.spools.Spool.store": MEANS,
     "messaging.processing.without_handler._whole": MEANS,

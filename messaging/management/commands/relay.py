@@ -15,6 +15,7 @@ from messaging import conf
 from messaging.checks.databases import require
 from messaging.exceptions import ConfigurationError
 from messaging.management.base import MessagingCommand
+from messaging.operations.stored import Runner
 from messaging.relaying.relay import Relay
 from messaging.supervising import process_setup
 from messaging.supervising.child import stop_signals
@@ -44,6 +45,8 @@ class Command(MessagingCommand):
                 set_loaded_aside()
             stop = threading.Event()
             _stop_on_signals(relay, stop)
+            if not burst:
+                Runner(relay.settings.databases, relay.name, stop).start()
             logger.info("Relay %s serves %s.", relay.name, relay.settings.safe_url)
             relay.run(stop, burst=burst)
         except ConfigurationError as error:

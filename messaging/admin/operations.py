@@ -1,0 +1,187 @@
+"""The pages of stored operations: what they act on, how far they are, and a way to end one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import NoReverseMatch, URLPattern, path, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.text import capfirst
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from messaging.admin.actions import page_of
+from messaging.admin.base import ReadOnlyAdmin
+from messaging.admin.display import moment, shorten, state_badge
+from messaging.admin.verbs import INCOMING, OUTGOING, Verb
+from messaging.models import Operation, OperationItem
+from messaging.models.base import written
+from messaging.operations import stored
+
+SHOWN = 20  # messages that were not acted on
+
+
+class OperationAdmin(ReadOnlyAdmin):
+    """Stored operations: what they act on, how far they are, and a way to end one."""
+
+    list_display = (
+        "number_column",
+        "verb_column",
+        "scope_column",
+        "state_column",
+        "progress_column",
+        "username",
+        "created_column",
+    )
+    list_display_links = ("number_column",)
+    list_filter = ("state",)
+    ordering = ("-id",)
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Whoever may see messages sees what is done to them."""
+        names = ("view_operation", "view_processedmessage", "view_publishedmessage")
+        return any(request.user.has_perm(f"messaging.{name}") for name in names)
+
+    def may_act(self, request: HttpRequest, operation: Operation) -> bool:
+        """Whether this user may do what the operation does."""
+        verb = _verb(operation)
+        return verb is not None and request.user.has_perm(f"messaging.{verb.permission}_{operation.kind}message")
+
+    def get_urls(self) -> list[URLPattern]:
+        """What can be done to an operation, before the admin's own."""
+        wrap = self.admin_site.admin_view
+        return [
+            path("<int:pk>/cancel/", wrap(self.cancel_view), name="messaging_operation_cancel"),
+            path("<int:pk>/go-on/", wrap(self.go_on_view), name="messaging_operation_go_on"),
+            *super().get_urls(),
+        ]
+
+    def cancel_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Have nothing more of it done."""
+        operation = self._asked(request, pk)
+        if request.method == "POST":
+            done = stored.cancel(operation)
+            self._say(request, _("It is cancelled. What was done stays done.") if done else _("It has ended already."))
+        return HttpResponseRedirect(page_of(operation, self.admin_site.name))
+
+    def go_on_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Have the rest done after one was tried."""
+        operation = self._asked(request, pk)
+        if request.method == "POST":
+            done = stored.go_on(operation)
+            self._say(request, _("It goes on.") if done else _("It does not wait for your word any more."))
+        return HttpResponseRedirect(page_of(operation, self.admin_site.name))
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The page of one operation."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        is_number = object_id.isascii() and object_id.isdecimal() and len(object_id) < 19
+        operation = written(Operation).filter(pk=int(object_id)).first() if is_number else None
+        if operation is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
+        request.current_app = self.admin_site.name
+        is_over = operation.state not in (*Operation.UNFINISHED, Operation.State.HELD)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": capfirst(str(self.opts.verbose_name)),
+            "subtitle": str(operation),
+            "opts": self.opts,
+            "original": operation,
+            "media": self.media,
+            "badge": self.state_column(operation),
+            "act": self.verb_column(operation),
+            "facts": self._facts(operation),
+            "reasons": sorted(operation.reasons.items(), key=lambda pair: -pair[1]),
+            "items": self._unacted(operation),
+            "may_act": not is_over and self.may_act(request, operation),
+            "is_held": operation.state == Operation.State.HELD,
+            "is_over": is_over,
+            **(extra_context or {}),
+        }
+        return TemplateResponse(request, "admin/messaging/operation.html", context)
+
+    @admin.display(description="#")
+    def number_column(self, row: Operation) -> str:
+        """Its number."""
+        return f"#{row.pk}"
+
+    @admin.display(description=gettext_lazy("action"))
+    def verb_column(self, row: Operation) -> str:
+        """What it does."""
+        verb = _verb(row)
+        return row.verb if verb is None else str(verb.button)
+
+    @admin.display(description=gettext_lazy("which"))
+    def scope_column(self, row: Operation) -> SafeString | str:
+        """Which messages."""
+        return shorten(row.scope, 80)
+
+    @admin.display(description=gettext_lazy("state"))
+    def state_column(self, row: Operation) -> SafeString:
+        """Its state with its shape."""
+        return state_badge(row.state, row.get_state_display())
+
+    @admin.display(description=gettext_lazy("progress"))
+    def progress_column(self, row: Operation) -> SafeString:
+        """How many of its messages are dealt with."""
+        return format_html("{} / {}", f"{row.settled:,}", f"{row.total:,}")
+
+    @admin.display(description=gettext_lazy("created"))
+    def created_column(self, row: Operation) -> SafeString:
+        """When it was stored."""
+        return moment(row.created_at, seconds=False)
+
+    def _asked(self, request: HttpRequest, pk: int) -> Operation:
+        operation = written(Operation).filter(pk=pk).first()
+        if operation is None or not self.may_act(request, operation):
+            raise PermissionDenied
+        found: Operation = operation
+        return found
+
+    def _say(self, request: HttpRequest, text: str) -> None:
+        self.message_user(request, text)
+
+    def _facts(self, operation: Operation) -> list[tuple[str, Any]]:
+        rate = _("as fast as can be") if operation.rate is None else f"{operation.rate:g}"
+        return [
+            (_("Messages"), operation.scope),
+            (_("Number"), f"{operation.total:,}"),
+            (_("Done"), f"{operation.done:,}"),
+            (_("Skipped"), f"{operation.skipped:,}"),
+            (_("Failed"), f"{operation.failed:,}"),
+            (_("Still to do"), f"{operation.remaining:,}"),
+            (_("Per second at most"), rate),
+            (_("By"), operation.username or "—"),
+            (_("Reason"), operation.reason or "—"),
+            (_("Stored"), moment(operation.created_at)),
+            (_("Begun"), moment(operation.began_at)),
+            (_("Ended"), moment(operation.ended_at)),
+            (_("Carried out by"), operation.worker or "—"),
+        ]
+
+    def _unacted(self, operation: Operation) -> list[tuple[int, str, str]]:
+        """Some of the messages that it left as they were, with links and reasons; of one that was tried, that one."""
+        results = [OperationItem.Result.SKIPPED, OperationItem.Result.FAILED]
+        if operation.state == Operation.State.HELD:
+            results.append(OperationItem.Result.DONE)
+        items = written(OperationItem).filter(operation=operation.pk, result__in=results).order_by("row")[:SHOWN]
+        return [(item.row, self._message_url(operation, item.row), item.note or "") for item in items]
+
+    def _message_url(self, operation: Operation, row: int) -> str:
+        try:
+            return reverse(f"{self.admin_site.name}:messaging_{operation.kind}message_change", args=[row])
+        except NoReverseMatch:
+            return ""
+
+
+def _verb(operation: Operation) -> Verb | None:
+    verbs = INCOMING if operation.kind == "processed" else OUTGOING
+    return next((verb for verb in verbs if verb.name == operation.verb), None)
