@@ -11,7 +11,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from messaging import conf
 from messaging.db.clock import Now
-from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models import Operation, OperationItem, ProcessedMessage, PublishedMessage
 from messaging.models.base import in_state
 
 BATCH = 1000
@@ -59,6 +59,27 @@ def prune(rows: QuerySet[Any], batch: int = BATCH) -> int:
     while ids := list(rows.filter(pk__gt=last).order_by("pk").values_list("pk", flat=True)[:batch]):
         last = ids[-1]
         deleted += _delete(rows, ids)
+    return deleted
+
+
+def ended_operations(database: str) -> QuerySet[Operation]:
+    """The stored operations that ended longer ago than every alias keeps what was discarded; they have no alias."""
+    operations = Operation.objects.using(database)
+    kept = [conf.get(alias).retention.discarded for alias in conf.aliases()]
+    days = [each for each in kept if each is not None]
+    if not days or len(days) < len(kept):
+        return operations.none()
+    return operations.filter(ended_at__lt=Now() - timedelta(days=max(days)))
+
+
+def prune_operations(operations: QuerySet[Operation], batch: int = BATCH) -> int:
+    """Delete operations and what became of their messages, in transactions of at most `batch`. Returns how many."""
+    deleted = 0
+    for pk in list(operations.values_list("pk", flat=True)):
+        items = OperationItem.objects.using(operations.db).filter(operation=pk)
+        while ids := list(items.values_list("pk", flat=True)[:batch]):
+            items.filter(pk__in=ids).delete()
+        deleted += Operation.objects.using(operations.db).filter(pk=pk).delete()[0]
     return deleted
 
 

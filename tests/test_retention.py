@@ -16,8 +16,9 @@ from django.db import connection, transaction
 from pytest_django import Settings
 
 from messaging.db.clock import Now
-from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMessage
+from messaging.models import Attempt, AuditRecord, Operation, OperationItem, ProcessedMessage, PublishedMessage
 from messaging.operations import Operator, requeue
+from messaging.operations.stored import store
 from messaging.retention import expired, prune
 from tests import admin_rows
 from tests.settings import TEST_DB
@@ -207,3 +208,19 @@ def test_pruning_waits_for_nobody_and_takes_what_was_locked_the_next_time() -> N
         assert prune_all() == len([*others, free])
         assert PublishedMessage.objects.filter(state=Out.PUBLISHED).get() == locked
     assert prune_all() == 1
+
+
+def test_operations_go_when_they_ended_long_ago_and_their_items_with_them(settings: Settings) -> None:
+    admin_rows.incoming("failed")
+    ended, recent, waiting = (store(ProcessedMessage.objects.all(), "discard", Operator(name="x")) for _ in range(3))
+    Operation.objects.filter(pk__in=[ended.pk, recent.pk]).update(state="done", ended_at=Now())
+    Operation.objects.filter(pk=ended.pk).update(ended_at=Now() - timedelta(days=31))
+    call_command("prune_messages", dry_run=True)
+    assert Operation.objects.count() == 3
+    call_command("prune_messages", batch=1)
+    assert set(Operation.objects.values_list("pk", flat=True)) == {recent.pk, waiting.pk}
+    assert set(OperationItem.objects.values_list("operation_id", flat=True)) == {recent.pk, waiting.pk}
+    Operation.objects.update(ended_at=Now() - timedelta(days=400))
+    settings.MESSAGING = {"default": {**settings.MESSAGING["default"], "RETENTION": {"discarded": None}}}
+    call_command("prune_messages")
+    assert Operation.objects.count() == 2

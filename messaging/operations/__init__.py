@@ -1,7 +1,7 @@
 """What operators do, for the admin and for scripts: one verb each.
 
 Every verb acts only on rows in the right state, says what it skipped and why, and leaves an audit record for each row
-in the same transaction. None of them talks to the broker.
+in the same transaction; of a stored operation, one for all of them. None of them talks to the broker.
 """
 
 from __future__ import annotations

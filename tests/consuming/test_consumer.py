@@ -262,6 +262,20 @@ def test_a_killer_leaves_nothing_behind_whoever_takes_it_next(
     assert ready(site, "work") == 0
 
 
+def test_a_stored_operation_is_carried_out_beside_the_messages(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    site.run(
+        "import uuid; from messaging.models import ProcessedMessage; "
+        "from messaging.operations import Operator, stored; "
+        "[ProcessedMessage.objects.create(state='failed', key=uuid.uuid4(), digest=uuid.uuid4()) for _ in range(3)]; "
+        "stored.store(ProcessedMessage.objects.all(), 'discard', Operator(name='script'))"
+    )
+    running = consume(site, "work")
+    wait_until(lambda: site.states() == {"discarded": 3}, what="the operation")
+    wait_until(lambda: site.value("SELECT state FROM messaging_operation") == "done", what="its end")
+    assert running.stop() == 0
+
+
 def test_a_paused_queue_rests_until_it_is_resumed(make_site: Callable[..., Site]) -> None:
     site = make_site()
     running = consume(site, "work", "other")

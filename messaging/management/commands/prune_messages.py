@@ -10,7 +10,7 @@ from messaging import conf
 from messaging.checks.databases import require
 from messaging.exceptions import ConfigurationError
 from messaging.management.base import MessagingCommand
-from messaging.retention import BATCH, deletable, expired, prune
+from messaging.retention import BATCH, deletable, ended_operations, expired, prune, prune_operations
 
 
 class Command(MessagingCommand):
@@ -31,10 +31,16 @@ class Command(MessagingCommand):
         """Prune and print the counts."""
         if batch < 1:
             raise CommandError("--batch must be at least 1.")
+        databases: set[str] = set()
         try:
             for alias in [using] if using else conf.aliases():
                 for database in require([*conf.get(alias).databases, *_handler_databases(alias)]):
                     self._prune(alias, database, batch, dry_run)
+                    databases.add(database)
+            for database in sorted(databases) if using is None else ():
+                operations = ended_operations(database)
+                count = operations.count() if dry_run else prune_operations(operations, batch)
+                self.stdout.write(f"{database}: {count} operations {'would go' if dry_run else 'deleted'}")
         except ConfigurationError as error:
             raise CommandError(str(error)) from error
 
