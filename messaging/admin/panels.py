@@ -177,8 +177,9 @@ def _panel(
 
 def _links(alias: str, queue: str, site: str) -> dict[str, str]:
     query = urlencode({"alias": alias, "queue": queue})
-    failed = urlencode({"state": "failed", "queue": queue})
-    away = urlencode({"state": "away", "queue": queue})
+    # The list filters by alias only where there are several.
+    same = {"queue": queue, "alias": alias} if len(conf.aliases()) > 1 else {"queue": queue}
+    failed, away = urlencode({"state": "failed", **same}), urlencode({"state": "away", **same})
     return {
         "failures": f"{reverse(f'{site}:messaging_processedmessage_changelist')}?{failed}",
         "away": f"{reverse(f'{site}:messaging_processedmessage_changelist')}?{away}",

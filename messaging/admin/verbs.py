@@ -15,6 +15,7 @@ from messaging.db.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.outbox import UNROUTED
 from messaging.operations import Operator, Outcome
+from messaging.publishing.rounds import is_under_way, under_way
 
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise
@@ -92,20 +93,21 @@ INCOMING = (
     Verb(
         name="requeue",
         permission="requeue",
-        states=(In.FAILED, In.RETRYING, In.REQUEUED),
+        states=(In.FAILED, In.RETRYING),
         act=operations.requeue,
         label=_("Requeue selected failures"),
         button=_("Requeue"),
         explanation=_(
             "Failed and retrying messages go back to their own queue at once, with fresh attempts. "
             "Other services do not see them again. "
-            "Of what is being processed only that is taken whose worker has died."
+            "Of what is being processed only that is taken whose worker has died, "
+            "and of what was requeued before only what was sent more than ten minutes ago and has not come back."
         ),
         done=lambda count: (
             ngettext("%(count)d message was requeued.", "%(count)d messages were requeued.", count) % {"count": count}
         ),
-        also=_ABANDONED,
-        also_fits=_is_abandoned,
+        also=_ABANDONED | (Q(state=In.REQUEUED) & ~under_way()),
+        also_fits=lambda row: _is_abandoned(row) or (row.state == In.REQUEUED and not is_under_way(row)),
         requires=Q(wire__isnull=False),
         lacking=_("its content was never received"),
     ),
@@ -117,7 +119,7 @@ INCOMING = (
         label=_("Discard selected messages"),
         button=_("Discard"),
         explanation=_(
-            "Failed and retrying messages are laid aside and will not run again. "
+            "Failed, retrying and requeued messages are laid aside and will not run again. "
             "They can be restored until retention removes them. "
             "Of what is being processed only that is taken whose worker has died."
         ),
