@@ -13,6 +13,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from messaging import conf, topology
+from messaging.admin import words
 from messaging.admin.display import client_of, local, moment, seconds_until, span
 from messaging.admin.holders import long_ones
 from messaging.admin.paginator import LIMIT, Bounded
@@ -113,6 +114,8 @@ def workers() -> list[dict[str, Any]]:
     return [
         {
             "worker": row,
+            "kind": words.kind(row.kind),
+            "status": words.status(row.status),
             "seen": moment(row.seen_at),
             "started": moment(row.started_at),
             "silent": seconds_until(row.seen_at) < -SEEN,
