@@ -17,10 +17,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from messaging import conf
-from messaging.admin import filters, holders
-from messaging.admin.base import MessageAdmin
+from messaging.admin import filters, holders, waiting
+from messaging.admin.base import BRIEF, MessageAdmin
 from messaging.admin.display import client_of, moment, seconds_until, shorten, span
 from messaging.admin.story import SHOWN, Event, Related, audit_events, in_order, related
+from messaging.admin.traces import parts
 from messaging.admin.verbs import INCOMING
 from messaging.exceptions import ConfigurationError, WireError
 from messaging.handlers import registry
@@ -44,6 +45,10 @@ class ProcessedMessageAdmin(MessageAdmin):
     """Incoming messages."""
 
     verbs = INCOMING
+    nothing = gettext_lazy(
+        "Nothing has arrived yet. Messages come once a handler is declared, “manage.py consume” runs, "
+        "and something is published to its queue."
+    )
     list_display = (
         "message_column",
         "state_column",
@@ -75,12 +80,15 @@ class ProcessedMessageAdmin(MessageAdmin):
         site = self.admin_site.name
         outgoing = list(_outgoing(row)) if request.user.has_perm("messaging.view_publishedmessage") else []
         rounds = [out for out in outgoing if out.inbox_id == row.pk]
+        events = timeline(row, rounds, self._round_url)
         return {
             "headline": headline(row),
+            "waits": waiting.of_incoming(row, rounds),
+            "trace": next((parts(event.trace) for event in reversed(events) if event.trace), []) if row.error else [],
             "facts": [*facts(row), *_held(row)],
             "error": row.error,
             "similar_url": f"{self.url('changelist')}?fingerprint={row.fingerprint}" if row.fingerprint else "",
-            "timeline": timeline(row, rounds, self._round_url),
+            "timeline": events,
             "related": [
                 *_causes(row, site),
                 *related(_("Outgoing messages with the same id"), _same_id(row, outgoing), site),
@@ -102,11 +110,14 @@ class ProcessedMessageAdmin(MessageAdmin):
         return row.queue if row.alias == conf.DEFAULT_ALIAS else f"{row.alias} · {row.queue}"
 
     def trouble(self, row: ProcessedMessage) -> SafeString | str:
-        """The class of the last error, while it matters."""
+        """The class of the last error and the beginning of what it says, while it matters."""
         if row.state == State.PROCESSED:
             return ""
         name = row.exception_type.rpartition(".")[2]
-        return format_html('<span title="{}">{}</span>', row.exception_type, name) if name else super().trouble(row)
+        text = (row.brief or "").removeprefix(name).removeprefix(": ")  # type: ignore[attr-defined]
+        if not name:
+            return super().trouble(row)
+        return format_html('<strong title="{}">{}</strong> {}', row.exception_type, name, shorten(text, BRIEF))
 
     @admin.display(description=gettext_lazy("received"))
     def received_column(self, row: ProcessedMessage) -> SafeString:

@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from messaging import conf
-from messaging.admin import filters
+from messaging.admin import filters, waiting
 from messaging.admin.base import MessageAdmin
 from messaging.admin.compose import compose_view
 from messaging.admin.display import distance, moment, seconds_until, state_badge
@@ -32,6 +32,7 @@ class PublishedMessageAdmin(MessageAdmin):
     """Outgoing messages. Adding one is writing it; only drafts can be changed."""
 
     verbs = OUTGOING
+    nothing = gettext_lazy("Nothing was published yet. Code does it with publish(), people with “Write a message”.")
     sample_fields = (*MessageAdmin.sample_fields, "inbox")
     list_display = (
         "message_column",
@@ -90,6 +91,7 @@ class PublishedMessageAdmin(MessageAdmin):
         """The story of an outgoing message."""
         return {
             "headline": headline(row),
+            "waits": waiting.of_outgoing(row),
             "facts": facts(row),
             "error": row.error,
             "timeline": timeline(row),

@@ -15,7 +15,7 @@ from messaging.db.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.outbox import UNROUTED
 from messaging.operations import Operator, Outcome
-from messaging.publishing.rounds import is_under_way, under_way
+from messaging.publishing.rounds import under_way
 
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise
@@ -83,6 +83,11 @@ def _is_abandoned(row: Any) -> bool:
     return lapsed or (row.state == In.PROCESSING and row.lease_token is None)
 
 
+def _is_long_away(row: Any) -> bool:
+    """Whether a requeued message that its page has read was sent long ago."""
+    return row.state == In.REQUEUED and not vars(row).get("is_under_way", True)
+
+
 _ABANDONED = Q(state=In.PROCESSING) & (Q(lease_token=None) | Q(leased_until__lte=Now()))
 _OWN = Q(inbox__isnull=True)
 _UNROUTED = Q(state=Out.PENDING) & UNROUTED
@@ -106,8 +111,8 @@ INCOMING = (
         done=lambda count: (
             ngettext("%(count)d message was requeued.", "%(count)d messages were requeued.", count) % {"count": count}
         ),
-        also=_ABANDONED | (Q(state=In.REQUEUED) & ~under_way()),
-        also_fits=lambda row: _is_abandoned(row) or (row.state == In.REQUEUED and not is_under_way(row)),
+        also=_ABANDONED | Q(Q(state=In.REQUEUED), ~under_way()),
+        also_fits=lambda row: _is_abandoned(row) or _is_long_away(row),
         requires=Q(wire__isnull=False),
         lacking=_("its content was never received"),
     ),

@@ -179,7 +179,7 @@ def test_the_list_of_incoming_messages_names_the_error_while_it_matters(admin_cl
     incoming("retrying", error="no handler")
     incoming("processed", exception_type="shop.Overcome", error="Overcome: once")
     html = admin_client.get(INCOMING).content.decode()
-    assert '<span title="shop.Boom">Boom</span>' in html
+    assert '<strong title="shop.Boom">Boom</strong> no' in html
     assert "no handler" in html
     assert "Overcome" not in html
 
