@@ -23,7 +23,7 @@ from django.utils.translation import gettext_lazy as _
 
 from messaging.admin import lists, payload, waiting
 from messaging.admin.actions import as_action, carry_out, confirm
-from messaging.admin.display import moment, shorten, state_badge
+from messaging.admin.display import ending, moment, shorten, state_badge
 from messaging.admin.filters import newest_pk
 from messaging.admin.paginator import BoundedPaginator
 from messaging.admin.verbs import Verb
@@ -38,6 +38,7 @@ UNLISTED = ("body", "headers", "wire", "error")
 LONGEST_QUERY = 16 * 1024  # characters
 SEARCHED = 200_000  # newest rows among which columns without an index are searched
 BRIEF = 120  # characters of an error in a list
+NAMED = 60  # characters of a routing key or a queue there
 
 
 def brief(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
@@ -114,6 +115,7 @@ class MessageAdmin(ReadOnlyAdmin):
     """A list of messages with actions, and a page for each message."""
 
     verbs: Sequence[Verb] = ()
+    object_history_template = "admin/messaging/history.html"
     sample_fields: tuple[str, ...] = ("id", "state", "queue", "routing_key", "message_id")
     ordering = ("-id",)
     search_fields = ("message_id",)  # get_search_results() decides
@@ -281,8 +283,8 @@ class MessageAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("message id"))
     def id_column(self, row: Any) -> SafeString | str:
-        """The message id, shortened."""
-        return format_html("<code>{}</code>", shorten(row.message_id, 9)) if row.message_id else "—"
+        """The end of the message id."""
+        return format_html("<code>{}</code>", ending(row.message_id)) if row.message_id else "—"
 
     @admin.display(description=_("created"))
     def created_column(self, row: Any) -> SafeString:

@@ -18,7 +18,7 @@ from django.utils.translation import gettext_lazy
 
 from messaging import conf
 from messaging.admin import filters, holders, waiting
-from messaging.admin.base import BRIEF, MessageAdmin
+from messaging.admin.base import BRIEF, NAMED, MessageAdmin
 from messaging.admin.display import client_of, moment, seconds_until, shorten, span
 from messaging.admin.story import SHOWN, Event, Related, audit_events, in_order, related
 from messaging.admin.traces import parts
@@ -100,24 +100,26 @@ class ProcessedMessageAdmin(MessageAdmin):
         return reverse(f"{self.admin_site.name}:messaging_publishedmessage_change", args=[out.pk])
 
     @admin.display(description=gettext_lazy("message"))
-    def message_column(self, row: ProcessedMessage) -> str:
+    def message_column(self, row: ProcessedMessage) -> SafeString | str:
         """What it is about."""
-        return row.routing_key or row.type or "—"
+        return shorten(row.routing_key or row.type or "—", NAMED)
 
     @admin.display(description=gettext_lazy("queue"))
-    def queue_column(self, row: ProcessedMessage) -> str:
+    def queue_column(self, row: ProcessedMessage) -> SafeString | str:
         """Where it arrived."""
-        return row.queue if row.alias == conf.DEFAULT_ALIAS else f"{row.alias} · {row.queue}"
+        return shorten(row.queue if row.alias == conf.DEFAULT_ALIAS else f"{row.alias} · {row.queue}", NAMED)
 
     def trouble(self, row: ProcessedMessage) -> SafeString | str:
         """The class of the last error and the beginning of what it says, while it matters."""
         if row.state == State.PROCESSED:
             return ""
         name = row.exception_type.rpartition(".")[2]
-        text = (row.brief or "").removeprefix(name).removeprefix(": ")  # type: ignore[attr-defined]
         if not name:
             return super().trouble(row)
-        return format_html('<strong title="{}">{}</strong> {}', row.exception_type, name, shorten(text, BRIEF))
+        whole = row.brief or ""  # type: ignore[attr-defined]
+        text = whole.removeprefix(name).removeprefix(": ")
+        said = shorten(text, BRIEF - len(whole) + len(text))
+        return format_html('<strong title="{}">{}</strong> {}', row.exception_type, name, said)
 
     @admin.display(description=gettext_lazy("received"))
     def received_column(self, row: ProcessedMessage) -> SafeString:
@@ -192,7 +194,7 @@ def timeline(row: ProcessedMessage, rounds: Iterable[PublishedMessage], url: Any
     events = [Event(row.received_at, _("Received"), _("from queue %(queue)s") % {"queue": row.queue})]
     attempts = row.failures().order_by("-pk").defer("traceback").annotate(trace=Right("traceback", TRACEBACK))
     acts = audit_events("processed", row.pk)
-    events += [*(_attempt_event(attempt) for attempt in attempts[:SHOWN]), *acts]
+    events += [*reversed([_attempt_event(attempt) for attempt in attempts[:SHOWN]]), *acts]
     for out in rounds:
         title = _("Round %(number)d scheduled") % {"number": out.round}
         events.append(Event(_after_its_act(out.created_at, acts), title, _("outgoing message is %(state)s") % {

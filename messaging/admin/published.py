@@ -14,9 +14,9 @@ from django.utils.translation import gettext_lazy
 
 from messaging import conf
 from messaging.admin import filters, waiting
-from messaging.admin.base import MessageAdmin
+from messaging.admin.base import NAMED, MessageAdmin
 from messaging.admin.compose import compose_view
-from messaging.admin.display import distance, moment, seconds_until, state_badge
+from messaging.admin.display import distance, moment, seconds_until, shorten, state_badge
 from messaging.admin.drafts import is_editable
 from messaging.admin.story import SHOWN, Event, Link, Related, audit_events, in_order, related
 from messaging.admin.verbs import OUTGOING
@@ -133,15 +133,15 @@ class PublishedMessageAdmin(MessageAdmin):
         return state_badge(row.state, _("waiting for a queue") if waits else row.get_state_display())
 
     @admin.display(description=gettext_lazy("message"))
-    def message_column(self, row: PublishedMessage) -> str:
+    def message_column(self, row: PublishedMessage) -> SafeString | str:
         """What it is about."""
-        return row.routing_key or row.queue or "—"
+        return shorten(row.routing_key or row.queue or "—", NAMED)
 
     @admin.display(description=gettext_lazy("destination"))
-    def destination_column(self, row: PublishedMessage) -> str:
+    def destination_column(self, row: PublishedMessage) -> SafeString | str:
         """Exchange or queue, and the alias where it is not the default."""
         place = f"→ {row.queue}" if row.queue else row.exchange or "—"
-        return place if row.alias == conf.DEFAULT_ALIAS else f"{row.alias} · {place}"
+        return shorten(place if row.alias == conf.DEFAULT_ALIAS else f"{row.alias} · {place}", NAMED)
 
 
 def headline(row: PublishedMessage) -> str:

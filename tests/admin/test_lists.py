@@ -163,15 +163,76 @@ def test_due_leads_to_what_is_due(admin_client: Client) -> None:
     assert not [key for key in ("is.planned", "is.unrouted", "is.sent") if key in html]
 
 
+def test_each_number_counts_what_its_link_leads_to(admin_client: Client, settings: Any) -> None:
+    same = {"URL": "amqp://guest:guest@127.0.0.1:1/", "QUEUES": {"billing": {}}}
+    settings.MESSAGING = {"default": same, "other": same}
+    for alias, count in (("default", 2), ("other", 3)):
+        for _ in range(count):
+            incoming("failed", alias=alias)
+            incoming("requeued", alias=alias, round=2)
+    incoming("retrying")
+    incoming("processing")
+    ProcessedMessage.objects.filter(state="requeued").update(received_at=timezone.now() - timedelta(hours=1))
+    for _ in range(4):
+        outgoing("pending")
+    outgoing("pending", publish_at=timezone.now() + timedelta(days=1))
+    for _ in range(6):
+        outgoing("pending", attempts=1, unrouted=True)
+    for _ in range(7):
+        outgoing("failed", error="refused")
+    for page in ("/admin/messaging/", "/admin/messaging/queuecontrol/"):
+        html = get(admin_client, page)
+        numbers = re.findall(
+            r'<a href="([^"]*)">\s*<span class="msg-card-label">.*?msg-card-value">(\d+)<', html, re.DOTALL
+        )
+        numbers += re.findall(r'<a href="([^"]*)" class="msg-failures">(\d+)', html)
+        assert len(numbers) >= 4, page
+        for address, number in numbers:
+            listed = admin_client.get(unescape(address)).context["cl"].result_count
+            assert listed == int(number), address
+    assert {2, 3} <= {int(number) for _address, number in numbers}, "of each alias its own"
+
+
 def test_a_list_says_what_went_wrong_beside_the_class_of_the_error(admin_client: Client) -> None:
     incoming("failed", exception_type="shop.Boom", error="Boom: the <disk> is full " + "x" * 300)
     incoming("failed", exception_type="messaging.exceptions.PayloadError", error="The body is not valid JSON.")
     html = get(admin_client, INCOMING)
     assert ">Boom</strong>" in html
     assert "the &lt;disk&gt; is full" in html
+    assert re.search(r"is full x+…<", html), "it says that there is more"
     assert "x" * 121 not in html
     assert ">PayloadError</strong>" in html
     assert "The body is not valid JSON." in html
+
+
+def test_a_list_shows_the_end_of_ids_and_clips_long_names(admin_client: Client) -> None:
+    ids = ["019a0000-0000-7000-8000-00000000000a", "019a0000-0000-7000-8000-00000000000b", "short", "i" * 255]
+    for message_id in ids:
+        incoming(message_id=message_id, routing_key="k" * 190 + ".end", queue="q" * 190)
+        outgoing(message_id=message_id, routing_key="k" * 190 + ".end", exchange="e" * 190)
+    for page in (INCOMING, OUTGOING):
+        html = get(admin_client, page)
+        assert re.findall(r"<code>(?:<span[^>]*>)?([^<]+)<", html) == ["…iiiiiiii", "short", "…0000000b", "…0000000a"]
+        assert f'title="{ids[0]}"' in html
+        shown = re.sub(r'(title|aria-label)="[^"]*"', "", html)
+        assert not [name for name in ("k" * 61, "q" * 61, "e" * 61) if name in shown]
+        assert f'title="{"k" * 190}.end"' in html, "the whole is in reach"
+
+
+def test_queues_say_first_whether_they_are_paused_and_what_failed(admin_client: Client) -> None:
+    html = get(admin_client, "/admin/messaging/queuecontrol/")
+    names = ["Queue", "State", "Action", "Open failures", "Sent, not back", "Ready", "Unacked", "Consumers"]
+    places = [html.index(f">{name}<") for name in names]
+    assert places == sorted(places)
+
+
+def test_the_history_of_a_message_leads_back_to_it_in_its_list(admin_client: Client) -> None:
+    row = incoming("failed")
+    page = f"{INCOMING}{row.pk}/change/?_changelist_filters=state%3Dfailed"
+    (history,) = links(get(admin_client, page), "History")
+    html = get(admin_client, history)
+    assert page in links(html, "billing")
+    assert f"{INCOMING}?state=failed" in links(html, "Incoming messages")
 
 
 def test_keeping_ones_place_stays_within_ten_queries() -> None:
