@@ -91,7 +91,7 @@ class PublishedMessageAdmin(MessageAdmin):
         """The story of an outgoing message."""
         return {
             "headline": headline(row),
-            "waits": waiting.of_outgoing(row),
+            "waits": waiting.of_outgoing(row) if _is_relayed(row.alias) else "",
             "facts": facts(row),
             "error": row.error,
             "timeline": timeline(row),

@@ -39,6 +39,7 @@ def annotated(rows: QuerySet[Any]) -> QuerySet[Any]:
         paused_by=_first(control, "changed_by"),
         consumer_says=_first(own, "status"),
         is_under_way=under_way(),
+        is_unsent=under_way(0),
     )
     return told
 

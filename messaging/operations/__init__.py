@@ -77,7 +77,7 @@ def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
 
 
 def discard(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
-    """Lay failed, retrying or requeued messages aside, and those in processing that no claim holds.
+    """Lay failed or retrying messages aside, those in processing that no claim holds, and requeued ones that were sent.
 
     A copy still under way will not run.
     """
@@ -85,6 +85,9 @@ def discard(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
     def act(row: ProcessedMessage, outcome: Outcome) -> bool:
         if row.state not in (In.FAILED, In.RETRYING, In.PROCESSING, In.REQUEUED):
             return _wrong_state(row, outcome)
+        if row.state == In.REQUEUED and is_under_way(row, 0):
+            outcome.skip(row.pk, _("it is requeued, and was not sent yet"))
+            return False
         if not _leave(row, state=In.DISCARDED, discarded_at=Now()):
             return _still_there(row, outcome)
         cancel_rounds(row)

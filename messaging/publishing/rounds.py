@@ -76,18 +76,18 @@ def send_round_again(row: ProcessedMessage) -> PublishedMessage | None:
     return add_round(row, Now())
 
 
-def under_way() -> Exists:
-    """The condition that a message's present round is still to be sent, or was sent less than `LONG` seconds ago."""
+def under_way(seconds: float = LONG) -> Exists:
+    """The condition that a message's present round is still to be sent, or was sent less than `seconds` ago."""
     own = {"alias": OuterRef("alias"), "queue": OuterRef("queue"), "message_id": OuterRef("message_id")}
     # There is no round after the present one. Said like this, PostgreSQL cannot plan to read the whole outbox for it.
     rounds = PublishedMessage.objects.filter(inbox=OuterRef("pk"), round__gte=OuterRef("round"), **own)
-    lately = Q(in_state(Out.PUBLISHED), published_at__gt=Now() - timedelta(seconds=LONG))
+    lately = Q(in_state(Out.PUBLISHED), published_at__gt=Now() - timedelta(seconds=seconds))
     return Exists(rounds.filter(Q(in_state(Out.PENDING)) | lately))
 
 
-def is_under_way(row: ProcessedMessage) -> bool:
+def is_under_way(row: ProcessedMessage, seconds: float = LONG) -> bool:
     """Whether `under_way()` is true of a message."""
-    return ProcessedMessage.objects.using(row._state.db).filter(under_way(), pk=row.pk).exists()
+    return ProcessedMessage.objects.using(row._state.db).filter(under_way(seconds), pk=row.pk).exists()
 
 
 def not_back(rows: QuerySet[Any], since: datetime | Combinable) -> QuerySet[Any]:

@@ -170,7 +170,11 @@ def test_what_was_requeued_is_offered_again_once_it_has_been_away(admin_client: 
     out, page = PublishedMessage.objects.filter(inbox=row), f"{INCOMING}{row.pk}/change/"
     assert f"{INCOMING}{row.pk}/requeue/" not in admin_client.get(page).content.decode()
     assert "1 — it is requeued" in admin_client.get(f"{INCOMING}{row.pk}/requeue/").content.decode()
-    out.update(state="published", published_at=Now() - timedelta(seconds=LONG + 60))
+    assert f"{INCOMING}{row.pk}/discard/" not in admin_client.get(page).content.decode()
+    out.update(state="published", published_at=Now() - timedelta(seconds=60))
+    assert f"{INCOMING}{row.pk}/requeue/" not in admin_client.get(page).content.decode()
+    assert f"{INCOMING}{row.pk}/discard/" in admin_client.get(page).content.decode()
+    out.update(published_at=Now() - timedelta(seconds=LONG + 60))
     assert f"{INCOMING}{row.pk}/requeue/" in admin_client.get(page).content.decode()
     assert "1 message is affected." in admin_client.get(f"{INCOMING}{row.pk}/requeue/").content.decode()
     done = admin_client.post(f"{INCOMING}{row.pk}/requeue/", follow=True).content.decode()
