@@ -22,6 +22,7 @@ from messaging.db.clock import Now
 from messaging.management import options
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.operations import Operator, acting
+from messaging.publishing import rounds
 from messaging.wire.envelope import key_of, new_epoch
 from tests.admin_rows import incoming, outgoing
 from tests.deliveries import in_a_thread
@@ -39,6 +40,13 @@ def round_of(row: Any, state: str) -> Any:
     return outgoing(
         state, inbox=row, round=row.round, message_id=row.message_id, queue=row.queue, exchange="", epoch=new_epoch()
     )
+
+
+def sent(row: Any, seconds_ago: float) -> Any:
+    """The outbox row of a message's present round, which the broker confirmed so long ago."""
+    out = round_of(row, "published")
+    PublishedMessage.objects.filter(pk=out.pk).update(published_at=Now() - timedelta(seconds=seconds_ago))
+    return out
 
 
 def test_a_requeue_begins_a_round_with_fresh_attempts() -> None:
@@ -91,10 +99,44 @@ def test_every_verb_skips_what_is_in_another_state_and_says_why() -> None:
 @pytest.mark.parametrize("act", [operations.requeue, operations.discard])
 def test_a_requeued_message_that_was_sent_and_never_came_can_be_acted_upon(act: Any) -> None:
     row = incoming("requeued", round=2)
-    round_of(row, "published")
+    sent(row, seconds_ago=rounds.LONG + 60)
     assert act(one(row), BY).done == [row.pk]
     row.refresh_from_db()
     assert row.round == 3
+
+
+def test_a_second_requeue_is_skipped_until_the_first_was_sent_ten_minutes_ago() -> None:
+    row = incoming("failed", attempts=8)
+    assert operations.requeue(one(row), BY).done == [row.pk]
+    for state, seconds_ago, is_done in (
+        ("pending", None, False),
+        ("published", 0, False),
+        ("published", rounds.LONG - 60, False),
+        ("published", rounds.LONG + 60, True),
+    ):
+        out = PublishedMessage.objects.filter(inbox=row, round=2)
+        out.update(state=state, published_at=None if seconds_ago is None else Now() - timedelta(seconds=seconds_ago))
+        outcome = operations.requeue(one(row), BY)
+        assert bool(outcome.done) == is_done, (state, seconds_ago)
+        if not is_done:
+            assert "it is requeued, and was not sent yet or less than ten minutes ago" in outcome.skipped
+    row.refresh_from_db()
+    assert (row.state, row.round) == ("requeued", 3)
+    assert AuditRecord.objects.filter(action="requeue").count() == 2
+
+
+def test_what_an_earlier_round_did_does_not_keep_a_requeued_message() -> None:
+    row = incoming("requeued", round=3)
+    outgoing("published", inbox=row, round=2, message_id=row.message_id, queue=row.queue, published_at=Now())
+    assert operations.requeue(one(row), BY).done == [row.pk]
+
+
+def test_a_requeued_message_is_discarded_once_it_was_sent() -> None:
+    row = incoming("failed")
+    operations.requeue(one(row), BY)
+    assert list(operations.discard(one(row), BY).skipped) == ["it is requeued, and was not sent yet"]
+    PublishedMessage.objects.update(state="published", published_at=Now())
+    assert operations.discard(one(row), BY).done == [row.pk]
 
 
 @pytest.mark.django_db(transaction=True)

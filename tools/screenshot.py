@@ -85,10 +85,6 @@ class Photographer:
         """Open the first message of the list that is shown."""
         self._page.locator("#result_list tbody tr th a").first.click()
 
-    def unfold(self) -> None:
-        """Show the first traceback."""
-        self._page.locator("details summary").first.click()
-
     def take(self, name: str) -> None:
         """Save what the window shows as `<name>.png`."""
         for found, other in RENAMED:
@@ -132,7 +128,6 @@ def take_pictures(photographer: Photographer) -> None:
     photographer.take("incoming")
     photographer.go("/admin/messaging/processedmessage/?state=failed")
     photographer.open_first()
-    photographer.unfold()
     photographer.take("failed")
 
 

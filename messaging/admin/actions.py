@@ -112,6 +112,7 @@ def confirm(
             **model_admin.admin_site.each_context(request),
             "title": verb.label if fields else verb.button,
             "opts": opts,
+            "preserved_filters": model_admin.get_preserved_filters(request),
             "media": model_admin.media,
             "verb": verb,
             "preview": look,

@@ -7,6 +7,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
+from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
 from django.core.exceptions import PermissionDenied
 from django.db import router
 from django.db.models import Q, QuerySet
@@ -20,9 +21,9 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
 
-from messaging.admin import payload
+from messaging.admin import lists, payload, waiting
 from messaging.admin.actions import as_action, carry_out, confirm
-from messaging.admin.display import moment, shorten, state_badge
+from messaging.admin.display import ending, moment, shorten, state_badge
 from messaging.admin.filters import newest_pk
 from messaging.admin.paginator import BoundedPaginator
 from messaging.admin.verbs import Verb
@@ -37,6 +38,7 @@ UNLISTED = ("body", "headers", "wire", "error")
 LONGEST_QUERY = 16 * 1024  # characters
 SEARCHED = 200_000  # newest rows among which columns without an index are searched
 BRIEF = 120  # characters of an error in a list
+NAMED = 60  # characters of a routing key or a queue there
 
 
 def brief(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
@@ -61,6 +63,7 @@ class ReadOnlyAdmin(Base):
     list_per_page = 50
     list_max_show_all = 200
     change_list_template = "admin/messaging/message_list.html"
+    nothing: Any = ""  # what an empty list says where nothing is filtered: why, and what to do
 
     class Media:
         css = {"all": ("messaging/admin.css",)}
@@ -97,7 +100,11 @@ class ReadOnlyAdmin(Base):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """The list, under the model's own name."""
         title = capfirst(str(self.opts.verbose_name_plural))
-        return super().changelist_view(request, {"title": title, **(extra_context or {})})
+        return super().changelist_view(request, {"title": title, "nothing": self.nothing, **(extra_context or {})})
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[lists.Page | lists.Unread]:
+        """What makes the list."""
+        return lists.Unread if getattr(request, "is_unread", False) else lists.Page
 
     def may(self, request: HttpRequest, codename: str) -> bool:
         """Whether the user has this permission on the model."""
@@ -108,6 +115,7 @@ class MessageAdmin(ReadOnlyAdmin):
     """A list of messages with actions, and a page for each message."""
 
     verbs: Sequence[Verb] = ()
+    object_history_template = "admin/messaging/history.html"
     sample_fields: tuple[str, ...] = ("id", "state", "queue", "routing_key", "message_id")
     ordering = ("-id",)
     search_fields = ("message_id",)  # get_search_results() decides
@@ -169,10 +177,11 @@ class MessageAdmin(ReadOnlyAdmin):
         rows = written(self.model).filter(pk=pk)
         if not rows.exists():
             return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))  # type: ignore[attr-defined,no-any-return]
+        page = self.keeping(request, self.url("change", pk))
         if request.method != "POST":
-            return confirm(self, request, verb, rows, [], self.url("change", pk))
+            return confirm(self, request, verb, rows, [], page)
         carry_out(self, request, verb, rows)
-        return HttpResponseRedirect(self.url("change", pk))
+        return HttpResponseRedirect(page)
 
     def payload_view(self, request: HttpRequest, pk: int) -> HttpResponseBase:
         """The body as a file."""
@@ -189,16 +198,17 @@ class MessageAdmin(ReadOnlyAdmin):
         """The page of one message."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        row = self.find(object_id)
+        row = self.find(request, object_id)
         if row is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
         return self.detail(request, row, extra_context or {})
 
-    def find(self, object_id: str) -> Any:
-        """The row with the beginning of its payload; None if there is none."""
+    def find(self, request: HttpRequest, object_id: str) -> Any:
+        """The row with the beginning of its payload, and what its page says of its place; None if there is none."""
         if not (object_id.isascii() and object_id.isdecimal() and len(object_id) < 19):
             return None
-        return payload.with_preview(written(self.model).filter(pk=int(object_id))).first()
+        rows = payload.with_preview(written(self.model).filter(pk=int(object_id)))
+        return lists.with_neighbours(waiting.annotated(rows), self, request, int(object_id)).first()
 
     def detail(self, request: HttpRequest, row: Any, extra_context: dict[str, Any]) -> HttpResponse:
         """Render the page of one message."""
@@ -213,6 +223,8 @@ class MessageAdmin(ReadOnlyAdmin):
             "media": self.media,
             "badge": self.badge(row),
             "tools": self.tools(request, row),
+            "preserved_filters": self.get_preserved_filters(request),
+            **self.beside(request, row),
             "payload": payload.present(row) if visible else None,
             "payload_url": self.url("payload", row.pk),
             "headers": payload.header_rows(row.headers) if visible else None,
@@ -228,10 +240,27 @@ class MessageAdmin(ReadOnlyAdmin):
     def tools(self, request: HttpRequest, row: Any) -> list[dict[str, Any]]:
         """The buttons of this row for this user."""
         return [
-            {"url": self.url(verb.name, row.pk), "label": verb.button, "destructive": verb.destructive}
+            {
+                "url": self.keeping(request, self.url(verb.name, row.pk)),
+                "label": verb.button,
+                "destructive": verb.destructive,
+            }
             for verb in self.verbs
             if verb.fits(row) and self.permits(request, verb)
         ]
+
+    def beside(self, request: HttpRequest, row: Any) -> dict[str, str]:
+        """The addresses of the messages beside one that was read by `find()`, in its list; "" at the list's ends."""
+        beside = {name: vars(row).get(name) for name in ("newer", "older")}
+        return {
+            f"{name}_url": self.keeping(request, self.url("change", pk)) if pk else "" for name, pk in beside.items()
+        }
+
+    def keeping(self, request: HttpRequest, url: str) -> str:
+        """An address of ours, with the list's filter and page that this one keeps."""
+        kept: dict[str, Any] = {"opts": self.opts, "preserved_filters": self.get_preserved_filters(request)}
+        whole: str = add_preserved_filters(kept, url)
+        return whole
 
     def url(self, name: str, *args: Any) -> str:
         """The address of one of this model's pages."""
@@ -250,12 +279,12 @@ class MessageAdmin(ReadOnlyAdmin):
 
     def trouble(self, row: Any) -> SafeString | str:
         """The beginning of the error; "" where there is none."""
-        return shorten(row.brief, BRIEF // 2) if row.brief else ""
+        return shorten(row.brief, BRIEF) if row.brief else ""
 
     @admin.display(description=_("message id"))
     def id_column(self, row: Any) -> SafeString | str:
-        """The message id, shortened."""
-        return format_html("<code>{}</code>", shorten(row.message_id, 9)) if row.message_id else "—"
+        """The end of the message id."""
+        return format_html("<code>{}</code>", ending(row.message_id)) if row.message_id else "—"
 
     @admin.display(description=_("created"))
     def created_column(self, row: Any) -> SafeString:

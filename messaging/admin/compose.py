@@ -60,11 +60,13 @@ def _page(
             "subtitle": str(draft) if draft else None,
             "opts": model_admin.opts,
             "original": draft,
+            "preserved_filters": model_admin.get_preserved_filters(request),
+            **(model_admin.beside(request, draft) if draft else {}),
             "media": model_admin.media,
             "form": form,
             "adminform": fields,
             "queues": known_queues(),
-            "tools": [tool for tool in model_admin.tools(request, draft) if tool["url"].endswith("/discard/")]
+            "tools": [tool for tool in model_admin.tools(request, draft) if "/discard/" in tool["url"]]
             if draft
             else [],
         },
@@ -96,7 +98,7 @@ def _save(
         model_admin.message_user(request, _("The draft was saved. It is not published yet."), messages.SUCCESS)
     if not model_admin.has_view_permission(request):
         return HttpResponseRedirect(reverse(f"{model_admin.admin_site.name}:index"))
-    return HttpResponseRedirect(model_admin.url("change", row.pk))
+    return HttpResponseRedirect(model_admin.keeping(request, model_admin.url("change", row.pk)))
 
 
 def _write(row: PublishedMessage, draft: PublishedMessage | None, database: str) -> bool:

@@ -116,6 +116,13 @@ def size(count: int) -> str:
     return f"{count / 1024 / 1024:.1f} MiB"
 
 
+def ending(text: str, length: int = 8) -> SafeString | str:
+    """The last `length` characters of an id, whole in its title: ids of the same moment begin alike."""
+    if len(text) <= length + 4:
+        return text
+    return format_html('<span title="{}">…{}</span>', text, text[-length:])
+
+
 def shorten(text: str, length: int = 36) -> SafeString | str:
     """Text cut to `length` characters, whole in its title."""
     if len(text) <= length:

@@ -13,6 +13,7 @@ from django.db.models import Max, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from messaging import conf
 from messaging.db.clock import Now
@@ -46,7 +47,7 @@ def queues_of(alias: str) -> set[str]:
 
 
 class StateFilter(admin.SimpleListFilter):
-    """By state; incoming messages also by being open, outgoing ones by waiting for a queue."""
+    """By state; incoming messages also by being open, outgoing ones by being due or waiting for a queue."""
 
     title = _("state")
     parameter_name = "state"
@@ -56,7 +57,8 @@ class StateFilter(admin.SimpleListFilter):
         if model_admin.model is ProcessedMessage:
             own = [("open", _("open")), ("away", _("sent, not back"))]
             return [*own, *model_admin.model.State.choices]
-        return [*model_admin.model.State.choices, ("waiting", _("waiting for a queue"))]
+        own = [("due", pgettext_lazy("outgoing message", "due")), ("waiting", _("waiting for a queue"))]
+        return [*model_admin.model.State.choices, *own]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """The rows in that state."""
@@ -65,6 +67,8 @@ class StateFilter(admin.SimpleListFilter):
             return not_back(queryset, Now() - timedelta(seconds=LONG))
         if value == "open" and queryset.model is ProcessedMessage:
             return queryset.filter(state__in=ProcessedMessage.OPEN)
+        if value == "due" and isinstance(queryset, PublishedMessageQuerySet):
+            return queryset.unsent()
         if value == "waiting" and isinstance(queryset, PublishedMessageQuerySet):
             return queryset.waiting_for_queue()
         return queryset.filter(state=value) if value in queryset.model.State.values else queryset

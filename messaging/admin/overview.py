@@ -94,7 +94,7 @@ def _unsent(name: str) -> list[Card]:
     number: type[int] = Bounded if found["due"] + found["waiting"] > LIMIT else int
     age = -seconds_until(first) if first else 0.0
     note = _("oldest %(span)s") % {"span": span(age)} if first else _("nothing waits")
-    cards = [Card(_("Outgoing, due"), number(found["due"]), note, f"{url}?state=pending", alarm=age > LATE)]
+    cards = [Card(_("Outgoing, due"), number(found["due"]), note, f"{url}?state=due", alarm=age > LATE)]
     if found["waiting"]:
         label, note = _("Outgoing, waiting for a queue"), _("no queue takes them")
         cards.append(Card(label, number(found["waiting"]), note, f"{url}?state=waiting", alarm=True))

@@ -13,6 +13,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from messaging import conf, topology
+from messaging.admin import words
 from messaging.admin.display import UNKNOWN, client_of, local, moment, seconds_until, span
 from messaging.admin.holders import long_ones
 from messaging.admin.paginator import LIMIT, Bounded
@@ -112,6 +113,8 @@ def workers() -> list[dict[str, Any]]:
     return [
         {
             "worker": row,
+            "kind": words.kind(row.kind),
+            "status": words.status(row.status),
             "seen": moment(row.seen_at),
             "started": moment(row.started_at),
             "silent": seconds_until(row.seen_at) < -SEEN,
@@ -176,8 +179,9 @@ def _panel(
 
 def _links(alias: str, queue: str, site: str) -> dict[str, str]:
     query = urlencode({"alias": alias, "queue": queue})
-    failed = urlencode({"state": "failed", "queue": queue})
-    away = urlencode({"state": "away", "queue": queue})
+    # The list filters by alias only where there are several.
+    same = {"queue": queue, "alias": alias} if len(conf.aliases()) > 1 else {"queue": queue}
+    failed, away = urlencode({"state": "failed", **same}), urlencode({"state": "away", **same})
     return {
         "failures": f"{reverse(f'{site}:messaging_processedmessage_changelist')}?{failed}",
         "away": f"{reverse(f'{site}:messaging_processedmessage_changelist')}?{away}",

@@ -17,11 +17,12 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from messaging import conf
-from messaging.admin import filters, holders
-from messaging.admin.base import MessageAdmin
+from messaging.admin import filters, holders, waiting
+from messaging.admin.base import BRIEF, NAMED, MessageAdmin
 from messaging.admin.display import client_of, exactly, moment, seconds_until, shorten, span
 from messaging.admin.lengths import Lengths, lengths_of, run_of
 from messaging.admin.story import SHOWN, Event, Related, audit_events, in_order, related
+from messaging.admin.traces import parts
 from messaging.admin.verbs import INCOMING
 from messaging.exceptions import ConfigurationError, WireError
 from messaging.handlers import registry
@@ -45,6 +46,10 @@ class ProcessedMessageAdmin(MessageAdmin):
     """Incoming messages."""
 
     verbs = INCOMING
+    nothing = gettext_lazy(
+        "Nothing has arrived yet. Messages come once a handler is declared, “manage.py consume” runs, "
+        "and something is published to its queue."
+    )
     list_display = (
         "message_column",
         "state_column",
@@ -78,12 +83,15 @@ class ProcessedMessageAdmin(MessageAdmin):
         outgoing = list(_outgoing(row)) if request.user.has_perm("messaging.view_publishedmessage") else []
         rounds = [out for out in outgoing if out.inbox_id == row.pk]
         lengths = lengths_of(row, outgoing)
+        events = timeline(row, rounds, self._round_url, lengths)
         return {
             "headline": headline(row),
+            "waits": waiting.of_incoming(row, rounds),
+            "trace": next((parts(event.trace) for event in reversed(events) if event.trace), []) if row.error else [],
             "facts": [*facts(row), *_lengths(lengths), *_held(row)],
             "error": row.error,
             "similar_url": f"{self.url('changelist')}?fingerprint={row.fingerprint}" if row.fingerprint else "",
-            "timeline": timeline(row, rounds, self._round_url, lengths),
+            "timeline": events,
             "related": [
                 *_causes(row, site),
                 *related(_("Outgoing messages with the same id"), _same_id(row, outgoing), site),
@@ -95,21 +103,26 @@ class ProcessedMessageAdmin(MessageAdmin):
         return reverse(f"{self.admin_site.name}:messaging_publishedmessage_change", args=[out.pk])
 
     @admin.display(description=gettext_lazy("message"))
-    def message_column(self, row: ProcessedMessage) -> str:
+    def message_column(self, row: ProcessedMessage) -> SafeString | str:
         """What it is about."""
-        return row.routing_key or row.type or "—"
+        return shorten(row.routing_key or row.type or "—", NAMED)
 
     @admin.display(description=gettext_lazy("queue"))
-    def queue_column(self, row: ProcessedMessage) -> str:
+    def queue_column(self, row: ProcessedMessage) -> SafeString | str:
         """Where it arrived."""
-        return row.queue if row.alias == conf.DEFAULT_ALIAS else f"{row.alias} · {row.queue}"
+        return shorten(row.queue if row.alias == conf.DEFAULT_ALIAS else f"{row.alias} · {row.queue}", NAMED)
 
     def trouble(self, row: ProcessedMessage) -> SafeString | str:
-        """The class of the last error, while it matters."""
+        """The class of the last error and the beginning of what it says, while it matters."""
         if row.state == State.PROCESSED:
             return ""
         name = row.exception_type.rpartition(".")[2]
-        return format_html('<span title="{}">{}</span>', row.exception_type, name) if name else super().trouble(row)
+        if not name:
+            return super().trouble(row)
+        whole = row.brief or ""  # type: ignore[attr-defined]
+        text = whole.removeprefix(name).removeprefix(": ")
+        said = shorten(text, BRIEF - len(whole) + len(text))
+        return format_html('<strong title="{}">{}</strong> {}', row.exception_type, name, said)
 
     @admin.display(description=gettext_lazy("received"))
     def received_column(self, row: ProcessedMessage) -> SafeString:
@@ -193,7 +206,7 @@ def timeline(row: ProcessedMessage, rounds: Iterable[PublishedMessage], url: Any
     events = [Event(row.received_at, _("Received"), _("from queue %(queue)s") % {"queue": row.queue})]
     attempts = row.failures().order_by("-pk").defer("traceback").annotate(trace=Right("traceback", TRACEBACK))
     acts = audit_events("processed", row.pk)
-    events += [*(_attempt_event(attempt) for attempt in attempts[:SHOWN]), *acts]
+    events += [*reversed([_attempt_event(attempt) for attempt in attempts[:SHOWN]]), *acts]
     for out in rounds:
         title = _("Round %(number)d scheduled") % {"number": out.round}
         events.append(Event(_after_its_act(out.created_at, acts), title, _("outgoing message is %(state)s") % {

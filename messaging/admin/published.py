@@ -13,10 +13,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from messaging import conf
-from messaging.admin import filters
-from messaging.admin.base import MessageAdmin
+from messaging.admin import filters, waiting
+from messaging.admin.base import NAMED, MessageAdmin
 from messaging.admin.compose import compose_view
-from messaging.admin.display import distance, moment, seconds_until, state_badge
+from messaging.admin.display import distance, moment, seconds_until, shorten, state_badge
 from messaging.admin.drafts import is_editable
 from messaging.admin.story import SHOWN, Event, Link, Related, audit_events, in_order, related
 from messaging.admin.verbs import OUTGOING
@@ -32,6 +32,7 @@ class PublishedMessageAdmin(MessageAdmin):
     """Outgoing messages. Adding one is writing it; only drafts can be changed."""
 
     verbs = OUTGOING
+    nothing = gettext_lazy("Nothing was published yet. Code does it with publish(), people with “Write a message”.")
     sample_fields = (*MessageAdmin.sample_fields, "inbox")
     list_display = (
         "message_column",
@@ -90,6 +91,7 @@ class PublishedMessageAdmin(MessageAdmin):
         """The story of an outgoing message."""
         return {
             "headline": headline(row),
+            "waits": waiting.of_outgoing(row) if _is_relayed(row.alias) else "",
             "facts": facts(row),
             "error": row.error,
             "timeline": timeline(row),
@@ -131,15 +133,15 @@ class PublishedMessageAdmin(MessageAdmin):
         return state_badge(row.state, _("waiting for a queue") if waits else row.get_state_display())
 
     @admin.display(description=gettext_lazy("message"))
-    def message_column(self, row: PublishedMessage) -> str:
+    def message_column(self, row: PublishedMessage) -> SafeString | str:
         """What it is about."""
-        return row.routing_key or row.queue or "—"
+        return shorten(row.routing_key or row.queue or "—", NAMED)
 
     @admin.display(description=gettext_lazy("destination"))
-    def destination_column(self, row: PublishedMessage) -> str:
+    def destination_column(self, row: PublishedMessage) -> SafeString | str:
         """Exchange or queue, and the alias where it is not the default."""
         place = f"→ {row.queue}" if row.queue else row.exchange or "—"
-        return place if row.alias == conf.DEFAULT_ALIAS else f"{row.alias} · {place}"
+        return shorten(place if row.alias == conf.DEFAULT_ALIAS else f"{row.alias} · {place}", NAMED)
 
 
 def headline(row: PublishedMessage) -> str:

@@ -13,8 +13,10 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
+from messaging.admin import words
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.display import moment, shorten
+from messaging.admin.filters import OlderFilter
 from messaging.admin.story import ACTS
 from messaging.models import AuditRecord, Worker
 
@@ -42,7 +44,8 @@ class AuditRecordAdmin(ReadOnlyAdmin):
 
     list_display = ("act_column", "at_column", "username", "subject_column", "change_column", "reason_column")
     list_display_links = None
-    list_filter = (ActFilter,)
+    list_filter = (ActFilter, OlderFilter)
+    nothing = _("Nobody has acted yet. What operators do to messages and queues is recorded here.")
     ordering = ("-id",)
     search_fields = ("message_id__exact", "username__exact")
     search_help_text = _("Exact message id or user name.")
@@ -72,7 +75,7 @@ class AuditRecordAdmin(ReadOnlyAdmin):
     @admin.display(description=_("state"))
     def change_column(self, row: AuditRecord) -> str:
         """From which state to which."""
-        return f"{row.state_before} → {row.state_after}" if row.state_before else ""
+        return words.change(row.state_before, row.state_after)
 
     @admin.display(description=_("reason"))
     def reason_column(self, row: AuditRecord) -> SafeString | str:
@@ -83,10 +86,20 @@ class AuditRecordAdmin(ReadOnlyAdmin):
 class WorkerAdmin(ReadOnlyAdmin):
     """Consumer processes and relays, as they report themselves."""
 
-    list_display = ("name", "kind", "host", "pid", "queues_column", "status", "started_column", "seen_column")
+    list_display = (
+        "name",
+        "kind_column",
+        "host",
+        "pid",
+        "queues_column",
+        "status_column",
+        "started_column",
+        "seen_column",
+    )
     list_display_links = None
     ordering = ("-seen_at", "-id")
     change_list_template = "admin/messaging/worker_list.html"
+    nothing = _("No worker was ever started. Start one with: manage.py consume")
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """The list, and below it what workers run, and what they may be waiting for."""
@@ -97,6 +110,16 @@ class WorkerAdmin(ReadOnlyAdmin):
         workers = [item["worker"] for item in panels.workers()]
         own = {"runs": running.runs(request, self.admin_site.name, workers), "holders": panels.holders()}
         return super().changelist_view(request, {**own, **(extra_context or {})})
+
+    @admin.display(description=_("kind"))
+    def kind_column(self, row: Worker) -> str:
+        """What it is."""
+        return words.kind(row.kind)
+
+    @admin.display(description=_("status"))
+    def status_column(self, row: Worker) -> str:
+        """What it does."""
+        return words.status(row.status) or "—"
 
     @admin.display(description=_("queues"))
     def queues_column(self, row: Worker) -> str:

@@ -15,6 +15,7 @@ from messaging.db.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.outbox import UNROUTED
 from messaging.operations import Operator, Outcome
+from messaging.publishing.rounds import under_way
 
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise
@@ -82,6 +83,11 @@ def _is_abandoned(row: Any) -> bool:
     return lapsed or (row.state == In.PROCESSING and row.lease_token is None)
 
 
+def _is_away(row: Any, unless: str) -> bool:
+    """Whether a requeued message was sent; `unless` is what `waiting.annotated()` must not have found true of it."""
+    return row.state == In.REQUEUED and not vars(row).get(unless, True)
+
+
 _ABANDONED = Q(state=In.PROCESSING) & (Q(lease_token=None) | Q(leased_until__lte=Now()))
 _OWN = Q(inbox__isnull=True)
 _UNROUTED = Q(state=Out.PENDING) & UNROUTED
@@ -92,40 +98,42 @@ INCOMING = (
     Verb(
         name="requeue",
         permission="requeue",
-        states=(In.FAILED, In.RETRYING, In.REQUEUED),
+        states=(In.FAILED, In.RETRYING),
         act=operations.requeue,
         label=_("Requeue selected failures"),
         button=_("Requeue"),
         explanation=_(
             "Failed and retrying messages go back to their own queue at once, with fresh attempts. "
             "Other services do not see them again. "
-            "Of what is being processed only that is taken whose worker has died."
+            "Of what is being processed only that is taken whose worker has died, "
+            "and of what was requeued before only what was sent more than ten minutes ago and has not come back."
         ),
         done=lambda count: (
             ngettext("%(count)d message was requeued.", "%(count)d messages were requeued.", count) % {"count": count}
         ),
-        also=_ABANDONED,
-        also_fits=_is_abandoned,
+        also=_ABANDONED | Q(Q(state=In.REQUEUED), ~under_way()),
+        also_fits=lambda row: _is_abandoned(row) or _is_away(row, "is_under_way"),
         requires=Q(wire__isnull=False),
         lacking=_("its content was never received"),
     ),
     Verb(
         name="discard",
         permission="discard",
-        states=(In.FAILED, In.RETRYING, In.REQUEUED),
+        states=(In.FAILED, In.RETRYING),
         act=operations.discard,
         label=_("Discard selected messages"),
         button=_("Discard"),
         explanation=_(
             "Failed and retrying messages are laid aside and will not run again. "
             "They can be restored until retention removes them. "
-            "Of what is being processed only that is taken whose worker has died."
+            "Of what is being processed only that is taken whose worker has died, "
+            "and of what was requeued only what was sent and has not come back."
         ),
         done=lambda count: (
             ngettext("%(count)d message was discarded.", "%(count)d messages were discarded.", count) % {"count": count}
         ),
-        also=_ABANDONED,
-        also_fits=_is_abandoned,
+        also=_ABANDONED | Q(Q(state=In.REQUEUED), ~under_way(0)),
+        also_fits=lambda row: _is_abandoned(row) or _is_away(row, "is_unsent"),
         destructive=True,
     ),
     Verb(

@@ -53,6 +53,10 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
         """Pending rows that no queue took when they were last sent."""
         return self.pending().filter(UNROUTED)
 
+    def unsent(self) -> Self:
+        """Pending rows whose time has come, and that do not wait for a queue: what people call due."""
+        return self.pending().filter(publish_at__lte=Now()).exclude(UNROUTED)
+
     def scheduled(self, alias: str) -> Self:
         """Pending rows of an alias, the next first. They are found by `due_at`, which no others have."""
         # Said by the other states: PostgreSQL has no statistics of such a condition. It guesses that one row in 200 is

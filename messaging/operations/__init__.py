@@ -28,8 +28,8 @@ from messaging.publishing.rounds import (
     databases_of,
     incoming_of,
     is_awaited,
+    is_under_way,
     send_round_again,
-    unsent_rounds,
 )
 from messaging.wire import nonces
 from messaging.wire.envelope import Envelope
@@ -55,12 +55,16 @@ Out = PublishedMessage.State
 def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
     """Send failed (or retrying) messages round again at once, with fresh attempts.
 
-    What is being processed is left alone unless no claim holds: its worker died, and the message may be gone.
+    What is being processed is left alone unless no claim holds: its worker died, and the message may be gone. So is
+    what was requeued before, until it has been away for ten minutes: the broker may have lost it.
     """
 
     def act(row: ProcessedMessage, outcome: Outcome) -> bool:
-        if row.state not in (In.FAILED, In.RETRYING, In.PROCESSING) and not _has_left(row):
+        if row.state not in (In.FAILED, In.RETRYING, In.PROCESSING, In.REQUEUED):
             return _wrong_state(row, outcome)
+        if row.state == In.REQUEUED and is_under_way(row):
+            outcome.skip(row.pk, _("it is requeued, and was not sent yet or less than ten minutes ago"))
+            return False
         if row.wire is None:
             outcome.skip(row.pk, _("its content was never received"))
             return False
@@ -83,14 +87,17 @@ def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
 
 
 def discard(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
-    """Lay failed or retrying messages aside, and those in processing that no claim holds.
+    """Lay failed or retrying messages aside, those in processing that no claim holds, and requeued ones that were sent.
 
     A copy still under way will not run.
     """
 
     def act(row: ProcessedMessage, outcome: Outcome) -> bool:
-        if row.state not in (In.FAILED, In.RETRYING, In.PROCESSING) and not _has_left(row):
+        if row.state not in (In.FAILED, In.RETRYING, In.PROCESSING, In.REQUEUED):
             return _wrong_state(row, outcome)
+        if row.state == In.REQUEUED and is_under_way(row, 0):
+            outcome.skip(row.pk, _("it is requeued, and was not sent yet"))
+            return False
         if not _leave(row, state=In.DISCARDED, discarded_at=Now()):
             return _still_there(row, outcome)
         cancel_rounds(row)
@@ -243,11 +250,6 @@ def _leave_together(rows: Sequence[ProcessedMessage], database: str, **changes: 
 
 def _still_there(row: ProcessedMessage, outcome: Outcome) -> bool:
     return _wrong_state(row, outcome) if row.state == In.PROCESSING else changed_meanwhile(row, outcome)
-
-
-def _has_left(row: ProcessedMessage) -> bool:
-    """Whether a requeued message was sent: lost at the broker it would wait for ever. Its round fences a late copy."""
-    return row.state == In.REQUEUED and not unsent_rounds(row).exists()
 
 
 def _replay_round(row: PublishedMessage, outcome: Outcome) -> bool:

@@ -6,7 +6,7 @@ So it is when a backup was restored, the broker lost its disk, or nobody consume
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery
@@ -90,6 +90,20 @@ def send_round_again(row: ProcessedMessage) -> PublishedMessage | None:
         held.update(epoch=F("epoch") + 1, due_at=Now(), lease_owner="", lease_token=None)
         return None
     return add_round(row, Now())
+
+
+def under_way(seconds: float = LONG) -> Exists:
+    """The condition that a message's present round is still to be sent, or was sent less than `seconds` ago."""
+    own = {"alias": OuterRef("alias"), "queue": OuterRef("queue"), "message_id": OuterRef("message_id")}
+    # There is no round after the present one. Said like this, PostgreSQL cannot plan to read the whole outbox for it.
+    rounds = PublishedMessage.objects.filter(inbox=OuterRef("pk"), round__gte=OuterRef("round"), **own)
+    lately = Q(in_state(Out.PUBLISHED), published_at__gt=Now() - timedelta(seconds=seconds))
+    return Exists(rounds.filter(Q(in_state(Out.PENDING)) | lately))
+
+
+def is_under_way(row: ProcessedMessage, seconds: float = LONG) -> bool:
+    """Whether `under_way()` is true of a message."""
+    return ProcessedMessage.objects.using(row._state.db).filter(under_way(seconds), pk=row.pk).exists()
 
 
 def not_back(rows: QuerySet[Any], since: datetime | Combinable) -> QuerySet[Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from django import template
 
+from messaging.admin.lists import in_words, newer_page
 from messaging.admin.overview import cards
 
 register = template.Library()
@@ -18,6 +19,25 @@ def older_url(cl: Any) -> str:
     if not rows or not getattr(cl.paginator, "is_bounded", False):
         return ""
     url: str = cl.get_query_string({"before": rows[-1].pk}, ["p"])
+    return url
+
+
+@register.simple_tag(takes_context=True)
+def newer_url(context: Any, cl: Any) -> str:
+    """Where the list goes on before the first row of this page, where it began in the midst; "" elsewhere."""
+    return newer_page(cl, context["request"])
+
+
+@register.simple_tag
+def chosen(cl: Any) -> list[tuple[str, str]]:
+    """The filters in use as names and values, in words."""
+    return in_words(cl)
+
+
+@register.simple_tag
+def without(cl: Any, name: str) -> str:
+    """The list without one of its filters, from its first page."""
+    url: str = cl.get_query_string({}, [name, "p"])
     return url
 
 

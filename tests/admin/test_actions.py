@@ -18,6 +18,7 @@ from messaging.db.clock import Now
 from messaging.models import AuditRecord, Operation, ProcessedMessage, PublishedMessage
 from messaging.operations import stored
 from messaging.operations.stored import run_waiting
+from messaging.publishing.rounds import LONG
 from tests.admin_rows import INCOMING, OUTGOING, incoming, outgoing, staff
 
 pytestmark = pytest.mark.django_db
@@ -52,6 +53,8 @@ def make(side: str, state: str) -> tuple[Any, str]:
         row = incoming(state, lease_token=uuid.uuid4(), leased_until=Now() + timedelta(seconds=60))
     else:
         row = incoming(state) if side == "in" else outgoing(state)
+    if side == "in" and state == "requeued":  # a moment ago
+        outgoing("pending", inbox=row, message_id=row.message_id, queue=row.queue, exchange="")
     return row, INCOMING if side == "in" else OUTGOING
 
 
@@ -162,6 +165,22 @@ def test_a_double_click_requeues_once(admin_client: Client) -> None:
     assert (out.state, out.queue, out.round) == ("pending", "billing", 2)
     row.refresh_from_db()
     assert (row.round, row.attempts) == (2, 0)
+
+
+def test_what_was_requeued_is_offered_again_once_it_has_been_away(admin_client: Client) -> None:
+    row, _ = make("in", "requeued")
+    out, page = PublishedMessage.objects.filter(inbox=row), f"{INCOMING}{row.pk}/change/"
+    assert f"{INCOMING}{row.pk}/requeue/" not in admin_client.get(page).content.decode()
+    assert "1 — it is requeued" in admin_client.get(f"{INCOMING}{row.pk}/requeue/").content.decode()
+    assert f"{INCOMING}{row.pk}/discard/" not in admin_client.get(page).content.decode()
+    out.update(state="published", published_at=Now() - timedelta(seconds=60))
+    assert f"{INCOMING}{row.pk}/requeue/" not in admin_client.get(page).content.decode()
+    assert f"{INCOMING}{row.pk}/discard/" in admin_client.get(page).content.decode()
+    out.update(published_at=Now() - timedelta(seconds=LONG + 60))
+    assert f"{INCOMING}{row.pk}/requeue/" in admin_client.get(page).content.decode()
+    assert "1 message is affected." in admin_client.get(f"{INCOMING}{row.pk}/requeue/").content.decode()
+    done = admin_client.post(f"{INCOMING}{row.pk}/requeue/", follow=True).content.decode()
+    assert "1 message was requeued." in done
 
 
 def test_what_was_never_received_cannot_be_requeued(admin_client: Client) -> None:

@@ -254,6 +254,7 @@ class Site:
     # Operators
 
     def _requeue(self, before: State, after: State) -> None:
+        PublishedMessage.objects.filter(state="published").update(published_at=Now() - timedelta(minutes=11))
         assert operations.requeue(ProcessedMessage.objects.all(), BY).done
 
     def _discard(self, before: State, after: State) -> None:
