@@ -10,7 +10,7 @@ from django.contrib import admin
 from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
 from django.core.exceptions import PermissionDenied
 from django.db import router
-from django.db.models import Q, QuerySet
+from django.db.models import Exists, Q, QuerySet
 from django.db.models.functions import Left
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
@@ -104,7 +104,7 @@ class ReadOnlyAdmin(Base):
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[lists.Page | lists.Unread]:
         """What makes the list."""
-        return lists.Unread if getattr(request, "is_unread", False) else lists.Page
+        return lists.Unread if lists.is_unread(request) else lists.Page
 
     def may(self, request: HttpRequest, codename: str) -> bool:
         """Whether the user has this permission on the model."""
@@ -141,11 +141,16 @@ class MessageAdmin(ReadOnlyAdmin):
         term = search_term.strip()
         if not term:
             return queryset, False
-        indexed = Q(message_id=term) | Q(correlation_id=term)
-        if written(self.model).filter(indexed).exists():
+        indexed, other = (
+            Q(message_id=term) | Q(correlation_id=term),
+            Q(causation_id=term) | Q(routing_key__startswith=term),
+        )
+        found = written(self.model).filter(indexed)
+        if lists.is_unread(request):  # a few rows beside another are wanted, by one query
+            return queryset.filter(indexed | Q(~Exists(found), other)), False
+        if found.exists():
             return queryset.filter(indexed), False
-        floor = newest_pk(written(self.model)) - SEARCHED
-        return queryset.filter(Q(causation_id=term) | Q(routing_key__startswith=term), pk__gt=floor), False
+        return queryset.filter(other, pk__gt=newest_pk(written(self.model)) - SEARCHED), False
 
     def get_urls(self) -> list[URLPattern]:
         """A page for each verb and the payload's download, before the admin's own."""

@@ -57,6 +57,11 @@ def selection(model_admin: ReadOnlyAdmin, request: HttpRequest, query: QueryDict
     return rows
 
 
+def is_unread(request: HttpRequest) -> bool:
+    """Whether `selection()` asks."""
+    return getattr(request, "is_unread", False)
+
+
 def with_neighbours(rows: QuerySet[Any], model_admin: ReadOnlyAdmin, request: HttpRequest, pk: int) -> QuerySet[Any]:
     """Rows with `newer` and `older`: the rows beside `pk` in the list that its page was reached from, or None."""
     query = QueryDict(request.GET.get(FILTERS, ""))

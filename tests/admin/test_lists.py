@@ -81,6 +81,17 @@ def test_newer_and_older_lead_through_the_filtered_list(admin_client: Client) ->
     assert links(get(admin_client, f"{INCOMING}{rows[2].pk}/change/"), "Older") == [f"{INCOMING}{rows[3].pk}/change/"]
 
 
+def test_newer_and_older_lead_through_what_a_search_found(admin_client: Client) -> None:
+    rows = [incoming(routing_key=key, correlation_id="c") for key in ("orders.paid", "mail.sent", "orders.placed")]
+    kept = f"{INCOMING}{rows[0].pk}/change/?_changelist_filters=q%3D"
+    for term, row in (("orders.", rows[2]), ("c", rows[1])):
+        (newer,) = links(get(admin_client, kept + term), "Newer")
+        assert newer.startswith(f"{INCOMING}{row.pk}/"), term
+    incoming(message_id="orders.", routing_key="x")
+    incoming(correlation_id="orders.", routing_key="x")
+    assert links(get(admin_client, f"{kept}orders."), "Newer")[0].startswith(f"{INCOMING}{rows[2].pk + 1}/")
+
+
 def test_a_neighbour_is_not_looked_for_in_the_whole_table(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
