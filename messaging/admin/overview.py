@@ -77,7 +77,8 @@ def _over_usual(site: str) -> list[Card]:
     runs = over_usual()
     if not runs:
         return []
-    note = _("%(handler)s since %(moment)s") % {"handler": runs[0].told.get("handler"), "moment": local(runs[0].began)}
+    name = str(runs[0].told.get("handler", "")).rpartition(".")[2]
+    note = _("%(handler)s since %(moment)s") % {"handler": name, "moment": local(runs[0].began)}
     url = reverse(f"{site}:messaging_worker_changelist")
     return [Card(_("Running over their usual time"), len(runs), note, url, alarm=True)]
 

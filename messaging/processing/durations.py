@@ -1,7 +1,7 @@
 """How long a handler ran, told by its process's monotonic clock.
 
 A record that is written before its handler runs says that this was brief. Where it was not, one more statement corrects
-it behind the handler, in the same transaction: a thousandth of what such a run took, and nothing for all others.
+it behind the handler, in the same transaction: some thousandths of what such a run took, and nothing for all others.
 """
 
 from __future__ import annotations

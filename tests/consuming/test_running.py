@@ -11,6 +11,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from messaging.consuming import running
+from messaging.consuming.consumer import Consumer, Plan
 from messaging.consuming.housekeeping import Housekeeper
 from messaging.consuming.running import Running
 from messaging.handlers import Registry
@@ -62,6 +63,13 @@ def test_a_worker_tells_what_it_runs_and_for_how_long(ledger: Ledger) -> None:
 
 def test_without_a_supervisor_nobody_knows() -> None:
     assert Running(None, "default").tell() is None
+
+
+def test_a_consumer_tells_what_its_ledger_has(ledger: Ledger) -> None:
+    consumer = Consumer(Plan("default", ("effects",), concurrency=1), "worker-1", ledger)
+    with ledger.slot(0).running(entry_of(arrived())):
+        consumer._housekeeper._show_life()
+    assert len(Worker.objects.get().running) == 1
 
 
 def test_it_tells_of_so_many_at_most(ledger: Ledger) -> None:
