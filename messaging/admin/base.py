@@ -26,6 +26,7 @@ from messaging.admin.actions import as_action, carry_out, confirm
 from messaging.admin.display import ending, moment, shorten, state_badge
 from messaging.admin.filters import newest_pk
 from messaging.admin.paginator import BoundedPaginator
+from messaging.admin.story import with_operation
 from messaging.admin.verbs import Verb
 from messaging.models.base import written
 
@@ -213,7 +214,7 @@ class MessageAdmin(ReadOnlyAdmin):
         if not (object_id.isascii() and object_id.isdecimal() and len(object_id) < 19):
             return None
         rows = payload.with_preview(written(self.model).filter(pk=int(object_id)))
-        return lists.with_neighbours(waiting.annotated(rows), self, request, int(object_id)).first()
+        return lists.with_neighbours(with_operation(waiting.annotated(rows)), self, request, int(object_id)).first()
 
     def detail(self, request: HttpRequest, row: Any, extra_context: dict[str, Any]) -> HttpResponse:
         """Render the page of one message."""

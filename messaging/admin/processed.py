@@ -205,7 +205,7 @@ def timeline(row: ProcessedMessage, rounds: Iterable[PublishedMessage], url: Any
     """Everything that happened, oldest first."""
     events = [Event(row.received_at, _("Received"), _("from queue %(queue)s") % {"queue": row.queue})]
     attempts = row.failures().order_by("-pk").defer("traceback").annotate(trace=Right("traceback", TRACEBACK))
-    acts = audit_events("processed", row.pk)
+    acts = audit_events("processed", row)
     events += [*reversed([_attempt_event(attempt) for attempt in attempts[:SHOWN]]), *acts]
     for out in rounds:
         title = _("Round %(number)d scheduled") % {"number": out.round}

@@ -187,7 +187,7 @@ def timeline(row: PublishedMessage) -> list[Event]:
     events = [Event(row.created_at, _("Written"))]
     if row.published_at:
         events.append(Event(row.published_at, _("Confirmed by the broker"), kind="good"))
-    return in_order([*events, *audit_events("published", row.pk)])
+    return in_order([*events, *audit_events("published", row)])
 
 
 def _is_relayed(alias: str) -> bool:

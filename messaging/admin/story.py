@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from django.db.models import Exists, OuterRef, QuerySet
 from django.urls import reverse
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
@@ -71,12 +72,21 @@ class Related(NamedTuple):
     links: list[Link]
 
 
-def audit_events(kind: str, pk: int) -> list[Event]:
+def with_operation(rows: QuerySet[Any]) -> QuerySet[Any]:
+    """Messages, each with whether a stored operation has acted on it: few have, and the others need no further query."""
+    done = OperationItem.objects.using(rows.db).filter(row=OuterRef("pk"), result=OperationItem.Result.DONE)
+    annotated: QuerySet[Any] = rows.annotate(has_operation=Exists(done))
+    return annotated
+
+
+def audit_events(kind: str, row: Any) -> list[Event]:
     """What operators did to a row, each by itself or in an operation on many."""
-    records = written(AuditRecord).filter(kind=kind, message_pk=pk).order_by("-pk")[:SHOWN]
-    items = written(OperationItem).filter(row=pk, result=OperationItem.Result.DONE, operation__kind=kind)
-    operations = items.select_related("operation").order_by("-pk")[:SHOWN]
-    return [*map(audit_event, records), *map(_operation_event, operations)]
+    records = written(AuditRecord).filter(kind=kind, message_pk=row.pk).order_by("-pk")[:SHOWN]
+    events = [audit_event(record) for record in records]
+    if getattr(row, "has_operation", True):
+        items = written(OperationItem).filter(row=row.pk, result=OperationItem.Result.DONE, operation__kind=kind)
+        events += map(_operation_event, items.select_related("operation").order_by("-pk")[:SHOWN])
+    return events
 
 
 def _operation_event(item: OperationItem) -> Event:

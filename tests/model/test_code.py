@@ -44,6 +44,7 @@ OUTSIDE = {
     "messaging.operations._change": MEANS,
     "messaging.operations.acting._act_on": MEANS,
     "messaging.operations.stored.cancel": STORED,
+    "messaging.retention.prune_operations": STORED,
     "messaging.operations.stored.go_on": STORED,
     "messaging.operations.stored.store": STORED,
     "messaging.operations.stored._Run.begin": STORED,
