@@ -73,7 +73,7 @@ class Related(NamedTuple):
 
 
 def with_operation(rows: QuerySet[Any]) -> QuerySet[Any]:
-    """Messages, each with whether a stored operation has acted on it: few have, and the others need no further query."""
+    """Messages, each with whether a stored operation has acted on it; the others, most, need no further query."""
     done = OperationItem.objects.using(rows.db).filter(row=OuterRef("pk"), result=OperationItem.Result.DONE)
     annotated: QuerySet[Any] = rows.annotate(has_operation=Exists(done))
     return annotated
