@@ -56,7 +56,7 @@ def test_the_foreign_keys_keep_their_values_and_an_index_back_and_forth() -> Non
     first = admin_rows.outgoing(inbox=failed)
     admin_rows.outgoing(copy_of=first)
     before = content()
-    for name in ("0003", "0004", "0005", "0003", "0006", "0005", "0007", "0006", "0007"):
+    for name in ("0003", "0004", "0005", "0003", "0006", "0005", "0007", "0006", "0007", "0010", "0007", "0010"):
         migrate(name)
         assert content() == before
         assert indexed() == FOREIGN_KEYS

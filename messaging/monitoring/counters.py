@@ -122,13 +122,12 @@ def _add_up(minutes: QuerySet[Counter], hour: int, database: str) -> int:
     with transaction.atomic(using=database):
         rows = minutes.select_for_update() if features.has_select_for_update else minutes
         found = list(rows)
-        ids = [row.pk for row in found]
-        if Counter.objects.using(database).filter(pk__in=ids).delete()[0] < len(ids):
+        if minutes.delete()[0] != len(found):
             transaction.set_rollback(True, using=database)  # somebody else was faster
             return 0
         hours = _sums(found, hour)
         Counter.objects.using(database).bulk_create(hours)
-    return len(ids) - len(hours)
+    return len(found) - len(hours)
 
 
 def _sums(rows: Iterable[Counter], hour: int) -> list[Counter]:
