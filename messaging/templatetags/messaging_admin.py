@@ -7,6 +7,7 @@ from typing import Any
 from django import template
 
 from messaging.admin.alerts import APP, alerts, look
+from messaging.admin.charts import charts
 from messaging.admin.filters import LOOKED_AT
 from messaging.admin.overview import cards
 
@@ -43,6 +44,13 @@ def messaging_overview(context: Any) -> dict[str, Any]:
         return {}
     site = _site(request)
     return {"alerts": alerts(request, site), "cards": cards(request, look(request), site)}
+
+
+@register.inclusion_tag("admin/messaging/charts.html", takes_context=True)
+def messaging_charts(context: Any) -> dict[str, Any]:
+    """How much was published, processed and failed lately; the address may choose the `period`."""
+    request = context["request"]
+    return charts(look(request), request.GET.get("period", ""))
 
 
 @register.inclusion_tag("admin/messaging/alerts.html", takes_context=True)
