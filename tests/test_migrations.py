@@ -56,7 +56,24 @@ def test_the_foreign_keys_keep_their_values_and_an_index_back_and_forth() -> Non
     first = admin_rows.outgoing(inbox=failed)
     admin_rows.outgoing(copy_of=first)
     before = content()
-    for name in ("0003", "0004", "0005", "0003", "0006", "0005", "0007", "0006", "0009", "0007", "0009"):
+    for name in (
+        "0003",
+        "0004",
+        "0005",
+        "0003",
+        "0006",
+        "0005",
+        "0007",
+        "0006",
+        "0009",
+        "0007",
+        "0009",
+        "0010",
+        "0009",
+        "0011",
+        "0010",
+        "0011",
+    ):
         migrate(name)
         assert content() == before
         assert indexed() == FOREIGN_KEYS

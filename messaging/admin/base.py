@@ -24,7 +24,7 @@ from django.utils.translation import gettext_lazy as _
 from messaging.admin import lists, payload, waiting
 from messaging.admin.actions import as_action, carry_out, confirm
 from messaging.admin.display import ending, moment, shorten, state_badge
-from messaging.admin.filters import newest_pk
+from messaging.admin.filters import is_listed, newest_pk
 from messaging.admin.paginator import BoundedPaginator
 from messaging.admin.story import with_operation
 from messaging.admin.verbs import Verb
@@ -134,6 +134,10 @@ class MessageAdmin(ReadOnlyAdmin):
         rows: QuerySet[Any] = super().get_queryset(request).defer(*UNLISTED)
         annotated: QuerySet[Any] = rows.annotate(brief=Left("error", BRIEF + 1))
         return annotated
+
+    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
+        """The newest first; within one state in the order of the index that has it."""
+        return ("-state", "-id") if is_listed(self.model, request.GET.get("state")) else ("-id",)
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str

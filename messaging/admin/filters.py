@@ -19,7 +19,8 @@ from messaging import conf
 from messaging.db.clock import Now
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
-from messaging.models import ProcessedMessage
+from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models.base import listed_in, written
 from messaging.models.outbox import PublishedMessageQuerySet
 from messaging.publishing.rounds import LONG, not_back
 
@@ -30,6 +31,8 @@ PERIODS = {
     "7d": (_("Past 7 days"), timedelta(days=7)),
     "30d": (_("Past 30 days"), timedelta(days=30)),
 }
+LOOKED_AT = 100_000  # rows among which a column without an index is looked at, for one page
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _FINGERPRINT = re.compile(r"[0-9a-zA-Z_-]{1,32}")
 
 
@@ -44,6 +47,29 @@ def queues_of(alias: str) -> set[str]:
     with suppress(ConfigurationError):
         names.update(conf.get(alias).queues)
     return names
+
+
+def is_listed(model: Any, state: str | None) -> bool:
+    """Whether rows in a state are found by it: those that have not ended well."""
+    ended = (ProcessedMessage.State.PROCESSED, PublishedMessage.State.PUBLISHED)
+    return state in model.State.values and state not in ended
+
+
+def floor_of(request: HttpRequest, model: Any) -> int:
+    """The number of the row behind the last one that a filter on a column without an index looks at; 0 for all.
+
+    The newest `LOOKED_AT` are looked at, or as many before the row that the list begins at. Where a list is of one
+    state that few rows are in, it looks at all of these.
+    """
+    if is_listed(model, request.GET.get("state")):
+        return 0
+    known: int | None = getattr(request, "_messaging_floor", None)
+    if known is None:
+        before = request.GET.get(OlderFilter.parameter_name, "")
+        last = int(before) if _NUMBER.fullmatch(before) else newest_pk(written(model)) + 1
+        known = max(0, last - 1 - LOOKED_AT)
+        request._messaging_floor = known  # type: ignore[attr-defined]  # several filters ask
+    return known
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -71,6 +97,8 @@ class StateFilter(admin.SimpleListFilter):
             return queryset.unsent()
         if value == "waiting" and isinstance(queryset, PublishedMessageQuerySet):
             return queryset.waiting_for_queue()
+        if is_listed(queryset.model, value):
+            return queryset.filter(listed_in(str(value)))
         return queryset.filter(state=value) if value in queryset.model.State.values else queryset
 
 
@@ -88,7 +116,10 @@ class _KnownFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         value = self.value()
-        return queryset.filter(**{self.parameter_name: value}) if value and "\x00" not in value else queryset
+        if not value or "\x00" in value:
+            return queryset
+        found = queryset.filter(**{self.parameter_name: value})
+        return found.filter(pk__gt=floor) if (floor := floor_of(request, queryset.model)) else found
 
 
 class QueueFilter(_KnownFilter):
@@ -197,8 +228,7 @@ class OlderFilter(_LinkedFilter):
 
     def is_sound(self) -> bool:
         """Whether it can be a primary key."""
-        value = self.value() or ""
-        return value.isascii() and value.isdecimal() and len(value) < 19
+        return bool(_NUMBER.fullmatch(self.value() or ""))
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """The rows before that one."""

@@ -25,9 +25,9 @@ class Bounded(int):
     __repr__ = __str__
 
 
-def bounded_count(rows: QuerySet[Any]) -> int:
-    """How many rows there are, looking at no more than `LIMIT` of them."""
-    count = rows.order_by().values("pk")[: LIMIT + 1].count()
+def bounded_count(rows: QuerySet[Any], *order: str) -> int:
+    """How many rows there are, looking at no more than `LIMIT` of them, in that order if one is given."""
+    count = rows.order_by(*order).values("pk")[: LIMIT + 1].count()
     return Bounded(LIMIT) if count > LIMIT else count
 
 
@@ -38,7 +38,10 @@ class BoundedPaginator(Base):
     def count(self) -> int:
         """The number of rows, up to `LIMIT`."""
         rows = self.object_list
-        return bounded_count(rows) if isinstance(rows, QuerySet) else len(rows)
+        if not isinstance(rows, QuerySet):
+            return len(rows)
+        by_state = rows.query.order_by if "-state" in rows.query.order_by else ()
+        return bounded_count(rows, *by_state)  # type: ignore[arg-type]
 
     @property
     def is_bounded(self) -> bool:

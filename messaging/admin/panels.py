@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from messaging import conf, topology
@@ -18,12 +18,12 @@ from messaging.admin.display import UNKNOWN, client_of, local, moment, seconds_u
 from messaging.admin.holders import long_ones
 from messaging.admin.paginator import LIMIT, Bounded
 from messaging.admin.readings import Reading, read
-from messaging.admin.running import SEEN
 from messaging.backends.base import QueueDepth, QueueSpec
 from messaging.db.clock import Now
 from messaging.exceptions import ConfigurationError
 from messaging.models import ProcessedMessage, QueueControl, Worker
-from messaging.models.base import written
+from messaging.models.base import listed_in, written
+from messaging.monitoring.conditions import SILENT
 from messaging.publishing.rounds import LONG, not_back
 
 KEPT = timedelta(days=1)  # for which a silent worker is still listed
@@ -88,7 +88,8 @@ def panels(site: str) -> list[AliasPanel]:
 
 def open_failures() -> dict[tuple[str, str], int]:
     """Failed incoming messages by alias and queue; bounded, so that a flood does not stop the page."""
-    rows = written(ProcessedMessage).failed().order_by().values_list("alias", "queue")[: LIMIT + 1]
+    rows = written(ProcessedMessage).filter(listed_in(ProcessedMessage.State.FAILED)).order_by("state", "id")
+    rows = rows.values_list("alias", "queue")[: LIMIT + 1]
     found = Counter(rows)
     if found.total() <= LIMIT:
         return dict(found)
@@ -97,7 +98,7 @@ def open_failures() -> dict[tuple[str, str], int]:
 
 def rounds_away() -> dict[tuple[str, str], str]:
     """What was sent to each queue and is not back, and since when, by alias and queue; of the first so many."""
-    rows = not_back(written(ProcessedMessage), Now() - timedelta(seconds=LONG)).order_by("pk")
+    rows = not_back(written(ProcessedMessage), Now() - timedelta(seconds=LONG)).order_by("state", "pk")
     found: dict[tuple[str, str], list[datetime]] = {}
     for alias, queue, sent_at in rows.values_list("alias", "queue", "sent_at")[:LIMIT]:
         found.setdefault((alias, queue), []).append(sent_at)
@@ -107,9 +108,8 @@ def rounds_away() -> dict[tuple[str, str], str]:
     }
 
 
-def workers() -> list[dict[str, Any]]:
-    """The workers seen within a day, the latest first."""
-    rows = written(Worker).filter(seen_at__gte=timezone.now() - KEPT).order_by("-seen_at")[:100]
+def workers(rows: Iterable[Worker]) -> list[dict[str, Any]]:
+    """Those of a snapshot, as the page shows them."""
     return [
         {
             "worker": row,
@@ -117,7 +117,7 @@ def workers() -> list[dict[str, Any]]:
             "status": words.status(row.status),
             "seen": moment(row.seen_at),
             "started": moment(row.started_at),
-            "silent": seconds_until(row.seen_at) < -SEEN,
+            "silent": seconds_until(row.seen_at) < -SILENT,
             "queues": ", ".join(map(str, row.queues)) if isinstance(row.queues, list) else "",
         }
         for row in rows

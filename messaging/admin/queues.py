@@ -13,6 +13,7 @@ from django.utils.translation import gettext as _
 
 from messaging import conf, operations
 from messaging.admin.actions import REASON, operator
+from messaging.admin.alerts import look
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.filters import queues_of
 from messaging.admin.overview import outgoing_cards
@@ -41,17 +42,19 @@ class QueueControlAdmin(ReadOnlyAdmin):
         from messaging.admin import panels, running  # and with them what reads a broker
 
         request.current_app = self.admin_site.name
-        workers = panels.workers()
+        shown = panels.panels(self.admin_site.name)
+        now = look(request)  # what was just read of the broker included
+        workers = panels.workers(now.workers)
         context = {
             **self.admin_site.each_context(request),
             "title": _("Queues"),
             "opts": self.opts,
             "media": self.media,
-            "panels": panels.panels(self.admin_site.name),
+            "panels": shown,
             "workers": workers,
             "runs": running.runs(request, self.admin_site.name, [item["worker"] for item in workers]),
             "holders": panels.holders() if panels.is_waiting(workers) else [],
-            "cards": outgoing_cards(request, self.admin_site.name),
+            "cards": outgoing_cards(request, now, self.admin_site.name),
             "may_pause": self.has_pause_permission(request),
             "show_alias": len(conf.aliases()) > 1,
             **(extra_context or {}),

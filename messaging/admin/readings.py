@@ -16,11 +16,13 @@ from datetime import UTC, datetime
 from django.utils.translation import gettext as _
 
 from messaging import conf
+from messaging.admin.filters import queues_of
 from messaging.backends import get_backend
 from messaging.backends.base import QueueDepth
 from messaging.exceptions import ConfigurationError, MessagingError
 
 FRESH = 5.0  # seconds for which a reading is not repeated
+OLD = 60.0  # seconds after which a reading says nothing of now
 PATIENCE = 2.5  # seconds that a page waits; a backend's own limit is about two
 
 
@@ -62,6 +64,24 @@ def read(alias: str, queues: Iterable[str]) -> Reading:
     return _reader(settings).read(tuple(sorted(set(queues))))
 
 
+def unattended() -> dict[tuple[str, str], int]:
+    """What waits in queues without a consumer, by alias and queue, as far as the last readings know. Never waits.
+
+    It begins a new reading of what was read before, unless the broker is a table.
+    """
+    with _guard:
+        readers = list(_readers.values())
+    found = {}
+    for reader in readers:
+        reading = reader.poke()
+        if reading.error or reading.age is None or reading.age > OLD:
+            continue
+        for queue, depth in reading.depths.items():
+            if depth.exists and depth.ready and not depth.consumers and queue in queues_of(reading.alias):
+                found[reading.alias, queue] = depth.ready
+    return found
+
+
 def forget() -> None:
     """Drop every reading, so that the next one asks the broker. For tests."""
     with _guard:
@@ -84,20 +104,30 @@ class _Reader:
         with self.lock:
             stale = time.monotonic() - self.asked_at >= FRESH or not set(queues) <= set(self.queues)
             if self.thread is None and stale:
-                self.asked_at, self.queues = time.monotonic(), queues
                 if not self.settings.hosts:  # the broker is a table: another thread would see another transaction
+                    self.asked_at, self.queues = time.monotonic(), queues
                     self._take(queues)
                     return self.reading
-                self.thread = threading.Thread(
-                    target=self._take, args=(queues,), name="messaging-readings", daemon=True
-                )
-                self.thread.start()
+                self._begin(queues)
             thread = self.thread
         if thread is not None:
             thread.join(PATIENCE)
             if thread.is_alive():
                 return self._failed(_("It did not answer in time."))
         return self.reading
+
+    def poke(self) -> Reading:
+        """The last reading, of whatever age; a newer one is begun where that is due."""
+        with self.lock:
+            is_due = time.monotonic() - self.asked_at >= FRESH and self.thread is None
+            if is_due and self.settings.hosts and self.queues:
+                self._begin(self.queues)
+        return self.reading
+
+    def _begin(self, queues: tuple[str, ...]) -> None:
+        self.asked_at, self.queues = time.monotonic(), queues
+        self.thread = threading.Thread(target=self._take, args=(queues,), name="messaging-readings", daemon=True)
+        self.thread.start()
 
     def _take(self, queues: tuple[str, ...]) -> None:
         try:

@@ -14,6 +14,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from messaging.admin import words
+from messaging.admin.alerts import look
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.display import moment, shorten
 from messaging.admin.filters import OlderFilter
@@ -107,7 +108,7 @@ class WorkerAdmin(ReadOnlyAdmin):
             raise PermissionDenied
         from messaging.admin import panels, running  # and with them what reads a broker
 
-        workers = [item["worker"] for item in panels.workers()]
+        workers = [item["worker"] for item in panels.workers(look(request).workers)]
         own = {"runs": running.runs(request, self.admin_site.name, workers), "holders": panels.holders()}
         return super().changelist_view(request, {**own, **(extra_context or {})})
 

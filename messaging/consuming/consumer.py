@@ -28,6 +28,7 @@ from messaging.db.connections import close_old
 from messaging.exceptions import BrokerUnavailable
 from messaging.handlers import registry
 from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.monitoring.conditions import WAITS_FOR_BROKER, WAITS_FOR_DATABASE
 from messaging.processing.processor import Processor
 from messaging.processing.without_handler import STOPPING
 from messaging.supervising.ledger import Ledger
@@ -263,9 +264,9 @@ class Consumer:
         if self._late:
             return f"cannot renew its claims in {', '.join(sorted(self._late))}"
         if self._outage.lasted:
-            return "waiting for the database"
+            return WAITS_FOR_DATABASE
         if not self._subscription.is_well:
-            return "waiting for the broker"
+            return WAITS_FOR_BROKER
         status = f"running {self._backlog.running}, waiting {self._backlog.waiting}"
         seconds, ended = self._froze
         if time.monotonic() - ended < FROZEN_SHOWN:

@@ -25,6 +25,7 @@ from messaging.db.patience import bound_here, note_line, sever
 from messaging.exceptions import DatabaseUnavailable
 from messaging.models import QueueControl
 from messaging.models import Worker as WorkerRow
+from messaging.monitoring import counters
 from messaging.processing.processor import Processor
 from messaging.supervising.ledger import Ledger
 from messaging.wire.bodies import one_line
@@ -233,6 +234,7 @@ class Housekeeper(Keeper):
         chores = {
             "the pause flags": (min(POLL, processor.settings.lease / 3), self._read_flags),
             "this worker's row": (HEARTBEAT, self._show_life),
+            "the counters": (HEARTBEAT, lambda: counters.write_when_due(database)),
             **(claims_chores(processor, database) if database in processor.databases else {}),
         }
         super().__init__(database, processor, chores, on_outage)
@@ -268,6 +270,7 @@ class Housekeeper(Keeper):
         self.has_looked.set()
 
     def _before_end(self) -> None:
+        self._try("the counters", partial(counters.write, self._database))
         self._try("this worker's row", self._leave)
 
     def _read_flags(self) -> None:

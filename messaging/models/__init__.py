@@ -1,5 +1,6 @@
 """The rows behind the road: outbox, inbox, attempts, what operators did, and the embedded broker's queues."""
 
+from messaging.models.counting import Counter
 from messaging.models.embedded import (
     EmbeddedBinding,
     EmbeddedConnection,
@@ -14,6 +15,7 @@ from messaging.models.published import PublishedMessage
 __all__ = [
     "Attempt",
     "AuditRecord",
+    "Counter",
     "EmbeddedBinding",
     "EmbeddedConnection",
     "EmbeddedExchange",

@@ -142,6 +142,15 @@ def in_state(*states: str) -> In:
     return In(_Unindexed(F("state"), output_field=CharField()), list(states))
 
 
+def listed_in(state: str) -> Q:
+    """That a row is in this state, for a list of such rows: sort it by state and number, and it is read in that order.
+
+    A state that is said by an equation is no part of an order to PostgreSQL. It then may read the whole table in the
+    order of its numbers, should it believe that many rows are in that state: they may all be at the other end.
+    """
+    return Q(state__gte=state, state__lte=state)
+
+
 class _Unindexed(Func):
     """A text column as an expression that no index knows."""
 

@@ -32,6 +32,7 @@ from messaging.handlers import Handler
 from messaging.killpoints import kill_point
 from messaging.message import HandlerContext, ReceivedMessage
 from messaging.models import ProcessedMessage
+from messaging.monitoring import counters
 from messaging.processing import durations, failures, without_handler
 from messaging.processing.execution import proven_commit
 from messaging.processing.failures import Failure
@@ -202,7 +203,9 @@ class Attempts:
             kill_point("processor.handled")
             self._finish_claimed(work, place, durations.micros(took))
         kill_point("processor.committed")
-        signals.message_processed.send_robust(ProcessedMessage, row=place.row, duration=time.monotonic() - started)
+        duration = time.monotonic() - started
+        counters.add("processed", place.row.alias, work.queue, seconds=duration)
+        signals.message_processed.send_robust(ProcessedMessage, row=place.row, duration=duration)
 
     def _run_atomic(self, work: Work, place: Place, message: ReceivedMessage, *, last_resort: bool) -> None:
         # On SQLite a reader that becomes a writer fails if others wrote meanwhile, while one that begins as a writer

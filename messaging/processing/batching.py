@@ -21,6 +21,7 @@ from messaging.handlers import Handler
 from messaging.killpoints import kill_point
 from messaging.message import HandlerContext, ReceivedMessage
 from messaging.models import ProcessedMessage
+from messaging.monitoring import counters
 from messaging.processing import durations, inbox
 from messaging.processing.execution import proven_commit
 from messaging.processing.inbox import TWIN_WAIT
@@ -53,8 +54,10 @@ def run_batch(station: Station, handler: Handler, works: Sequence[Work]) -> bool
                 station.outages.steadily(handler.database, lambda: _take_back(station, handler, keys, began))
             return False
     kill_point("processor.committed")
+    duration = time.monotonic() - started
+    counters.add("processed", station.alias, handler.queue, len(works), duration)
     if signals.message_processed.has_listeners(ProcessedMessage):
-        _tell(station, handler, keys, time.monotonic() - started)
+        _tell(station, handler, keys, duration)
     return True
 
 

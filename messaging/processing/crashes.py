@@ -18,6 +18,7 @@ from messaging.db.connections import brief_locks, is_conflict, is_lock_wait
 from messaging.exceptions import MessagingError
 from messaging.models import Attempt, AuditRecord, ProcessedMessage
 from messaging.models.processed import UNCLAIMED
+from messaging.monitoring import counters
 from messaging.processing import inbox
 from messaging.processing.error_text import describe
 from messaging.processing.failures import Failure, attempt_of, decision_on, kind_of, outcome, record
@@ -165,6 +166,7 @@ def _count(row: ProcessedMessage, crash: Crash, **changes: Any) -> None:
             raise AlreadyRecorded
         attempt_of(row, failure, number, crash.entry.round, crash.entry.run).save(using=database, force_insert=True)
     if gives_up:
+        counters.add("failed", row.alias, row.queue)
         signals.message_failed.send_robust(type(row), row=row, attempt=number, error=crash.error)
 
 

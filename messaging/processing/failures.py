@@ -17,6 +17,7 @@ from messaging.handlers import Backoff, Handler
 from messaging.models import Attempt, AuditRecord, ProcessedMessage
 from messaging.models.base import in_state
 from messaging.models.processed import UNCLAIMED
+from messaging.monitoring import counters
 from messaging.processing.durations import micros
 from messaging.processing.error_text import describe, fingerprint, text_of, traceback_of, type_name
 from messaging.processing.inbox import AlreadyRecorded, Place
@@ -111,6 +112,7 @@ def _record_once(place: Place, failure: Failure, database: str, settings: conf.A
             attempt_of(row, failure, number, before, run).save(using=database, force_insert=True)
         if retrying:
             compose_round(row, _due(decision)).save(using=database, force_insert=True)
+    counters.add("retried" if retrying else "failed", row.alias, row.queue)
     signal = signals.message_retrying if retrying else signals.message_failed
     signal.send_robust(type(row), row=row, attempt=number, error=failure.error)
     return row

@@ -121,12 +121,6 @@ def not_back(rows: QuerySet[Any], since: datetime | Combinable) -> QuerySet[Any]
     return found
 
 
-def first_sent(rows: QuerySet[Any]) -> datetime | None:
-    """When the first of the rows of `not_back()` was sent."""
-    found: datetime | None = rows.order_by(F("sent_at")).values_list("sent_at", flat=True).first()
-    return found
-
-
 def incoming_of(row: PublishedMessage, database: str) -> list[ProcessedMessage]:
     """What a message became in the queues that it reached, as far as that has not ended."""
     unfinished = in_state(In.PROCESSING, *ProcessedMessage.AWAITING)

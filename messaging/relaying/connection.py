@@ -12,6 +12,7 @@ from messaging.backends import get_backend
 from messaging.backends.base import Outgoing, SendOutcome
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable, TopologyError
+from messaging.monitoring.conditions import BROKER_TROUBLE
 from messaging.wire.bodies import one_line
 
 logger = logging.getLogger("messaging.relay")
@@ -74,7 +75,7 @@ class Uplink:
     @property
     def status(self) -> str:
         """What is wrong, in words; "" while all is well."""
-        return f"broker: {self._broker.reason}" if self._broker.reason else self._alarm.reason
+        return f"{BROKER_TROUBLE}{self._broker.reason}" if self._broker.reason else self._alarm.reason
 
     @property
     def pause(self) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from messaging.db.clock import Now
 from messaging.killpoints import kill_point
 from messaging.models import ProcessedMessage, PublishedMessage, Worker
 from messaging.models.outbox import PublishedMessageQuerySet
+from messaging.monitoring import counters
 from messaging.relaying.connection import Trouble
 from messaging.signals import message_failed, message_published, message_unpublishable
 from messaging.wire.bodies import one_line
@@ -281,14 +283,16 @@ class Leases:
         self._marker.close()
 
     def report(self, *, host: str, pid: int, status: str) -> None:
-        """Say in the relay's `Worker` row that it lives."""
+        """Say in the relay's `Worker` row that it lives; write what this process has counted."""
         values = {"kind": "relay", "alias": self._alias, "host": host, "pid": pid, "status": status, "seen_at": Now()}
         with self._guard():
             Worker.objects.using(self.database).update_or_create(name=self._owner[:200], defaults=values)
+            counters.write_when_due(self.database)
 
     def sign_off(self) -> None:
         """Say that this relay has ended."""
         with self._guard():
+            counters.write(self.database)
             Worker.objects.using(self.database).filter(name=self._owner[:200]).delete()
 
     def _rows(self) -> PublishedMessageQuerySet:
@@ -315,6 +319,8 @@ class Leases:
         self._forget(rows)
         for row in rows:
             row.state = PublishedMessage.State.PUBLISHED
+        for queue, number in Counter(row.queue for row in rows).items():
+            counters.add("published", self._alias, queue, number)
         message_published.send_robust(sender=PublishedMessage, rows=rows)
 
     def _pass(self, verdict: Unsent, rows: list[PublishedMessage]) -> None:
@@ -335,9 +341,11 @@ class Leases:
 
     def _announce_failure(self, row: PublishedMessage) -> None:
         logger.error("Outgoing message %s (%s) failed: %s", row.pk, one_line(str(row)), one_line(row.error))
+        counters.add("unpublished", row.alias, row.queue)
         message_unpublishable.send_robust(sender=PublishedMessage, row=row)
         if row.inbox_id is not None:
             for message in row.incoming().filter(state=ProcessedMessage.State.FAILED):
+                counters.add("failed", message.alias, message.queue)
                 message_failed.send_robust(sender=ProcessedMessage, row=message)
 
     @contextmanager

@@ -6,6 +6,9 @@ from typing import Any
 
 from django import template
 
+from messaging.admin.alerts import APP, alerts, look
+from messaging.admin.charts import charts
+from messaging.admin.filters import LOOKED_AT
 from messaging.admin.lists import in_words, newer_page
 from messaging.admin.overview import cards
 
@@ -41,6 +44,15 @@ def without(cl: Any, name: str) -> str:
     return url
 
 
+@register.inclusion_tag("admin/messaging/beyond.html", takes_context=True)
+def beyond(context: Any, cl: Any) -> dict[str, Any]:
+    """How far back a filter has looked, and a link to what is before that; nothing where it has looked at all."""
+    floor = getattr(context["request"], "_messaging_floor", 0)
+    if not floor or cl.page_num < cl.paginator.num_pages:
+        return {}
+    return {"looked_at": f"{LOOKED_AT:,}", "url": cl.get_query_string({"before": floor + 1}, ["p"])}
+
+
 @register.inclusion_tag("admin/messaging/overview.html", takes_context=True)
 def messaging_overview(context: Any) -> dict[str, Any]:
     """What failed or waits, with links to the lists; for an admin site's index page.
@@ -48,4 +60,25 @@ def messaging_overview(context: Any) -> dict[str, Any]:
     The page needs the stylesheet `messaging/admin.css`.
     """
     request = context["request"]
-    return {"cards": cards(request, getattr(request, "current_app", None) or "admin")}
+    if not request.user.has_module_perms(APP):
+        return {}
+    site = _site(request)
+    return {"alerts": alerts(request, site), "cards": cards(request, look(request), site)}
+
+
+@register.inclusion_tag("admin/messaging/charts.html", takes_context=True)
+def messaging_charts(context: Any) -> dict[str, Any]:
+    """How much was published, processed and failed lately; the address may choose the `period`."""
+    request = context["request"]
+    return charts(look(request), request.GET.get("period", ""))
+
+
+@register.inclusion_tag("admin/messaging/alerts.html", takes_context=True)
+def messaging_alerts(context: Any) -> dict[str, Any]:
+    """What is wrong, with what to do about it; nothing where all is well."""
+    request = context["request"]
+    return {"alerts": alerts(request, _site(request))}
+
+
+def _site(request: Any) -> str:
+    return getattr(request, "current_app", None) or "admin"

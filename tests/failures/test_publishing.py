@@ -5,6 +5,7 @@ Real relays as processes; those whose pauses are shortened run in threads of the
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 import time
@@ -285,6 +286,7 @@ def test_during_a_memory_alarm_nothing_hangs_and_it_resumes(alone: Site, own_rab
 @pytest.mark.mode(15)
 @pytest.mark.slow
 def test_two_relays_skip_no_row_and_send_none_twice(made: Site) -> None:
+    made.env["MESSAGING_OPTIONS"] = json.dumps({"LEASE": 60})  # what lapses may be sent twice
     both = [relay(made), relay(made)]
     publish(made, 1, 10_000)
     wait_until(lambda: is_published(made, 10_000), deadline=120, what="every row published")

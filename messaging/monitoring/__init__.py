@@ -1,0 +1,1 @@
+"""What is wrong, and how much was done: for the admin, for alerts, for metrics."""

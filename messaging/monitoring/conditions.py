@@ -1,0 +1,238 @@
+"""What is wrong on this site right now, each with its fix: for the admin's pages, for health checks and for alerts.
+
+All is concluded from a `Snapshot`: nothing here asks a database or a broker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from django.utils.translation import gettext as _
+
+from messaging import conf
+from messaging.db.clock import in_utc
+from messaging.exceptions import ConfigurationError
+from messaging.models import Worker
+from messaging.monitoring.counters import minute_of
+from messaging.monitoring.snapshot import BUCKET, MOST, Snapshot
+
+SILENT = 60  # seconds after which a worker that says nothing is called silent
+LATE = 60  # seconds after which a message that is due and not sent is a sign of trouble
+FAR_TOO_LATE = 600  # seconds after which it is trouble
+LONG_PAUSE = 3600  # seconds after which somebody may have forgotten a pause
+FEW_FAILURES = 5  # in ten minutes, which are no alarm whatever was before
+RISE = 3  # times as many as before
+BEFORE = 60  # minutes that are compared with
+
+# What workers say in their status, as far as something follows from it.
+WAITS_FOR_BROKER = "waiting for the broker"
+WAITS_FOR_DATABASE = "waiting for the database"
+BROKER_TROUBLE = "broker: "  # before a relay's reason
+
+Level = Literal["critical", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Something that is wrong.
+
+    Attributes:
+        name: tells its kind from others, for machines.
+        level: "critical" where messages do not get on, else "warning".
+        subject: the alias, queue or worker that it is about.
+        words: what is wrong, in a sentence.
+        fix: what to do.
+        link: where the admin shows more, below the app's own page; "" for nowhere.
+        since: when it began, as far as that is known.
+    """
+
+    name: str
+    level: Level
+    subject: str
+    words: str
+    fix: str
+    link: str = ""
+    since: datetime | None = None
+
+
+def conditions(now: Snapshot) -> list[Condition]:
+    """Everything that is wrong, the worst first."""
+    found = [condition for look in LOOKS for condition in look(now)]
+    return sorted(found, key=lambda condition: condition.level != "critical")
+
+
+def broker_away(now: Snapshot) -> Iterator[Condition]:
+    """Relays or consumers cannot reach their broker, whoever else can."""
+    for alias in conf.aliases():
+        told = [worker for worker in alive(now, alias) if _lacks_broker(worker)]
+        if not told:
+            continue
+        reason = next((_reason(worker) for worker in told if _reason(worker)), "")
+        words = _("Of %(all)d running workers, %(count)d cannot reach the broker. %(reason)s") % {
+            "all": len(list(alive(now, alias))),
+            "count": len(told),
+            "reason": reason,
+        }
+        fix = _(
+            "Check that the broker runs and that these hosts reach it; nothing is lost meanwhile: what is published "
+            "waits in the outbox."
+        )
+        yield Condition("broker_away", "critical", alias, words.strip(), fix, "worker/")
+
+
+def broker_full(now: Snapshot) -> Iterator[Condition]:
+    """The broker takes no messages, as an alarm of its has it."""
+    for worker in alive(now):
+        if worker.kind == "relay" and worker.status and not _lacks_broker(worker):
+            words = _("The broker takes no messages for now: %(reason)s.") % {"reason": worker.status.rstrip(".")}
+            fix = _("Look at the broker's alarms: its memory or disk is nearly full. Messages wait in the outbox.")
+            yield Condition("broker_full", "critical", worker.name, words, fix, "worker/")
+
+
+def database_away(now: Snapshot) -> Iterator[Condition]:
+    """Consumers wait for a database of theirs."""
+    told = [worker for worker in alive(now) if worker.status == WAITS_FOR_DATABASE]
+    if told:
+        words = _("Workers wait for a database: %(names)s.") % {"names": _names(worker.name for worker in told)}
+        fix = _("Check that every database of the settings can be reached and written to from their hosts.")
+        yield Condition("database_away", "critical", told[0].name, words, fix, "worker/")
+
+
+def no_relay(now: Snapshot) -> Iterator[Condition]:
+    """Nobody sends what is published."""
+    for alias, box in now.outboxes.items():
+        if any(worker.kind == "relay" for worker in alive(now, alias)):
+            continue
+        waits = box.oldest is not None and _seconds(now, box.oldest) > LATE
+        if not waits and not list(alive(now, alias)):
+            continue  # a site that is not running yet
+        words = _("No relay runs for “%(alias)s”: what is published waits in the outbox.") % {"alias": alias}
+        if _sends_elsewhere(alias):
+            fix = _("This site's settings forbid to send from here: start the relay where it is allowed.")
+        else:
+            fix = _("Start one: manage.py consume has a relay inside, manage.py relay is one alone.")
+        yield Condition("no_relay", "critical" if waits else "warning", alias, words, fix, _PENDING, box.oldest)
+
+
+def oldest_due(now: Snapshot) -> Iterator[Condition]:
+    """What is due waits for too long though a relay runs."""
+    for alias, box in now.outboxes.items():
+        seconds = _seconds(now, box.oldest) if box.oldest is not None else 0.0
+        if seconds <= LATE or not any(worker.kind == "relay" for worker in alive(now, alias)):
+            continue
+        words = _("Messages are due and not sent: %(count)s.") % {"count": _number(box.due)}
+        fix = _(
+            "Look at what the relay says of itself under workers. If it only has too much to do, start another: "
+            "manage.py relay."
+        )
+        level: Level = "critical" if seconds > FAR_TOO_LATE else "warning"
+        yield Condition("oldest_due", level, alias, words, fix, _PENDING, box.oldest)
+
+
+def unrouted(now: Snapshot) -> Iterator[Condition]:
+    """No queue takes what is published."""
+    for alias, box in now.outboxes.items():
+        if box.unrouted:
+            words = _("No queue takes %(count)s outgoing messages.") % {"count": _number(box.unrouted)}
+            fix = _("Bind a queue to their routing keys: deploy the handler, then run manage.py topology.")
+            yield Condition(
+                "unrouted", "warning", alias, words, fix, "publishedmessage/?state=waiting", box.unrouted_since
+            )
+
+
+def not_consumed(now: Snapshot) -> Iterator[Condition]:
+    """A queue has messages and nobody of ours takes them."""
+    paused = {(pause.alias, pause.queue) for pause in now.pauses}
+    for (alias, queue), ready in sorted(now.ready.items()):
+        if not ready or (alias, queue) in paused or any(queue in worker.queues for worker in alive(now, alias)):
+            continue
+        words = _("Nobody consumes the queue %(queue)s, which has %(count)s messages.") % {
+            "queue": queue,
+            "count": f"{ready:,}",
+        }
+        fix = _("Start a consumer: manage.py consume %(queue)s") % {"queue": queue}
+        yield Condition("not_consumed", "critical", queue, words, fix, "queuecontrol/")
+
+
+def failures_rising(now: Snapshot) -> Iterator[Condition]:
+    """More incoming messages fail than did before."""
+    this = minute_of(now.now)
+    this -= this % BUCKET
+    for alias in conf.aliases():
+        counts = {first: count for (own, first), count in now.failures.items() if own == alias}
+        newest = counts.get(this, 0) + counts.get(this - BUCKET, 0)
+        before = [count for first, count in counts.items() if this - BUCKET - BEFORE <= first < this - BUCKET]
+        usual = sum(before) * 2 * BUCKET / BEFORE
+        if newest <= FEW_FAILURES or newest <= RISE * usual:
+            continue
+        words = _("Failures are rising: %(count)s within %(minutes)d minutes; usual are %(usual)d.") % {
+            "count": f"{newest:,}",
+            "minutes": 2 * BUCKET,
+            "usual": round(usual),
+        }
+        fix = _("Open the failed messages: they often share the newest release, or a service that is away.")
+        yield Condition("failures_rising", "warning", alias, words, fix, "processedmessage/?state=failed")
+
+
+def long_paused(now: Snapshot) -> Iterator[Condition]:
+    """A queue has been paused for so long that somebody may have forgotten it."""
+    for pause in now.pauses:
+        if _seconds(now, pause.since) > LONG_PAUSE:
+            words = _("The queue %(queue)s is paused.") % {"queue": pause.queue}
+            fix = _("Resume it on the page of queues, once the reason for the pause is gone.")
+            yield Condition("long_paused", "warning", pause.queue, words, fix, "queuecontrol/", pause.since)
+
+
+def silent_workers(now: Snapshot) -> Iterator[Condition]:
+    """Workers that have neither signed off nor been seen lately."""
+    silent = [worker for worker in now.workers if _seconds(now, worker.seen_at) > SILENT]
+    if silent:
+        words = _("Workers say nothing any more: %(names)s.") % {"names": _names(worker.name for worker in silent)}
+        fix = _("Look at these processes and their hosts. What they ran goes round again when their leases end.")
+        yield Condition("silent_workers", "warning", silent[0].name, words, fix, "worker/", silent[0].seen_at)
+
+
+LOOKS: tuple[Callable[[Snapshot], Iterator[Condition]], ...] = (
+    broker_away, broker_full, database_away, not_consumed, no_relay, oldest_due, unrouted, failures_rising,
+    long_paused, silent_workers,
+)  # fmt: skip
+_PENDING = "publishedmessage/?state=pending"
+
+
+def alive(now: Snapshot, alias: str | None = None) -> Iterator[Worker]:
+    """The workers that were seen lately; those of an alias, if one is given."""
+    for worker in now.workers:
+        if alias in (None, worker.alias) and _seconds(now, worker.seen_at) <= SILENT:
+            yield worker
+
+
+def _lacks_broker(worker: Worker) -> bool:
+    return worker.status == WAITS_FOR_BROKER or worker.status.startswith(BROKER_TROUBLE)
+
+
+def _reason(worker: Worker) -> str:
+    return worker.status.removeprefix(BROKER_TROUBLE) if worker.status.startswith(BROKER_TROUBLE) else ""
+
+
+def _sends_elsewhere(alias: str) -> bool:
+    try:
+        return not conf.get(alias).relay
+    except ConfigurationError:
+        return False
+
+
+def _seconds(now: Snapshot, moment: datetime) -> float:
+    return (now.now - in_utc(moment)).total_seconds()
+
+
+def _number(count: int) -> str:
+    return f"{MOST:,}+" if count > MOST else f"{count:,}"
+
+
+def _names(names: Iterable[str], most: int = 3) -> str:
+    known = list(names)
+    more = [f"+{len(known) - most}"] if len(known) > most else []
+    return ", ".join([*known[:most], *more])

@@ -1,0 +1,170 @@
+"""What the tables say of the whole site at one moment, read with two statements that no backlog makes longer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.db.models import BooleanField, ExpressionWrapper, F, QuerySet, Sum
+
+from messaging import conf
+from messaging.db.clock import Now, in_utc
+from messaging.models import Counter, PublishedMessage, QueueControl, Worker
+from messaging.models.base import listed_in, written
+from messaging.models.outbox import UNROUTED
+
+MOST = 10_000  # rows of a kind that are ever counted; one more says that there are more
+SHOWN = 200  # workers
+KEPT = timedelta(days=1)  # for which a worker that says nothing is still remembered
+BUCKET = 10  # minutes of failures that are counted together
+LOOKED_BACK = 200  # minutes of them; hosts' clocks may be an hour apart
+
+Part = tuple[str, str, tuple[Any, ...]]  # a database, a statement that is told there, its parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Outbox:
+    """What an alias's outbox holds, counted up to `MOST` + 1.
+
+    Attributes:
+        due: messages whose time has come.
+        oldest: when that was for the one that has waited longest; None without any.
+        unrouted: messages that no queue took, and that are tried again.
+        unrouted_since: when the first of those was due.
+        failed: messages that can never be sent.
+    """
+
+    due: int = 0
+    oldest: datetime | None = None
+    unrouted: int = 0
+    unrouted_since: datetime | None = None
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A queue that our consumers leave alone, and since when."""
+
+    alias: str
+    queue: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The site at one moment.
+
+    Attributes:
+        now: the moment, by the database's clock.
+        outboxes: by alias.
+        pauses: the paused queues.
+        failures: incoming messages that failed, by alias and the first of every `BUCKET` minutes.
+        workers: those that were seen within a day, the latest first.
+        ready: messages in queues, by alias and queue, as far as a broker has told lately.
+    """
+
+    now: datetime
+    outboxes: Mapping[str, Outbox] = field(default_factory=dict)
+    pauses: tuple[Pause, ...] = ()
+    failures: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    workers: tuple[Worker, ...] = ()
+    ready: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+def read(ready: Mapping[tuple[str, str], int] | None = None) -> Snapshot:
+    """Look at the tables.
+
+    Args:
+        ready: what is known of queues; it is passed on.
+    """
+    workers = written(Worker).filter(seen_at__gte=Now() - KEPT).order_by("-seen_at", "-id")[:SHOWN]
+    told = _told()
+    now = next((row.publish_at for row in told if row.kind == "now"), datetime.now(UTC))
+    pauses = (Pause(row.alias, row.queue, row.publish_at) for row in told if row.kind == "paused")
+    failures = {(row.alias, int(row.first)): int(row.number) for row in told if row.kind == "failures"}
+    outboxes = {alias: _outbox(alias, told) for alias in conf.aliases()}
+    return Snapshot(in_utc(now), outboxes, tuple(pauses), failures, tuple(workers), ready or {})
+
+
+def _outbox(alias: str, told: Iterable[Any]) -> Outbox:
+    own = {row.kind: row for row in told if row.alias == alias}
+    due, unrouted, failed = own.get("due"), own.get("unrouted"), own.get("unsendable")
+    return Outbox(
+        int(due.number) if due else 0,
+        due.publish_at if due else None,
+        int(unrouted.number) if unrouted else 0,
+        unrouted.publish_at if unrouted else None,
+        int(failed.number) if failed else 0,
+    )
+
+
+def _told() -> list[Any]:
+    """Rows of the columns kind, alias, queue, number, first and publish_at: one statement for each database."""
+    parts: dict[str, list[Part]] = {}
+    for part in (*_of_outboxes(), _of_pauses(), _of_failures()):
+        parts.setdefault(part[0], []).append(part)
+    found: list[Any] = []
+    for database, own in parts.items():
+        now, params = _now(database)
+        first = f"SELECT 0 AS id, 'now' AS kind, '' AS alias, '' AS queue, 0 AS number, 0 AS first, {now} AS publish_at"
+        sql = " UNION ALL ".join([first, *(text for _, text, _ in own)])
+        values = [*params, *(value for _, _, more in own for value in more)]
+        found += PublishedMessage.objects.using(database).raw(sql, values)
+    return found
+
+
+def _of_outboxes() -> Iterator[Part]:
+    """What is due or tried again, and what can never be sent."""
+    for alias in conf.aliases():
+        yield _of_due(written(PublishedMessage).scheduled(alias))
+    rows = written(PublishedMessage).filter(listed_in(PublishedMessage.State.FAILED)).order_by("state", "id")
+    sql, params = _compiled(rows.values("alias")[: MOST + 1])
+    yield rows.db, f"SELECT 0, 'unsendable', alias, '', COUNT(*), 0, NULL FROM ({sql}) failed GROUP BY alias", params
+
+
+def _of_due(scheduled: Any) -> Part:
+    """They are found by `due_at`. Of what can be taken now the first are looked at, in the order in which relays do.
+
+    Of what a relay holds, or has to try again later, those whose turn is next: what is scheduled stands among them.
+    """
+    unrouted = ExpressionWrapper(UNROUTED, BooleanField())
+    rows = scheduled.annotate(is_unrouted=unrouted).values("alias", "publish_at", "is_unrouted")
+    taken: list[str] = []
+    values: list[Any] = []
+    for one in (rows.filter(due_at__lte=Now()), rows.filter(due_at__gt=Now())):
+        sql, params = _compiled(one[: MOST + 1])
+        taken.append(f"SELECT * FROM ({sql}) one")
+        values += params
+    now, params = _now(scheduled.db)
+    text = (
+        "SELECT 0, CASE WHEN is_unrouted THEN 'unrouted' ELSE 'due' END, alias, '', COUNT(*), 0, MIN(publish_at) "
+        f"FROM ({' UNION ALL '.join(taken)}) found WHERE publish_at <= {now} GROUP BY alias, is_unrouted"
+    )
+    return scheduled.db, text, (*values, *params)
+
+
+def _of_pauses() -> Part:
+    rows = written(QueueControl).filter(paused=True).order_by("id").values("alias", "queue", "changed_at")[:MOST]
+    sql, params = _compiled(rows)
+    return rows.db, f"SELECT 0, 'paused', alias, queue, 1, 0, changed_at FROM ({sql}) paused", params
+
+
+def _of_failures() -> Part:
+    since = int(time.time()) // 60 - LOOKED_BACK
+    rows = written(Counter).filter(minute__gte=since, failed__gt=0).order_by()
+    sums = rows.values("alias", first=F("minute") - F("minute") % BUCKET).annotate(number=Sum("failed"))
+    sql, params = _compiled(sums)
+    return rows.db, f"SELECT 0, 'failures', alias, '', number, first, NULL FROM ({sql}) failures", params
+
+
+def _now(database: str) -> tuple[str, tuple[Any, ...]]:
+    sql, params = written(PublishedMessage).using(database).query.get_compiler(database).compile(Now())
+    return sql, tuple(params)
+
+
+def _compiled(rows: QuerySet[Any]) -> tuple[str, tuple[Any, ...]]:
+    sql, params = rows.query.get_compiler(rows.db).as_sql()
+    return sql, tuple(params)

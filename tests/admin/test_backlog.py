@@ -1,0 +1,92 @@
+"""What the pages cost when very much waits: no statement reads a table, or walks one in search of its rows."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from messaging.admin import filters, readings
+from messaging.models import PublishedMessage
+from messaging.monitoring import snapshot
+from tests.admin.test_pages import EVERYTHING
+from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, outgoing, staff
+from tests.test_plans import TABLES, plans_of
+
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.skipif(connection.vendor != "postgresql", reason="reads PostgreSQL's plans"),
+]
+BACKLOG, ENDED, FAILED = 100_000, 50_000, 10_000
+PAGES = (
+    "/admin/", "/admin/messaging/", QUEUES, OUTGOING, INCOMING, "/admin/messaging/worker/",
+    f"{OUTGOING}?state=pending", f"{OUTGOING}?state=failed", f"{OUTGOING}?state=pending&before=9999999",
+    f"{OUTGOING}?state=pending&period=24h", f"{OUTGOING}?queue=absent", f"{OUTGOING}?queue=absent&before=100000",
+    f"{INCOMING}?state=failed", f"{INCOMING}?queue=absent", f"{INCOMING}?handler=absent", f"{INCOMING}?alias=absent",
+    f"{INCOMING}?state=failed&queue=absent", f"{INCOMING}?queue=absent&handler=absent&period=15m",
+    f"{INCOMING}?state=processed&queue=absent",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_broker(settings: Any) -> None:
+    settings.MESSAGING = {"default": {"URL": "amqp://guest:guest@127.0.0.1:1/", "QUEUES": {"billing": {}}}}
+    readings.forget()
+
+
+def repeat(row: Any, number: int, **columns: str) -> None:
+    """Write a row so many times more, with these columns by SQL."""
+    names = [field.column for field in row._meta.concrete_fields if not field.primary_key]
+    values = ", ".join(columns.get(name, f't."{name}"') for name in names)
+    table, quoted = row._meta.db_table, ", ".join(f'"{name}"' for name in names)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {table} ({quoted}) SELECT {values} FROM {table} t, generate_series(1, %s) WHERE t.id = %s",
+            [number, row.pk],
+        )
+
+
+def fill() -> None:
+    """What ended first, then what waits, as after an outage: it stands together at the end of the table."""
+    hour = timezone.now() - timedelta(hours=1)
+    own = {"message_id": "md5(random()::text)"}
+    repeat(outgoing("published", due_at=None), ENDED, **own)
+    repeat(outgoing("pending", publish_at=hour, due_at=hour), BACKLOG, **own)
+    keys = {"key": "gen_random_uuid()", **own}
+    repeat(incoming("failed"), FAILED, **keys)
+    repeat(incoming("processed"), ENDED, **keys)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE messaging_publishedmessage, messaging_processedmessage")
+
+
+def searches(plan: str) -> list[str]:
+    """The lines of a plan that read a table, or one of its indexes of all rows, from its end in search of some rows."""
+    lines = plan.splitlines()
+    whole = [rf"Seq Scan on {table}" for table in TABLES] + ["message_pkey on", "_created on", "_received on"]
+    return [
+        line
+        for line, below in zip(lines, [*lines[1:], ""], strict=True)
+        if any(name in line for name in whole) and "Filter:" in below
+    ]
+
+
+def test_no_page_reads_a_table_however_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters, "LOOKED_AT", 1000)
+    fill()
+    client = staff(*EVERYTHING)
+    for page in PAGES:
+        with CaptureQueriesContext(connection) as queries:
+            assert client.get(page).status_code == 200, page
+        assert len(queries) <= 10, (page, [query["sql"][:150] for query in queries])
+        for sql, plan in plans_of(lambda page=page: client.get(page)).items():  # type: ignore[misc]
+            assert not searches(plan), f"{page}\n{sql}\n{plan}"
+    box = snapshot.read().outboxes["default"]
+    assert box.due == snapshot.MOST + 1
+    assert box.oldest is not None
+    assert timezone.now() - box.oldest > timedelta(minutes=59)
+    [unsorted] = plans_of(lambda: PublishedMessage.objects.filter(error="never").count()).values()
+    assert searches(unsorted), "a table that is read as a whole is noticed"

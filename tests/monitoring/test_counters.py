@@ -1,0 +1,184 @@
+"""What was done is counted in memory, written once a minute, added up by whoever reads it, and kept for a while."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.db import DatabaseError
+
+from messaging import publish
+from messaging.consuming.housekeeping import Housekeeper
+from messaging.handlers import Registry
+from messaging.message import ReceivedMessage
+from messaging.models import Counter, PublishedMessage
+from messaging.monitoring import counters
+from messaging.monitoring.counters import HOUR, HOURS_KEPT, MINUTES_KEPT, history
+from messaging.processing.processor import Processor
+from messaging.relaying.relay import Relay
+from tests.deliveries import arrived, registered
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_counted() -> Iterator[None]:
+    counters._counted.clear()
+    counters._written_at = time.monotonic()
+    yield
+    counters._counted.clear()
+
+
+def written() -> list[dict[str, Any]]:
+    counters.write("default")
+    return list(Counter.objects.order_by("id").values("alias", "queue", *counters.KINDS))
+
+
+def total(**expected: int) -> None:
+    now = counters._this_minute("default")
+    points = history(now, HOUR, 1)
+    for name, number in expected.items():
+        assert sum(getattr(point, name) for point in points) == number, name
+
+
+def row(minute: int, **values: Any) -> Counter:
+    return Counter.objects.create(minute=minute, alias="default", queue="billing", **values)
+
+
+def test_what_was_counted_is_written_once() -> None:
+    counters.add("processed", "default", "billing", seconds=0.5)
+    counters.add("processed", "default", "billing", 2, seconds=0.5)
+    counters.add("published", "default", "")
+    own = {"alias": "default", **dict.fromkeys(counters.KINDS, 0)}
+    assert written() == [{**own, "queue": "billing", "processed": 3}, {**own, "queue": "", "published": 1}]
+    assert Counter.objects.get(queue="billing").run_seconds == 1.0
+    assert len(written()) == 2, "once"
+    total(processed=3, published=1, failed=0)
+
+
+def test_it_is_written_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    counters.add("processed", "default", "billing")
+    counters.write("default")
+    counters.add("processed", "default", "billing")
+    counters.write_when_due("default")
+    assert Counter.objects.count() == 1
+    monkeypatch.setattr(counters, "EVERY", 0.0)
+    counters.write_when_due("default")
+    assert Counter.objects.count() == 2
+    total(processed=2)
+
+
+def test_what_cannot_be_written_stays_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    counters.add("failed", "default", "billing")
+
+    def away(database: str) -> int:
+        counters.add("failed", "default", "billing")  # another thread goes on
+        raise DatabaseError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(counters, "_this_minute", away)
+        with pytest.raises(DatabaseError):
+            counters.write("default")
+    counters.write("default")
+    total(failed=2)
+
+
+def test_threads_lose_no_count() -> None:
+    def count() -> None:
+        for _ in range(5000):
+            counters.add("processed", "default", "billing")
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    counters.write("default")
+    total(processed=20_000)
+
+
+def test_names_without_number_are_counted_together() -> None:
+    for number in range(counters.MOST + 50):
+        counters.add("published", "default", f"reply-{number}")
+    assert len(counters._counted) == counters.MOST + 1
+    counters.write("default")
+    total(published=counters.MOST + 50)
+
+
+def test_every_outcome_of_a_delivery_is_counted() -> None:
+    def handle(message: ReceivedMessage) -> None:
+        if message.payload != "good":
+            raise ValueError
+
+    registry = Registry()
+    registered(registry, handle, max_attempts=2)
+    processor = Processor("default", "worker-1", handlers=registry)
+    processor.process(arrived("good"), lambda: None)
+    delivery = arrived("bad")
+    processor.process(delivery, lambda: None)
+    processor.process(delivery, lambda: None)  # an old copy, whose retry is under way: nothing is done
+    counters.write("default")
+    total(processed=1, retried=1, failed=0)
+
+
+def test_history_has_a_point_for_every_step_and_adds_up_processes() -> None:
+    row(1000, processed=1)
+    row(1000, processed=2)
+    row(1009, failed=4)
+    row(1010, processed=8)
+    row(980, processed=16)
+    row(1015, processed=32)
+    points = history(1012, 30, 10)
+    found = [(point.minute, point.processed, point.failed) for point in points]
+    assert found == [(990, 0, 0), (1000, 3, 4), (1010, 8, 0)]
+
+
+def test_old_minutes_become_hours_and_old_hours_go() -> None:
+    now = counters._this_minute("default")
+    recent, old = row(now - MINUTES_KEPT + HOUR, processed=1), now - MINUTES_KEPT - 3 * HOUR
+    hour = old - old % HOUR
+    for minute in (hour, hour + 1, hour + 59):
+        row(minute, processed=10, run_seconds=0.5)
+    row(hour + 60, processed=5)
+    row(now - HOURS_KEPT - 1, length=HOUR, processed=7)
+    kept = row(now - HOURS_KEPT + HOUR, length=HOUR, processed=9)
+    call_command("prune_messages", verbosity=0)
+    left = Counter.objects.exclude(pk__in=[recent.pk, kept.pk]).order_by("minute")
+    assert list(left.values_list("minute", "length", "processed", "run_seconds")) == [
+        (hour, HOUR, 30, 1.5),
+        (hour + 60, HOUR, 5, 0.0),
+    ]
+    assert Counter.objects.count() == 4
+    call_command("prune_messages", verbosity=0)
+    assert Counter.objects.count() == 4, "again: nothing is left to do"
+
+
+def test_a_relay_counts_what_the_broker_has_confirmed(settings: Any) -> None:
+    settings.MESSAGING = {"default": {"URL": "database://", "QUEUES": {"mail": {}}, "POLL_INTERVAL": 0.05}}
+    published = publish("mail", "hello", queue="mail")
+    relay = Relay("default")
+    wait_until(lambda: relay.run_once(timeout=0.05) == 0 and refreshed(published).state == "published")
+    relay._finish()
+    [own] = Counter.objects.values("queue", "published", "processed")
+    assert own == {"queue": "mail", "published": 1, "processed": 0}
+
+
+def refreshed(published: Any) -> Any:
+    return PublishedMessage.objects.get(pk=published.pk)
+
+
+def test_a_consumer_writes_the_rest_as_it_ends() -> None:
+    counters.add("processed", "default", "billing")
+    processor = Processor("default", "worker-1", handlers=Registry())
+    nothing = lambda *_: None  # noqa: E731
+    keeper = Housekeeper("worker-1", ("billing",), processor, str, lambda: False, nothing, nothing)
+    keeper.start()
+    assert keeper.has_looked.wait(30)
+    assert not Counter.objects.exists()
+    keeper.stop(30)
+    total(processed=1)
