@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from django.db import connections
 from django.utils.translation import gettext as _
 
 from messaging import conf
@@ -70,7 +71,7 @@ def unattended() -> dict[tuple[str, str], int]:
     It begins a new reading of what was read before, unless the broker is a table.
     """
     with _guard:
-        readers = list(_readers.values())
+        readers = [reader for reader in _readers.values() if reader.is_current]
     found = {}
     for reader in readers:
         reading = reader.poke()
@@ -100,6 +101,13 @@ class _Reader:
         self.queues: tuple[str, ...] = ()
         self.asked_at = -FRESH
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the settings still say what it was made for."""
+        with suppress(ConfigurationError):
+            return conf.get(self.settings.alias) == self.settings
+        return False
+
     def read(self, queues: tuple[str, ...]) -> Reading:
         with self.lock:
             stale = time.monotonic() - self.asked_at >= FRESH or not set(queues) <= set(self.queues)
@@ -126,8 +134,14 @@ class _Reader:
 
     def _begin(self, queues: tuple[str, ...]) -> None:
         self.asked_at, self.queues = time.monotonic(), queues
-        self.thread = threading.Thread(target=self._take, args=(queues,), name="messaging-readings", daemon=True)
+        self.thread = threading.Thread(target=self._take_apart, args=(queues,), name="messaging-readings", daemon=True)
         self.thread.start()
+
+    def _take_apart(self, queues: tuple[str, ...]) -> None:
+        try:
+            self._take(queues)
+        finally:
+            connections.close_all()  # of this thread: whatever it asked
 
     def _take(self, queues: tuple[str, ...]) -> None:
         try:
