@@ -7,7 +7,7 @@ import itertools
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -31,8 +31,7 @@ class Item:
         handler: the handler that would take it; None when nobody would.
         is_dead: whether it comes from a dead-letter queue, so that it is recorded, not run.
         is_innocent: whether it was redelivered because this process gave it back unstarted.
-        is_urgent: whether the broker may soon give it up for coming back so often: its turn comes first, and it is sent
-            round then, not run.
+        is_urgent: whether the broker may soon give it up: its turn comes first, and it is sent round then, not run.
         is_acked: whether the broker was told that it is done.
         is_atomic: whether a handler runs it and blocks nobody for hours: such messages make room for a suspect.
         is_suspect: whether it may have killed a process before, so that nothing innocent should run beside it.
@@ -172,12 +171,9 @@ class Line:
         removed = [item for item in items if chosen(item)]
         if removed:
             gone = set(removed)
-            self._fill(item for item in items if item not in gone)
+            self._items = deque(item for item in items if item not in gone)
+            self._together = Counter(id(item.handler) for item in self._items if item.batch is not None)
         return removed
-
-    def _fill(self, items: Iterable[Item]) -> None:
-        self._items = deque(items)
-        self._together = Counter(id(item.handler) for item in self._items if item.batch is not None)
 
 
 @dataclass(order=True, slots=True)
@@ -199,9 +195,6 @@ class Backlog:
         on_idle: called, at once and under a lock, when someone finds nothing to take.
         allowance: is told of what comes in and what is done with.
         is_near_limit: tells of what came again whether the broker may soon give it up; cheap.
-
-    Attributes:
-        finished: how many items were in jobs that have ended.
     """
 
     def __init__(
@@ -218,10 +211,11 @@ class Backlog:
         self._allowance = allowance or Allowance()
         self._dead_queues = frozenset(dead_queues)
         self._changed = threading.Condition()
-        self._waiting: dict[str, Line] = {}  # in the order of their turns
+        self._waiting: defaultdict[str, Line] = defaultdict(Line)  # in the order of their turns
         self._aside: list[_Aside] = []
         self._order = itertools.count()
-        self._running = self._atomic_running = self._held_running = self.finished = 0
+        self.running = self._atomic_running = self._held_running = 0  # jobs, the atomic ones, and those that were held
+        self.finished = 0  # items of jobs that have ended
         self._is_alone = self._is_held = self._is_closed = False
         self._suspect_since: float | None = None
         self._unstarted: set[tuple[str, str, str | None, int]] = set()  # their identities
@@ -232,11 +226,10 @@ class Backlog:
         handler = None if is_dead or delivery.spool is not None else self._find_handler(delivery)
         is_urgent = delivery.redelivered and handler is not None and self._is_near_limit(delivery)
         with self._changed:
-            is_innocent = delivery.redelivered and self._gave_back(delivery)
-            item = Item(delivery, handler, is_dead, is_innocent, is_urgent)
+            item = Item(delivery, handler, is_dead, delivery.redelivered and self._gave_back(delivery), is_urgent)
             if not self._is_closed:
                 self._allowance.held += item.size
-                if self._line(delivery.queue).append(item):
+                if self._waiting[delivery.queue].append(item):
                     self._changed.notify()
                 return
         delivery.requeue()
@@ -257,7 +250,7 @@ class Backlog:
     def done(self, job: Job) -> None:
         """A job ended, however it ended."""
         with self._changed:
-            self._running -= 1
+            self.running -= 1
             self.finished += len(job.items)
             self._atomic_running -= job.head.is_atomic
             self._held_running -= job.held
@@ -311,11 +304,6 @@ class Backlog:
         return len(self._remove(lambda item: item.is_stale))
 
     @property
-    def running(self) -> int:
-        """How many jobs run."""
-        return self._running
-
-    @property
     def waiting(self) -> int:
         """How many deliveries have not started."""
         with self._changed:
@@ -343,12 +331,6 @@ class Backlog:
         is_known = known in self._unstarted
         self._unstarted.discard(known)
         return is_known
-
-    def _line(self, queue: str) -> Line:
-        line = self._waiting.get(queue)
-        if line is None:
-            line = self._waiting[queue] = Line()
-        return line
 
     def _remove(self, chosen: Callable[[Item], bool]) -> list[Item]:
         with self._changed:
@@ -387,7 +369,7 @@ class Backlog:
     def _recall(self, now: float) -> None:
         while self._aside and self._aside[0].due <= now:
             item = heapq.heappop(self._aside).item
-            self._line(item.delivery.queue).append_left(item)
+            self._waiting[item.delivery.queue].append_left(item)
 
     def _obstacle(self, line: Line, now: float) -> float | None:
         """Seconds until the first of these may start: 0 for now, None for when another one ends."""
@@ -408,7 +390,7 @@ class Backlog:
         job = Job(items, items[0].is_suspect, sum(item.is_held for item in items))
         self._held_running += job.held
         self._waiting[queue] = self._waiting.pop(queue)  # its next turn comes after the others'
-        self._running += 1
+        self.running += 1
         self._atomic_running += job.head.is_atomic
         if job.is_alone:
             self._is_alone, self._suspect_since = True, None
