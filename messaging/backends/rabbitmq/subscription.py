@@ -323,7 +323,8 @@ class ChannelSubscription:
 
     def _look_at_sizes(self) -> None:
         """Forget large ones slowly, and ask for more or less where that makes a difference."""
-        self._size, self._largest = max(float(self._largest), self._size * _FORGETTING), 0
+        kept = 1.0 if self.is_narrow else _FORGETTING  # else it would ask for many as soon as it may
+        self._size, self._largest = max(float(self._largest), self._size * kept), 0
         if self._newest != self._came:
             self._came, self._came_at = self._newest, time.monotonic()
         self._resize()
