@@ -196,7 +196,7 @@ class Leases:
         seconds = None
         with self._guard():
             seconds = self._rows().wait(self._alias)
-        return seconds  # noqa: RET504 - the guard may have swallowed an error
+        return 0.0 if self._failures == 1 else seconds  # perhaps the connection was stale: on a new one, at once
 
     def take(self, limit: int) -> list[PublishedMessage]:
         """Lease up to `limit` due rows: the oldest, and of more than there is room for also some of the newest.
