@@ -20,7 +20,8 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from messaging.admin.filters import newest_pk
+from messaging.admin.filters import newest_pk, number_of
+from messaging.admin.lists import in_words
 from messaging.admin.paginator import LIMIT, Bounded, bounded_count
 from messaging.admin.verbs import Verb
 from messaging.models import Operation
@@ -70,7 +71,7 @@ def as_action(verb: Verb) -> Any:
     @admin.action(permissions=[verb.permission], description=verb.label)
     def action(model_admin: MessageAdmin, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
         across = request.POST.get("select_across") == "1"
-        cutoff = _cutoff(request)
+        cutoff = number_of(request.POST.get("cutoff", ""))
         if across and cutoff is not None:
             queryset = queryset.filter(pk__lte=cutoff)
         is_long = across and bounded_count(queryset.filter(verb.eligible)) > INLINE
@@ -136,7 +137,7 @@ def carry_out(model_admin: MessageAdmin, request: HttpRequest, verb: Verb, rows:
     outcome, by = Outcome(), operator(request)
     until = time.monotonic() + PATIENCE
     while (batch := list(islice(ids, BATCH))) and (time.monotonic() < until or not outcome.done):
-        merge(outcome, verb.act(manager.filter(pk__in=batch), by))
+        outcome.add(verb.act(manager.filter(pk__in=batch), by))
     log(model_admin, request, verb, outcome)
     report(model_admin, request, verb, outcome, look, rest=bool(batch) or isinstance(look.count, Bounded))
     return outcome
@@ -192,23 +193,10 @@ def _rate(text: str) -> float | None:
 def _scope(model_admin: MessageAdmin, request: HttpRequest) -> str:
     """The list's filters in words."""
     shown = model_admin.get_changelist_instance(request)
-    words = [
-        f"{spec.title}: {choice['display']}"
-        for spec in shown.filter_specs
-        for choice in list(spec.choices(shown))[1:]
-        if choice.get("selected")
+    chosen = [
+        f"{title}: {value}" if title else _("search: %(text)s") % {"text": value} for title, value in in_words(shown)
     ]
-    if shown.query:
-        words.append(_("search: %(text)s") % {"text": shown.query})
-    return "; ".join(words) or _("all")
-
-
-def merge(total: Outcome, part: Outcome) -> None:
-    """Add one outcome to another."""
-    total.done += part.done
-    total.created += part.created
-    for reason, ids in part.skipped.items():
-        total.skipped.setdefault(reason, []).extend(ids)
+    return "; ".join(chosen) or _("all")
 
 
 def log(model_admin: MessageAdmin, request: HttpRequest, verb: Verb, outcome: Outcome) -> None:
@@ -262,11 +250,6 @@ def _in_state(label: str, count: int) -> str:
 
 def _question(count: int) -> str:
     return ngettext("%(count)s message is affected.", "%(count)s messages are affected.", count) % {"count": count}
-
-
-def _cutoff(request: HttpRequest) -> int | None:
-    value = request.POST.get("cutoff", "")
-    return int(value) if value.isascii() and value.isdecimal() and len(value) < 19 else None
 
 
 def _repeat(request: HttpRequest, verb: Verb, rows: QuerySet[Any], across: bool) -> list[tuple[str, str]]:

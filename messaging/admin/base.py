@@ -24,7 +24,7 @@ from django.utils.translation import gettext_lazy as _
 from messaging.admin import lists, payload, waiting
 from messaging.admin.actions import as_action, carry_out, confirm
 from messaging.admin.display import ending, moment, shorten, state_badge
-from messaging.admin.filters import is_listed, newest_pk
+from messaging.admin.filters import is_listed, newest_pk, number_of
 from messaging.admin.paginator import BoundedPaginator
 from messaging.admin.story import with_operation
 from messaging.admin.verbs import Verb
@@ -215,10 +215,11 @@ class MessageAdmin(ReadOnlyAdmin):
 
     def find(self, request: HttpRequest, object_id: str) -> Any:
         """The row with the beginning of its payload, and what its page says of its place; None if there is none."""
-        if not (object_id.isascii() and object_id.isdecimal() and len(object_id) < 19):
+        pk = number_of(object_id)
+        if pk is None:
             return None
-        rows = payload.with_preview(written(self.model).filter(pk=int(object_id)))
-        return lists.with_neighbours(with_operation(waiting.annotated(rows)), self, request, int(object_id)).first()
+        rows = payload.with_preview(written(self.model).filter(pk=pk))
+        return lists.with_neighbours(with_operation(waiting.annotated(rows)), self, request, pk).first()
 
     def detail(self, request: HttpRequest, row: Any, extra_context: dict[str, Any]) -> HttpResponse:
         """Render the page of one message."""

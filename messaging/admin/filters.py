@@ -36,6 +36,11 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 _FINGERPRINT = re.compile(r"[0-9a-zA-Z_-]{1,32}")
 
 
+def number_of(text: str) -> int | None:
+    """The primary key that an address or a form names; None for what can be none."""
+    return int(text) if _NUMBER.fullmatch(text) else None
+
+
 def known_queues() -> list[str]:
     """The queues of every alias, from settings and handlers."""
     return sorted({name for alias in conf.aliases() for name in queues_of(alias)})
@@ -65,8 +70,8 @@ def floor_of(request: HttpRequest, model: Any) -> int:
         return 0
     known: int | None = getattr(request, "_messaging_floor", None)
     if known is None:
-        before = request.GET.get(OlderFilter.parameter_name, "")
-        last = int(before) if _NUMBER.fullmatch(before) else newest_pk(written(model)) + 1
+        before = number_of(request.GET.get(OlderFilter.parameter_name, ""))
+        last = newest_pk(written(model)) + 1 if before is None else before
         known = max(0, last - 1 - LOOKED_AT)
         request._messaging_floor = known  # type: ignore[attr-defined]  # several filters ask
     return known
@@ -228,7 +233,7 @@ class OlderFilter(_LinkedFilter):
 
     def is_sound(self) -> bool:
         """Whether it can be a primary key."""
-        return bool(_NUMBER.fullmatch(self.value() or ""))
+        return number_of(self.value() or "") is not None
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """The rows before that one."""

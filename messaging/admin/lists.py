@@ -95,7 +95,7 @@ def newer_page(page: Page, request: HttpRequest) -> str:
     return page.get_query_string({"before": found} if found else {}, [PAGE_VAR] if found else [PAGE_VAR, "before"])
 
 
-def in_words(page: Page) -> list[tuple[str, str]]:
+def in_words(page: ChangeList) -> list[tuple[str, str]]:
     """The filters in use, each with its value, and what is searched for, as ("", term)."""
     chosen = []
     for spec in page.filter_specs:

@@ -18,6 +18,7 @@ from django.utils.translation import gettext_lazy
 from messaging.admin.actions import page_of
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.display import moment, shorten, state_badge
+from messaging.admin.filters import number_of
 from messaging.admin.verbs import INCOMING, OUTGOING, Verb
 from messaging.models import Operation, OperationItem
 from messaging.models.base import written
@@ -66,7 +67,8 @@ class OperationAdmin(ReadOnlyAdmin):
         operation = self._asked(request, pk)
         if request.method == "POST":
             done = stored.cancel(operation)
-            self._say(request, _("It is cancelled. What was done stays done.") if done else _("It has ended already."))
+            text = _("It is cancelled. What was done stays done.") if done else _("It has ended already.")
+            self.message_user(request, text)
         return HttpResponseRedirect(page_of(operation, self.admin_site.name))
 
     def go_on_view(self, request: HttpRequest, pk: int) -> HttpResponse:
@@ -74,7 +76,8 @@ class OperationAdmin(ReadOnlyAdmin):
         operation = self._asked(request, pk)
         if request.method == "POST":
             done = stored.go_on(operation)
-            self._say(request, _("It goes on.") if done else _("It does not wait for your word any more."))
+            text = _("It goes on.") if done else _("It does not wait for your word any more.")
+            self.message_user(request, text)
         return HttpResponseRedirect(page_of(operation, self.admin_site.name))
 
     def change_view(
@@ -83,8 +86,7 @@ class OperationAdmin(ReadOnlyAdmin):
         """The page of one operation."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        is_number = object_id.isascii() and object_id.isdecimal() and len(object_id) < 19
-        operation = written(Operation).filter(pk=int(object_id)).first() if is_number else None
+        operation = written(Operation).filter(pk=number_of(object_id)).first()
         if operation is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
         request.current_app = self.admin_site.name
@@ -145,9 +147,6 @@ class OperationAdmin(ReadOnlyAdmin):
             raise PermissionDenied
         found: Operation = operation
         return found
-
-    def _say(self, request: HttpRequest, text: str) -> None:
-        self.message_user(request, text)
 
     def _facts(self, operation: Operation) -> list[tuple[str, Any]]:
         rate = _("as fast as can be") if operation.rate is None else f"{operation.rate:g}"

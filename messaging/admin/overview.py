@@ -11,7 +11,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from messaging.admin.display import local, seconds_until, span
-from messaging.admin.paginator import LIMIT, Bounded, bounded_count
+from messaging.admin.paginator import LIMIT, bounded, bounded_count
 from messaging.admin.running import over_usual
 from messaging.db.clock import Now
 from messaging.models import ProcessedMessage
@@ -39,7 +39,7 @@ def cards(request: HttpRequest, now: Snapshot, site: str = "admin") -> list[Card
         now: what is known of the site.
         site: name of the admin site that the cards link into.
     """
-    slow = _over_usual(site) if request.user.has_perm("messaging.view_worker") else []
+    slow = _over_usual(now, site) if request.user.has_perm("messaging.view_worker") else []
     if not request.user.has_perm("messaging.view_processedmessage"):
         return [*slow, *outgoing_cards(request, now, site)]
     failed = written(ProcessedMessage).filter(listed_in(ProcessedMessage.State.FAILED))
@@ -55,7 +55,7 @@ def outgoing_cards(request: HttpRequest, now: Snapshot, site: str = "admin") -> 
         return []
     name = f"{site}:messaging_publishedmessage_changelist"
     boxes = list(now.outboxes.values())
-    return [*_unsent(boxes, name), _failed(_("Outgoing, failed"), _bounded(sum(box.failed for box in boxes)), name)]
+    return [*_unsent(boxes, name), _failed(_("Outgoing, failed"), bounded(sum(box.failed for box in boxes)), name)]
 
 
 def _failed(label: str, count: int, name: str) -> Card:
@@ -71,12 +71,12 @@ def _not_back(name: str) -> list[Card]:
         return []
     note = _("since %(moment)s") % {"moment": local(found["first"])}
     label = _("Incoming, sent and not back")
-    return [Card(label, _bounded(found["count"]), note, f"{reverse(name)}?state=away", alarm=True)]
+    return [Card(label, bounded(found["count"]), note, f"{reverse(name)}?state=away", alarm=True)]
 
 
-def _over_usual(site: str) -> list[Card]:
+def _over_usual(now: Snapshot, site: str) -> list[Card]:
     """The runs that take longer than their handlers usually do, if there are any."""
-    runs = over_usual()
+    runs = over_usual(now.workers)
     if not runs:
         return []
     name = str(runs[0].told.get("handler", "")).rpartition(".")[2]
@@ -91,12 +91,8 @@ def _unsent(boxes: list[Outbox], name: str) -> list[Card]:
     first: datetime | None = min((box.oldest for box in boxes if box.oldest is not None), default=None)
     age, url = -seconds_until(first) if first else 0.0, reverse(name)
     note = _("oldest %(span)s") % {"span": span(age)} if first else _("nothing waits")
-    cards = [Card(_("Outgoing, due"), _bounded(due), note, f"{url}?state=due", alarm=age > LATE)]
+    cards = [Card(_("Outgoing, due"), bounded(due), note, f"{url}?state=due", alarm=age > LATE)]
     if waiting:
         label, note = _("Outgoing, waiting for a queue"), _("no queue takes them")
-        cards.append(Card(label, _bounded(waiting), note, f"{url}?state=waiting", alarm=True))
+        cards.append(Card(label, bounded(waiting), note, f"{url}?state=waiting", alarm=True))
     return cards
-
-
-def _bounded(count: int) -> int:
-    return Bounded(LIMIT) if count > LIMIT else count

@@ -25,10 +25,14 @@ class Bounded(int):
     __repr__ = __str__
 
 
+def bounded(count: int) -> int:
+    """A count as it is shown, of something that was counted up to one more than `LIMIT`."""
+    return Bounded(LIMIT) if count > LIMIT else count
+
+
 def bounded_count(rows: QuerySet[Any], *order: str) -> int:
     """How many rows there are, looking at no more than `LIMIT` of them, in that order if one is given."""
-    count = rows.order_by(*order).values("pk")[: LIMIT + 1].count()
-    return Bounded(LIMIT) if count > LIMIT else count
+    return bounded(rows.order_by(*order).values("pk")[: LIMIT + 1].count())
 
 
 class BoundedPaginator(Base):

@@ -52,7 +52,7 @@ class QueueControlAdmin(ReadOnlyAdmin):
             "media": self.media,
             "panels": shown,
             "workers": workers,
-            "runs": running.runs(request, self.admin_site.name, [item["worker"] for item in workers]),
+            "runs": running.runs(request, self.admin_site.name, now.workers),
             "holders": panels.holders() if panels.is_waiting(workers) else [],
             "cards": outgoing_cards(request, now, self.admin_site.name),
             "may_pause": self.has_pause_permission(request),

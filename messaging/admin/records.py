@@ -108,8 +108,7 @@ class WorkerAdmin(ReadOnlyAdmin):
             raise PermissionDenied
         from messaging.admin import panels, running  # and with them what reads a broker
 
-        workers = [item["worker"] for item in panels.workers(look(request).workers)]
-        own = {"runs": running.runs(request, self.admin_site.name, workers), "holders": panels.holders()}
+        own = {"runs": running.runs(request, self.admin_site.name, look(request).workers), "holders": panels.holders()}
         return super().changelist_view(request, {**own, **(extra_context or {})})
 
     @admin.display(description=_("kind"))

@@ -15,13 +15,10 @@ from django.utils.translation import gettext as _
 
 from messaging import conf
 from messaging.admin.display import exactly, moment, seconds_until
-from messaging.db.clock import Now
 from messaging.models import ProcessedMessage, Worker
-from messaging.models.base import written
+from messaging.monitoring.conditions import SILENT
 
-SEEN = 60  # seconds after which a worker that says nothing is called silent, and nobody knows what it runs
 SHOWN = 50  # runs on one page, the longest ones
-WORKERS = 100  # that are looked at
 OVER = 1.5  # times what a handler has usually taken at most, from which on a run takes too long
 LEAST = 10.0  # seconds before which none does
 
@@ -115,13 +112,12 @@ def _url(run: Run, site: str, may_see_outgoing: bool) -> str:
     return ""
 
 
-def over_usual() -> list[Run]:
-    """The runs that take longer than their handlers usually do, the longest first; one query."""
-    seen = written(Worker).filter(seen_at__gte=Now() - timedelta(seconds=SEEN)).order_by("-seen_at")
-    return [run for run in _of(seen[:WORKERS]) if run.over]
+def over_usual(workers: Iterable[Worker]) -> list[Run]:
+    """Of what these workers run, what takes longer than its handler usually does, the longest first."""
+    return [run for run in _of(workers) if run.over]
 
 
 def _of(workers: Iterable[Worker]) -> list[Run]:
-    heard = [worker for worker in workers if seconds_until(worker.seen_at) > -SEEN]
+    heard = [worker for worker in workers if seconds_until(worker.seen_at) > -SILENT]
     found = [Run(worker, one) for worker in heard for one in worker.running or () if isinstance(one, dict)]
     return sorted(found, key=lambda run: run.began)

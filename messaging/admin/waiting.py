@@ -15,11 +15,12 @@ from messaging.admin.display import local, seconds_until
 from messaging.db.clock import Now
 from messaging.models import ProcessedMessage, PublishedMessage, QueueControl, Worker
 from messaging.models.base import written
+from messaging.monitoring.conditions import BROKER_TROUBLE, SILENT, WAITS_FOR_BROKER, WAITS_FOR_DATABASE
 from messaging.publishing.rounds import under_way
 
 In = ProcessedMessage.State
 Out = PublishedMessage.State
-SEEN = timedelta(seconds=60)  # a worker that says nothing for longer is taken to be gone
+SEEN = timedelta(seconds=SILENT)  # a worker that says nothing for longer is taken to be gone
 _PLAIN = re.compile(r"[ !#-\[\]-~]*")  # a name that JSON writes as it is
 
 
@@ -64,10 +65,10 @@ def of_incoming(row: ProcessedMessage, rounds: Iterable[PublishedMessage]) -> st
     says = known["consumer_says"]
     if says is None:
         return _("No consumer takes from its queue. Start one with: manage.py consume") if _is_plain(row.queue) else ""
-    if says.startswith("waiting for the "):
-        return (
-            _("Its consumer waits for the broker.") if "broker" in says else _("Its consumer waits for the database.")
-        )
+    if says == WAITS_FOR_BROKER:
+        return _("Its consumer waits for the broker.")
+    if says == WAITS_FOR_DATABASE:
+        return _("Its consumer waits for the database.")
     return _("It waits for its turn in the queue.")
 
 
@@ -83,7 +84,7 @@ def _of_relay(says: str | None) -> str:
     if says is None:
         return _("No relay runs. Start one with: manage.py relay, or manage.py consume, which has one inside")
     if says:
-        return _("The relay cannot hand it to the broker: %(reason)s") % {"reason": says.removeprefix("broker: ")}
+        return _("The relay cannot hand it to the broker: %(reason)s") % {"reason": says.removeprefix(BROKER_TROUBLE)}
     return _("It waits for its turn at the relay.")
 
 

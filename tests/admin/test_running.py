@@ -134,9 +134,9 @@ def test_who_may_not_see_messages_reads_what_runs_and_not_whose() -> None:
 
 
 def test_nobody_knows_what_a_silent_worker_runs(admin_client: Client) -> None:
-    worker(run(usual=1.0), seen_at=timezone.now() - timedelta(seconds=running.SEEN + 5))
+    worker(run(usual=1.0), seen_at=timezone.now() - timedelta(seconds=running.SILENT + 5))
     assert "Running now" not in admin_client.get(WORKERS).content.decode()
-    assert running.over_usual() == []
+    assert running.over_usual(Worker.objects.all()) == []
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_nobody_knows_what_a_silent_worker_runs(admin_client: Client) -> None:
 )
 def test_a_run_is_over_its_usual_time(told: dict[str, Any], is_over: bool) -> None:
     worker(run(**told))
-    assert bool(running.over_usual()) == is_over
+    assert bool(running.over_usual(Worker.objects.all())) == is_over
 
 
 def test_the_overview_says_so_first_where_one_looks(admin_client: Client) -> None:
