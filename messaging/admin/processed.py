@@ -212,10 +212,8 @@ def timeline(row: ProcessedMessage, rounds: Iterable[PublishedMessage], url: Any
         events.append(Event(_after_its_act(out.created_at, acts), title, _("outgoing message is %(state)s") % {
             "state": out.get_state_display()
         }, url=url(out)))  # fmt: skip
-    if row.began_at and row.state in (
-        State.PROCESSING,
-        State.PROCESSED,
-    ):  # a failed attempt says itself how long it took
+    # A failed attempt says itself how long it took.
+    if row.began_at and row.state in (State.PROCESSING, State.PROCESSED):
         events.append(Event(row.began_at, _("Its handler began"), _("waited %(span)s") % {"span": lengths.wait}))
     if row.processed_at:
         took = _("run %(run)s, total %(total)s") % lengths._asdict() if row.ended_at else ""

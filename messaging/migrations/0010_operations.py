@@ -43,7 +43,6 @@ class Migration(migrations.Migration):
                 ("rate", models.FloatField(null=True, verbose_name="messages per second at most")),
                 ("is_trial", models.BooleanField(default=False)),
                 ("language", models.CharField(blank=True, max_length=35)),
-                ("user_key", models.CharField(blank=True, max_length=255)),
                 ("username", models.CharField(blank=True, max_length=255, verbose_name="user name")),
                 ("reason", models.TextField(blank=True, verbose_name="reason")),
                 ("created_at", models.DateTimeField(db_default=messaging.db.clock.Now(), verbose_name="created")),

@@ -130,7 +130,6 @@ class Operation(models.Model):
     rate = models.FloatField(_("messages per second at most"), null=True)
     is_trial = models.BooleanField(default=False)
     language = models.CharField(max_length=35, blank=True)
-    user_key = models.CharField(max_length=255, blank=True)
     username = models.CharField(_("user name"), max_length=255, blank=True)
     reason = models.TextField(_("reason"), blank=True)
     created_at = MomentField(_("created"), db_default=Now())

@@ -88,7 +88,6 @@ def store(
         rate=None if rate is None else max(SLOWEST, rate),
         is_trial=try_one,
         language=translation.get_language() or "",
-        user_key="" if by.user_id is None else str(by.user_id),
         username=by.username,
         reason=by.reason,
     )
