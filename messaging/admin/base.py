@@ -21,7 +21,7 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
 
-from messaging.admin import lists, payload, waiting
+from messaging.admin import lists, payload, redaction, waiting
 from messaging.admin.actions import as_action, carry_out, confirm
 from messaging.admin.display import ending, moment, shorten, state_badge
 from messaging.admin.filters import is_listed, newest_pk, number_of
@@ -39,6 +39,7 @@ UNLISTED = ("body", "headers", "wire", "error")
 LONGEST_QUERY = 16 * 1024  # characters
 SEARCHED = 200_000  # newest rows among which columns without an index are searched
 BRIEF = 120  # characters of an error in a list
+REDACTED = 4000  # of which so many are read where the site redacts them: a part of a secret may not look like one
 NAMED = 60  # characters of a routing key or a queue there
 
 
@@ -52,6 +53,11 @@ def brief(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBa
         return view(request, *args, **kwargs)
 
     return refuse_or_answer
+
+
+def brief_error(row: Any) -> str:
+    """The beginning of a listed row's error, with a character more than is shown, as it may be seen."""
+    return redaction.text(row.brief or "", row)[: BRIEF + 1]
 
 
 class ReadOnlyAdmin(Base):
@@ -103,6 +109,15 @@ class ReadOnlyAdmin(Base):
         title = capfirst(str(self.opts.verbose_name_plural))
         return super().changelist_view(request, {"title": title, "nothing": self.nothing, **(extra_context or {})})
 
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The admin's own record of acts, with their reasons as they may be seen."""
+        page = super().history_view(request, object_id, extra_context)
+        for entry in (getattr(page, "context_data", None) or {}).get("action_list", ()):
+            entry.change_message = redaction.text(entry.get_change_message())
+        return page
+
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[lists.Page | lists.Unread]:
         """What makes the list."""
         return lists.Unread if lists.is_unread(request) else lists.Page
@@ -132,7 +147,7 @@ class MessageAdmin(ReadOnlyAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Rows without what only their own page shows."""
         rows: QuerySet[Any] = super().get_queryset(request).defer(*UNLISTED)
-        annotated: QuerySet[Any] = rows.annotate(brief=Left("error", BRIEF + 1))
+        annotated: QuerySet[Any] = rows.annotate(brief=Left("error", (REDACTED if redaction.is_on() else BRIEF) + 1))
         return annotated
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
@@ -238,7 +253,7 @@ class MessageAdmin(ReadOnlyAdmin):
             **self.beside(request, row),
             "payload": payload.present(row) if visible else None,
             "payload_url": self.url("payload", row.pk),
-            "headers": payload.header_rows(row.headers) if visible else None,
+            "headers": payload.header_rows(row) if visible else None,
             **self.describe(request, row),
             **extra_context,
         }
@@ -290,7 +305,7 @@ class MessageAdmin(ReadOnlyAdmin):
 
     def trouble(self, row: Any) -> SafeString | str:
         """The beginning of the error; "" where there is none."""
-        return shorten(row.brief, BRIEF) if row.brief else ""
+        return shorten(brief_error(row), BRIEF) if row.brief else ""
 
     @admin.display(description=_("message id"))
     def id_column(self, row: Any) -> SafeString | str:

@@ -15,6 +15,7 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from messaging.admin import redaction
 from messaging.admin.actions import page_of
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.display import moment, shorten, state_badge
@@ -101,7 +102,7 @@ class OperationAdmin(ReadOnlyAdmin):
             "badge": self.state_column(operation),
             "act": self.verb_column(operation),
             "facts": self._facts(operation),
-            "reasons": sorted(operation.reasons.items(), key=lambda pair: -pair[1]),
+            "reasons": _reasons(operation),
             "items": self._unacted(operation),
             "may_act": not is_over and self.may_act(request, operation),
             "is_held": operation.state == Operation.State.HELD,
@@ -124,7 +125,7 @@ class OperationAdmin(ReadOnlyAdmin):
     @admin.display(description=gettext_lazy("which"))
     def scope_column(self, row: Operation) -> SafeString | str:
         """Which messages."""
-        return shorten(row.scope, 80)
+        return shorten(redaction.text(row.scope), 80)
 
     @admin.display(description=gettext_lazy("state"))
     def state_column(self, row: Operation) -> SafeString:
@@ -151,7 +152,7 @@ class OperationAdmin(ReadOnlyAdmin):
     def _facts(self, operation: Operation) -> list[tuple[str, Any]]:
         rate = _("as fast as can be") if operation.rate is None else f"{operation.rate:g}"
         return [
-            (_("Messages"), operation.scope),
+            (_("Messages"), redaction.text(operation.scope)),
             (_("Number"), f"{operation.total:,}"),
             (_("Done"), f"{operation.done:,}"),
             (_("Skipped"), f"{operation.skipped:,}"),
@@ -159,7 +160,7 @@ class OperationAdmin(ReadOnlyAdmin):
             (_("Still to do"), f"{operation.remaining:,}"),
             (_("Per second at most"), rate),
             (_("By"), operation.username or "—"),
-            (_("Reason"), operation.reason or "—"),
+            (_("Reason"), redaction.text(operation.reason) or "—"),
             (_("Stored"), moment(operation.created_at)),
             (_("Begun"), moment(operation.began_at)),
             (_("Ended"), moment(operation.ended_at)),
@@ -172,13 +173,18 @@ class OperationAdmin(ReadOnlyAdmin):
         if operation.state == Operation.State.HELD:
             results.append(OperationItem.Result.DONE)
         items = written(OperationItem).filter(operation=operation.pk, result__in=results).order_by("row")[:SHOWN]
-        return [(item.row, self._message_url(operation, item.row), item.note or "") for item in items]
+        return [(item.row, self._message_url(operation, item.row), redaction.text(item.note or "")) for item in items]
 
     def _message_url(self, operation: Operation, row: int) -> str:
         try:
             return reverse(f"{self.admin_site.name}:messaging_{operation.kind}message_change", args=[row])
         except NoReverseMatch:
             return ""
+
+
+def _reasons(operation: Operation) -> list[tuple[str, int]]:
+    """Why messages were left as they were, and how many, the most first."""
+    return [(redaction.text(why), count) for why, count in sorted(operation.reasons.items(), key=lambda pair: -pair[1])]
 
 
 def _verb(operation: Operation) -> Verb | None:

@@ -13,7 +13,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from messaging.admin import words
+from messaging.admin import redaction, words
 from messaging.admin.alerts import look
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.display import moment, shorten
@@ -81,7 +81,7 @@ class AuditRecordAdmin(ReadOnlyAdmin):
     @admin.display(description=_("reason"))
     def reason_column(self, row: AuditRecord) -> SafeString | str:
         """Why."""
-        return shorten(row.reason, 80)
+        return shorten(redaction.text(row.reason), 80)
 
 
 class WorkerAdmin(ReadOnlyAdmin):
