@@ -21,7 +21,7 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
 
-from messaging.admin import lists, payload, redaction, waiting
+from messaging.admin import exports, lists, payload, redaction, waiting
 from messaging.admin.actions import as_action, carry_out, confirm
 from messaging.admin.display import ending, moment, shorten, state_badge
 from messaging.admin.filters import is_listed, newest_pk, number_of
@@ -70,6 +70,7 @@ class ReadOnlyAdmin(Base):
     list_per_page = 50
     list_max_show_all = 200
     change_list_template = "admin/messaging/message_list.html"
+    exported: tuple[str, ...] = ()  # fields of which an export of the list has columns; none: there is no export
     nothing: Any = ""  # what an empty list says where nothing is filtered: why, and what to do
 
     class Media:
@@ -83,6 +84,20 @@ class ReadOnlyAdmin(Base):
             if isinstance(pattern, URLPattern):
                 pattern.callback = brief(pattern.callback)
         return patterns
+
+    def get_urls(self) -> list[URLPattern]:
+        """The export of the list, before the admin's own."""
+        if not self.exported:
+            return super().get_urls()
+        name = f"{self.opts.app_label}_{self.opts.model_name}_export"
+        return [
+            path("export/", self.admin_site.admin_view(partial(exports.view, self)), name=name),
+            *super().get_urls(),
+        ]
+
+    def has_view_payload_permission(self, request: HttpRequest) -> bool:
+        """Whether body and headers are shown, where there are any."""
+        return False
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Nobody may."""
@@ -133,6 +148,10 @@ class MessageAdmin(ReadOnlyAdmin):
     verbs: Sequence[Verb] = ()
     object_history_template = "admin/messaging/history.html"
     sample_fields: tuple[str, ...] = ("id", "state", "queue", "routing_key", "message_id")
+    exported = (
+        "id", "state", "alias", "queue", "exchange", "routing_key", "message_id", "type", "content_type",
+        "correlation_id", "causation_id", "reply_to", "round", "attempts", "error",
+    )  # fmt: skip
     ordering = ("-id",)
     search_fields = ("message_id",)  # get_search_results() decides
     search_help_text = _(
@@ -166,7 +185,7 @@ class MessageAdmin(ReadOnlyAdmin):
             Q(causation_id=term) | Q(routing_key__startswith=term),
         )
         found = written(self.model).filter(indexed)
-        if lists.is_unread(request):  # a few rows beside another are wanted, by one query
+        if lists.is_beside(request):
             return queryset.filter(indexed | Q(~Exists(found), other)), False
         if found.exists():
             return queryset.filter(indexed), False

@@ -43,6 +43,10 @@ class OperationAdmin(ReadOnlyAdmin):
     list_display_links = ("number_column",)
     list_filter = ("state",)
     ordering = ("-id",)
+    exported = (
+        "id", "verb", "kind", "scope", "state", "total", "done", "skipped", "failed", "rate", "username", "reason",
+        "created_at", "began_at", "ended_at", "worker",
+    )  # fmt: skip
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Whoever may see messages sees what is done to them."""

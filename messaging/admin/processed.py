@@ -69,6 +69,11 @@ class ProcessedMessageAdmin(MessageAdmin):
         filters.OlderFilter,
     )
 
+    exported = (
+        *MessageAdmin.exported, "handler", "worker", "exception_type", "fingerprint", "duration", "created_at",
+        "received_at", "processed_at", "failed_at", "retry_at", "discarded_at",
+    )  # fmt: skip
+
     def has_requeue_permission(self, request: HttpRequest) -> bool:
         """Whether failed messages may be sent round again."""
         return self.may(request, "requeue")

@@ -52,6 +52,11 @@ class PublishedMessageAdmin(MessageAdmin):
         filters.OlderFilter,
     )
 
+    exported = (
+        *MessageAdmin.exported, "priority", "expiration", "mandatory", "inbox_id", "copy_of_id", "created_at",
+        "publish_at", "due_at", "published_at", "discarded_at",
+    )  # fmt: skip
+
     def has_publish_permission(self, request: HttpRequest) -> bool:
         """Whether messages may be written and published."""
         return self.may(request, "publish")

@@ -29,6 +29,7 @@ ACTS = {
     "copy": gettext_lazy("published a copy"),
     "pause": gettext_lazy("paused"),
     "resume": gettext_lazy("resumed"),
+    "export": gettext_lazy("exported"),
     AuditRecord.INTERRUPTION: gettext_lazy("interrupted"),
 }
 
