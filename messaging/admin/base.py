@@ -21,7 +21,7 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
 
-from messaging.admin import exports, lists, payload, redaction, waiting
+from messaging.admin import exports, lists, payload, redaction, search, waiting
 from messaging.admin.actions import as_action, carry_out, confirm
 from messaging.admin.display import ending, moment, shorten, state_badge
 from messaging.admin.filters import is_listed, newest_pk, number_of
@@ -133,6 +133,11 @@ class ReadOnlyAdmin(Base):
             entry.change_message = redaction.text(entry.get_change_message())
         return page
 
+    def get_paginator(self, request: HttpRequest, queryset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Over what a search has read already, where it has."""
+        found = getattr(request, "_messaging_found", None)
+        return super().get_paginator(request, queryset if found is None else found, *args, **kwargs)
+
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[lists.Page | lists.Unread]:
         """What makes the list."""
         return lists.Unread if lists.is_unread(request) else lists.Page
@@ -148,7 +153,7 @@ class MessageAdmin(ReadOnlyAdmin):
     verbs: Sequence[Verb] = ()
     object_history_template = "admin/messaging/history.html"
     sample_fields: tuple[str, ...] = ("id", "state", "queue", "routing_key", "message_id")
-    exported = (
+    exported: tuple[str, ...] = (
         "id", "state", "alias", "queue", "exchange", "routing_key", "message_id", "type", "content_type",
         "correlation_id", "causation_id", "reply_to", "round", "attempts", "error",
     )  # fmt: skip
@@ -180,6 +185,8 @@ class MessageAdmin(ReadOnlyAdmin):
         term = search_term.strip()
         if not term:
             return queryset, False
+        if (what := search.wanted(term)) is not None and not search.why_not(request, self):
+            return (queryset.none() if lists.is_beside(request) else search.find(request, queryset, term, what)), False
         indexed, other = (
             Q(message_id=term) | Q(correlation_id=term),
             Q(causation_id=term) | Q(routing_key__startswith=term),
@@ -190,6 +197,13 @@ class MessageAdmin(ReadOnlyAdmin):
         if found.exists():
             return queryset.filter(indexed), False
         return queryset.filter(other, pk__gt=newest_pk(written(self.model)) - SEARCHED), False
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """The list, which says what this user can search it by."""
+        page = super().get_changelist_instance(request)
+        if not search.why_not(request, self):
+            page.search_help_text = f"{self.search_help_text} {search.HELP}"
+        return page
 
     def get_urls(self) -> list[URLPattern]:
         """A page for each verb and the payload's download, before the admin's own."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ PAYLOAD = ("headers", "payload", "payload_kind", "payload_withheld")
 FREE_TEXTS = frozenset({"error", "reason", "scope", "note"})
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # what a spreadsheet may take for the beginning of one  # noqa: RUF001
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 
 def view(model_admin: ReadOnlyAdmin, request: HttpRequest) -> HttpResponseBase:
@@ -60,9 +60,25 @@ def view(model_admin: ReadOnlyAdmin, request: HttpRequest) -> HttpResponseBase:
         raise PermissionDenied
     if kind not in FORMATS:
         return _ask(model_admin, request, page)
-    _record(model_admin, request, page, f"{kind.upper()}{', payload' if with_payload else ''}")
+    scope = "; ".join(f"{title}: {value}" if title else value for title, value in lists.in_words(page)) or _("all")
+    what = f"{model_admin.opts.verbose_name_plural}, {kind.upper()}{', payload' if with_payload else ''}"
+    record(request, str(model_admin.opts.model_name).removesuffix("message")[:20], f"{what} · {scope}")
     names = model_admin.exported
     return stream(request, _rows(page.queryset, names, with_payload), names + PAYLOAD * with_payload, kind, _name(page))
+
+
+def record(request: HttpRequest, kind: str, what: str, number: int | None = None) -> None:
+    """Record who takes what, before it leaves.
+
+    Args:
+        request: whose.
+        kind: of what is taken, as the audit has it.
+        what: the same for people.
+        number: of the row that it is all about, if it is about one.
+    """
+    by = operator(request)
+    own = {"user_id": by.user_id, "username": by.username, "reason": " · ".join(filter(None, (what, by.reason)))}
+    written(AuditRecord).create(action="export", kind=kind, message_pk=number, **own)
 
 
 def stream(request: HttpRequest, rows: Iterable[list[Row]], names: Iterable[str], kind: str, name: str) -> HttpResponse:
@@ -117,19 +133,6 @@ def _ask(model_admin: ReadOnlyAdmin, request: HttpRequest, page: Any) -> HttpRes
     return TemplateResponse(request, "admin/messaging/export.html", context)
 
 
-def _record(model_admin: ReadOnlyAdmin, request: HttpRequest, page: Any, what: str) -> None:
-    """Who takes what, before it leaves."""
-    by = operator(request)
-    scope = "; ".join(f"{title}: {value}" if title else value for title, value in lists.in_words(page)) or _("all")
-    written(AuditRecord).create(
-        action="export",
-        kind=str(model_admin.opts.model_name).removesuffix("message")[:20],
-        user_id=by.user_id,
-        username=by.username,
-        reason=" · ".join(filter(None, (f"{model_admin.opts.verbose_name_plural}, {what}", scope, by.reason))),
-    )
-
-
 def _name(page: Any) -> str:
     return f"{page.opts.model_name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
@@ -149,7 +152,8 @@ def _heavy(rows: QuerySet[Any], keys: list[int]) -> Iterator[list[Any]]:
     octets = rows.filter(pk__in=keys).order_by("-pk").annotate(octets=OctetLength("body")).values_list("pk", "octets")
     small = Case(When(octets__lte=LARGEST, then=F("body")), output_field=TextField())
     found = rows.alias(octets=OctetLength("body")).annotate(small_body=small).order_by("-pk")
-    batch, size = [], 0
+    batch: list[int] = []
+    size = 0
     for pk, length in list(octets):
         own = min(length or 0, LARGEST)
         if batch and size + own > BYTES:
@@ -161,11 +165,11 @@ def _heavy(rows: QuerySet[Any], keys: list[int]) -> Iterator[list[Any]]:
         yield list(found.filter(pk__in=batch))
 
 
-def _of(row: Any, names: Iterable[str]) -> dict[str, Any]:
+def _of(row: Any, names: Iterable[str]) -> Row:
     return {name: plain(getattr(row, name), name, row) for name in names}
 
 
-def _with_payload(row: Any, names: Iterable[str]) -> dict[str, Any]:
+def _with_payload(row: Any, names: Iterable[str]) -> Row:
     own = {**_of(row, names), "headers": dict(redaction.headers(row)), **dict.fromkeys(PAYLOAD[1:])}
     try:
         if row.small_body is None:

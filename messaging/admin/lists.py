@@ -26,6 +26,9 @@ class Page(ChangeList):
     def get_results(self, request: HttpRequest) -> None:
         """Count, and choose the rows of the page."""
         super().get_results(request)
+        found = getattr(request, "_messaging_found", None)
+        if found is not None and not self.multi_page:  # a search has read them
+            self.result_list = found
         if not (self.has_active_filters or self.query):
             self.full_result_count = self.result_count
 

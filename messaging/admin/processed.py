@@ -65,7 +65,10 @@ class ProcessedMessageAdmin(MessageAdmin):
         filters.QueueFilter,
         filters.HandlerFilter,
         filters.PeriodFilter,
+        filters.ExceptionFilter,
+        filters.DurationFilter,
         filters.SimilarFilter,
+        filters.OperationFilter,
         filters.OlderFilter,
     )
 

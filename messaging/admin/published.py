@@ -49,6 +49,7 @@ class PublishedMessageAdmin(MessageAdmin):
         filters.QueueFilter,
         filters.OriginFilter,
         filters.PeriodFilter,
+        filters.OperationFilter,
         filters.OlderFilter,
     )
 

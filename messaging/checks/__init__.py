@@ -22,6 +22,7 @@ from messaging.checks.databases import (
     check_autocommit,
     check_memory,
     check_mysql,
+    check_payload_index,
     check_routers,
     check_sqlite,
     used_databases,
@@ -58,7 +59,8 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
 def check_servers(databases: Sequence[str] | None = None, **_options: Any) -> list[CheckMessage]:
     """What is wrong with the servers of databases that hold messages; run by `migrate` and `check --database`."""
     used = used_databases(registry.all())
-    return list(check_mysql([name for name in databases or () if name in used]))
+    named = [name for name in databases or () if name in used]
+    return [*check_mysql(named), *check_payload_index(named)]
 
 
 def check_deployment(**_options: Any) -> list[CheckMessage]:

@@ -11,6 +11,7 @@ from messaging.admin.charts import charts
 from messaging.admin.filters import LOOKED_AT
 from messaging.admin.lists import in_words, newer_page
 from messaging.admin.overview import cards
+from messaging.admin.search import is_path, why_not
 
 register = template.Library()
 
@@ -42,6 +43,18 @@ def without(cl: Any, name: str) -> str:
     """The list without one of its filters, from its first page."""
     url: str = cl.get_query_string({}, [name, "p"])
     return url
+
+
+@register.simple_tag(takes_context=True)
+def searched(context: Any) -> str:
+    """How far payloads were searched, in a sentence; "" where they were not."""
+    return getattr(context["request"], "_messaging_searched", "")
+
+
+@register.simple_tag(takes_context=True)
+def unsearched(context: Any, cl: Any) -> str:
+    """Why payloads were not searched, where it seems that somebody meant them."""
+    return why_not(context["request"], cl.model_admin) if is_path(cl.query) else ""
 
 
 @register.inclusion_tag("admin/messaging/beyond.html", takes_context=True)

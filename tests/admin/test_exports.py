@@ -181,10 +181,7 @@ def test_it_reaches_as_far_as_there_are_rows_and_holds_a_batch_of_them(
     with CaptureQueriesContext(connection) as queries:
         raw = taken(admin_client, f"{EXPORT}?queue=mail", format="json")
     assert [row["id"] for row in json.loads(raw)] == wanted
-    read = [
-        query["sql"] for query in queries if "FROM" in query["sql"] and "messaging_processedmessage" in query["sql"]
-    ]
-    assert len(read) > 5
+    assert len([query for query in queries if "messaging_processedmessage" in query["sql"]]) > 5
     batches = list(exports.walk(ProcessedMessage.objects.all()))
     assert max(map(len, batches)) <= 3
     assert sum(map(len, batches)) == 14

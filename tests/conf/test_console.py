@@ -90,6 +90,23 @@ def test_search_in_payloads_takes_postgresql(settings: Any) -> None:
     assert found == ([] if connection.vendor == "postgresql" else ["messaging.W013"])
 
 
+@pytest.mark.django_db
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="payloads are searched in PostgreSQL")
+def test_a_search_without_an_index_is_told_with_the_statement_that_makes_it(settings: Any) -> None:
+    from messaging.checks import check_servers
+
+    assert check_servers(databases=["default"]) == []
+    settings.MESSAGING_CONSOLE = {"PAYLOAD_SEARCH": True}
+    assert check_servers(databases=[]) == []
+    both = check_servers(databases=["default"])
+    assert [one.id for one in both] == ["messaging.W014"] * 2
+    for problem in both:
+        statement = str(problem.hint).partition(": ")[2].replace("CONCURRENTLY ", "")
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+    assert check_servers(databases=["default"]) == []
+
+
 def test_alerts_say_from_when_on_something_is_wrong(settings: Any) -> None:
     assert set(LIMITS) == set(rules.ALERTS)
     now = datetime.now(UTC)
