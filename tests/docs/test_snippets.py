@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from django.core.management import call_command, get_commands, load_command_class
 from django.core.management.base import CommandParser
+from django.db import connection
 from django.test import override_settings
 
 from messaging import conf, handlers, signals
@@ -38,7 +39,7 @@ KINDS = {
     "python": {"runs", "handlers", "settings", "signals", "pika", "testing", "redact"},
     "sh": {"", "systemctl", "cluster", "permissions"},
     "ini": {"systemd", "environment", "rabbitmq conf"},
-    "text": {"", "drawing", "layers"},
+    "text": {"", "drawing", "layers", "statements"},
     "html": {"demo template"},
 }
 # And those that only a walk understands.
@@ -111,6 +112,14 @@ def test_receivers_take_what_their_signal_sends(block: Block) -> None:
     for name in sent:
         answers = getattr(signals, name).send_robust(sender=None, row=row)
         assert [answer for receiver, answer in answers if receiver in names.values()] == [None]
+
+
+@pytest.mark.django_db
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="statements for PostgreSQL")
+@pytest.mark.parametrize("block", find("statements"), ids=str)
+def test_statements_can_be_executed(block: Block) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(block.text.replace("CONCURRENTLY ", ""))  # which takes a transaction of its own
 
 
 @pytest.mark.parametrize("block", find("redact"), ids=str)
