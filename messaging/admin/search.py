@@ -65,7 +65,7 @@ class Wanted(NamedTuple):
                 found = [item for one in found if isinstance(one, list) for item in one]
             else:
                 found = [one[step] for one in found if isinstance(one, dict) and step in one]
-        return any(type(one) is type(value) and one == value for one in found for value in self.values)
+        return any(_is_same(one, value) for one in found for value in self.values)
 
 
 class Holds(Func):
@@ -96,8 +96,7 @@ def wanted(term: str) -> Wanted | None:
         return Wanted(path, (value,))
     if isinstance(value, (dict, list)):
         return Wanted(path, (text,))
-    other = (float(value),) if type(value) is int and abs(value) < 1 << 53 else ()  # JSON knows no difference
-    return Wanted(path, (value, *other, text))
+    return Wanted(path, (value, text))
 
 
 def why_not(request: HttpRequest, model_admin: Any) -> str:
@@ -178,6 +177,12 @@ def _is_seen(row: Any, what: Wanted, term: str) -> bool:
         return what.is_in(redaction.body(row, row.body).value)
     except redaction.Withheld:
         return False
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values are one in JSON, which has one kind of numbers, and no number is true."""
+    kinds = [float if isinstance(value, int) and not isinstance(value, bool) else type(value) for value in (one, other)]
+    return kinds[0] is kinds[1] and bool(one == other)
 
 
 def _lower(text: str) -> str:
