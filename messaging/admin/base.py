@@ -21,7 +21,7 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
 
-from messaging.admin import lists, payload, waiting
+from messaging.admin import exports, lists, payload, redaction, search, waiting
 from messaging.admin.actions import as_action, carry_out, confirm
 from messaging.admin.display import ending, moment, shorten, state_badge
 from messaging.admin.filters import is_listed, newest_pk, number_of
@@ -39,6 +39,7 @@ UNLISTED = ("body", "headers", "wire", "error")
 LONGEST_QUERY = 16 * 1024  # characters
 SEARCHED = 200_000  # newest rows among which columns without an index are searched
 BRIEF = 120  # characters of an error in a list
+REDACTED = 4000  # of which so many are read where the site redacts them: a part of a secret may not look like one
 NAMED = 60  # characters of a routing key or a queue there
 
 
@@ -54,6 +55,11 @@ def brief(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBa
     return refuse_or_answer
 
 
+def brief_error(row: Any) -> str:
+    """The beginning of a listed row's error, with a character more than is shown, as it may be seen."""
+    return redaction.text(row.brief or "", row)[: BRIEF + 1]
+
+
 class ReadOnlyAdmin(Base):
     """Rows that nobody adds, changes or deletes here."""
 
@@ -64,6 +70,7 @@ class ReadOnlyAdmin(Base):
     list_per_page = 50
     list_max_show_all = 200
     change_list_template = "admin/messaging/message_list.html"
+    exported: tuple[str, ...] = ()  # fields of which an export of the list has columns; none: there is no export
     nothing: Any = ""  # what an empty list says where nothing is filtered: why, and what to do
 
     class Media:
@@ -77,6 +84,20 @@ class ReadOnlyAdmin(Base):
             if isinstance(pattern, URLPattern):
                 pattern.callback = brief(pattern.callback)
         return patterns
+
+    def get_urls(self) -> list[URLPattern]:
+        """The export of the list, before the admin's own."""
+        if not self.exported:
+            return super().get_urls()
+        name = f"{self.opts.app_label}_{self.opts.model_name}_export"
+        return [
+            path("export/", self.admin_site.admin_view(partial(exports.view, self)), name=name),
+            *super().get_urls(),
+        ]
+
+    def has_view_payload_permission(self, request: HttpRequest) -> bool:
+        """Whether body and headers are shown, where there are any."""
+        return False
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Nobody may."""
@@ -103,6 +124,20 @@ class ReadOnlyAdmin(Base):
         title = capfirst(str(self.opts.verbose_name_plural))
         return super().changelist_view(request, {"title": title, "nothing": self.nothing, **(extra_context or {})})
 
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The admin's own record of acts, with their reasons as they may be seen."""
+        page = super().history_view(request, object_id, extra_context)
+        for entry in (getattr(page, "context_data", None) or {}).get("action_list", ()):
+            entry.change_message = redaction.text(entry.get_change_message())
+        return page
+
+    def get_paginator(self, request: HttpRequest, queryset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Over what a search has read already, where it has."""
+        found = getattr(request, "_messaging_found", None)
+        return super().get_paginator(request, queryset if found is None else found, *args, **kwargs)
+
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[lists.Page | lists.Unread]:
         """What makes the list."""
         return lists.Unread if lists.is_unread(request) else lists.Page
@@ -118,6 +153,10 @@ class MessageAdmin(ReadOnlyAdmin):
     verbs: Sequence[Verb] = ()
     object_history_template = "admin/messaging/history.html"
     sample_fields: tuple[str, ...] = ("id", "state", "queue", "routing_key", "message_id")
+    exported: tuple[str, ...] = (
+        "id", "state", "alias", "queue", "exchange", "routing_key", "message_id", "type", "content_type",
+        "correlation_id", "causation_id", "reply_to", "round", "attempts", "error",
+    )  # fmt: skip
     ordering = ("-id",)
     search_fields = ("message_id",)  # get_search_results() decides
     search_help_text = _(
@@ -132,7 +171,7 @@ class MessageAdmin(ReadOnlyAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Rows without what only their own page shows."""
         rows: QuerySet[Any] = super().get_queryset(request).defer(*UNLISTED)
-        annotated: QuerySet[Any] = rows.annotate(brief=Left("error", BRIEF + 1))
+        annotated: QuerySet[Any] = rows.annotate(brief=Left("error", (REDACTED if redaction.is_on() else BRIEF) + 1))
         return annotated
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
@@ -146,16 +185,25 @@ class MessageAdmin(ReadOnlyAdmin):
         term = search_term.strip()
         if not term:
             return queryset, False
+        if (what := search.wanted(term)) is not None and not search.why_not(request, self):
+            return (queryset.none() if lists.is_beside(request) else search.find(request, queryset, term, what)), False
         indexed, other = (
             Q(message_id=term) | Q(correlation_id=term),
             Q(causation_id=term) | Q(routing_key__startswith=term),
         )
         found = written(self.model).filter(indexed)
-        if lists.is_unread(request):  # a few rows beside another are wanted, by one query
+        if lists.is_beside(request):
             return queryset.filter(indexed | Q(~Exists(found), other)), False
         if found.exists():
             return queryset.filter(indexed), False
         return queryset.filter(other, pk__gt=newest_pk(written(self.model)) - SEARCHED), False
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """The list, which says what this user can search it by."""
+        page = super().get_changelist_instance(request)
+        if not search.why_not(request, self):
+            page.search_help_text = f"{self.search_help_text} {search.HELP}"
+        return page
 
     def get_urls(self) -> list[URLPattern]:
         """A page for each verb and the payload's download, before the admin's own."""
@@ -238,7 +286,7 @@ class MessageAdmin(ReadOnlyAdmin):
             **self.beside(request, row),
             "payload": payload.present(row) if visible else None,
             "payload_url": self.url("payload", row.pk),
-            "headers": payload.header_rows(row.headers) if visible else None,
+            "headers": payload.header_rows(row) if visible else None,
             **self.describe(request, row),
             **extra_context,
         }
@@ -290,7 +338,7 @@ class MessageAdmin(ReadOnlyAdmin):
 
     def trouble(self, row: Any) -> SafeString | str:
         """The beginning of the error; "" where there is none."""
-        return shorten(row.brief, BRIEF) if row.brief else ""
+        return shorten(brief_error(row), BRIEF) if row.brief else ""
 
     @admin.display(description=_("message id"))
     def id_column(self, row: Any) -> SafeString | str:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Max, QuerySet
+from django.contrib.admin.views.main import SEARCH_VAR
+from django.db import connections
+from django.db.models import Max, Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from messaging import conf
+from messaging.admin.paginator import LIMIT
 from messaging.db.clock import Now
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
-from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models import OperationItem, ProcessedMessage, PublishedMessage
 from messaging.models.base import listed_in, written
 from messaging.models.outbox import PublishedMessageQuerySet
+from messaging.operations.stored import kind_of
 from messaging.publishing.rounds import LONG, not_back
 
 PERIODS = {
@@ -31,8 +35,17 @@ PERIODS = {
     "7d": (_("Past 7 days"), timedelta(days=7)),
     "30d": (_("Past 30 days"), timedelta(days=30)),
 }
+DURATIONS = {
+    "1s": (_("1 second or more"), 1),
+    "10s": (_("10 seconds or more"), 10),
+    "1m": (_("1 minute or more"), 60),
+    "10m": (_("10 minutes or more"), 600),
+    "1h": (_("1 hour or more"), 3600),
+}
+RESULTS = {result.name.lower(): result for result in OperationItem.Result}
 LOOKED_AT = 100_000  # rows among which a column without an index is looked at, for one page
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_OPERATION = re.compile(r"[0-9]{1,18}(-(done|skipped|failed))?")
 _FINGERPRINT = re.compile(r"[0-9a-zA-Z_-]{1,32}")
 
 
@@ -160,6 +173,60 @@ class AliasFilter(_KnownFilter):
         return list(conf.aliases()) if len(conf.aliases()) > 1 else []
 
 
+def moment_of(model: Any) -> str:
+    """The column by which a list's time goes."""
+    return "received_at" if model is ProcessedMessage else "created_at"
+
+
+class ExceptionFilter(admin.SimpleListFilter):
+    """By the class of the last error, typed with its module or without."""
+
+    title = _("exception")
+    parameter_name = "exception"
+    template = "admin/messaging/typed_filter.html"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
+        """None to choose from: no one knows all classes. What was typed is the one in effect."""
+        return [(self.value() or "", self.value() or "")]
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        """What was typed, and what the form has to keep of the list's address."""
+        given = changelist.get_filters_params().items()
+        kept = [(name, value) for name, value in given if name not in (self.parameter_name, OlderFilter.parameter_name)]
+        yield {
+            "selected": bool(self.value()),
+            "display": self.value() or "",
+            "kept": [*((name, one) for name, value in kept for one in _each(value)), *_searched(changelist)],
+            "query_string": changelist.get_query_string(remove=[self.parameter_name]),
+        }
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows with that class."""
+        value = (self.value() or "").strip()
+        if not value or "\x00" in value:
+            return queryset
+        found = queryset.filter(Q(exception_type=value) | Q(exception_type__endswith=f".{value}"))
+        return found.filter(pk__gt=floor) if (floor := floor_of(request, queryset.model)) else found
+
+
+class DurationFilter(admin.SimpleListFilter):
+    """By how long the last run took."""
+
+    title = _("run")
+    parameter_name = "run"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
+        """The lengths to choose from."""
+        return [(name, label) for name, (label, _length) in DURATIONS.items()]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows whose run took at least so long."""
+        if self.value() not in DURATIONS:
+            return queryset
+        found = queryset.filter(duration__gte=DURATIONS[str(self.value())][1] * 1_000_000)
+        return found.filter(pk__gt=floor) if (floor := floor_of(request, queryset.model)) else found
+
+
 class PeriodFilter(admin.SimpleListFilter):
     """By age."""
 
@@ -174,8 +241,8 @@ class PeriodFilter(admin.SimpleListFilter):
         """The rows of that period."""
         if self.value() not in PERIODS:
             return queryset
-        column = "received_at" if queryset.model is ProcessedMessage else "created_at"
-        return queryset.filter(**{f"{column}__gte": timezone.now() - PERIODS[str(self.value())][1]})
+        since = timezone.now() - PERIODS[str(self.value())][1]
+        return queryset.filter(**{f"{moment_of(queryset.model)}__gte": since})
 
 
 class OriginFilter(admin.SimpleListFilter):
@@ -225,6 +292,39 @@ class SimilarFilter(_LinkedFilter):
         return queryset.filter(fingerprint=self.value()) if self.is_sound() else queryset
 
 
+class OperationFilter(_LinkedFilter):
+    """Messages that a stored operation has acted on, or has left as they were: `12-skipped`, or `12` for all."""
+
+    title = _("operation")
+    parameter_name = "operation"
+
+    def is_sound(self) -> bool:
+        """Whether it can be one."""
+        return bool(_OPERATION.fullmatch(self.value() or ""))
+
+    def label(self) -> str:
+        """Its number, and what became of them."""
+        number, _dash, result = str(self.value()).partition("-")
+        return f"#{number} · {RESULTS[result].label}" if result else f"#{number}"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The newest of them, before the row that the list begins at."""
+        if not self.is_sound():
+            return queryset
+        number, _dash, result = str(self.value()).partition("-")
+        items = OperationItem.objects.using(queryset.db).filter(operation=int(number))
+        items = items.filter(operation__kind=kind_of(queryset.model))
+        if result:
+            items = items.filter(result=RESULTS[result])
+        before = number_of(request.GET.get(OlderFilter.parameter_name, ""))
+        if before is not None:
+            items = items.filter(row__lt=before)
+        named = items.order_by("-row").values("row")
+        # MySQL takes no limit there.
+        is_whole = getattr(request, "is_whole", False) or connections[queryset.db].vendor == "mysql"
+        return queryset.filter(pk__in=named if is_whole else named[: LIMIT + 1])
+
+
 class OlderFilter(_LinkedFilter):
     """Rows before a given one: how to go on where counting stops."""
 
@@ -243,3 +343,11 @@ class OlderFilter(_LinkedFilter):
 def newest_pk(rows: QuerySet[Any]) -> int:
     """The highest primary key, 0 without rows."""
     return rows.order_by().aggregate(newest=Max("pk"))["newest"] or 0
+
+
+def _each(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _searched(changelist: Any) -> list[tuple[str, str]]:
+    return [(SEARCH_VAR, changelist.query)] if changelist.query else []

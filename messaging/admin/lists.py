@@ -26,6 +26,9 @@ class Page(ChangeList):
     def get_results(self, request: HttpRequest) -> None:
         """Count, and choose the rows of the page."""
         super().get_results(request)
+        found = getattr(request, "_messaging_found", None)
+        if found is not None and not self.multi_page:  # a search has read them
+            self.result_list = found
         if not (self.has_active_filters or self.query):
             self.full_result_count = self.result_count
 
@@ -45,21 +48,40 @@ def selection(model_admin: ReadOnlyAdmin, request: HttpRequest, query: QueryDict
         request: who looks.
         query: the list's address behind the question mark.
     """
+    page = unread(model_admin, request, query)
+    return None if page is None else page.queryset
+
+
+def unread(model_admin: ReadOnlyAdmin, request: HttpRequest, query: QueryDict, *, whole: bool = False) -> Any:
+    """The list itself, of which nothing is read.
+
+    Args:
+        model_admin: whose list.
+        request: who looks.
+        query: the list's address behind the question mark.
+        whole: whether a filter selects all that matches, however far back, for who reads it a part at a time.
+    """
     asked: Any = copy(request)
     asked.GET = query.copy()
     for name in (PAGE_VAR, "all", "before", "_popup", "_to_field"):
         asked.GET.pop(name, None)
     asked.is_unread = True
+    if whole:
+        asked.is_whole, asked._messaging_floor = True, 0
     try:
-        rows: QuerySet[Any] = model_admin.get_changelist_instance(asked).queryset
+        return model_admin.get_changelist_instance(asked)
     except (IncorrectLookupParameters, SuspiciousOperation):
         return None
-    return rows
 
 
 def is_unread(request: HttpRequest) -> bool:
     """Whether `selection()` asks."""
     return getattr(request, "is_unread", False)
+
+
+def is_beside(request: HttpRequest) -> bool:
+    """Whether a few rows beside another are asked for, by one query: none of it may be a search of its own."""
+    return is_unread(request) and not getattr(request, "is_whole", False)
 
 
 def with_neighbours(rows: QuerySet[Any], model_admin: ReadOnlyAdmin, request: HttpRequest, pk: int) -> QuerySet[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from django.contrib import admin
@@ -15,6 +16,7 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from messaging.admin import exports, redaction
 from messaging.admin.actions import page_of
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.display import moment, shorten, state_badge
@@ -25,6 +27,7 @@ from messaging.models.base import written
 from messaging.operations import stored
 
 SHOWN = 20  # messages that were not acted on
+RESULT = ("row", "message_id", "result", "note", "settled_at")
 
 
 class OperationAdmin(ReadOnlyAdmin):
@@ -42,6 +45,10 @@ class OperationAdmin(ReadOnlyAdmin):
     list_display_links = ("number_column",)
     list_filter = ("state",)
     ordering = ("-id",)
+    exported = (
+        "id", "verb", "kind", "scope", "state", "total", "done", "skipped", "failed", "rate", "username", "reason",
+        "created_at", "began_at", "ended_at", "worker",
+    )  # fmt: skip
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Whoever may see messages sees what is done to them."""
@@ -59,6 +66,7 @@ class OperationAdmin(ReadOnlyAdmin):
         return [
             path("<int:pk>/cancel/", wrap(self.cancel_view), name="messaging_operation_cancel"),
             path("<int:pk>/go-on/", wrap(self.go_on_view), name="messaging_operation_go_on"),
+            path("<int:pk>/result/", wrap(self.result_view), name="messaging_operation_result"),
             *super().get_urls(),
         ]
 
@@ -80,6 +88,20 @@ class OperationAdmin(ReadOnlyAdmin):
             self.message_user(request, text)
         return HttpResponseRedirect(page_of(operation, self.admin_site.name))
 
+    def result_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """What became of each of its messages, as a file."""
+        operation = written(Operation).filter(pk=pk).first()
+        if operation is None or not self.may_see_messages(request, operation):
+            raise PermissionDenied
+        if request.method != "POST":
+            return HttpResponseRedirect(page_of(operation, self.admin_site.name))
+        exports.record(request, "operation", f"{operation}, CSV", operation.pk)
+        return exports.stream(request, _results(operation), RESULT, "csv", f"operation-{operation.pk}")
+
+    def may_see_messages(self, request: HttpRequest, operation: Operation) -> bool:
+        """Whether this user may see the messages that it acts on."""
+        return request.user.has_perm(f"messaging.view_{operation.kind}message")
+
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
@@ -100,12 +122,13 @@ class OperationAdmin(ReadOnlyAdmin):
             "media": self.media,
             "badge": self.state_column(operation),
             "act": self.verb_column(operation),
-            "facts": self._facts(operation),
-            "reasons": sorted(operation.reasons.items(), key=lambda pair: -pair[1]),
+            "facts": self._facts(request, operation),
+            "reasons": _reasons(operation),
             "items": self._unacted(operation),
             "may_act": not is_over and self.may_act(request, operation),
             "is_held": operation.state == Operation.State.HELD,
             "is_over": is_over,
+            "has_result": operation.settled and self.may_see_messages(request, operation),
             **(extra_context or {}),
         }
         return TemplateResponse(request, "admin/messaging/operation.html", context)
@@ -124,7 +147,7 @@ class OperationAdmin(ReadOnlyAdmin):
     @admin.display(description=gettext_lazy("which"))
     def scope_column(self, row: Operation) -> SafeString | str:
         """Which messages."""
-        return shorten(row.scope, 80)
+        return shorten(redaction.text(row.scope), 80)
 
     @admin.display(description=gettext_lazy("state"))
     def state_column(self, row: Operation) -> SafeString:
@@ -148,23 +171,35 @@ class OperationAdmin(ReadOnlyAdmin):
         found: Operation = operation
         return found
 
-    def _facts(self, operation: Operation) -> list[tuple[str, Any]]:
+    def _facts(self, request: HttpRequest, operation: Operation) -> list[tuple[str, Any]]:
+        done, skipped, failed = (self._count(request, operation, result) for result in ("done", "skipped", "failed"))
         rate = _("as fast as can be") if operation.rate is None else f"{operation.rate:g}"
         return [
-            (_("Messages"), operation.scope),
+            (_("Messages"), redaction.text(operation.scope)),
             (_("Number"), f"{operation.total:,}"),
-            (_("Done"), f"{operation.done:,}"),
-            (_("Skipped"), f"{operation.skipped:,}"),
-            (_("Failed"), f"{operation.failed:,}"),
+            (_("Done"), done),
+            (_("Skipped"), skipped),
+            (_("Failed"), failed),
             (_("Still to do"), f"{operation.remaining:,}"),
             (_("Per second at most"), rate),
             (_("By"), operation.username or "—"),
-            (_("Reason"), operation.reason or "—"),
+            (_("Reason"), redaction.text(operation.reason) or "—"),
             (_("Stored"), moment(operation.created_at)),
             (_("Begun"), moment(operation.began_at)),
             (_("Ended"), moment(operation.ended_at)),
             (_("Carried out by"), operation.worker or "—"),
         ]
+
+    def _count(self, request: HttpRequest, operation: Operation, result: str) -> SafeString | str:
+        """How many of its messages came to this, with a link to the list of them."""
+        count = getattr(operation, result)
+        if not count or not self.may_see_messages(request, operation):
+            return f"{count:,}"
+        try:
+            url = reverse(f"{self.admin_site.name}:messaging_{operation.kind}message_changelist")
+        except NoReverseMatch:
+            return f"{count:,}"
+        return format_html('<a href="{}?operation={}-{}">{}</a>', url, operation.pk, result, f"{count:,}")
 
     def _unacted(self, operation: Operation) -> list[tuple[int, str, str]]:
         """Some of the messages that it left as they were, with links and reasons; of one that was tried, that one."""
@@ -172,13 +207,37 @@ class OperationAdmin(ReadOnlyAdmin):
         if operation.state == Operation.State.HELD:
             results.append(OperationItem.Result.DONE)
         items = written(OperationItem).filter(operation=operation.pk, result__in=results).order_by("row")[:SHOWN]
-        return [(item.row, self._message_url(operation, item.row), item.note or "") for item in items]
+        return [(item.row, self._message_url(operation, item.row), redaction.text(item.note or "")) for item in items]
 
     def _message_url(self, operation: Operation, row: int) -> str:
         try:
             return reverse(f"{self.admin_site.name}:messaging_{operation.kind}message_change", args=[row])
         except NoReverseMatch:
             return ""
+
+
+def _results(operation: Operation) -> Iterator[list[exports.Row]]:
+    """What became of its messages, a batch of them at a time, in the order of their numbers."""
+    items = written(OperationItem).filter(operation=operation.pk).order_by("row")
+    messages, last = written(stored.MODELS[operation.kind]), 0
+    while batch := list(items.filter(row__gt=last)[: exports.BATCH]):
+        names = dict(messages.filter(pk__in=[item.row for item in batch]).values_list("pk", "message_id"))
+        yield [
+            {
+                "row": item.row,
+                "message_id": names.get(item.row),
+                "result": "" if item.result is None else OperationItem.Result(item.result).name.lower(),
+                "note": exports.plain(item.note, "note"),
+                "settled_at": exports.plain(item.settled_at),
+            }
+            for item in batch
+        ]
+        last = batch[-1].row
+
+
+def _reasons(operation: Operation) -> list[tuple[str, int]]:
+    """Why messages were left as they were, and how many, the most first."""
+    return [(redaction.text(why), count) for why, count in sorted(operation.reasons.items(), key=lambda pair: -pair[1])]
 
 
 def _verb(operation: Operation) -> Verb | None:

@@ -16,7 +16,7 @@ from messaging.admin.running import over_usual
 from messaging.db.clock import Now
 from messaging.models import ProcessedMessage
 from messaging.models.base import listed_in, written
-from messaging.monitoring.conditions import LATE
+from messaging.monitoring.conditions import limit
 from messaging.monitoring.snapshot import Outbox, Snapshot
 from messaging.publishing.rounds import LONG, not_back
 
@@ -91,7 +91,7 @@ def _unsent(boxes: list[Outbox], name: str) -> list[Card]:
     first: datetime | None = min((box.oldest for box in boxes if box.oldest is not None), default=None)
     age, url = -seconds_until(first) if first else 0.0, reverse(name)
     note = _("oldest %(span)s") % {"span": span(age)} if first else _("nothing waits")
-    cards = [Card(_("Outgoing, due"), bounded(due), note, f"{url}?state=due", alarm=age > LATE)]
+    cards = [Card(_("Outgoing, due"), bounded(due), note, f"{url}?state=due", alarm=age > limit("late"))]
     if waiting:
         label, note = _("Outgoing, waiting for a queue"), _("no queue takes them")
         cards.append(Card(label, bounded(waiting), note, f"{url}?state=waiting", alarm=True))

@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from messaging import conf, topology
-from messaging.admin import words
+from messaging.admin import redaction, words
 from messaging.admin.display import UNKNOWN, client_of, local, moment, seconds_until, span
 from messaging.admin.holders import long_ones
 from messaging.admin.paginator import LIMIT, Bounded
@@ -49,6 +49,11 @@ class QueueRow:
     def paused(self) -> bool:
         """Whether our consumers leave it alone."""
         return self.control is not None and self.control.paused
+
+    @property
+    def reason(self) -> str:
+        """Why it was paused."""
+        return redaction.text(self.control.reason) if self.control is not None else ""
 
     @property
     def changed(self) -> str:

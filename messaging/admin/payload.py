@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from django.db.models import QuerySet, TextField
@@ -13,6 +13,7 @@ from django.http import HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.translation import gettext as _
 
+from messaging.admin import redaction
 from messaging.admin.display import size
 from messaging.exceptions import PayloadError, WireError
 from messaging.models.light import OctetLength
@@ -33,7 +34,8 @@ class Payload(NamedTuple):
         kind: "JSON", "text" or "base64".
         size: of the whole, for people.
         truncated: whether `text` is only its beginning.
-        problem: why it is not what its content type says; "" when it is.
+        problem: why it is not what its content type says, or not shown; "" when it is.
+        withheld: whether it is not shown.
     """
 
     text: str
@@ -41,22 +43,32 @@ class Payload(NamedTuple):
     size: str
     truncated: bool = False
     problem: str = ""
+    withheld: bool = False
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to show."""
-        return not self.text
+        return not self.text and not self.withheld
 
 
 def with_preview(rows: QuerySet[Any]) -> QuerySet[Any]:
-    """Rows without their body, but with its beginning and its length."""
-    preview = Left("body", PREVIEW + 1, output_field=TextField())
+    """Rows without their body, but with its beginning and its length; what is to be redacted is read whole."""
+    length = redaction.LARGEST if redaction.is_on() else PREVIEW
+    preview = Left("body", length + 1, output_field=TextField())
     annotated: QuerySet[Any] = rows.defer("body").annotate(body_preview=preview, body_octets=OctetLength("body"))
     return annotated
 
 
+def preview_of(row: Any) -> str:
+    """The beginning of a body, whether it was read whole or with `with_preview()`."""
+    known = vars(row).get("body_preview")
+    return str(row.body if known is None else known)
+
+
 def present(row: Any) -> Payload:
     """The payload of a row that was read with `with_preview()`."""
+    if redaction.is_on():
+        return _redacted(row)
     text: str = row.body_preview or ""
     truncated = len(text) > PREVIEW
     text = text[:PREVIEW]
@@ -70,25 +82,54 @@ def present(row: Any) -> Payload:
     return Payload(pretty or text, "JSON" if pretty else _("text"), whole, False, problem)
 
 
-def header_rows(headers: Any) -> list[tuple[str, str]]:
+def header_rows(row: Any) -> list[tuple[str, str]]:
     """Headers as names and readable values."""
-    if not isinstance(headers, Mapping):
-        return []
-    return [(str(name), _plain(value)) for name, value in headers.items()]
+    return [(str(name), _plain(value)) for name, value in redaction.headers(row).items()]
+
+
+def _redacted(row: Any) -> Payload:
+    whole = size(row.body_octets or 0)
+    if not row.body_preview:
+        return Payload("", _("text"), whole)
+    try:
+        shown = redaction.body(row, row.body_preview)
+    except redaction.Withheld as reason:
+        return Payload("", "—", whole, False, str(reason), True)
+    kind = _("text") if shown.kind == "text" else shown.kind
+    return Payload(shown.text[:PREVIEW], kind, whole, len(shown.text) > PREVIEW)
 
 
 def download(rows: QuerySet[Any]) -> HttpResponseBase | None:
     """The one row's body to the byte, as a file that no browser interprets; a damaged one as it is stored.
 
-    None where there is none. A large one is read as it is sent, a piece at a time.
+    None where there is none. A large one is read as it is sent, a piece at a time. What the site redacts is written
+    anew, and of what is withheld the file says why.
     """
+    if redaction.is_on():
+        return _redacted_download(with_preview(rows).first())
     row = rows.only("body_encoding").annotate(body_octets=OctetLength("body")).first()
     if row is None:
         return None
     pieces = _decoded(rows, row.body_encoding) if _is_encoded(rows, row.body_encoding) else _plain_text(rows)
     kind: Any = StreamingHttpResponse if row.body_octets > PIECE else HttpResponse  # which reads all of them at once
     response: HttpResponseBase = kind(pieces, content_type="application/octet-stream")
-    name = f"message-{row.pk}.{'bin' if row.body_encoding else 'txt'}"
+    return as_file(response, f"message-{row.pk}.{'bin' if row.body_encoding else 'txt'}")
+
+
+def _redacted_download(row: Any) -> HttpResponseBase | None:
+    if row is None:
+        return None
+    try:
+        shown = redaction.body(row, row.body_preview)
+        content = shown.value if isinstance(shown.value, bytes) else shown.text.encode("utf-8", "backslashreplace")
+    except redaction.Withheld as reason:
+        content = str(reason).encode()
+    name = f"message-{row.pk}-redacted.{'bin' if row.body_encoding else 'txt'}"
+    return as_file(HttpResponse(content, content_type="application/octet-stream"), name)
+
+
+def as_file(response: HttpResponseBase, name: str) -> HttpResponseBase:
+    """A response that browsers store under this name, and neither interpret nor keep."""
     response["Content-Disposition"] = f'attachment; filename="{name}"'
     response["X-Content-Type-Options"] = "nosniff"
     response["Cache-Control"] = "private, no-store"

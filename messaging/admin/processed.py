@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Right
 from django.http import HttpRequest
 from django.urls import reverse
@@ -17,8 +17,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from messaging import conf
-from messaging.admin import filters, holders, waiting
-from messaging.admin.base import BRIEF, NAMED, MessageAdmin
+from messaging.admin import filters, holders, redaction, waiting
+from messaging.admin.base import BRIEF, NAMED, MessageAdmin, brief_error
 from messaging.admin.display import client_of, exactly, moment, seconds_until, shorten, span
 from messaging.admin.lengths import Lengths, lengths_of, run_of
 from messaging.admin.story import SHOWN, Event, Related, audit_events, in_order, related
@@ -65,9 +65,17 @@ class ProcessedMessageAdmin(MessageAdmin):
         filters.QueueFilter,
         filters.HandlerFilter,
         filters.PeriodFilter,
+        filters.ExceptionFilter,
+        filters.DurationFilter,
         filters.SimilarFilter,
+        filters.OperationFilter,
         filters.OlderFilter,
     )
+
+    exported = (
+        *MessageAdmin.exported, "handler", "worker", "exception_type", "fingerprint", "duration", "created_at",
+        "received_at", "processed_at", "failed_at", "retry_at", "discarded_at",
+    )  # fmt: skip
 
     def has_requeue_permission(self, request: HttpRequest) -> bool:
         """Whether failed messages may be sent round again."""
@@ -89,7 +97,7 @@ class ProcessedMessageAdmin(MessageAdmin):
             "waits": waiting.of_incoming(row, rounds),
             "trace": next((parts(event.trace) for event in reversed(events) if event.trace), []) if row.error else [],
             "facts": [*facts(row), *_lengths(lengths), *_held(row)],
-            "error": row.error,
+            "error": redaction.text(row.error, row),
             "similar_url": f"{self.url('changelist')}?fingerprint={row.fingerprint}" if row.fingerprint else "",
             "timeline": events,
             "related": [
@@ -119,7 +127,7 @@ class ProcessedMessageAdmin(MessageAdmin):
         name = row.exception_type.rpartition(".")[2]
         if not name:
             return super().trouble(row)
-        whole = row.brief or ""  # type: ignore[attr-defined]
+        whole = brief_error(row)
         text = whole.removeprefix(name).removeprefix(": ")
         said = shorten(text, BRIEF - len(whole) + len(text))
         return format_html('<strong title="{}">{}</strong> {}', row.exception_type, name, said)
@@ -204,9 +212,10 @@ def _held(row: ProcessedMessage) -> list[tuple[str, Any]]:
 def timeline(row: ProcessedMessage, rounds: Iterable[PublishedMessage], url: Any, lengths: Lengths) -> list[Event]:
     """Everything that happened, oldest first."""
     events = [Event(row.received_at, _("Received"), _("from queue %(queue)s") % {"queue": row.queue})]
-    attempts = row.failures().order_by("-pk").defer("traceback").annotate(trace=Right("traceback", TRACEBACK))
+    trace = F("traceback") if redaction.is_on() else Right("traceback", TRACEBACK)
+    attempts = row.failures().order_by("-pk").defer("traceback").annotate(trace=trace)
     acts = audit_events("processed", row)
-    events += [*reversed([_attempt_event(attempt) for attempt in attempts[:SHOWN]]), *acts]
+    events += [*reversed([_attempt_event(attempt, row) for attempt in attempts[:SHOWN]]), *acts]
     for out in rounds:
         title = _("Round %(number)d scheduled") % {"number": out.round}
         events.append(Event(_after_its_act(out.created_at, acts), title, _("outgoing message is %(state)s") % {
@@ -227,14 +236,16 @@ def _after_its_act(at: datetime, acts: Iterable[Event]) -> datetime:
     return max([at, *(act.at for act in acts if timedelta(0) <= act.at - at < timedelta(seconds=1))])
 
 
-def _attempt_event(attempt: Attempt) -> Event:
+def _attempt_event(attempt: Attempt, row: ProcessedMessage) -> Event:
     name = _("crashed") if attempt.crashed else attempt.exception_type
     title = _("Attempt %(number)d failed: %(error)s") % {"number": attempt.number, "error": name or _("unknown")}
     took = ""
     if attempt.started_at and attempt.ended_at > attempt.started_at:
         took = _("after %(span)s") % {"span": exactly((attempt.ended_at - attempt.started_at).total_seconds())}
-    note = " · ".join(filter(None, (str(shorten(attempt.exception_message, 2000)), attempt.worker, took)))
-    return Event(attempt.ended_at, title, note, attempt.trace, kind="bad")  # type: ignore[attr-defined]
+    said = redaction.text(attempt.exception_message, row)
+    trace = redaction.text(attempt.trace, row)[-TRACEBACK:]  # type: ignore[attr-defined]
+    note = " · ".join(filter(None, (str(shorten(said, 2000)), attempt.worker, took)))
+    return Event(attempt.ended_at, title, note, trace, kind="bad")
 
 
 def _outgoing(row: ProcessedMessage) -> Any:
@@ -276,7 +287,7 @@ def _envelope_facts(row: ProcessedMessage) -> list[tuple[str, Any]]:
     return [
         *found,
         *_stamp(properties.timestamp),
-        *([(_("not understood"), properties.problem)] if properties.problem else []),
+        *([(_("not understood"), redaction.text(properties.problem, row))] if properties.problem else []),
     ]
 
 

@@ -13,11 +13,12 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from messaging import conf
-from messaging.admin import filters, waiting
+from messaging.admin import filters, redaction, waiting
 from messaging.admin.base import NAMED, MessageAdmin
 from messaging.admin.compose import compose_view
 from messaging.admin.display import distance, moment, seconds_until, shorten, state_badge
 from messaging.admin.drafts import is_editable
+from messaging.admin.payload import preview_of
 from messaging.admin.story import SHOWN, Event, Link, Related, audit_events, in_order, related
 from messaging.admin.verbs import OUTGOING
 from messaging.exceptions import ConfigurationError
@@ -48,8 +49,14 @@ class PublishedMessageAdmin(MessageAdmin):
         filters.QueueFilter,
         filters.OriginFilter,
         filters.PeriodFilter,
+        filters.OperationFilter,
         filters.OlderFilter,
     )
+
+    exported = (
+        *MessageAdmin.exported, "priority", "expiration", "mandatory", "inbox_id", "copy_of_id", "created_at",
+        "publish_at", "due_at", "published_at", "discarded_at",
+    )  # fmt: skip
 
     def has_publish_permission(self, request: HttpRequest) -> bool:
         """Whether messages may be written and published."""
@@ -68,8 +75,8 @@ class PublishedMessageAdmin(MessageAdmin):
         return self.has_publish_permission(request)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Drafts only; their body is in the form, so it takes the right to see it too."""
-        if obj is None or not is_editable(obj):
+        """Drafts only; their body is in the form, so it takes the right to see it too, and nothing of it redacted."""
+        if obj is None or not is_editable(obj) or redaction.hides(obj, preview_of(obj)):
             return False
         return self.has_publish_permission(request) and self.has_view_payload_permission(request)
 
@@ -93,7 +100,7 @@ class PublishedMessageAdmin(MessageAdmin):
             "headline": headline(row),
             "waits": waiting.of_outgoing(row) if _is_relayed(row.alias) else "",
             "facts": facts(row),
-            "error": row.error,
+            "error": redaction.text(row.error, row),
             "timeline": timeline(row),
             "related": self._related(request, row),
         }

@@ -13,7 +13,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from messaging.admin import words
+from messaging.admin import redaction, words
 from messaging.admin.alerts import look
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.display import moment, shorten
@@ -48,6 +48,10 @@ class AuditRecordAdmin(ReadOnlyAdmin):
     list_filter = (ActFilter, OlderFilter)
     nothing = _("Nobody has acted yet. What operators do to messages and queues is recorded here.")
     ordering = ("-id",)
+    exported = (
+        "id", "action", "at", "username", "reason", "kind", "message_pk", "alias", "queue", "message_id",
+        "state_before", "state_after",
+    )  # fmt: skip
     search_fields = ("message_id__exact", "username__exact")
     search_help_text = _("Exact message id or user name.")
 
@@ -81,7 +85,7 @@ class AuditRecordAdmin(ReadOnlyAdmin):
     @admin.display(description=_("reason"))
     def reason_column(self, row: AuditRecord) -> SafeString | str:
         """Why."""
-        return shorten(row.reason, 80)
+        return shorten(redaction.text(row.reason), 80)
 
 
 class WorkerAdmin(ReadOnlyAdmin):
@@ -99,6 +103,7 @@ class WorkerAdmin(ReadOnlyAdmin):
     )
     list_display_links = None
     ordering = ("-seen_at", "-id")
+    exported = ("id", "name", "kind", "host", "pid", "alias", "queues", "paused", "status", "started_at", "seen_at")
     change_list_template = "admin/messaging/worker_list.html"
     nothing = _("No worker was ever started. Start one with: manage.py consume")
 

@@ -12,6 +12,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from messaging.admin import redaction
 from messaging.admin.display import moment, state_badge
 from messaging.models import AuditRecord, OperationItem
 from messaging.models.base import written
@@ -28,6 +29,7 @@ ACTS = {
     "copy": gettext_lazy("published a copy"),
     "pause": gettext_lazy("paused"),
     "resume": gettext_lazy("resumed"),
+    "export": gettext_lazy("exported"),
     AuditRecord.INTERRUPTION: gettext_lazy("interrupted"),
 }
 
@@ -96,20 +98,20 @@ def _operation_event(item: OperationItem) -> Event:
         "user": operation.username or _("unknown"),
         "number": operation.pk,
     }
-    return Event(item.settled_at or operation.created_at, title, operation.reason, kind="act")
+    return Event(item.settled_at or operation.created_at, title, redaction.text(operation.reason), kind="act")
 
 
 def audit_event(record: AuditRecord) -> Event:
     """One act of an operator, or a run that was cut short."""
     if record.action == AuditRecord.INTERRUPTION:
         title = _("Interrupted by a stop") if record.reason == STOPPED else _("Interrupted")
-        note = " · ".join(filter(None, (record.reason, record.username, _("this is no attempt"))))
+        note = " · ".join(filter(None, (redaction.text(record.reason), record.username, _("this is no attempt"))))
         return Event(record.at, title, note)
     title = _("%(act)s by %(user)s") % {
         "act": ACTS.get(record.action, record.action),
         "user": record.username or _("unknown"),
     }
-    return Event(record.at, title, record.reason, kind="act")
+    return Event(record.at, title, redaction.text(record.reason), kind="act")
 
 
 def in_order(events: Iterable[Event]) -> list[Event]:

@@ -1,6 +1,6 @@
-"""System checks: whatever is wrong with `MESSAGING`, with the databases it uses, and with the handlers.
+"""System checks: whatever is wrong with the settings, with the databases that they use, and with the handlers.
 
-Every id stands in docs/reference/checks.md. The errors of `MESSAGING` itself come from `problems`.
+Every id stands in docs/reference/checks.md. The errors of the settings themselves come from `problems`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from django.conf import settings as site
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
-from django.db import connections
+from django.db import connections, router
 from django.utils.module_loading import import_string
 
 from messaging import conf, reports
@@ -22,6 +22,7 @@ from messaging.checks.databases import (
     check_autocommit,
     check_memory,
     check_mysql,
+    check_payload_index,
     check_routers,
     check_sqlite,
     used_databases,
@@ -31,6 +32,7 @@ from messaging.conf.problems import Problem, shown, suggest
 from messaging.conf.rules import living_queue
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
 from messaging.handlers import Handler, is_generator, patterns_overlap, registry
+from messaging.models import ProcessedMessage
 
 
 def check_messaging(**_options: Any) -> list[CheckMessage]:
@@ -38,7 +40,7 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
     configured = conf.read()
     fatal: list[CheckMessage] = [_error(problem) for problem in problems.of_all(configured)]
     if fatal:
-        return fatal
+        return [*fatal, *check_console()]
     found: list[CheckMessage] = []
     if conf.DEFAULT_ALIAS not in configured:
         hint = 'publish() and @handler use "default" unless told otherwise.'
@@ -48,6 +50,7 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
         found += wrong or check_effects(conf.get(alias))
         found += () if wrong else check_queues(alias, registry.all(alias))
     found += check_reports()
+    found += check_console()
     databases = used_databases(registry.all())
     found += check_handlers(registry.all(), list(configured))
     return [*found, *check_autocommit(databases), *check_sqlite(list(databases)), *check_routers(databases)]
@@ -56,7 +59,8 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
 def check_servers(databases: Sequence[str] | None = None, **_options: Any) -> list[CheckMessage]:
     """What is wrong with the servers of databases that hold messages; run by `migrate` and `check --database`."""
     used = used_databases(registry.all())
-    return list(check_mysql([name for name in databases or () if name in used]))
+    named = [name for name in databases or () if name in used]
+    return [*check_mysql(named), *check_payload_index(named)]
 
 
 def check_deployment(**_options: Any) -> list[CheckMessage]:
@@ -115,6 +119,28 @@ def check_reports() -> Iterator[CheckMessage]:
             hint='Have it derive from messaging.reports.ReporterFilter, or move the password from "URL" to "PASSWORD".',
             id="messaging.W012",
         )
+
+
+def check_console() -> Iterator[CheckMessage]:
+    """The problems of `MESSAGING_CONSOLE`."""
+    wrong = [_error(problem) for problem in problems.of_console(conf.read_console())]
+    yield from wrong
+    if wrong:
+        return
+    console = conf.console()
+    name = console.redact
+    if name is not None:
+        hint = "Until it is put right, the admin withholds every payload, header and error."
+        try:
+            if not callable(import_string(name)):
+                yield Error('MESSAGING_CONSOLE["REDACT"] is not a function.', hint=hint, id="messaging.E014")
+        except Exception as error:  # noqa: BLE001  whatever the site's own module raises
+            text = f'MESSAGING_CONSOLE["REDACT"] cannot be imported: {type(error).__name__}: {error}'
+            yield Error(text, hint=hint, id="messaging.E014")
+    vendor = connections[router.db_for_write(ProcessedMessage)].vendor
+    if console.payload_search and vendor != "postgresql":
+        text = 'MESSAGING_CONSOLE["PAYLOAD_SEARCH"] has no effect: messages are not in PostgreSQL.'
+        yield CheckWarning(text, hint="Remove it.", id="messaging.W013")
 
 
 def check_queues(alias: str, handlers: list[Handler]) -> Iterator[CheckMessage]:

@@ -228,3 +228,35 @@ def _may_migrate(database: str, model: type[Model]) -> bool:
 
 def _at_least(value: Any, least: float) -> bool:
     return isinstance(value, (int, float)) and value >= least
+
+
+def check_payload_index(names: Iterable[str]) -> Iterator[CheckMessage]:
+    """Tables whose payloads are searched without an index, where the site searches them."""
+    try:
+        is_searched = conf.console().payload_search
+    except ConfigurationError:
+        return  # said elsewhere
+    if not is_searched or (database := router.db_for_write(ProcessedMessage)) not in names:
+        return
+    connection = connections[database]
+    if connection.vendor != "postgresql":
+        return
+    for table in (ProcessedMessage._meta.db_table, PublishedMessage._meta.db_table):
+        if not _has_payload_index(connection, table):
+            yield CheckWarning(
+                f"The payloads of {table} are searched without an index: a search is cut off where there are many.",
+                hint=f"If writes may cost more: CREATE INDEX CONCURRENTLY ON {table} USING gin "
+                "(messaging_payload(body) jsonb_path_ops);",
+                id="messaging.W014",
+            )
+
+
+def _has_payload_index(connection: BaseDatabaseWrapper, table: str) -> bool:
+    """Whether there is one; also where nobody can say, for want of a table or of the server."""
+    sql = "SELECT EXISTS (SELECT FROM pg_indexes WHERE tablename = %s AND indexdef LIKE '%%messaging_payload(body)%%')"
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(sql, [table])
+            return bool(cursor.fetchone()[0])
+    except DatabaseError:
+        return True

@@ -1,6 +1,8 @@
 """Every setting of the app, with its default; read from `settings.MESSAGING` on each access.
 
 `MESSAGING = {"default": {"URL": "amqp://user:password@host:5672/vhost", "QUEUES": {"billing": {}}}}`
+
+What concerns the console alone stands once per site, in `settings.MESSAGING_CONSOLE`.
 """
 
 from __future__ import annotations
@@ -152,6 +154,42 @@ class AliasSettings:
         user = "…@" if "USER" in self.secrets else f"{self.username}@" if self.username else ""
         hosts = ",".join(f"{host}:{port}" for host, port in self.hosts)
         return f"{self.scheme}://{user}{hosts}/{'' if self.vhost == '/' else self.vhost}"
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleSettings:
+    """`MESSAGING_CONSOLE`.
+
+    Attributes:
+        redact: dotted path of the callable that payloads, headers and errors go through before they show.
+        banner: what stands above each page of the console, such as "PRODUCTION"; "" for nothing.
+        alerts: numbers that say from when on something is wrong; see `monitoring.conditions`.
+        edit: whether a failed message may be edited before it is requeued.
+        payload_search: whether the search of the lists looks into payloads, which takes PostgreSQL.
+    """
+
+    redact: str | None = None
+    banner: str = ""
+    alerts: Mapping[str, float] = field(default_factory=dict)
+    edit: bool = False
+    payload_search: bool = False
+
+
+def console() -> ConsoleSettings:
+    """Read `MESSAGING_CONSOLE`. Raises ConfigurationError for whatever the system checks call an error."""
+    from messaging.conf import problems
+
+    configured = read_console()
+    for problem in problems.of_console(configured):
+        raise ConfigurationError(str(problem))
+    given = {key.lower(): value for key, value in configured.items()}
+    return ConsoleSettings(**{**given, "banner": given.get("banner") or ""})
+
+
+def read_console() -> Any:
+    """`MESSAGING_CONSOLE` as it stands; an empty dict where it is missing."""
+    configured = getattr(settings, "MESSAGING_CONSOLE", None)
+    return {} if configured is None else configured
 
 
 def aliases() -> tuple[str, ...]:

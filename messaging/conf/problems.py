@@ -1,4 +1,4 @@
-"""What is wrong with `MESSAGING`, each problem with a stable id and the way out.
+"""What is wrong with `MESSAGING` and `MESSAGING_CONSOLE`, each problem with a stable id and the way out.
 
 The system checks report all of it; `conf.get()` refuses an alias over the first. So what passes the checks can be used.
 """
@@ -67,6 +67,20 @@ def of_alias(alias: str, options: Any) -> Iterator[Problem]:
         yield Problem("E010", f'{where}["QUEUES"] has a name twice, once with a line break at its end.', "Remove one.")
     for name, queue in queues.items():
         yield from _of_queue(name, queue, f'{where}["QUEUES"]["{shown(name)}"]')
+
+
+def of_console(configured: Any) -> Iterator[Problem]:
+    """The problems of `MESSAGING_CONSOLE`, but for those of what its texts name."""
+    where = "MESSAGING_CONSOLE"
+    if not isinstance(configured, Mapping):
+        yield Problem("E013", f"{where} is not a dict.", f'Write {where} = {{"BANNER": "PRODUCTION"}}.')
+        return
+    yield from _unknown_keys(configured, values.CONSOLE, where, "E013")
+    yield from _wrong_values(configured, values.CONSOLE, where, "E013")
+    alerts, here = configured.get("ALERTS", {}), f'{where}["ALERTS"]'
+    if isinstance(alerts, Mapping):
+        yield from _unknown_keys(alerts, values.ALERTS, here, "E013")
+        yield from _wrong_values(alerts, values.ALERTS, here, "E013")
 
 
 def suggest(name: Any, known: Iterable[str]) -> str:

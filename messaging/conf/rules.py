@@ -1,4 +1,4 @@
-"""What each key of `MESSAGING`, and each option of `@handler`, may hold."""
+"""What each key of `MESSAGING` and `MESSAGING_CONSOLE`, and each option of `@handler`, may hold."""
 
 from __future__ import annotations
 
@@ -122,6 +122,14 @@ def is_secret(value: Any) -> bool:
     return isinstance(value, str) and (not value or is_text(value)) and value.rstrip("\r\n").isprintable()
 
 
+def _is_dotted(value: Any) -> bool:
+    return isinstance(value, str) and "." in value and all(part.isidentifier() for part in value.split("."))
+
+
+def _is_banner(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 100 and (not value or value.isprintable())
+
+
 def _is_bindings(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(
         isinstance(pair, (list, tuple)) and len(pair) == 2 and is_name(pair[0]) and (pair[1] == "" or is_name(pair[1]))
@@ -214,6 +222,24 @@ QUEUE: Mapping[str, Rule] = {
         "needs none",
     ),
     "dead_letter": _FLAG,
+}
+
+CONSOLE: Mapping[str, Rule] = {
+    "REDACT": Rule(_or_none(_is_dotted), 'the dotted path of a function, such as "shop.privacy.redact", or None'),
+    "BANNER": Rule(_or_none(_is_banner), "a line of at most 100 characters, or None"),
+    "ALERTS": _DICT,
+    "EDIT": _FLAG,
+    "PAYLOAD_SEARCH": _FLAG,
+}
+
+_SECONDS = Rule(_number(0, LONGEST_WAIT, above=True), "a number of seconds above 0, at most ten years")
+
+ALERTS: Mapping[str, Rule] = {
+    "late": _SECONDS,
+    "far_too_late": _SECONDS,
+    "long_pause": _SECONDS,
+    "few_failures": Rule(_whole(0, 1_000_000), "a whole number from 0 to 1000000"),
+    "rise": Rule(_number(1, 1000), "a number from 1 to 1000"),
 }
 
 HANDLER: Mapping[str, Rule] = {

@@ -191,6 +191,7 @@ class OperationItem(models.Model):
                 fields=["operation", "row"], name="messaging_operation_item_open", condition=models.Q(result=None)
             ),
             models.Index(fields=["row"], name="messaging_operation_item_row"),
+            models.Index(fields=["operation", "result", "row"], name="messaging_operation_item_by"),
         ]
 
     def __str__(self) -> str:

@@ -20,12 +20,16 @@ from messaging.monitoring.counters import minute_of
 from messaging.monitoring.snapshot import BUCKET, MOST, Snapshot
 
 SILENT = 60  # seconds after which a worker that says nothing is called silent
-LATE = 60  # seconds after which a message that is due and not sent is a sign of trouble
-FAR_TOO_LATE = 600  # seconds after which it is trouble
-LONG_PAUSE = 3600  # seconds after which somebody may have forgotten a pause
-FEW_FAILURES = 5  # in ten minutes, which are no alarm whatever was before
-RISE = 3  # times as many as before
 BEFORE = 60  # minutes that are compared with
+
+# From when on something is wrong, where `MESSAGING_CONSOLE["ALERTS"]` does not say otherwise.
+LIMITS = {
+    "late": 60.0,  # seconds after which a message that is due and not sent is a sign of trouble
+    "far_too_late": 600.0,  # seconds after which it is trouble
+    "long_pause": 3600.0,  # seconds after which somebody may have forgotten a pause
+    "few_failures": 5.0,  # in twenty minutes, which are no alarm whatever was before
+    "rise": 3.0,  # times as many as before
+}
 
 # What workers say in their status, as far as something follows from it.
 WAITS_FOR_BROKER = "waiting for the broker"
@@ -106,7 +110,7 @@ def no_relay(now: Snapshot) -> Iterator[Condition]:
     for alias, box in now.outboxes.items():
         if any(worker.kind == "relay" for worker in alive(now, alias)):
             continue
-        waits = box.oldest is not None and _seconds(now, box.oldest) > LATE
+        waits = box.oldest is not None and _seconds(now, box.oldest) > limit("late")
         if not waits and not list(alive(now, alias)):
             continue  # a site that is not running yet
         words = _("No relay runs for “%(alias)s”: what is published waits in the outbox.") % {"alias": alias}
@@ -121,14 +125,14 @@ def oldest_due(now: Snapshot) -> Iterator[Condition]:
     """What is due waits for too long though a relay runs."""
     for alias, box in now.outboxes.items():
         seconds = _seconds(now, box.oldest) if box.oldest is not None else 0.0
-        if seconds <= LATE or not any(worker.kind == "relay" for worker in alive(now, alias)):
+        if seconds <= limit("late") or not any(worker.kind == "relay" for worker in alive(now, alias)):
             continue
         words = _("Messages are due and not sent: %(count)s.") % {"count": _number(box.due)}
         fix = _(
             "Look at what the relay says of itself under workers. If it only has too much to do, start another: "
             "manage.py relay."
         )
-        level: Level = "critical" if seconds > FAR_TOO_LATE else "warning"
+        level: Level = "critical" if seconds > limit("far_too_late") else "warning"
         yield Condition("oldest_due", level, alias, words, fix, _PENDING, box.oldest)
 
 
@@ -166,7 +170,7 @@ def failures_rising(now: Snapshot) -> Iterator[Condition]:
         newest = counts.get(this, 0) + counts.get(this - BUCKET, 0)
         before = [count for first, count in counts.items() if this - BUCKET - BEFORE <= first < this - BUCKET]
         usual = sum(before) * 2 * BUCKET / BEFORE
-        if newest <= FEW_FAILURES or newest <= RISE * usual:
+        if newest <= limit("few_failures") or newest <= limit("rise") * usual:
             continue
         words = _("Failures are rising: %(count)s within %(minutes)d minutes; usual are %(usual)d.") % {
             "count": f"{newest:,}",
@@ -180,7 +184,7 @@ def failures_rising(now: Snapshot) -> Iterator[Condition]:
 def long_paused(now: Snapshot) -> Iterator[Condition]:
     """A queue has been paused for so long that somebody may have forgotten it."""
     for pause in now.pauses:
-        if _seconds(now, pause.since) > LONG_PAUSE:
+        if _seconds(now, pause.since) > limit("long_pause"):
             words = _("The queue %(queue)s is paused.") % {"queue": pause.queue}
             fix = _("Resume it on the page of queues, once the reason for the pause is gone.")
             yield Condition("long_paused", "warning", pause.queue, words, fix, "queuecontrol/", pause.since)
@@ -200,6 +204,14 @@ LOOKS: tuple[Callable[[Snapshot], Iterator[Condition]], ...] = (
     long_paused, silent_workers,
 )  # fmt: skip
 _PENDING = "publishedmessage/?state=pending"
+
+
+def limit(name: str) -> float:
+    """One of `LIMITS`, as the site has it; ours where its setting cannot be read."""
+    try:
+        return conf.console().alerts.get(name, LIMITS[name])
+    except ConfigurationError:
+        return LIMITS[name]
 
 
 def alive(now: Snapshot, alias: str | None = None) -> Iterator[Worker]:

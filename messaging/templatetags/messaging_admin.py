@@ -6,11 +6,15 @@ from typing import Any
 
 from django import template
 
+from messaging import conf
 from messaging.admin.alerts import APP, alerts, look
 from messaging.admin.charts import charts
 from messaging.admin.filters import LOOKED_AT
 from messaging.admin.lists import in_words, newer_page
 from messaging.admin.overview import cards
+from messaging.admin.rights import rights
+from messaging.admin.search import is_path, why_not
+from messaging.exceptions import ConfigurationError
 
 register = template.Library()
 
@@ -42,6 +46,18 @@ def without(cl: Any, name: str) -> str:
     """The list without one of its filters, from its first page."""
     url: str = cl.get_query_string({}, [name, "p"])
     return url
+
+
+@register.simple_tag(takes_context=True)
+def searched(context: Any) -> str:
+    """How far payloads were searched, in a sentence; "" where they were not."""
+    return getattr(context["request"], "_messaging_searched", "")
+
+
+@register.simple_tag(takes_context=True)
+def unsearched(context: Any, cl: Any) -> str:
+    """Why payloads were not searched, where it seems that somebody meant them."""
+    return why_not(context["request"], cl.model_admin) if is_path(cl.query) else ""
 
 
 @register.inclusion_tag("admin/messaging/beyond.html", takes_context=True)
@@ -78,6 +94,34 @@ def messaging_alerts(context: Any) -> dict[str, Any]:
     """What is wrong, with what to do about it; nothing where all is well."""
     request = context["request"]
     return {"alerts": alerts(request, _site(request))}
+
+
+@register.inclusion_tag("admin/messaging/banner.html")
+def messaging_banner() -> dict[str, Any]:
+    """Where one is, such as "PRODUCTION", as the site's setting `BANNER` says."""
+    return {"banner": _banner()}
+
+
+@register.simple_tag
+def messaging_place() -> str:
+    """The same before the title of a page."""
+    return f"{banner} · " if (banner := _banner()) else ""
+
+
+@register.inclusion_tag("admin/messaging/rights.html", takes_context=True)
+def messaging_rights(context: Any) -> dict[str, Any]:
+    """What the user may do, and which permission the rest takes; who has that, if the address asks `who`."""
+    request = context["request"]
+    asked = "who" in request.GET
+    found = rights(request, APP, _site(request), with_groups=asked)
+    return {"rights": found, "asked": asked, "is_lacking": not all(right.given for right in found)}
+
+
+def _banner() -> str:
+    try:
+        return conf.console().banner
+    except ConfigurationError as error:  # which the person in front of it may be able to put right
+        return str(error)
 
 
 def _site(request: Any) -> str:

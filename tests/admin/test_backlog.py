@@ -28,7 +28,9 @@ PAGES = (
     f"{OUTGOING}?state=pending&period=24h", f"{OUTGOING}?queue=absent", f"{OUTGOING}?queue=absent&before=100000",
     f"{INCOMING}?state=failed", f"{INCOMING}?queue=absent", f"{INCOMING}?handler=absent", f"{INCOMING}?alias=absent",
     f"{INCOMING}?state=failed&queue=absent", f"{INCOMING}?queue=absent&handler=absent&period=15m",
-    f"{INCOMING}?state=processed&queue=absent",
+    f"{INCOMING}?state=processed&queue=absent", f"{INCOMING}?exception=Absent", f"{INCOMING}?run=1h",
+    f"{INCOMING}?state=failed&exception=Absent&run=1s", f"{INCOMING}?operation=1-skipped",
+    f"{OUTGOING}?operation=1-done",
 )  # fmt: skip
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import json
+
 import pytest
 from django.test import Client
 
+from messaging.admin import exports
 from messaging.models import AuditRecord, Operation, ProcessedMessage
 from messaging.operations import Operator, stored
 from messaging.operations.stored import run_waiting
-from tests.admin_rows import incoming, staff
+from tests.admin_rows import INCOMING, OUTGOING, incoming, outgoing, staff
 
 pytestmark = pytest.mark.django_db
 OPERATIONS = "/admin/messaging/operation/"
@@ -84,6 +88,52 @@ def test_the_audit_leads_to_it(admin_client: Client) -> None:
     assert AuditRecord.objects.get().kind == "operation"
     text = admin_client.get("/admin/messaging/auditrecord/").content.decode()
     assert f'href="/admin/messaging/operation/{operation.pk}/change/"' in text
+
+
+def test_its_counts_lead_to_the_messages_that_it_dealt_with(admin_client: Client) -> None:
+    operation = make()
+    first, second, third = ProcessedMessage.objects.order_by("pk")
+    first.delete()
+    ProcessedMessage.objects.filter(pk=second.pk).update(state="discarded")
+    run_waiting("default", "w")
+    other = outgoing("published", pk=third.pk)
+    text = page(admin_client, operation)
+    for result, wanted in (("done", [third.pk]), ("skipped", [second.pk]), ("failed", [])):
+        link = f"{INCOMING}?operation={operation.pk}-{result}"
+        assert (f'href="{link}"' in text) == (result != "failed")
+        listed = admin_client.get(link)
+        assert [row.pk for row in listed.context["cl"].result_list] == wanted, result
+        assert f"#{operation.pk} · {result}" in listed.content.decode()
+    listed = admin_client.get(f"{INCOMING}?operation={operation.pk}&before={third.pk}")
+    assert [row.pk for row in listed.context["cl"].result_list] == [second.pk]
+    raw = b"".join(admin_client.post(f"{INCOMING}export/?operation={operation.pk}", {"format": "json"}))  # type: ignore[arg-type]
+    assert [one["id"] for one in json.loads(raw)] == [third.pk, second.pk]
+    listed = admin_client.get(f"{OUTGOING}?operation={operation.pk}-done")
+    assert other.pk not in [row.pk for row in listed.context["cl"].result_list], "those of another kind"
+    stranger = staff("view_publishedmessage", name="stranger")
+    assert "?operation=" not in page(stranger, operation)
+    for nonsense in ("x", "1-x", "-done", "1-", "9" * 30):
+        assert admin_client.get(f"{INCOMING}?operation={nonsense}").status_code == 200
+
+
+def test_its_result_is_a_file(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exports, "BATCH", 2)
+    operation = make(5)
+    rows = list(ProcessedMessage.objects.order_by("pk"))
+    rows[0].delete()
+    run_waiting("default", "w")
+    address = f"{OPERATIONS}{operation.pk}/result/"
+    assert admin_client.get(address).status_code == 302
+    assert f'action="{address}"' in page(admin_client, operation)
+    lines = b"".join(admin_client.post(address)).decode().splitlines()  # type: ignore[arg-type]
+    found = list(csv.DictReader(lines))
+    assert [(one["row"], one["result"]) for one in found[1:]] == [(str(row.pk), "done") for row in rows[1:]]
+    assert (found[0]["result"], found[0]["note"], found[0]["message_id"]) == ("skipped", "it is gone", "")
+    assert found[1]["message_id"] == rows[1].message_id
+    assert AuditRecord.objects.filter(action="export", kind="operation", message_pk=operation.pk).count() == 1
+    stranger = staff("view_publishedmessage", name="stranger")
+    assert address not in page(stranger, operation)
+    assert stranger.post(address).status_code == 403
 
 
 @pytest.mark.parametrize("key", ["0", "999999999999999999999", "x"])

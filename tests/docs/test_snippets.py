@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from django.core.management import call_command, get_commands, load_command_class
 from django.core.management.base import CommandParser
+from django.db import connection
 from django.test import override_settings
 
 from messaging import conf, handlers, signals
@@ -35,10 +36,10 @@ DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 # "testing" and "cluster", whose pages are run by test_pytest_plugin.py and test_cluster.py in tests/acceptance/, and
 # "permissions", which tests/backends/test_rabbitmq_permissions.py gives to accounts.
 KINDS = {
-    "python": {"runs", "handlers", "settings", "signals", "pika", "testing"},
+    "python": {"runs", "handlers", "settings", "signals", "pika", "testing", "redact"},
     "sh": {"", "systemctl", "cluster", "permissions"},
     "ini": {"systemd", "environment", "rabbitmq conf"},
-    "text": {"", "drawing", "layers"},
+    "text": {"", "drawing", "layers", "statements"},
     "html": {"demo template"},
 }
 # And those that only a walk understands.
@@ -95,7 +96,7 @@ def test_handlers_can_be_registered(block: Block, monkeypatch: pytest.MonkeyPatc
 def test_settings_pass_the_system_checks(block: Block) -> None:
     names: dict[str, Any] = {}
     run(block, names)
-    with override_settings(MESSAGING=names["MESSAGING"]):
+    with override_settings(**{name: value for name, value in names.items() if name.startswith("MESSAGING")}):
         absent = "messaging.W004"  # the files and variables that a page names are on no machine of ours
         assert [str(problem) for problem in check_messaging() if problem.id != absent] == []
         for alias in conf.aliases():
@@ -111,6 +112,24 @@ def test_receivers_take_what_their_signal_sends(block: Block) -> None:
     for name in sent:
         answers = getattr(signals, name).send_robust(sender=None, row=row)
         assert [answer for receiver, answer in answers if receiver in names.values()] == [None]
+
+
+@pytest.mark.django_db
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="statements for PostgreSQL")
+@pytest.mark.parametrize("block", find("statements"), ids=str)
+def test_statements_can_be_executed(block: Block) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(block.text.replace("CONCURRENTLY ", ""))  # which takes a transaction of its own
+
+
+@pytest.mark.parametrize("block", find("redact"), ids=str)
+def test_data_is_hidden_as_it_says(block: Block) -> None:
+    names: dict[str, Any] = {}
+    run(block, names)
+    about = {"part": "payload", "kind": "incoming", "queue": "billing", "routing_key": "orders.placed"}
+    payload = {"card": {"number": 1}, "orders": [{"note": "4111-1111-1111-1111", "n": 4111}]}
+    assert names["redact"](payload, **about) == {"card": "…", "orders": [{"note": "…", "n": 4111}]}
+    assert names["redact"](b"4111", **about) is None
 
 
 @pytest.mark.broker
