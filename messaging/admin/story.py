@@ -28,6 +28,9 @@ ACTS = {
     "copy": gettext_lazy("published a copy"),
     "pause": gettext_lazy("paused"),
     "resume": gettext_lazy("resumed"),
+    "silence": gettext_lazy("silenced"),
+    "unsilence": gettext_lazy("silence ended"),
+    "note": gettext_lazy("noted"),
     AuditRecord.INTERRUPTION: gettext_lazy("interrupted"),
 }
 

@@ -47,7 +47,7 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
         wrong = [_error(problem) for problem in problems.of_alias(alias, options)]
         found += wrong or check_effects(conf.get(alias))
         found += () if wrong else check_queues(alias, registry.all(alias))
-    found += check_reports()
+    found += [*check_reports(), *(_error(problem) for problem in problems.of_console(conf.console()))]
     databases = used_databases(registry.all())
     found += check_handlers(registry.all(), list(configured))
     return [*found, *check_autocommit(databases), *check_sqlite(list(databases)), *check_routers(databases)]

@@ -15,7 +15,7 @@ from typing import Any
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from messaging.conf.rules import name_of, plain
+from messaging.conf.rules import LONGEST_RELEASE, is_text, name_of, plain
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
 
 DEFAULT_ALIAS = "default"
@@ -165,6 +165,19 @@ def read() -> Any:
     """`MESSAGING` as it stands; where it is missing or empty, the default alias with nothing set."""
     configured = getattr(settings, "MESSAGING", None)
     return {DEFAULT_ALIAS: {}} if configured is None or configured == {} else configured
+
+
+def console() -> Any:
+    """`MESSAGING_CONSOLE` as it stands; {} where it is missing."""
+    configured = getattr(settings, "MESSAGING_CONSOLE", None)
+    return {} if configured is None else configured
+
+
+def release() -> str:
+    """What is deployed, as the site calls it; "" where it does not say, or says what the system checks refuse."""
+    configured = console()
+    named = configured.get("RELEASE") if isinstance(configured, Mapping) else None
+    return plain(named) if isinstance(named, str) and is_text(named, LONGEST_RELEASE) else ""
 
 
 def get(alias: str = DEFAULT_ALIAS) -> AliasSettings:

@@ -44,6 +44,15 @@ def of_all(configured: Any) -> Iterator[Problem]:
         yield Problem("E001", "MESSAGING is not a dict of aliases.", f'Write MESSAGING = {{"default": {EXAMPLE}}}.')
 
 
+def of_console(options: Any) -> Iterator[Problem]:
+    """The problems of `MESSAGING_CONSOLE`."""
+    if not isinstance(options, Mapping):
+        yield Problem("E013", "MESSAGING_CONSOLE is not a dict.", 'Write MESSAGING_CONSOLE = {"RELEASE": "2026.5"}.')
+        return
+    yield from _unknown_keys(options, values.CONSOLE, "MESSAGING_CONSOLE", "E013")
+    yield from _wrong_values(options, values.CONSOLE, "MESSAGING_CONSOLE", "E013")
+
+
 def of_alias(alias: str, options: Any) -> Iterator[Problem]:
     """The problems of one alias."""
     where = f'MESSAGING["{shown(alias)}"]'

@@ -11,6 +11,7 @@ from messaging.exceptions import LONGEST_WAIT
 LONGEST_KEPT = 100 * 366  # days
 DEAD = ".dead"  # what a dead-letter queue's name ends with
 LONGEST_QUEUE = 255 - len(DEAD)  # bytes, of AMQP 0-9-1
+LONGEST_RELEASE = 100  # bytes; the column's
 _SIXTY_FOUR_BITS = 1 << 63
 
 
@@ -227,4 +228,11 @@ HANDLER: Mapping[str, Rule] = {
         "a number of seconds, a callable of the attempt, or None",
     ),
     "batch": Rule(_or_none(_whole(1, 65535)), "a whole number from 1 to 65535, or None"),
+}
+
+CONSOLE: Mapping[str, Rule] = {
+    "RELEASE": Rule(
+        _or_none(lambda value: is_text(value, LONGEST_RELEASE)),
+        "the name of what is deployed, text of at most 100 bytes, or None",
+    ),
 }

@@ -35,6 +35,11 @@ BRIEF = 100_000  # microseconds: a run that was recorded before it began says ho
 LONG = 1_000_000  # microseconds of a run from which on it is found by its handler
 
 
+def in_group(*fingerprints: str) -> Q:
+    """That a row's last failure is of one of these groups, as the index of failures has it."""
+    return ~Q(fingerprint="") & Q(fingerprint__in=fingerprints)
+
+
 class ProcessedMessageQuerySet(models.QuerySet["ProcessedMessage"]):
     """Named selections of the inbox."""
 
@@ -79,6 +84,8 @@ class ProcessedMessage(StoredMessage):
     `digest` with `headers_digest` tells messages of one id apart; where the second is NULL the row was stored with
     version 1 of the digest, which does not cover headers. `nonce` is how its rounds are recognised as ours; NULL until
     it first goes round.
+
+    `fingerprint` is that of its last failure, until it is processed: it names a `FailureGroup`.
 
     Of its last failure: `process_died` says that the process died while its handler ran, for no reason that is known;
     `dead_lettered` that the broker gave it up. NULL where that is not so, or the release before recorded it.
@@ -149,7 +156,9 @@ class ProcessedMessage(StoredMessage):
                 fields=["alias", "leased_until"], name="messaging_inbox_leases", condition=Q(state="processing")
             ),
             PolledIndex(fields=["digest"], name="messaging_inbox_adoption", condition=Q(state="processing")),
-            PolledIndex(fields=["fingerprint", "id"], name="messaging_inbox_fingerprint", condition=~Q(fingerprint="")),
+            PolledIndex(
+                fields=["fingerprint", "state", "id"], name="messaging_inbox_failures", condition=~Q(fingerprint="")
+            ),
             models.Index(fields=["message_id"], name="messaging_inbox_message_id"),
             models.Index(fields=["received_at"], name="messaging_inbox_received"),
             PolledIndex(fields=["correlation_id"], name="messaging_inbox_correlation", condition=~Q(correlation_id="")),
