@@ -218,11 +218,11 @@ def _seen(causes: Mapping[str, Cause], database: str) -> dict[str, int]:
 
 
 def _end_silence(group: FailureGroup, release: str, database: str) -> None:
-    """It goes on in a later release than it was silenced in."""
-    silenced = FailureGroup.objects.using(database).filter(pk=group.pk, silenced_at=group.silenced_at)
-    if silenced.update(silenced_at=None, silenced_until=None, silenced_in=None):
-        reason = f"It was seen in the release {release}."
-        AuditRecord.objects.using(database).create(action=RESUMED, kind="group", message_pk=group.pk, reason=reason)
+    """It goes on in a later release than it was silenced in. The caller's transaction has its row locked."""
+    ended = {"silenced_at": None, "silenced_until": None, "silenced_in": None}
+    FailureGroup.objects.using(database).filter(pk=group.pk).update(**ended)
+    reason = f"It was seen in the release {release}."
+    AuditRecord.objects.using(database).create(action=RESUMED, kind="group", message_pk=group.pk, reason=reason)
 
 
 def _write_count(group: int | None, alias: str, minute: int, tally: _Tally, database: str) -> None:
