@@ -240,12 +240,14 @@ class FailureGroupAdmin(ReadOnlyAdmin):
         )
 
     @admin.display(description=gettext_lazy("open failures"))
-    def open_column(self, row: Any) -> SafeString:
+    def open_column(self, row: Any) -> SafeString | str:
         """How many of its messages are failed, and how many are to be tried again."""
         links = self._links(row)
-        failed = format_html('<a href="{}" class="msg-failures">{}</a>', links["failed"], row.facts.failed)
+        failed: SafeString | str = "0"
+        if row.facts.failed:
+            failed = format_html('<a href="{}" class="msg-failures">{}</a>', links["failed"], row.facts.failed)
         if not row.facts.retrying:
-            return failed if row.facts.failed else format_html("0")
+            return failed
         text = _("%(count)s retrying") % {"count": row.facts.retrying}
         return format_html('{}<span class="msg-brief"><a href="{}">{}</a></span>', failed, links["retrying"], text)
 
