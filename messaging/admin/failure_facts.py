@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -15,6 +15,7 @@ from django.utils.translation import gettext as _
 from messaging.admin.display import local
 from messaging.admin.paginator import LIMIT, bounded
 from messaging.models import FailureGroup, ProcessedMessage
+from messaging.models.processed import in_group
 from messaging.monitoring import failure_groups
 from messaging.monitoring.counters import minute_of
 
@@ -48,9 +49,10 @@ def with_group(rows: QuerySet[Any]) -> QuerySet[Any]:
 
     Counted are `LIMIT` and one more, as by a `LIMIT` of SQL, which MariaDB does not have within such a subquery.
     """
-    failed = ProcessedMessage.objects.filter(~Q(fingerprint=""), state=ProcessedMessage.State.FAILED)
-    last = failed.filter(fingerprint=OuterRef(OuterRef("fingerprint"))).order_by("pk").values("pk")[LIMIT : LIMIT + 1]
-    some = failed.filter(fingerprint=OuterRef("fingerprint"), pk__lte=Coalesce(Subquery(last), MANY))
+    failed, own = ProcessedMessage.State.FAILED, OuterRef("fingerprint")
+    beyond = ProcessedMessage.objects.filter(in_group(OuterRef(own), failed)).order_by("state", "pk")
+    last = Subquery(beyond.values("pk")[LIMIT : LIMIT + 1])
+    some = ProcessedMessage.objects.filter(in_group(own, failed), pk__lte=Coalesce(last, MANY))
     count = some.order_by().values("fingerprint").annotate(number=Count("pk")).values("number")
     groups = FailureGroup.objects.filter(fingerprint=OuterRef("fingerprint")).values("pk")
     found: QuerySet[Any] = rows.annotate(group_pk=Subquery(groups[:1]), alike=Subquery(count))

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Exists, F, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Left
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -67,8 +67,7 @@ class StatusFilter(admin.SimpleListFilter):
         """The groups of that status."""
         value, release = self.value(), conf.release()
         if value == "open":
-            rows = ProcessedMessage.objects.filter(~Q(fingerprint=""), fingerprint=OuterRef("fingerprint"))
-            return queryset.filter(Exists(rows.filter(state=State.FAILED)))
+            return queryset.filter(Exists(_failed(OuterRef("fingerprint"))))
         if value == "new" and release:
             return queryset.filter(first_release=release)
         if value == "again":
@@ -119,9 +118,7 @@ class FailureGroupAdmin(ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Groups with the beginning of what their newest failed message says."""
-        failed = ProcessedMessage.objects.filter(~Q(fingerprint=""), fingerprint=OuterRef("fingerprint"))
-        newest = failed.filter(state=State.FAILED).order_by("-pk")
-        said = Subquery(newest.values(text=Left("error", BRIEF + 1))[:1])
+        said = Subquery(_failed(OuterRef("fingerprint")).values(text=Left("error", BRIEF + 1))[:1])
         quiet = Exists(FailureGroup.objects.filter(is_silenced(), pk=OuterRef("pk")))
         annotated: QuerySet[Any] = super().get_queryset(request).annotate(brief=said, is_quiet=quiet)
         return annotated
@@ -159,9 +156,10 @@ class FailureGroupAdmin(ReadOnlyAdmin):
             if page is not None:
                 return page
         [facts] = facts_of([group])
+        rows = rows.order_by("-state", "-pk")
         look = Preview(facts.failed + facts.retrying if also_retrying else facts.failed, [])
         back = self._url("change", group.pk)
-        return confirm(of_messages, request, verb, rows.order_by("-pk"), [], back, is_long=True, look=look)
+        return confirm(of_messages, request, verb, rows, [], back, is_long=True, look=look)
 
     def silence_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """Ask for how long a group is to alarm nobody (GET), or have it so (POST)."""
@@ -364,11 +362,16 @@ class FailureGroupAdmin(ReadOnlyAdmin):
         return reverse(f"{self.admin_site.name}:messaging_failuregroup_{name}", args=[pk])
 
 
+def _failed(fingerprint: Any) -> QuerySet[ProcessedMessage]:
+    """The failed messages of a group, the newest first."""
+    return ProcessedMessage.objects.filter(in_group(fingerprint, State.FAILED)).order_by("-state", "-pk")
+
+
 def _newest(group: FailureGroup) -> QuerySet[Any]:
     """The newest failed messages of a group, each with what it says and the traceback of its last attempt."""
-    rows = written(ProcessedMessage).filter(in_group(group.fingerprint), state=State.FAILED)
     attempts = Attempt.objects.filter(message=OuterRef("pk")).order_by("-pk")
     trace = Subquery(attempts.values(text=Left("traceback", TRACEBACK))[:1])
-    shown = rows.only(*MessageAdmin.sample_fields).order_by("-pk")[:SHOWN]
+    rows = _failed(group.fingerprint).using(written(ProcessedMessage).db)
+    shown = rows.only(*MessageAdmin.sample_fields)[:SHOWN]
     annotated: QuerySet[Any] = shown.annotate(brief=Left("error", TRACEBACK), trace=trace)
     return annotated

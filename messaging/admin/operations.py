@@ -151,7 +151,7 @@ class OperationAdmin(ReadOnlyAdmin):
     def _facts(self, operation: Operation) -> list[tuple[str, Any]]:
         rate = _("as fast as can be") if operation.rate is None else f"{operation.rate:g}"
         return [
-            (_("Messages"), operation.scope),
+            (_("Messages"), self._scope(operation)),
             (_("Number"), f"{operation.total:,}"),
             (_("Done"), f"{operation.done:,}"),
             (_("Skipped"), f"{operation.skipped:,}"),
@@ -165,6 +165,16 @@ class OperationAdmin(ReadOnlyAdmin):
             (_("Ended"), moment(operation.ended_at)),
             (_("Carried out by"), operation.worker or "—"),
         ]
+
+    def _scope(self, operation: Operation) -> SafeString | str:
+        """Which messages, with a link where they are those of a failure group."""
+        if operation.group_id is None:
+            return operation.scope
+        try:
+            url = reverse(f"{self.admin_site.name}:messaging_failuregroup_change", args=[operation.group_id])
+        except NoReverseMatch:
+            return operation.scope
+        return format_html('<a href="{}">{}</a>', url, operation.scope)
 
     def _unacted(self, operation: Operation) -> list[tuple[int, str, str]]:
         """Some of the messages that it left as they were, with links and reasons; of one that was tried, that one."""

@@ -12,7 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from messaging.db.clock import MomentField, Now
 from messaging.exceptions import DeadLettered, HandlerTimeout, ProcessDied
-from messaging.models.base import PolledIndex, StoredMessage, in_state, set_only
+from messaging.models.base import PolledIndex, StoredMessage, in_state, listed_in, set_only
 from messaging.wire import nonces
 from messaging.wire.envelope import Envelope
 
@@ -35,9 +35,14 @@ BRIEF = 100_000  # microseconds: a run that was recorded before it began says ho
 LONG = 1_000_000  # microseconds of a run from which on it is found by its handler
 
 
-def in_group(*fingerprints: str) -> Q:
-    """That a row's last failure is of one of these groups, as the index of failures has it."""
-    return ~Q(fingerprint="") & Q(fingerprint__in=fingerprints)
+def in_group(fingerprint: Any, state: str | None = None) -> Q:
+    """That a row's last failure is of this group, as the index of failures has it, and the row in this state.
+
+    Sort what is limited by state and number, forwards or backwards: it is then read from that index, in its order. By
+    the number alone PostgreSQL may walk the whole table in the order of its numbers.
+    """
+    found = ~Q(fingerprint="") & Q(fingerprint=fingerprint)
+    return found if state is None else found & listed_in(state)
 
 
 class ProcessedMessageQuerySet(models.QuerySet["ProcessedMessage"]):

@@ -144,7 +144,7 @@ def open_counts(fingerprints: Iterable[str]) -> dict[tuple[str, str], int]:
     parts, values = [], []
     for fingerprint in fingerprints:
         for state in (ProcessedMessage.State.FAILED, ProcessedMessage.State.RETRYING):
-            own = rows.filter(in_group(fingerprint), state=state).order_by().values("pk")[: COUNTED + 1]
+            own = rows.filter(in_group(fingerprint, state)).order_by("state", "pk").values("pk")[: COUNTED + 1]
             sql, params = own.query.get_compiler(rows.db).as_sql()
             parts.append(f"SELECT {len(keys)}, COUNT(*) FROM ({sql}) own")  # noqa: S608  a query of Django's own
             keys.append((fingerprint, state.value))
@@ -239,9 +239,9 @@ def _write_count(group: int | None, alias: str, minute: int, tally: _Tally, data
 
 def _adopt_one(fingerprint: str, database: str) -> None:
     """The row of a group as the first and the last of its messages in each state have it."""
-    rows = ProcessedMessage.objects.using(database).filter(in_group(fingerprint))
-    told = rows.only("exception_type", "handler", "queue", "failed_at", "received_at")
-    each = [told.filter(state=state).order_by("pk") for state in ProcessedMessage.State.values]
+    rows = ProcessedMessage.objects.using(database)
+    told = rows.only("exception_type", "handler", "queue", "failed_at", "received_at").order_by("state", "pk")
+    each = [told.filter(in_group(fingerprint, state)) for state in ProcessedMessage.State.values]
     ends = [end for own in each for end in (own.first(), own.last()) if end is not None]
     if not ends:
         return
