@@ -12,8 +12,9 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
-from messaging.admin.display import local
+from messaging.admin.display import distance, local
 from messaging.admin.paginator import LIMIT, bounded
+from messaging.db.clock import in_utc
 from messaging.models import FailureGroup, ProcessedMessage
 from messaging.models.processed import in_group
 from messaging.monitoring import failure_groups
@@ -82,6 +83,12 @@ def spark(history: Sequence[int]) -> SafeString:
         '<line class="msg-axis" x1="0" y1="{}" x2="{}" y2="{}"></line>{}</svg>',
         WIDTH * len(history), HEIGHT, words, HEIGHT, WIDTH * len(history), HEIGHT, format_html_join("", rect, bars),
     )  # fmt: skip
+
+
+def ago(value: datetime) -> SafeString:
+    """How far away a point in time is, itself as the title: for a list."""
+    aware = in_utc(value)
+    return format_html('<time datetime="{}" title="{}">{}</time>', aware.isoformat(), local(aware), distance(aware))
 
 
 def _height(count: int, most: int) -> float:

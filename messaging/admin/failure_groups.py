@@ -23,7 +23,7 @@ from messaging.admin import lists
 from messaging.admin.actions import REASON, Preview, confirm, operator, page_of, store_operation
 from messaging.admin.base import BRIEF, MessageAdmin, ReadOnlyAdmin
 from messaging.admin.display import moment, shorten, state_badge
-from messaging.admin.failure_facts import Facts, facts_of, spark
+from messaging.admin.failure_facts import Facts, ago, facts_of, spark
 from messaging.admin.filters import number_of
 from messaging.admin.processed import TRACEBACK
 from messaging.admin.traces import parts
@@ -90,7 +90,7 @@ class GroupPage(lists.Page):
 class FailureGroupAdmin(ReadOnlyAdmin):
     """Failures that are alike. Whoever may see messages sees them; to act on them takes what it takes on messages."""
 
-    list_display = ("group_column", "place_column", "open_column", "trend_column", "seen_column", "note_column")
+    list_display = ("group_column", "open_column", "trend_column", "last_column", "first_column")
     list_display_links = ("group_column",)
     list_filter = (StatusFilter,)
     list_per_page = 25
@@ -159,7 +159,9 @@ class FailureGroupAdmin(ReadOnlyAdmin):
         rows = rows.order_by("-state", "-pk")
         look = Preview(facts.failed + facts.retrying if also_retrying else facts.failed, [])
         back = self._url("change", group.pk)
-        return confirm(of_messages, request, verb, rows, [], back, is_long=True, look=look)
+        asked = confirm(of_messages, request, verb, rows, [], back, is_long=True, look=look)
+        asked.context_data = {**(asked.context_data or {}), "subtitle": str(group)}
+        return asked
 
     def silence_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """Ask for how long a group is to alarm nobody (GET), or have it so (POST)."""
@@ -224,20 +226,21 @@ class FailureGroupAdmin(ReadOnlyAdmin):
 
     @admin.display(description=gettext_lazy("exception"))
     def group_column(self, row: Any) -> SafeString:
-        """The exception's class, what its newest failure says, and what is special about the group."""
+        """The exception's class with what is special about it; its place; what its newest failure says; the note."""
         text = str(row.brief or "").removeprefix(row.name).removeprefix(": ")
-        said = format_html('<span class="msg-brief">{}</span>', shorten(text, BRIEF)) if text else ""
-        return format_html('<span title="{}">{}</span> {}{}', row.exception_type, row.name, self._flags(row), said)
-
-    @admin.display(description=gettext_lazy("place"))
-    def place_column(self, row: FailureGroup) -> SafeString:
-        """The function of the application's own, and the handler."""
-        handler = row.handler or row.queue
+        places = [(shorten(name, 60),) for name in (row.frame, row.handler or row.queue) if name]
+        said = [(shorten(text, BRIEF),)] if text else []
+        said += [(format_html("✎ {}", shorten(row.note, BRIEF)),)] if row.note else []
         return format_html(
-            '<code>{}</code><span class="msg-brief">{}</span>', shorten(row.frame or "—", 60), shorten(handler, 60)
+            '<span title="{}">{}</span> {}{}{}',
+            row.exception_type,
+            row.name,
+            self._flags(row),
+            format_html_join("", '<span class="msg-brief"><code>{}</code></span>', places),
+            format_html_join("", '<span class="msg-brief">{}</span>', said),
         )
 
-    @admin.display(description=gettext_lazy("open failures"))
+    @admin.display(description=gettext_lazy("failed"))
     def open_column(self, row: Any) -> SafeString | str:
         """How many of its messages are failed, and how many are to be tried again."""
         links = self._links(row)
@@ -254,15 +257,15 @@ class FailureGroupAdmin(ReadOnlyAdmin):
         """How many attempts failed when."""
         return spark(row.facts.history)
 
-    @admin.display(description=gettext_lazy("last and first seen"))
-    def seen_column(self, row: FailureGroup) -> SafeString:
-        """When it was seen last, and first."""
-        return format_html("{}<br>{}", moment(row.last_seen, seconds=False), moment(row.first_seen, seconds=False))
+    @admin.display(description=gettext_lazy("last seen"))
+    def last_column(self, row: FailureGroup) -> SafeString:
+        """When it was seen last."""
+        return ago(row.last_seen)
 
-    @admin.display(description=gettext_lazy("note"))
-    def note_column(self, row: FailureGroup) -> SafeString | str:
-        """What operators have written about it."""
-        return shorten(row.note, 80) if row.note else "—"
+    @admin.display(description=gettext_lazy("first seen"))
+    def first_column(self, row: FailureGroup) -> SafeString:
+        """When it was seen first."""
+        return ago(row.first_seen)
 
     def _find(self, request: HttpRequest, pk: int | None) -> Any:
         return self.get_queryset(request).filter(pk=pk).first() if pk is not None else None

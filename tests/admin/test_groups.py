@@ -146,7 +146,8 @@ def test_all_of_a_group_is_requeued_or_discarded_as_a_stored_operation(admin_cli
     html = page(admin_client, of(found))
     assert f'href="/admin/messaging/operation/{operation.pk}/change/">#{operation.pk} Requeue · 3 / 3<' in html
     assert AuditRecord.objects.get(kind="operation").message_pk == operation.pk
-    assert f'href="{of(found)}">{operation.scope}<' in page(admin_client, f"/admin/messaging/operation/{operation.pk}/change/")
+    told = page(admin_client, f"/admin/messaging/operation/{operation.pk}/change/")
+    assert f'href="{of(found)}">{operation.scope}<' in told
     assert "3 messages are affected." in page(admin_client, f"{of(found, 'discard')}?retrying=1")
     admin_client.post(f"{of(found, 'discard')}?retrying=1", {"post": "yes"})
     run_waiting("default", "worker:1")
