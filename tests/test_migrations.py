@@ -72,7 +72,9 @@ def test_the_foreign_keys_keep_their_values_and_an_index_back_and_forth() -> Non
         "0009",
         "0011",
         "0010",
+        "0012",
         "0011",
+        "0012",
     ):
         migrate(name)
         assert content() == before

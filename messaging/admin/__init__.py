@@ -5,15 +5,25 @@ The classes can be registered again on another admin site, or extended: nothing 
 
 from django.contrib import admin
 
+from messaging.admin.failure_groups import FailureGroupAdmin
 from messaging.admin.operations import OperationAdmin
 from messaging.admin.processed import ProcessedMessageAdmin
 from messaging.admin.published import PublishedMessageAdmin
 from messaging.admin.queues import QueueControlAdmin
 from messaging.admin.records import AuditRecordAdmin, WorkerAdmin
-from messaging.models import AuditRecord, Operation, ProcessedMessage, PublishedMessage, QueueControl, Worker
+from messaging.models import (
+    AuditRecord,
+    FailureGroup,
+    Operation,
+    ProcessedMessage,
+    PublishedMessage,
+    QueueControl,
+    Worker,
+)
 
 __all__ = [
     "AuditRecordAdmin",
+    "FailureGroupAdmin",
     "OperationAdmin",
     "ProcessedMessageAdmin",
     "PublishedMessageAdmin",
@@ -23,6 +33,7 @@ __all__ = [
 
 admin.site.register(PublishedMessage, PublishedMessageAdmin)
 admin.site.register(ProcessedMessage, ProcessedMessageAdmin)
+admin.site.register(FailureGroup, FailureGroupAdmin)
 admin.site.register(QueueControl, QueueControlAdmin)
 admin.site.register(Operation, OperationAdmin)
 admin.site.register(AuditRecord, AuditRecordAdmin)

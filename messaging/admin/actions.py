@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,9 @@ from messaging.admin.filters import newest_pk, number_of
 from messaging.admin.lists import in_words
 from messaging.admin.paginator import LIMIT, Bounded, bounded_count
 from messaging.admin.verbs import Verb
-from messaging.models import Operation
+from messaging.models import FailureGroup, Operation
 from messaging.models.base import written
-from messaging.operations import Operator, Outcome, stored
+from messaging.operations import Operator, Outcome, failure_groups, stored
 from messaging.operations.acting import BATCH
 
 if TYPE_CHECKING:
@@ -96,14 +97,15 @@ def confirm(
     back: str,
     *,
     is_long: bool = False,
+    look: Preview | None = None,
 ) -> TemplateResponse:
     """The page that says what will happen and asks.
 
     `fields` is what its form posts beside the answer; `back` is where one goes who does not want it; `is_long` says
-    that it will be stored as an operation.
+    that it will be stored as an operation; `look` is what is known already of what it would do.
     """
     opts = model_admin.opts
-    look = preview(verb, rows)
+    look = look or preview(verb, rows)
     samples = list(rows.filter(verb.eligible).only(*model_admin.sample_fields)[:SAMPLES])
     request.current_app = model_admin.admin_site.name
     return TemplateResponse(
@@ -150,18 +152,28 @@ def operator(request: HttpRequest) -> Operator:
 
 
 def store_operation(
-    model_admin: MessageAdmin, request: HttpRequest, verb: Verb, rows: QuerySet[Any]
+    model_admin: MessageAdmin,
+    request: HttpRequest,
+    verb: Verb,
+    rows: QuerySet[Any],
+    *,
+    scope: str = "",
+    group: FailureGroup | None = None,
 ) -> HttpResponse | None:
-    """Store an operation on the rows, and lead to its page; None where what was typed is no rate, which it says."""
+    """Store an operation on the rows, and lead to its page; None where what was typed is no rate, which it says.
+
+    `scope` says which rows these are, unless the list's filters do; `group` is whose failures, if they are one's.
+    """
     rate = _rate(request.POST.get("rate", ""))
     if rate is None:
         model_admin.message_user(request, _("The rate has to be a number of messages per second."), messages.ERROR)
         return None
-    operation = stored.store(
+    store = stored.store if group is None else partial(failure_groups.act_on, group)
+    operation = store(
         rows.filter(verb.eligible),
         verb.name,
         operator(request),
-        scope=_scope(model_admin, request),
+        scope=scope or _scope(model_admin, request),
         rate=rate or None,
         try_one=bool(request.POST.get("try_one")),
     )

@@ -13,6 +13,7 @@ from messaging.monitoring.conditions import Condition, conditions
 from messaging.monitoring.snapshot import Snapshot
 
 APP = "messaging"
+SEEN_WITH = {"failuregroup": "processedmessage"}  # what has no permission of its own, and whose it takes
 
 
 def look(request: HttpRequest) -> Snapshot:
@@ -48,4 +49,5 @@ def alerts(request: HttpRequest, site: str = "admin") -> list[dict[str, Any]]:
 
 
 def _may_see(request: HttpRequest, condition: Condition) -> bool:
-    return request.user.has_perm(f"{APP}.view_{condition.link.partition('/')[0]}")
+    model = condition.link.partition("/")[0]
+    return request.user.has_perm(f"{APP}.view_{SEEN_WITH.get(model, model)}")

@@ -24,7 +24,7 @@ from django.utils.translation import gettext_lazy as _
 from messaging.admin import exports, lists, payload, redaction, search, waiting
 from messaging.admin.actions import as_action, carry_out, confirm
 from messaging.admin.display import ending, moment, shorten, state_badge
-from messaging.admin.filters import is_listed, newest_pk, number_of
+from messaging.admin.filters import chosen_state, is_listed, newest_pk, number_of
 from messaging.admin.paginator import BoundedPaginator
 from messaging.admin.story import with_operation
 from messaging.admin.verbs import Verb
@@ -53,6 +53,11 @@ def brief(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBa
         return view(request, *args, **kwargs)
 
     return refuse_or_answer
+
+
+def beginning_of_error() -> Left:
+    """As much of an error as `brief_error()` needs, for a query."""
+    return Left("error", (REDACTED if redaction.is_on() else BRIEF) + 1)
 
 
 def brief_error(row: Any) -> str:
@@ -171,12 +176,12 @@ class MessageAdmin(ReadOnlyAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Rows without what only their own page shows."""
         rows: QuerySet[Any] = super().get_queryset(request).defer(*UNLISTED)
-        annotated: QuerySet[Any] = rows.annotate(brief=Left("error", (REDACTED if redaction.is_on() else BRIEF) + 1))
+        annotated: QuerySet[Any] = rows.annotate(brief=beginning_of_error())
         return annotated
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """The newest first; within one state in the order of the index that has it."""
-        return ("-state", "-id") if is_listed(self.model, request.GET.get("state")) else ("-id",)
+        return ("-state", "-id") if is_listed(self.model, chosen_state(request.GET)) else ("-id",)
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
@@ -266,8 +271,12 @@ class MessageAdmin(ReadOnlyAdmin):
         pk = number_of(object_id)
         if pk is None:
             return None
-        rows = payload.with_preview(written(self.model).filter(pk=pk))
-        return lists.with_neighbours(with_operation(waiting.annotated(rows)), self, request, pk).first()
+        rows = self.annotated(payload.with_preview(written(self.model).filter(pk=pk)))
+        return lists.with_neighbours(with_operation(rows), self, request, pk).first()
+
+    def annotated(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """Rows with what their page says of their place, in the same query."""
+        return waiting.annotated(rows)
 
     def detail(self, request: HttpRequest, row: Any, extra_context: dict[str, Any]) -> HttpResponse:
         """Render the page of one message."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -25,6 +25,7 @@ from messaging.handlers import registry
 from messaging.models import OperationItem, ProcessedMessage, PublishedMessage
 from messaging.models.base import listed_in, written
 from messaging.models.outbox import PublishedMessageQuerySet
+from messaging.models.processed import in_group
 from messaging.operations.stored import kind_of
 from messaging.publishing.rounds import LONG, not_back
 
@@ -73,13 +74,18 @@ def is_listed(model: Any, state: str | None) -> bool:
     return state in model.State.values and state not in ended
 
 
+def chosen_state(query: Mapping[str, str]) -> str | None:
+    """The state that a list's address asks for. Failures that are alike are the failed ones, unless it says another."""
+    return query.get("state") or (ProcessedMessage.State.FAILED if query.get("fingerprint") else None)
+
+
 def floor_of(request: HttpRequest, model: Any) -> int:
     """The number of the row behind the last one that a filter on a column without an index looks at; 0 for all.
 
     The newest `LOOKED_AT` are looked at, or as many before the row that the list begins at. Where a list is of one
     state that few rows are in, it looks at all of these.
     """
-    if is_listed(model, request.GET.get("state")):
+    if is_listed(model, chosen_state(request.GET)):
         return 0
     known: int | None = getattr(request, "_messaging_floor", None)
     if known is None:
@@ -278,7 +284,7 @@ class _LinkedFilter(admin.SimpleListFilter):
 
 
 class SimilarFilter(_LinkedFilter):
-    """Failures with the same fingerprint."""
+    """Messages of one failure group."""
 
     title = _("similar failures")
     parameter_name = "fingerprint"
@@ -288,8 +294,11 @@ class SimilarFilter(_LinkedFilter):
         return bool(_FINGERPRINT.fullmatch(self.value() or ""))
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """The rows with that fingerprint."""
-        return queryset.filter(fingerprint=self.value()) if self.is_sound() else queryset
+        """The rows with that fingerprint, in the state that is chosen."""
+        if not self.is_sound():
+            return queryset
+        found = queryset.filter(in_group(str(self.value())))
+        return found if self.request.GET.get("state") else found.filter(listed_in(ProcessedMessage.State.FAILED))
 
 
 class OperationFilter(_LinkedFilter):

@@ -11,6 +11,8 @@ from django.core.exceptions import SuspiciousOperation
 from django.db.models import QuerySet, Subquery
 from django.http import HttpRequest, QueryDict
 
+from messaging.admin.filters import chosen_state
+
 if TYPE_CHECKING:
     from messaging.admin.base import ReadOnlyAdmin
 
@@ -91,7 +93,7 @@ def with_neighbours(rows: QuerySet[Any], model_admin: ReadOnlyAdmin, request: Ht
     if found is None:
         return rows
     newer, older = found.filter(pk__gt=pk), found.filter(pk__lt=pk)
-    if query.get("state") not in RARE and not query.get("fingerprint"):
+    if chosen_state(query) not in RARE:
         newer, older = newer.filter(pk__lte=pk + REACH), older.filter(pk__gte=pk - REACH)
     beside: QuerySet[Any] = rows.annotate(
         newer=Subquery(newer.order_by("pk").values("pk")[:1]), older=Subquery(older.order_by("-pk").values("pk")[:1])

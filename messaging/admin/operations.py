@@ -175,7 +175,7 @@ class OperationAdmin(ReadOnlyAdmin):
         done, skipped, failed = (self._count(request, operation, result) for result in ("done", "skipped", "failed"))
         rate = _("as fast as can be") if operation.rate is None else f"{operation.rate:g}"
         return [
-            (_("Messages"), redaction.text(operation.scope)),
+            (_("Messages"), self._scope(operation)),
             (_("Number"), f"{operation.total:,}"),
             (_("Done"), done),
             (_("Skipped"), skipped),
@@ -200,6 +200,16 @@ class OperationAdmin(ReadOnlyAdmin):
         except NoReverseMatch:
             return f"{count:,}"
         return format_html('<a href="{}?operation={}-{}">{}</a>', url, operation.pk, result, f"{count:,}")
+
+    def _scope(self, operation: Operation) -> SafeString | str:
+        """Which messages, with a link where they are those of a failure group."""
+        if operation.group_id is None:
+            return redaction.text(operation.scope)
+        try:
+            url = reverse(f"{self.admin_site.name}:messaging_failuregroup_change", args=[operation.group_id])
+        except NoReverseMatch:
+            return redaction.text(operation.scope)
+        return format_html('<a href="{}">{}</a>', url, redaction.text(operation.scope))
 
     def _unacted(self, operation: Operation) -> list[tuple[int, str, str]]:
         """Some of the messages that it left as they were, with links and reasons; of one that was tried, that one."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from django.db.models import Count, Min
+from django.db.models import Count, Min, Q
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from messaging.admin.display import local, seconds_until, span
-from messaging.admin.paginator import LIMIT, bounded, bounded_count
+from messaging.admin.paginator import LIMIT, Bounded, bounded, bounded_count
 from messaging.admin.running import over_usual
 from messaging.db.clock import Now
 from messaging.models import ProcessedMessage
@@ -42,11 +42,8 @@ def cards(request: HttpRequest, now: Snapshot, site: str = "admin") -> list[Card
     slow = _over_usual(now, site) if request.user.has_perm("messaging.view_worker") else []
     if not request.user.has_perm("messaging.view_processedmessage"):
         return [*slow, *outgoing_cards(request, now, site)]
-    failed = written(ProcessedMessage).filter(listed_in(ProcessedMessage.State.FAILED))
     name = f"{site}:messaging_processedmessage_changelist"
-    count = bounded_count(failed, "state", "id")
-    failures = _failed(_("Incoming, failed"), count, name)
-    return [failures, *_not_back(name), *slow, *outgoing_cards(request, now, site)]
+    return [*_failures(now, site, name), *_not_back(name), *slow, *outgoing_cards(request, now, site)]
 
 
 def outgoing_cards(request: HttpRequest, now: Snapshot, site: str = "admin") -> list[Card]:
@@ -56,6 +53,27 @@ def outgoing_cards(request: HttpRequest, now: Snapshot, site: str = "admin") -> 
     name = f"{site}:messaging_publishedmessage_changelist"
     boxes = list(now.outboxes.values())
     return [*_unsent(boxes, name), _failed(_("Outgoing, failed"), bounded(sum(box.failed for box in boxes)), name)]
+
+
+def _failures(now: Snapshot, site: str, name: str) -> list[Card]:
+    """What failed, and as how many groups; what is silenced is counted, but no alarm."""
+    rows = written(ProcessedMessage).filter(listed_in(ProcessedMessage.State.FAILED)).order_by("state", "id")
+    silenced = 0
+    if now.quiet:
+        found = rows.values("fingerprint")[: LIMIT + 1].aggregate(
+            count=Count("fingerprint"), silenced=Count("fingerprint", filter=Q(fingerprint__in=now.quiet))
+        )
+        count, silenced = bounded(found["count"]), found["silenced"]
+    else:
+        count = bounded_count(rows, "state", "id")
+    card = _failed(_("Incoming, failed"), count, name)
+    if silenced:
+        note = _("%(count)s of them silenced") % {"count": bounded(silenced)}
+        # Of more than are counted some are not known to be silenced.
+        card = card._replace(note=note, alarm=count > silenced or isinstance(count, Bounded))
+    note = _("seen in the past 24 hours") if now.recent else _("none in the past 24 hours")
+    url = reverse(f"{site}:messaging_failuregroup_changelist")
+    return [card, Card(_("Failure groups"), bounded(now.recent), note, url, alarm=False)]
 
 
 def _failed(label: str, count: int, name: str) -> Card:

@@ -7,20 +7,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import F, Q
+from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Right
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
 from messaging import conf
 from messaging.admin import filters, holders, redaction, waiting
 from messaging.admin.base import BRIEF, NAMED, MessageAdmin, brief_error
 from messaging.admin.display import client_of, exactly, moment, seconds_until, shorten, span
+from messaging.admin.failure_facts import with_group
 from messaging.admin.lengths import Lengths, lengths_of, run_of
+from messaging.admin.paginator import Bounded, bounded
 from messaging.admin.story import SHOWN, Event, Related, audit_events, in_order, related
 from messaging.admin.traces import parts
 from messaging.admin.verbs import INCOMING
@@ -98,7 +100,7 @@ class ProcessedMessageAdmin(MessageAdmin):
             "trace": next((parts(event.trace) for event in reversed(events) if event.trace), []) if row.error else [],
             "facts": [*facts(row), *_lengths(lengths), *_held(row)],
             "error": redaction.text(row.error, row),
-            "similar_url": f"{self.url('changelist')}?fingerprint={row.fingerprint}" if row.fingerprint else "",
+            **self._alike(row),
             "timeline": events,
             "related": [
                 *_causes(row, site),
@@ -106,6 +108,23 @@ class ProcessedMessageAdmin(MessageAdmin):
                 *related(_("Published by its handler"), _produced(row, outgoing), site),
             ],
         }
+
+    def annotated(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """Rows with their failure group, and how many have failed like them."""
+        return with_group(super().annotated(rows))
+
+    def _alike(self, row: Any) -> dict[str, Any]:
+        """Where the failures are that are like this one, and how many others there are."""
+        if not row.fingerprint:
+            return {}
+        others = bounded(row.alike or 0)
+        if row.state == State.FAILED and not isinstance(others, Bounded):
+            others -= 1  # itself
+        text = ngettext("%(count)s other like this", "%(count)s others like this", others) % {"count": others}
+        if row.group_pk is None:  # its group is written some seconds later
+            return {"similar_url": f"{self.url('changelist')}?fingerprint={row.fingerprint}", "similar": text}
+        url = reverse(f"{self.admin_site.name}:messaging_failuregroup_change", args=[row.group_pk])
+        return {"similar_url": url, "similar": text}
 
     def _round_url(self, out: PublishedMessage) -> str:
         return reverse(f"{self.admin_site.name}:messaging_publishedmessage_change", args=[out.pk])

@@ -22,7 +22,12 @@ from messaging.admin.story import ACTS
 from messaging.models import AuditRecord, Worker
 
 # The pages of what a record is about, by its kind.
-PAGES = {"processed": "processedmessage", "published": "publishedmessage", "operation": "operation"}
+PAGES = {
+    "processed": "processedmessage",
+    "published": "publishedmessage",
+    "operation": "operation",
+    "group": "failuregroup",
+}
 
 
 class ActFilter(admin.SimpleListFilter):

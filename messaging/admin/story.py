@@ -30,6 +30,9 @@ ACTS = {
     "pause": gettext_lazy("paused"),
     "resume": gettext_lazy("resumed"),
     "export": gettext_lazy("exported"),
+    "silence": gettext_lazy("silenced"),
+    "unsilence": gettext_lazy("silence ended"),
+    "note": gettext_lazy("noted"),
     AuditRecord.INTERRUPTION: gettext_lazy("interrupted"),
 }
 

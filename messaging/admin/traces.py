@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import re
 from itertools import groupby
-from pathlib import Path
 from typing import NamedTuple
 
-import messaging
+from messaging.processing.error_text import is_library
 
 _FRAME = re.compile(r'^( *(?:\| +)?)File "([^"\n]+)", line \d+')
-_LIBRARIES = (
-    "/site-packages/",
-    "/dist-packages/",
-    "/lib/python",
-    "/lib64/python",
-    "\\site-packages\\",
-    "\\lib\\python",
-)
-_OURS = str(Path(messaging.__file__).parent)
 
 
 class Part(NamedTuple):
@@ -36,7 +26,7 @@ class Part(NamedTuple):
 def parts(trace: str) -> list[Part]:
     """A traceback in parts. Frames that no application has written are folded, but not where there are no others."""
     found = [(_is_library(lines[0]), "\n".join(lines)) for lines in _pieces(trace)]
-    if not any(is_library is False for is_library, _text in found):
+    if not any(is_folded is False for is_folded, _text in found):
         return [Part(trace, 0)] if trace.strip() else []
     result = []
     for is_folded, group in groupby(found, key=lambda piece: piece[0] is True):
@@ -65,5 +55,4 @@ def _is_library(line: str) -> bool | None:
     frame = _FRAME.match(line)
     if frame is None:
         return None
-    path = frame[2]
-    return path.startswith(("<frozen ", _OURS)) or any(part in path.lower() for part in _LIBRARIES)
+    return is_library(frame[2])

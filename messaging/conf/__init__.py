@@ -10,6 +10,7 @@ from __future__ import annotations
 import marshal
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,7 @@ class ConsoleSettings:
         alerts: numbers that say from when on something is wrong; see `monitoring.conditions`.
         edit: whether a failed message may be edited before it is requeued.
         payload_search: whether the search of the lists looks into payloads, which takes PostgreSQL.
+        release: what is deployed, as the site calls it; see `release()`.
     """
 
     redact: str | None = None
@@ -173,6 +175,7 @@ class ConsoleSettings:
     alerts: Mapping[str, float] = field(default_factory=dict)
     edit: bool = False
     payload_search: bool = False
+    release: str | None = None
 
 
 def console() -> ConsoleSettings:
@@ -203,6 +206,13 @@ def read() -> Any:
     """`MESSAGING` as it stands; where it is missing or empty, the default alias with nothing set."""
     configured = getattr(settings, "MESSAGING", None)
     return {DEFAULT_ALIAS: {}} if configured is None or configured == {} else configured
+
+
+def release() -> str:
+    """What is deployed, as the site calls it; "" where it does not say, or says what the system checks refuse."""
+    with suppress(ConfigurationError):
+        return plain(console().release or "")
+    return ""
 
 
 def get(alias: str = DEFAULT_ALIAS) -> AliasSettings:

@@ -11,6 +11,7 @@ from messaging.exceptions import LONGEST_WAIT
 LONGEST_KEPT = 100 * 366  # days
 DEAD = ".dead"  # what a dead-letter queue's name ends with
 LONGEST_QUEUE = 255 - len(DEAD)  # bytes, of AMQP 0-9-1
+LONGEST_RELEASE = 100  # bytes; the column's
 _SIXTY_FOUR_BITS = 1 << 63
 
 
@@ -230,6 +231,10 @@ CONSOLE: Mapping[str, Rule] = {
     "ALERTS": _DICT,
     "EDIT": _FLAG,
     "PAYLOAD_SEARCH": _FLAG,
+    "RELEASE": Rule(
+        _or_none(lambda value: is_text(value, LONGEST_RELEASE)),
+        "the name of what is deployed, text of at most 100 bytes, or None",
+    ),
 }
 
 _SECONDS = Rule(_number(0, LONGEST_WAIT, above=True), "a number of seconds above 0, at most ten years")

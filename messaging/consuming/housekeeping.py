@@ -25,7 +25,7 @@ from messaging.db.patience import bound_here, note_line, sever
 from messaging.exceptions import DatabaseUnavailable
 from messaging.models import QueueControl
 from messaging.models import Worker as WorkerRow
-from messaging.monitoring import counters
+from messaging.monitoring import counters, failure_groups
 from messaging.processing.processor import Processor
 from messaging.supervising.ledger import Ledger
 from messaging.wire.bodies import one_line
@@ -37,6 +37,8 @@ SHORTEST_PATIENCE, LONGEST_PATIENCE = 3.0, 10.0  # seconds for a database that g
 Chores = Mapping[str, tuple[float, Callable[[], object]]]  # what each is about: seconds between two, and how
 POLL = 2.0  # seconds between two looks at the pause flags
 HEARTBEAT = 5.0  # seconds between two signs of life
+FAILURES = "the failure groups"
+ADOPTION = 60.0  # seconds between two looks for groups that nobody has written
 FORGOTTEN = timedelta(days=1)
 PROBE = 1.0  # seconds between two questions to a database that is away
 RESEND_INTERVAL = 20.0  # seconds between two looks for rounds that did not come back
@@ -45,11 +47,13 @@ LONGEST_PROBE = 30.0  # seconds, when it seems to be back again and again
 
 
 def claims_chores(processor: Processor, database: str) -> Chores:
-    """What keeps the claims in one database in order."""
+    """What keeps the claims in one database in order, and the groups of what failed there."""
     third = processor.settings.lease / 3
     return {
         "the leases of running messages": (third, partial(processor.renew_claims, database)),
         "the claims of dead workers": (third, partial(processor.sweep, database)),
+        FAILURES: (HEARTBEAT, partial(failure_groups.write, database)),
+        "failures in no group": (ADOPTION, failure_groups.Adoption(database).go_on),
     }
 
 
@@ -107,7 +111,9 @@ class Keeper(threading.Thread):
         """For subclasses: all that was due is done."""
 
     def _before_end(self) -> None:
-        """For subclasses: this thread ends."""
+        """This thread ends."""
+        if FAILURES in self._chores:
+            self._try(FAILURES, partial(failure_groups.write, self._database))
 
     def _try(self, chore: str, act: Callable[[], object]) -> None:
         close_old()
@@ -270,6 +276,7 @@ class Housekeeper(Keeper):
         self.has_looked.set()
 
     def _before_end(self) -> None:
+        super()._before_end()
         self._try("the counters", partial(counters.write, self._database))
         self._try("this worker's row", self._leave)
 

@@ -1,4 +1,4 @@
-"""The rows behind the road: outbox, inbox, attempts, what operators did, and the embedded broker's queues."""
+"""The rows behind the road: outbox, inbox, attempts, what failed alike, what operators did, the embedded broker."""
 
 from messaging.models.counting import Counter
 from messaging.models.embedded import (
@@ -8,6 +8,7 @@ from messaging.models.embedded import (
     EmbeddedMessage,
     EmbeddedQueue,
 )
+from messaging.models.failure_groups import FailureCount, FailureGroup
 from messaging.models.operations import AuditRecord, Operation, OperationItem, QueueControl, Worker
 from messaging.models.processed import Attempt, ProcessedMessage
 from messaging.models.published import PublishedMessage
@@ -21,6 +22,8 @@ __all__ = [
     "EmbeddedExchange",
     "EmbeddedMessage",
     "EmbeddedQueue",
+    "FailureCount",
+    "FailureGroup",
     "Operation",
     "OperationItem",
     "ProcessedMessage",

@@ -9,7 +9,8 @@ from django.db import models, router
 from django.utils.translation import gettext_lazy as _
 
 from messaging.db.clock import MomentField, Now
-from messaging.models.base import NameField, PolledIndex
+from messaging.models.base import NameField, PolledIndex, set_only
+from messaging.models.failure_groups import FailureGroup
 
 STOPPED = "Interrupted by a stop of its worker."
 
@@ -65,7 +66,7 @@ class AuditRecord(models.Model):
     )
     username = models.CharField(_("user name"), max_length=255, blank=True)
     reason = models.TextField(_("reason"), blank=True)
-    kind = models.CharField(_("kind"), max_length=20)  # "published", "processed" or "queue"
+    kind = models.CharField(_("kind"), max_length=20)  # "published", "processed", "operation", "group" or "queue"
     message_pk = models.BigIntegerField(_("row"), null=True)
     alias = models.CharField(_("alias"), max_length=100)
     queue = models.CharField(_("queue"), max_length=255, blank=True)
@@ -106,7 +107,8 @@ class Operation(models.Model):
     `leased_until` is the claim of whoever carries it out.
 
     `rate` is how many messages a second are acted on at most; NULL for as many as can be. `is_trial` says that only the
-    first one is to be acted on, and an operator asked. `language` is that of the user, for the reasons.
+    first one is to be acted on, and an operator asked. `language` is that of the user, for the reasons. `group` is
+    whose failures these are, where they are one group's.
     """
 
     class State(models.TextChoices):
@@ -130,6 +132,14 @@ class Operation(models.Model):
     rate = models.FloatField(_("messages per second at most"), null=True)
     is_trial = models.BooleanField(default=False)
     language = models.CharField(max_length=35, blank=True)
+    group = models.ForeignKey(
+        FailureGroup,
+        on_delete=models.SET_NULL,
+        null=True,
+        related_name="operation_set",
+        db_index=False,
+        db_constraint=False,
+    )
     username = models.CharField(_("user name"), max_length=255, blank=True)
     reason = models.TextField(_("reason"), blank=True)
     created_at = MomentField(_("created"), db_default=Now())
@@ -149,7 +159,8 @@ class Operation(models.Model):
                 fields=["state", "id"],
                 name="messaging_operation_open",
                 condition=models.Q(state__in=("waiting", "running")),
-            )
+            ),
+            set_only("group", "messaging_operation_group"),
         ]
 
     def __str__(self) -> str:

@@ -12,7 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from messaging.db.clock import MomentField, Now
 from messaging.exceptions import DeadLettered, HandlerTimeout, ProcessDied
-from messaging.models.base import PolledIndex, StoredMessage, in_state, set_only
+from messaging.models.base import PolledIndex, StoredMessage, in_state, listed_in, set_only
 from messaging.wire import nonces
 from messaging.wire.envelope import Envelope
 
@@ -33,6 +33,16 @@ _LATE = f"{HandlerTimeout.__module__}.{HandlerTimeout.__qualname__}"
 
 BRIEF = 100_000  # microseconds: a run that was recorded before it began says how long it took from here on
 LONG = 1_000_000  # microseconds of a run from which on it is found by its handler
+
+
+def in_group(fingerprint: Any, state: str | None = None) -> Q:
+    """That a row's last failure is of this group, as the index of failures has it, and the row in this state.
+
+    Sort what is limited by state and number, forwards or backwards: it is then read from that index, in its order. By
+    the number alone PostgreSQL may walk the whole table in the order of its numbers.
+    """
+    found = ~Q(fingerprint="") & Q(fingerprint=fingerprint)
+    return found if state is None else found & listed_in(state)
 
 
 class ProcessedMessageQuerySet(models.QuerySet["ProcessedMessage"]):
@@ -79,6 +89,8 @@ class ProcessedMessage(StoredMessage):
     `digest` with `headers_digest` tells messages of one id apart; where the second is NULL the row was stored with
     version 1 of the digest, which does not cover headers. `nonce` is how its rounds are recognised as ours; NULL until
     it first goes round.
+
+    `fingerprint` is that of its last failure, until it is processed: it names a `FailureGroup`.
 
     Of its last failure: `process_died` says that the process died while its handler ran, for no reason that is known;
     `dead_lettered` that the broker gave it up. NULL where that is not so, or the release before recorded it.
@@ -149,7 +161,9 @@ class ProcessedMessage(StoredMessage):
                 fields=["alias", "leased_until"], name="messaging_inbox_leases", condition=Q(state="processing")
             ),
             PolledIndex(fields=["digest"], name="messaging_inbox_adoption", condition=Q(state="processing")),
-            PolledIndex(fields=["fingerprint", "id"], name="messaging_inbox_fingerprint", condition=~Q(fingerprint="")),
+            PolledIndex(
+                fields=["fingerprint", "state", "id"], name="messaging_inbox_failures", condition=~Q(fingerprint="")
+            ),
             models.Index(fields=["message_id"], name="messaging_inbox_message_id"),
             models.Index(fields=["received_at"], name="messaging_inbox_received"),
             PolledIndex(fields=["correlation_id"], name="messaging_inbox_correlation", condition=~Q(correlation_id="")),

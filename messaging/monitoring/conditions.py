@@ -16,8 +16,9 @@ from messaging import conf
 from messaging.db.clock import in_utc
 from messaging.exceptions import ConfigurationError
 from messaging.models import Worker
+from messaging.models.failure_groups import BUCKET
 from messaging.monitoring.counters import minute_of
-from messaging.monitoring.snapshot import BUCKET, MOST, Snapshot
+from messaging.monitoring.snapshot import MOST, Snapshot
 
 SILENT = 60  # seconds after which a worker that says nothing is called silent
 BEFORE = 60  # minutes that are compared with
@@ -162,12 +163,13 @@ def not_consumed(now: Snapshot) -> Iterator[Condition]:
 
 
 def failures_rising(now: Snapshot) -> Iterator[Condition]:
-    """More incoming messages fail than did before."""
+    """More incoming messages fail than did before, those of silenced groups not counted."""
     this = minute_of(now.now)
     this -= this % BUCKET
     for alias in conf.aliases():
         counts = {first: count for (own, first), count in now.failures.items() if own == alias}
-        newest = counts.get(this, 0) + counts.get(this - BUCKET, 0)
+        newest = sum(counts.get(first, 0) for first in (this, this - BUCKET))
+        silenced = sum(now.silenced.get((alias, first), 0) for first in (this, this - BUCKET))
         before = [count for first, count in counts.items() if this - BUCKET - BEFORE <= first < this - BUCKET]
         usual = sum(before) * 2 * BUCKET / BEFORE
         if newest <= limit("few_failures") or newest <= limit("rise") * usual:
@@ -177,8 +179,10 @@ def failures_rising(now: Snapshot) -> Iterator[Condition]:
             "minutes": 2 * BUCKET,
             "usual": round(usual),
         }
-        fix = _("Open the failed messages: they often share the newest release, or a service that is away.")
-        yield Condition("failures_rising", "warning", alias, words, fix, "processedmessage/?state=failed")
+        if silenced:
+            words += " " + _("Beside them %(count)s of silenced groups.") % {"count": f"{silenced:,}"}
+        fix = _("Look at what they have in common: often the newest release, or a service that is away.")
+        yield Condition("failures_rising", "warning", alias, words, fix, "failuregroup/")
 
 
 def long_paused(now: Snapshot) -> Iterator[Condition]:

@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db.models import BooleanField, ExpressionWrapper, F, QuerySet, Sum
+from django.db.models import BooleanField, ExpressionWrapper, F, Q, QuerySet, Sum
 
 from messaging import conf
 from messaging.db.clock import Now, in_utc
-from messaging.models import Counter, PublishedMessage, QueueControl, Worker
+from messaging.models import FailureCount, FailureGroup, PublishedMessage, QueueControl, Worker
 from messaging.models.base import listed_in, written
+from messaging.models.failure_groups import is_silenced
 from messaging.models.outbox import UNROUTED
 
 MOST = 10_000  # rows of a kind that are ever counted; one more says that there are more
 SHOWN = 200  # workers
 KEPT = timedelta(days=1)  # for which a worker that says nothing is still remembered
-BUCKET = 10  # minutes of failures that are counted together
+RECENT = timedelta(days=1)
+QUIET = 1000  # silenced groups that are told
 LOOKED_BACK = 200  # minutes of them; hosts' clocks may be an hour apart
 
 Part = tuple[str, str, tuple[Any, ...]]  # a database, a statement that is told there, its parameters
@@ -61,7 +63,10 @@ class Snapshot:
         now: the moment, by the database's clock.
         outboxes: by alias.
         pauses: the paused queues.
-        failures: incoming messages that failed, by alias and the first of every `BUCKET` minutes.
+        failures: incoming messages that failed, by alias and the first of every `BUCKET` minutes; those apart that are
+            of groups which are silenced now, as `silenced`.
+        quiet: the fingerprints of the silenced groups.
+        recent: groups that were seen within `RECENT`, and are not silenced.
         workers: those that were seen within a day, the latest first.
         ready: messages in queues, by alias and queue, as far as a broker has told lately.
     """
@@ -70,6 +75,9 @@ class Snapshot:
     outboxes: Mapping[str, Outbox] = field(default_factory=dict)
     pauses: tuple[Pause, ...] = ()
     failures: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    silenced: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    quiet: tuple[str, ...] = ()
+    recent: int = 0
     workers: tuple[Worker, ...] = ()
     ready: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
@@ -84,9 +92,21 @@ def read(ready: Mapping[tuple[str, str], int] | None = None) -> Snapshot:
     told = _told()
     now = next((row.publish_at for row in told if row.kind == "now"), datetime.now(UTC))
     pauses = (Pause(row.alias, row.queue, row.publish_at) for row in told if row.kind == "paused")
-    failures = {(row.alias, int(row.first)): int(row.number) for row in told if row.kind == "failures"}
-    outboxes = {alias: _outbox(alias, told) for alias in conf.aliases()}
-    return Snapshot(in_utc(now), outboxes, tuple(pauses), failures, tuple(workers), ready or {})
+    failures, silenced = (
+        {(row.alias, int(row.first)): int(row.number) for row in told if row.kind == kind}
+        for kind in ("failures", "silenced")
+    )
+    return Snapshot(
+        now=in_utc(now),
+        outboxes={alias: _outbox(alias, told) for alias in conf.aliases()},
+        pauses=tuple(pauses),
+        failures=failures,
+        silenced=silenced,
+        quiet=tuple(row.alias for row in told if row.kind == "quiet"),
+        recent=next((int(row.number) for row in told if row.kind == "recent"), 0),
+        workers=tuple(workers),
+        ready=ready or {},
+    )
 
 
 def _outbox(alias: str, told: Iterable[Any]) -> Outbox:
@@ -104,7 +124,7 @@ def _outbox(alias: str, told: Iterable[Any]) -> Outbox:
 def _told() -> list[Any]:
     """Rows of the columns kind, alias, queue, number, first and publish_at: one statement for each database."""
     parts: dict[str, list[Part]] = {}
-    for part in (*_of_outboxes(), _of_pauses(), _of_failures()):
+    for part in (*_of_outboxes(), _of_pauses(), *_of_failures(), *_of_groups()):
         parts.setdefault(part[0], []).append(part)
     found: list[Any] = []
     for database, own in parts.items():
@@ -152,12 +172,25 @@ def _of_pauses() -> Part:
     return rows.db, f"SELECT 0, 'paused', alias, queue, 1, 0, changed_at FROM ({sql}) paused", params
 
 
-def _of_failures() -> Part:
+def _of_failures() -> Iterator[Part]:
+    """What has failed for good, by whether its group is silenced now."""
     since = int(time.time()) // 60 - LOOKED_BACK
-    rows = written(Counter).filter(minute__gte=since, failed__gt=0).order_by()
-    sums = rows.values("alias", first=F("minute") - F("minute") % BUCKET).annotate(number=Sum("failed"))
-    sql, params = _compiled(sums)
-    return rows.db, f"SELECT 0, 'failures', alias, '', number, first, NULL FROM ({sql}) failures", params
+    rows = written(FailureCount).filter(minute__gte=since, failed__gt=0).order_by()
+    quiet = is_silenced("group__")
+    for kind, own in (("failures", rows.filter(Q(group=None) | ~quiet)), ("silenced", rows.filter(quiet))):
+        sums = own.values("alias", first=F("minute")).annotate(number=Sum("failed"))
+        sql, params = _compiled(sums)
+        yield rows.db, f"SELECT 0, '{kind}', alias, '', number, first, NULL FROM ({sql}) {kind}", params
+
+
+def _of_groups() -> Iterator[Part]:
+    """The silenced groups, their fingerprints in the place of the alias; and how many others were seen lately."""
+    rows = written(FailureGroup)
+    sql, params = _compiled(rows.silenced().order_by("id").values("fingerprint")[:QUIET])
+    yield rows.db, f"SELECT 0, 'quiet', fingerprint, '', 1, 0, NULL FROM ({sql}) quiet", params
+    recent = rows.filter(~is_silenced(), last_seen__gte=Now() - RECENT).order_by("-last_seen").values("id")
+    sql, params = _compiled(recent[: MOST + 1])
+    yield rows.db, f"SELECT 0, 'recent', '', '', COUNT(*), 0, NULL FROM ({sql}) recent", params
 
 
 def _now(database: str) -> tuple[str, tuple[Any, ...]]:

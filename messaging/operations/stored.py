@@ -26,7 +26,7 @@ from messaging import operations
 from messaging.db.clock import Now
 from messaging.db.connections import close_old, is_conflict, is_up
 from messaging.killpoints import kill_point
-from messaging.models import AuditRecord, Operation, OperationItem, ProcessedMessage, PublishedMessage
+from messaging.models import AuditRecord, FailureGroup, Operation, OperationItem, ProcessedMessage, PublishedMessage
 from messaging.operations.acting import BATCH, TRIES, Operator, Outcome
 from messaging.wire.bodies import one_line
 
@@ -66,7 +66,14 @@ def kind_of(model: Any) -> str:
 
 
 def store(
-    rows: QuerySet[Any], verb: str, by: Operator, *, scope: str = "", rate: float | None = None, try_one: bool = False
+    rows: QuerySet[Any],
+    verb: str,
+    by: Operator,
+    *,
+    scope: str = "",
+    rate: float | None = None,
+    try_one: bool = False,
+    group: FailureGroup | None = None,
 ) -> Operation:
     """Store an operation on these rows, and on none that come to match later.
 
@@ -77,6 +84,7 @@ def store(
         scope: which rows these are, in words.
         rate: messages per second at most, not below `SLOWEST`; None for as many as can be.
         try_one: whether to act on one of them, and then to wait for `go_on()`.
+        group: whose failures they are, where they are one group's.
 
     Returns the operation, which waits for somebody to carry it out: a `Runner`, or `run_waiting()`.
     """
@@ -87,6 +95,7 @@ def store(
         scope=scope,
         rate=None if rate is None else max(SLOWEST, rate),
         is_trial=try_one,
+        group=group,
         language=translation.get_language() or "",
         username=by.username,
         reason=by.reason,

@@ -285,6 +285,8 @@ class Attempts:
         """Write the success; `began` tells this run's record from that of a copy."""
         was_new = place.is_new
         told: dict[str, Any] = {} if began is None else {"started_at": began}
+        if not was_new:
+            told["fingerprint"] = ""
         place.write(
             work.database,
             local=local,

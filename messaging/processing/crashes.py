@@ -18,7 +18,7 @@ from messaging.db.connections import brief_locks, is_conflict, is_lock_wait
 from messaging.exceptions import MessagingError
 from messaging.models import Attempt, AuditRecord, ProcessedMessage
 from messaging.models.processed import UNCLAIMED
-from messaging.monitoring import counters
+from messaging.monitoring import counters, failure_groups
 from messaging.processing import inbox
 from messaging.processing.error_text import describe
 from messaging.processing.failures import Failure, attempt_of, decision_on, kind_of, outcome, record
@@ -160,13 +160,15 @@ def _count(row: ProcessedMessage, crash: Crash, **changes: Any) -> None:
     failure, number, database = crash.failure(row), row.attempts + 1, crash.entry.database
     decision = decision_on(number, failure, crash.station.settings)
     gives_up = row.state == State.RETRYING and decision.retry_after is None
-    changes |= outcome(failure, decision, number) if gives_up else {"attempts": number}
+    cause = failure.cause(row.queue)
+    changes |= outcome(failure, decision, number, cause) if gives_up else {"attempts": number}
     with _brief(database):
         if not row.move(row.state, round=row.round, token=row.lease_token, counted=row.attempts, **changes):
             raise AlreadyRecorded
         attempt_of(row, failure, number, crash.entry.round, crash.entry.run).save(using=database, force_insert=True)
     if gives_up:
         counters.add("failed", row.alias, row.queue)
+        failure_groups.add(database, row.alias, cause, is_final=True)
         signals.message_failed.send_robust(type(row), row=row, attempt=number, error=crash.error)
 
 

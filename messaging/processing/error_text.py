@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import sysconfig
 import traceback as tracebacks
 from hashlib import blake2b
+from pathlib import Path, PurePath
 from types import FrameType, TracebackType
 
+import messaging
 from messaging.exceptions import MessagingError
+from messaging.monitoring.failure_groups import Cause
 from messaging.wire.bodies import storable
 
 TRACEBACK_LIMIT = 64 * 1024  # characters kept of a traceback: its end, where the error is
-LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_APP = str(Path(messaging.__file__).parent)
+# Where libraries are installed: here, and on whatever host wrote a traceback that is read here.
+_HERE = (*(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")), _APP, "<")
+_ANYWHERE = ("/site-packages/", "/dist-packages/", "/lib/python", "/lib64/python", "\\site-packages\\", "\\lib\\python")
 
 
 def describe(error: BaseException) -> str:
@@ -23,15 +28,30 @@ def describe(error: BaseException) -> str:
     return storable(f"{type(error).__name__}: {text}" if text else type(error).__name__, 2000)
 
 
-def fingerprint(error: BaseException, handler: str) -> str:
-    """Groups failures: exception class, innermost application frame (without its line) and handler."""
-    frame = _application_frame(error.__traceback__)
-    place = f"{frame.f_globals.get('__name__', '')}.{frame.f_code.co_qualname}" if frame else _normalised(error)
-    return blake2b(f"{type_name(error)}|{place}|{handler}".encode("utf-8", "replace"), digest_size=16).hexdigest()
+def cause_of(error: BaseException, handler: str, queue: str) -> Cause:
+    """Which failures this one is like: those of the same class, at the same place, in the same handler.
+
+    The place is the innermost function of the application, whatever its line: it stays the same when code around it is
+    edited. What the error says is no part of it. People may change that, and strangers choose it where it repeats what
+    they have sent: then each message would be a group.
+
+    Args:
+        error: what went wrong.
+        handler: the name of what ran; "" where nothing did.
+        queue: of the message; it takes the handler's place where there is none.
+    """
+    where = _application_frame(error.__traceback__, handler)
+    queue, kind = "" if handler else queue, type_name(error)
+    place = "" if where is None else f"{_module(where)}.{_function(where)}"
+    text = f"{kind}|{place}|{handler or queue}"
+    digest = blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
+    frame = "" if where is None else f"{_file(where)}:{_function(where)}"
+    return Cause(digest, storable(kind, 255), storable(frame, 10_000)[-255:], storable(handler, 255), queue)
 
 
-def _normalised(error: BaseException) -> str:
-    return re.sub(r"\d+", "0", text_of(error))[:200]
+def is_library(path: str) -> bool:
+    """Whether a frame of this file is no application's: of an installed package, of Python, or of this app."""
+    return path.startswith(_HERE) or any(part in path.lower() for part in _ANYWHERE)
 
 
 def text_of(error: BaseException) -> str:
@@ -69,15 +89,36 @@ def without_ours(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    name = str(frame.f_globals.get("__name__", ""))
-    return name.partition(".")[0] in ("messaging", "asgiref", "contextlib", "concurrent")
+    return _module(frame).partition(".")[0] in ("messaging", "asgiref", "contextlib", "concurrent")
 
 
-def _application_frame(trace: TracebackType | None) -> FrameType | None:
-    found = None
+def _application_frame(trace: TracebackType | None, handler: str) -> FrameType | None:
+    """The innermost frame of the application; else of whatever it is but this app.
+
+    What stands in the handler's own package is the application's, even where the whole site is an installed package.
+    """
+    own, found, other = handler.partition(".")[0], None, None
     while trace is not None:
-        path = trace.tb_frame.f_code.co_filename
-        if not path.startswith((*LIBRARIES, "<")) and not _is_ours(trace.tb_frame):
-            found = trace.tb_frame
+        frame = trace.tb_frame
+        if not is_library(frame.f_code.co_filename) or (own and _module(frame).partition(".")[0] == own):
+            found = frame
+        elif not _is_ours(frame):
+            other = frame
         trace = trace.tb_next
-    return found
+    return found or other
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _function(frame: FrameType) -> str:
+    """Its function, without the nameless ones and comprehensions within: Python 3.12 has no frame for the latter."""
+    return frame.f_code.co_qualname.partition(".<locals>.<")[0]
+
+
+def _file(frame: FrameType) -> str:
+    """Its file, as its module has it: the same wherever the site is deployed."""
+    parts = PurePath(frame.f_code.co_filename).parts
+    length = _module(frame).count(".") + (2 if parts[-1:] == ("__init__.py",) else 1)
+    return "/".join(parts[-length:])

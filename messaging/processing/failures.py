@@ -17,9 +17,10 @@ from messaging.handlers import Backoff, Handler
 from messaging.models import Attempt, AuditRecord, ProcessedMessage
 from messaging.models.base import in_state
 from messaging.models.processed import UNCLAIMED
-from messaging.monitoring import counters
+from messaging.monitoring import counters, failure_groups
+from messaging.monitoring.failure_groups import Cause
 from messaging.processing.durations import micros
-from messaging.processing.error_text import describe, fingerprint, text_of, traceback_of, type_name
+from messaging.processing.error_text import cause_of, describe, text_of, traceback_of, type_name
 from messaging.processing.inbox import AlreadyRecorded, Place
 from messaging.processing.retry import Decision, decide
 from messaging.publishing.rows import compose_round
@@ -57,6 +58,10 @@ class Failure:
     def duration(self) -> int | None:
         """How long it ran, in microseconds; None where none was started, or nobody knows."""
         return None if self.started in (None, self.ended) else micros(self.ended - self.started)
+
+    def cause(self, queue: str) -> Cause:
+        """Which failures it is like, of a message of that queue."""
+        return cause_of(self.error, self.handler.name if self.handler else "", queue)
 
 
 def record(place: Place, failure: Failure, database: str, settings: conf.AliasSettings) -> ProcessedMessage:
@@ -103,7 +108,8 @@ def _record_once(place: Place, failure: Failure, database: str, settings: conf.A
     row, run = place.row, place.run
     number = row.attempts + (failure.started is not None and not failure.counted)
     decision = decision_on(number, failure, settings)
-    values = outcome(failure, decision, number)
+    cause = failure.cause(row.queue)
+    values = outcome(failure, decision, number, cause)
     retrying = decision.retry_after is not None
     with place.tentative(), transaction.atomic(using=database):
         before = row.round
@@ -113,6 +119,7 @@ def _record_once(place: Place, failure: Failure, database: str, settings: conf.A
         if retrying:
             compose_round(row, _due(decision)).save(using=database, force_insert=True)
     counters.add("retried" if retrying else "failed", row.alias, row.queue)
+    failure_groups.add(database, row.alias, cause, is_final=not retrying)
     signal = signals.message_retrying if retrying else signals.message_failed
     signal.send_robust(type(row), row=row, attempt=number, error=failure.error)
     return row
@@ -157,19 +164,18 @@ def decision_on(number: int, failure: Failure, settings: conf.AliasSettings) -> 
     )
 
 
-def outcome(failure: Failure, decision: Decision, number: int) -> dict[str, Any]:
+def outcome(failure: Failure, decision: Decision, number: int, cause: Cause) -> dict[str, Any]:
     """What the inbox row says afterwards."""
-    handler = failure.handler.name if failure.handler else ""
     retrying = decision.retry_after is not None
     return {
         "state": State.RETRYING if retrying else State.FAILED,
         "attempts": number,
-        "handler": handler[:255],
+        "handler": failure.handler.name[:255] if failure.handler else "",
         "worker": failure.worker,
         "duration": failure.duration,
         "error": describe(failure.error),
         **kind_of(failure.error),
-        "fingerprint": fingerprint(failure.error, handler),
+        "fingerprint": cause.fingerprint,
         "retry_at": _due(decision) if retrying else None,
         "failed_at": None if retrying else Now(),
         **UNCLAIMED,

@@ -20,7 +20,8 @@ from messaging.db.clock import Now
 from messaging.killpoints import kill_point
 from messaging.models import ProcessedMessage, PublishedMessage, Worker
 from messaging.models.outbox import PublishedMessageQuerySet
-from messaging.monitoring import counters
+from messaging.monitoring import counters, failure_groups
+from messaging.monitoring.failure_groups import Cause
 from messaging.relaying.connection import Trouble
 from messaging.signals import message_failed, message_published, message_unpublishable
 from messaging.wire.bodies import one_line
@@ -288,11 +289,13 @@ class Leases:
         with self._guard():
             Worker.objects.using(self.database).update_or_create(name=self._owner[:200], defaults=values)
             counters.write_when_due(self.database)
+            failure_groups.write(self.database)
 
     def sign_off(self) -> None:
         """Say that this relay has ended."""
         with self._guard():
             counters.write(self.database)
+            failure_groups.write(self.database)
             Worker.objects.using(self.database).filter(name=self._owner[:200]).delete()
 
     def _rows(self) -> PublishedMessageQuerySet:
@@ -346,6 +349,7 @@ class Leases:
         if row.inbox_id is not None:
             for message in row.incoming().filter(state=ProcessedMessage.State.FAILED):
                 counters.add("failed", message.alias, message.queue)
+                failure_groups.add(self.database, message.alias, _cause(message), is_final=True)
                 message_failed.send_robust(sender=ProcessedMessage, row=message)
 
     @contextmanager
@@ -363,3 +367,9 @@ class Leases:
             if self._failures:
                 self._failures = 0
                 self._trouble.end(f'The database "{self.database}" can be used again; messages are sent.')
+
+
+def _cause(message: ProcessedMessage) -> Cause:
+    """Of a message whose round could not be sent: it stays in the group of its last failure."""
+    queue = "" if message.handler else message.queue
+    return Cause(message.fingerprint, message.exception_type, handler=message.handler, queue=queue)

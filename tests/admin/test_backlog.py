@@ -11,8 +11,9 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from messaging.admin import filters, readings
-from messaging.models import PublishedMessage
-from messaging.monitoring import snapshot
+from messaging.models import FailureGroup, ProcessedMessage, PublishedMessage
+from messaging.monitoring import failure_groups, snapshot
+from tests.admin.test_groups import GROUPS
 from tests.admin.test_pages import EVERYTHING
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, outgoing, staff
 from tests.test_plans import TABLES, plans_of
@@ -92,3 +93,37 @@ def test_no_page_reads_a_table_however_much_waits(monkeypatch: pytest.MonkeyPatc
     assert timezone.now() - box.oldest > timedelta(minutes=59)
     [unsorted] = plans_of(lambda: PublishedMessage.objects.filter(error="never").count()).values()
     assert searches(unsorted), "a table that is read as a whole is noticed"
+
+
+def test_a_group_costs_no_more_than_is_counted_of_it() -> None:
+    large, small = (FailureGroup.objects.create(fingerprint=name * 32, exception_type="shop.Boom") for name in "ab")
+    keys = {"key": "gen_random_uuid()", "message_id": "md5(random()::text)"}
+    repeat(incoming("processed"), ENDED, **keys)
+    for state, group, number in (("failed", large, BACKLOG), ("retrying", large, ENDED), ("discarded", small, ENDED)):
+        repeat(incoming(state, fingerprint=group.fingerprint, error="Boom"), number, **keys)
+    alone = incoming("failed", fingerprint=small.fingerprint, error="Boom")
+    one = ProcessedMessage.objects.filter(fingerprint=large.fingerprint, state="failed").latest("pk")
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE messaging_processedmessage")
+    client = staff(*EVERYTHING)
+    pages = [
+        GROUPS, f"{GROUPS}?status=open", *(f"{GROUPS}{group.pk}/{name}/" for group in (large, small) for name in (
+            "change", "requeue", "silence")),
+        *(f"{INCOMING}{row.pk}/change/?_changelist_filters=fingerprint%3D{row.fingerprint}" for row in (one, alone)),
+        *(f"{INCOMING}?fingerprint={group.fingerprint}{state}" for group in (large, small)
+          for state in ("", "&state=failed", "&state=retrying", "&state=discarded")),
+    ]  # fmt: skip
+    for page in pages:
+        with CaptureQueriesContext(connection) as queries:
+            assert client.get(page).status_code == 200, page
+        assert len(queries) <= 10, (page, [query["sql"][:150] for query in queries])
+        for sql, plan in plans_of(lambda page=page: client.get(page)).items():  # type: ignore[misc]
+            found = [line for line in searches(plan) if "publishedmessage" not in line]  # which is empty
+            assert not found, f"{page}\n{sql}\n{plan}"
+    for group, number in ((large, "10,000+"), (small, "1")):
+        assert f">{number} failed message" in client.get(f"{GROUPS}{group.pk}/change/").content.decode()
+    assert "10,000+ others like this" in client.get(f"{INCOMING}{one.pk}/change/").content.decode()
+    counted = plans_of(lambda: failure_groups.open_counts([small.fingerprint]))
+    adopted = plans_of(lambda: failure_groups.adopt("default"))
+    for sql, plan in {**counted, **adopted}.items():
+        assert "messaging_inbox_failures" in plan, f"{sql}\n{plan}"

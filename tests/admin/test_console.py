@@ -13,7 +13,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from messaging.admin import readings
-from messaging.models import Operation
+from messaging.models import FailureGroup, Operation
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, inline_code, outgoing, staff
 
 pytestmark = pytest.mark.django_db
@@ -31,12 +31,14 @@ def _no_broker(settings: Any) -> Iterator[None]:
 def pages() -> list[str]:
     row, out, draft = incoming("failed"), outgoing("failed"), outgoing("draft")
     operation = Operation.objects.create(verb="requeue", kind="processed", total=1)
+    group = FailureGroup.objects.create(fingerprint="a" * 32)
     return [
         OVERVIEW, INCOMING, OUTGOING, QUEUES, f"{QUEUES}pause/?alias=default&queue=billing",
         f"{INCOMING}{row.pk}/change/", f"{INCOMING}{row.pk}/requeue/", f"{INCOMING}{row.pk}/history/",
         f"{INCOMING}export/", f"{OUTGOING}{out.pk}/change/", f"{OUTGOING}{draft.pk}/change/", f"{OUTGOING}add/",
         f"{OVERVIEW}operation/", f"{OVERVIEW}operation/{operation.pk}/change/", f"{OVERVIEW}auditrecord/",
-        f"{OVERVIEW}worker/",
+        f"{OVERVIEW}worker/", f"{OVERVIEW}failuregroup/", f"{OVERVIEW}failuregroup/{group.pk}/change/",
+        f"{OVERVIEW}failuregroup/{group.pk}/silence/", f"{OVERVIEW}failuregroup/export/",
     ]  # fmt: skip
 
 

@@ -13,7 +13,15 @@ from django.contrib.admin.models import LogEntry
 from django.test import Client
 
 from messaging.admin import payload, readings, redaction
-from messaging.models import Attempt, AuditRecord, Operation, OperationItem, ProcessedMessage, QueueControl
+from messaging.models import (
+    Attempt,
+    AuditRecord,
+    FailureGroup,
+    Operation,
+    OperationItem,
+    ProcessedMessage,
+    QueueControl,
+)
 from messaging.wire.envelope import Envelope
 from messaging.wire.properties import Properties
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, outgoing, staff
@@ -21,6 +29,7 @@ from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, outgoing, sta
 pytestmark = pytest.mark.django_db
 SECRET = "4111-1111-1111-1111"
 OPERATIONS, AUDIT = "/admin/messaging/operation/", "/admin/messaging/auditrecord/"
+GROUPS = "/admin/messaging/failuregroup/"
 asked: list[tuple[Any, dict[str, Any]]] = []
 
 
@@ -74,6 +83,7 @@ def pages() -> list[str]:
     broken = incoming("failed", body=b'{"card": "%s"' % SECRET.encode())
     unnamed = incoming("failed", body=body, content_type="")
     out, draft = outgoing("failed", body=body, headers=headers, error=error), outgoing("draft", body=body)
+    group = FailureGroup.objects.create(fingerprint="f1", exception_type="shop.Declined", note=f"of {SECRET}")
     mine = {"username": "olga", "reason": f"he gave {SECRET}"}
     AuditRecord.objects.create(action="requeue", kind="processed", message_pk=row.pk, alias="default", **mine)
     QueueControl.objects.create(queue="billing", paused=True, changed_by="olga", reason=mine["reason"])
@@ -97,6 +107,7 @@ def pages() -> list[str]:
     for one in (out, draft):
         found += [f"{OUTGOING}{one.pk}/{name}/" for name in ("change", "payload", "discard", "history")]
     found += [f"{INCOMING}export/", f"{OUTGOING}export/", f"{AUDIT}export/", f"{OPERATIONS}export/"]
+    found += [f"{GROUPS}{name}" for name in ("", "export/", f"{group.pk}/change/", f"{group.pk}/requeue/")]
     found += [f"{OPERATIONS}{done.pk}/result/", "/admin/messaging/worker/"]
     return [*found, f"{INCOMING}?q={row.message_id}", f"{INCOMING}?state=failed", f"{INCOMING}?fingerprint=f1"]
 

@@ -41,6 +41,26 @@ def handlers(monkeypatch: pytest.MonkeyPatch) -> Registry:
     return registry
 
 
+@pytest.mark.parametrize(
+    ("value", "wrong"),
+    [
+        (None, []),
+        ({"RELEASE": "2026.5"}, []),
+        ({"RELEASE": None}, []),
+        ([], ["messaging.E013"]),
+        ({"RELEASE": 5}, ["messaging.E013"]),
+        ({"RELEASE": "x" * 101}, ["messaging.E013"]),
+        ({"RELAESE": "1"}, ["messaging.E013"]),
+    ],
+)
+def test_the_consoles_settings_are_checked_and_a_wrong_one_is_as_none(
+    settings: Settings, value: Any, wrong: list[str]
+) -> None:
+    settings.MESSAGING_CONSOLE = value
+    assert ids(run(settings, {"default": {}})) == wrong
+    assert conf.release() == ("2026.5" if isinstance(value, dict) and value.get("RELEASE") == "2026.5" else "")
+
+
 def test_the_defaults_and_a_full_example_are_fine(settings: Settings) -> None:
     assert run(settings, {"default": {}}) == []
     assert run(settings, None) == []

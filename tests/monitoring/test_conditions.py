@@ -11,10 +11,11 @@ from django.test import Client
 from messaging.admin import readings
 from messaging.backends import get_backend
 from messaging.models import QueueControl, Worker
+from messaging.models.failure_groups import BUCKET
 from messaging.monitoring import snapshot
 from messaging.monitoring.conditions import conditions
 from messaging.monitoring.counters import minute_of
-from messaging.monitoring.snapshot import BUCKET, Outbox, Pause, Snapshot
+from messaging.monitoring.snapshot import Outbox, Pause, Snapshot
 from messaging.topology import build
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, inline_code, outgoing, staff
 from tests.backends.tools import confirmed, message, send

@@ -10,7 +10,7 @@ from messaging import conf
 from messaging.checks.databases import require
 from messaging.exceptions import ConfigurationError
 from messaging.management.base import MessagingCommand
-from messaging.monitoring import counters
+from messaging.monitoring import counters, failure_groups
 from messaging.retention import BATCH, deletable, ended_operations, expired, prune, prune_operations
 
 
@@ -20,7 +20,8 @@ class Command(MessagingCommand):
     help = (
         "Delete messages that ended well, or were discarded, longer ago than RETENTION says. "
         "Pending, failed and retrying messages are never deleted, nor are audit records. "
-        "What was counted by minute is added up by hour after two days, and deleted after 90."
+        "What was counted by minute is added up by hour after two days, and deleted after 90. "
+        "So are failure groups of which no message is left, unless they have a note or are silenced."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -48,6 +49,7 @@ class Command(MessagingCommand):
         if not dry_run:
             for database in sorted(databases):
                 counters.prune(database)
+                failure_groups.prune(database)
 
     def _prune(self, alias: str, database: str, batch: int, dry_run: bool) -> None:
         for what, rows in expired(alias, database):
