@@ -15,6 +15,7 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from messaging.admin import live
 from messaging.admin.actions import page_of
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.display import moment, shorten, state_badge
@@ -106,6 +107,7 @@ class OperationAdmin(ReadOnlyAdmin):
             "may_act": not is_over and self.may_act(request, operation),
             "is_held": operation.state == Operation.State.HELD,
             "is_over": is_over,
+            "is_live": live.ends(operation),
             **(extra_context or {}),
         }
         return TemplateResponse(request, "admin/messaging/operation.html", context)

@@ -83,6 +83,18 @@ def unattended() -> dict[tuple[str, str], int]:
     return found
 
 
+def ready() -> dict[tuple[str, str], int]:
+    """What waits in each queue, by alias and queue, as far as the last readings know. Asks nobody."""
+    with _guard:
+        readers = [reader for reader in _readers.values() if reader.is_current]
+    found = {}
+    for reading in (reader.reading for reader in readers):
+        if not reading.error and reading.age is not None and reading.age <= OLD:
+            known = {queue: depth.ready for queue, depth in reading.depths.items() if depth.ready is not None}
+            found.update({(reading.alias, queue): number for queue, number in known.items()})
+    return found
+
+
 def forget() -> None:
     """Drop every reading, so that the next one asks the broker. For tests."""
     with _guard:
