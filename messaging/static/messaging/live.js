@@ -61,6 +61,7 @@
   const show = (root) => {
     let isWhole = true;
     const news = parts(root);
+    const now = words(root); // before its nodes move
     for (const [name, part] of parts(document)) {
       const fresh = news.get(name);
       const text = fresh ? told(fresh) : "";
@@ -69,7 +70,6 @@
       swap(part, fresh || document.createElement("div"));
       shown.set(name, text);
     }
-    const now = words(root);
     if (now !== said) piece("say").textContent = said = now;
     const time = root.querySelector("[data-live-at]");
     if (time) piece("at").textContent = time.textContent;
