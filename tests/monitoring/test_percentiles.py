@@ -12,14 +12,15 @@ import pytest
 
 from messaging import publish
 from messaging.handlers import Registry
-from messaging.models import Counter
+from messaging.message import ReceivedMessage
+from messaging.models import Counter, PublishedMessage
 from messaging.models.counting import BOUNDS, RUNS, WAITS
 from messaging.monitoring import counters
 from messaging.monitoring.counters import HOUR, MINUTES_KEPT, Period, Point, history
 from messaging.monitoring.percentiles import SHARES, percentile, total
 from messaging.processing.processor import Processor
 from messaging.wire.envelope import made_at, new_id
-from tests.deliveries import arrived, registered
+from tests.deliveries import arrived, registered, sent
 from tests.monitoring.test_counters import _nothing_counted  # noqa: F401  for each test
 
 NOTHING = [0] * (len(BOUNDS) + 1)
@@ -97,16 +98,39 @@ def test_waits_and_runs_are_counted_into_their_steps() -> None:
         assert total([point.waits for point in found]) == histogram([3600.0, 3600.0])
 
 
-@pytest.mark.django_db(transaction=True)
-def test_a_retry_has_run_but_did_not_wait() -> None:
-    registry = Registry()
-    registered(registry, lambda message: None)
-    processor = Processor("default", "worker-1", handlers=registry)
-    processor.process(arrived("first", message_id=str(new_id(-60))), lambda: None)
+@pytest.mark.django_db
+def test_of_a_large_batch_some_tell_the_wait_of_their_neighbours() -> None:
+    counters.add_processed(
+        "default", "billing", 0.25, [str(new_id(-60 if number < 250 else -3)) for number in range(500)]
+    )
     counters.write("default")
     row = Counter.objects.get()
+    long, short = (getattr(row, WAITS[bisect_left(BOUNDS, seconds)]) for seconds in (60.0, 3.0))
+    assert abs(long - 250) <= 500 / counters.ASKED
+    assert abs(long + short - 500) <= 500 / counters.ASKED
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_first_delivery_waited_and_a_retry_only_ran() -> None:
+    registry = Registry()
+    fails = [True]
+
+    def handle(message: ReceivedMessage) -> None:
+        if fails.pop() if fails else False:
+            raise ValueError
+
+    registered(registry, handle, max_attempts=3)
+    processor = Processor("default", "worker-1", handlers=registry)
+    processor.process(arrived("bad", message_id=str(new_id(-60))), lambda: None)
+    [retry] = [sent(row) for row in PublishedMessage.objects.all()]
+    processor.process(retry, lambda: None)
+    processor.process(arrived("good", message_id=str(new_id(-60))), lambda: None)
+    counters.write("default")
+    row = Counter.objects.get()
+    assert (row.processed, row.retried) == (2, 1)
+    assert sum(getattr(row, name) or 0 for name in RUNS) == 2
+    assert sum(getattr(row, name) or 0 for name in WAITS) == 1
     assert getattr(row, WAITS[bisect_left(BOUNDS, 60.0)]) == 1
-    assert sum(getattr(row, name) or 0 for name in RUNS) == 1
 
 
 @pytest.mark.django_db
