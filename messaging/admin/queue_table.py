@@ -35,8 +35,8 @@ class Row:
     heard: str
     consumers: int
     ready: str
-    processed: int
-    failed: int
+    processed: str
+    failed: str
     wait: str
     oldest: str
     bars: list[Bar]
@@ -53,9 +53,16 @@ def table(found: Counted, now: Snapshot, ready: Mapping[tuple[str, str], int], s
         site: name of the admin site that the links lead into.
     """
     known = {(alias, queue) for alias in conf.aliases() for queue in queues_of(alias)}
-    rows = [_row(key, found.queues.get(key, ()), now, ready, site) for key in sorted(known)]
-    rows.sort(key=lambda row: (not row.paused, -row.failed, -row.processed))
-    return {"rows": rows[:SHOWN], "more": max(0, len(rows) - SHOWN)}
+    paused = {(pause.alias, pause.queue) for pause in now.pauses}
+
+    def rank(key: tuple[str, str]) -> tuple[bool, int, int, tuple[str, str]]:
+        """First what is paused, then what failed most, then what did most."""
+        points = found.queues.get(key, ())
+        return key not in paused, -_sum(points, "failed"), -_sum(points, "processed"), key
+
+    shown = sorted(known, key=rank)[:SHOWN]
+    rows = [_row(key, found.queues.get(key, ()), now, ready, site) for key in shown]
+    return {"rows": rows, "more": len(known) - len(rows)}
 
 
 def _row(
@@ -63,13 +70,10 @@ def _row(
 ) -> Row:
     alias, queue = key
     paused = next((pause for pause in now.pauses if (pause.alias, pause.queue) == key), None)
-    processed, failed = (sum(getattr(point, kind) for point in points) for kind in ("processed", "failed"))
-    summary = _("%(processed)s processed and %(failed)s failed in the past hour") % {
-        "processed": f"{processed:,}",
-        "failed": f"{failed:,}",
-    }
+    done = {kind: f"{_sum(points, kind):,}" for kind in ("processed", "failed")}
     own = [worker for worker in alive(now, alias) if queue in worker.queues]
-    ages = [age for worker in own if isinstance(age := (worker.oldest or {}).get(queue), int | float)]
+    told = [worker.oldest.get(queue) for worker in own if isinstance(worker.oldest, dict)]
+    ages = [age for age in told if isinstance(age, int | float)]
     named = {"queue": queue, "alias": alias} if len(conf.aliases()) > 1 else {"queue": queue}
     return Row(
         name=queue if alias == conf.DEFAULT_ALIAS else f"{alias} · {queue}",
@@ -78,13 +82,16 @@ def _row(
         heard=pauses.told(alias, queue, paused.since, alive(now)) if paused else "",
         consumers=len(own),
         ready=f"{ready[key]:,}" if key in ready else UNKNOWN,
-        processed=processed,
-        failed=failed,
+        **done,
         wait=told_p95(point.waits for point in points[-LATELY:]),
         oldest=span(max(ages)) if ages else UNKNOWN,
         bars=list(_sparkline(points)),
-        summary=summary,
+        summary=_("%(processed)s processed and %(failed)s failed in the past hour") % done,
     )
+
+
+def _sum(points: Iterable[Point], kind: str) -> int:
+    return sum(getattr(point, kind) for point in points)
 
 
 def _sparkline(points: Sequence[Point]) -> Iterable[Bar]:

@@ -108,7 +108,7 @@ def test_a_table_has_each_queue_with_a_sparkline_and_the_age_of_the_oldest(setti
     assert 'aria-label="1,800 processed and 7 failed in the past hour"' in row
     assert row.count("<rect ") == 2
     cells = [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r'<td class="msg-num">(.*?)</td>', row)]
-    assert cells == ["1800", "7", "4.8 s", "2 min", "—", "2"]
+    assert cells == ["1,800", "7", "4.8 s", "2 min", "—", "2"]
 
 
 def test_who_may_see_no_incoming_messages_sees_no_table_of_queues() -> None:
