@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -19,6 +19,8 @@ from messaging.admin.latency import told_p95
 from messaging.monitoring.conditions import alive
 from messaging.monitoring.counters import Point
 from messaging.monitoring.snapshot import Snapshot
+
+Key = tuple[str, str]  # a queue's alias and name
 
 WIDTH, HEIGHT = 96.0, 20.0  # units of a sparkline
 SHOWN = 50  # queues, those of which most is to be said
@@ -43,31 +45,30 @@ class Row:
     summary: str
 
 
-def table(found: Counted, now: Snapshot, ready: Mapping[tuple[str, str], int], site: str) -> dict[str, Any]:
+def table(found: Counted, now: Snapshot, ready: Callable[[list[Key]], Mapping[Key, int]], site: str) -> dict[str, Any]:
     """What `queue_table.html` shows.
 
     Args:
         found: what was counted.
         now: what is known of pauses and workers.
-        ready: messages in queues, by alias and queue, as far as brokers have told lately.
+        ready: tells how many messages are in queues, as far as brokers have told lately.
         site: name of the admin site that the links lead into.
     """
     known = {(alias, queue) for alias in conf.aliases() for queue in queues_of(alias)}
     paused = {(pause.alias, pause.queue) for pause in now.pauses}
 
-    def rank(key: tuple[str, str]) -> tuple[bool, int, int, tuple[str, str]]:
+    def rank(key: Key) -> tuple[bool, int, int, Key]:
         """First what is paused, then what failed most, then what did most."""
         points = found.queues.get(key, ())
         return key not in paused, -_sum(points, "failed"), -_sum(points, "processed"), key
 
     shown = sorted(known, key=rank)[:SHOWN]
-    rows = [_row(key, found.queues.get(key, ()), now, ready, site) for key in shown]
+    numbers = ready(shown)
+    rows = [_row(key, found.queues.get(key, ()), now, numbers.get(key), site) for key in shown]
     return {"rows": rows, "more": len(known) - len(rows)}
 
 
-def _row(
-    key: tuple[str, str], points: Sequence[Point], now: Snapshot, ready: Mapping[tuple[str, str], int], site: str
-) -> Row:
+def _row(key: Key, points: Sequence[Point], now: Snapshot, ready: int | None, site: str) -> Row:
     alias, queue = key
     paused = next((pause for pause in now.pauses if (pause.alias, pause.queue) == key), None)
     done = {kind: f"{_sum(points, kind):,}" for kind in ("processed", "failed")}
@@ -81,7 +82,7 @@ def _row(
         paused=moment(paused.since, seconds=False) if paused else "",
         heard=pauses.told(alias, queue, paused.since, alive(now)) if paused else "",
         consumers=len(own),
-        ready=f"{ready[key]:,}" if key in ready else UNKNOWN,
+        ready=UNKNOWN if ready is None else f"{ready:,}",
         **done,
         wait=told_p95(point.waits for point in points[-LATELY:]),
         oldest=span(max(ages)) if ages else UNKNOWN,

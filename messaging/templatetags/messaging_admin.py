@@ -88,7 +88,7 @@ def messaging_queues(context: Any) -> dict[str, Any]:
     from messaging.admin import readings  # and with it what reads a broker
 
     request = context["request"]
-    return table(counted(request), look(request), readings.ready(), _site(request))
+    return table(counted(request), look(request), readings.ready, _site(request))
 
 
 @register.inclusion_tag("admin/messaging/alerts.html", takes_context=True)

@@ -16,7 +16,7 @@
   const token = /(name="csrfmiddlewaretoken"[^>]*? value=")[^"]*/g; // differs in each answer and says nothing
   const told = (part) => part.innerHTML.replace(token, "$1");
   const parts = (root) => new Map([...root.querySelectorAll("[data-live-part]")].map((one) => [one.dataset.livePart, one]));
-  const words = (root) => [...root.querySelectorAll("[data-live-word]")].map((one) => one.textContent.trim()).join(". ");
+  const words = (root) => [...root.querySelectorAll("[data-live-word]")].map((one) => one.textContent.replace(/\p{S}/gu, "").trim()).join(". ");
   const shown = new Map([...parts(document)].map(([name, part]) => [name, told(part)]));
   let said = words(document);
   let begun = Date.now();
