@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +19,8 @@ from messaging.operations import Operator, stored
 from messaging.operations.stored import run_waiting
 from tests.admin.test_pages import EVERYTHING
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, inline_code, outgoing, staff
+from tests.relays import Desk, relaying, state_is, try_unroutable_again_after
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db
 LATER = timezone.now() + timedelta(hours=6)
@@ -25,8 +28,10 @@ rows = PublishedMessage.objects
 
 
 @pytest.fixture(autouse=True)
-def _no_broker(settings: Any) -> None:
+def _no_broker(settings: Any) -> Iterator[None]:
     settings.MESSAGING = {"default": {"URL": "amqp://guest:guest@127.0.0.1:1/", "QUEUES": {"billing": {}}}}
+    readings.forget()
+    yield
     readings.forget()
 
 
@@ -149,3 +154,21 @@ def test_a_list_reads_no_tries(admin_client: Client) -> None:
     with CaptureQueriesContext(connection) as queries:
         assert admin_client.get(OUTGOING).status_code == 200
     assert not [query["sql"] for query in queries if re.search(r'"tries"|`tries`', query["sql"])]
+
+
+@pytest.mark.broker
+@pytest.mark.django_db(transaction=True)
+def test_publishing_to_nowhere_does_not_end_in_green(admin_client: Client, desk: Desk, settings: Any) -> None:
+    try_unroutable_again_after(settings, 0.05)
+    body = {"using": "default", "routing_key": "nobody.listens", "format": "json", "body": "1", "mandatory": "on"}
+    html = admin_client.post(f"{OUTGOING}add/", {**body, "_publish": "1"}, follow=True).content.decode()
+    assert '<li class="info">The message is stored' in html
+    row = rows.get()
+    assert looks_again(admin_client, page_of(row))
+    with relaying():
+        wait_until(state_is(row, "failed"), what="failed at its end")
+    html = admin_client.get(page_of(row)).content.decode()
+    assert "data-live=" not in html
+    assert "Sent, and no queue took it" in html
+    assert "Sending it failed for good" in html
+    assert html.count("NO_ROUTE") >= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -26,8 +27,10 @@ OVERVIEW = "/admin/messaging/"
 
 
 @pytest.fixture(autouse=True)
-def _no_broker(settings: Any) -> None:
+def _no_broker(settings: Any) -> Iterator[None]:
     settings.MESSAGING = {"default": {"URL": "amqp://guest:guest@127.0.0.1:1/", "QUEUES": {"billing": {}, "mail": {}}}}
+    readings.forget()
+    yield
     readings.forget()
 
 
