@@ -16,7 +16,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 TABLES = (PublishedMessage, ProcessedMessage)
 SINCE_0006 = {  # columns that are not there before
     "epoch", "at_broker", "started_at", "interrupted", "derivation", "headers_digest", "nonce",
-    "process_died", "dead_lettered", "unrouted", "duration",
+    "process_died", "dead_lettered", "unrouted", "duration", "tries",
 }  # fmt: skip
 FOREIGN_KEYS = {"inbox_id", "copy_of_id", "edited_from_id"}
 

@@ -21,7 +21,7 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
 
-from messaging.admin import exports, lists, payload, redaction, search, waiting
+from messaging.admin import exports, lists, live, payload, redaction, search, waiting
 from messaging.admin.actions import as_action, carry_out, confirm
 from messaging.admin.display import ending, moment, shorten, state_badge
 from messaging.admin.filters import chosen_state, is_listed, newest_pk, number_of
@@ -290,6 +290,7 @@ class MessageAdmin(ReadOnlyAdmin):
             "original": row,
             "media": self.media,
             "badge": self.badge(row),
+            "is_live": live.ends(row),
             "tools": self.tools(request, row),
             "preserved_filters": self.get_preserved_filters(request),
             **self.beside(request, row),

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from django.http import HttpRequest
 from django.utils.translation import gettext as _
 
+from messaging.admin.alerts import look
 from messaging.admin.display import local
 from messaging.monitoring import counters
-from messaging.monitoring.counters import Point, minute_of
-from messaging.monitoring.snapshot import Snapshot
+from messaging.monitoring.counters import Period, Point, minute_of
 
 WIDTH, HEIGHT = 480.0, 96.0  # units of the drawing; the page makes it as wide as there is room
 ROUGHLY = 12  # rows of the table beside it
 
 # What can be chosen: minutes of the whole, and of a bar.
 PERIODS = {"1h": (60, 1), "24h": (1440, 15), "7d": (10080, 120)}
+OF_QUEUE = (60, 5)  # the same for each queue, whatever is chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +55,44 @@ class Chart:
     bars: list[Bar]
 
 
-def charts(now: Snapshot, period: str) -> dict[str, Any]:
-    """What `charts.html` shows.
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What was counted.
 
-    Args:
-        now: tells the time.
-        period: one of `PERIODS`; another one stands for the first.
+    Attributes:
+        period: which of `PERIODS`.
+        points: what was done in it.
+        queues: what was done lately in each queue, by alias and name.
     """
-    chosen = period if period in PERIODS else next(iter(PERIODS))
-    minutes, step = PERIODS[chosen]
-    points = counters.history(minute_of(now.now), minutes, step)
+
+    period: str
+    points: list[Point]
+    queues: dict[tuple[str, str], list[Point]]
+
+
+def counted(request: HttpRequest) -> Counted:
+    """What was counted until the moment of a request, whose address may choose the `period`; read once for a page."""
+    known: Counted | None = getattr(request, "_messaging_counted", None)
+    if known is None:
+        asked, until = request.GET.get("period", ""), minute_of(look(request).now)
+        chosen = asked if asked in PERIODS else next(iter(PERIODS))
+        known = Counted(chosen, *counters.history(Period(until, *PERIODS[chosen]), Period(until, *OF_QUEUE)))
+        request._messaging_counted = known  # type: ignore[attr-defined]
+    return known
+
+
+def charts(found: Counted) -> dict[str, Any]:
+    """What `charts.html` shows of it, but the percentiles."""
+    chosen, points, step = found.period, found.points, PERIODS[found.period][1]
+    size = max(1, len(points) // ROUGHLY)
     labels = {"1h": _("1 hour"), "24h": _("24 hours"), "7d": _("7 days")}
     kinds = (("published", _("Published")), ("processed", _("Processed")), ("failed", _("Failed")))
     return {
         "periods": [(name, labels[name], name == chosen) for name in PERIODS],
         "period": labels[chosen],
         "charts": [_chart(kind, label, points, step, labels[chosen]) for kind, label in kinds],
-        "begin": _time(points[0]),
-        "rows": _rows(points),
+        "begin": time_of(points[0]),
+        "parts": [points[first : first + size] for first in range(0, len(points), size)],
         "is_empty": not any(point.published or point.processed or point.failed for point in points),
     }
 
@@ -84,7 +106,7 @@ def _chart(kind: str, label: str, points: Sequence[Point], step: int, period: st
             f"{HEIGHT - _height(value, most):.1f}",
             f"{max(1.0, width - 1):.1f}",
             f"{_height(value, most):.1f}",
-            f"{_time(point)} · {value:,}",
+            f"{time_of(point)} · {value:,}",
         )
         for number, (point, value) in enumerate(zip(points, values, strict=True))
         if value
@@ -102,21 +124,16 @@ def _height(value: int, most: int) -> float:
     return max(2.0, HEIGHT * value / most)
 
 
-def _rows(points: Sequence[Point]) -> list[tuple[str, str, str, str]]:
-    """The same as a table, in as many rows as one reads."""
-    size = max(1, len(points) // ROUGHLY)
-    found = []
-    for first in range(0, len(points), size):
-        part = points[first : first + size]
-        sums = (sum(getattr(point, kind) for point in part) for kind in ("published", "processed", "failed"))
-        published, processed, failed = (f"{number:,}" for number in sums)
-        found.append((_time(part[0]), published, processed, failed))
-    return found
+def row(part: Sequence[Point]) -> list[str]:
+    """What neighbouring points have together, for a table: when they begin, and the three sums."""
+    sums = (sum(getattr(point, kind) for point in part) for kind in ("published", "processed", "failed"))
+    return [time_of(part[0]), *(f"{number:,}" for number in sums)]
 
 
 def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
 
 
-def _time(point: Point) -> str:
+def time_of(point: Point) -> str:
+    """When a point begins, for the page."""
     return local(datetime.fromtimestamp(point.minute * 60, UTC))

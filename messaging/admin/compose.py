@@ -92,8 +92,8 @@ def _save(
         text = _("It is no draft any more, so your changes were not saved.")
         model_admin.message_user(request, text, messages.ERROR)
     elif publish:
-        text = _("The message is on its way: the relay sends it once its time has come.")
-        model_admin.message_user(request, text, messages.SUCCESS)
+        text = _("The message is stored, and sent once its time has come. Its page says what becomes of it.")
+        model_admin.message_user(request, text, messages.INFO)  # success would be said of what may still fail
     else:
         model_admin.message_user(request, _("The draft was saved. It is not published yet."), messages.SUCCESS)
     if not model_admin.has_view_permission(request):

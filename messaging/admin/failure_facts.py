@@ -79,8 +79,8 @@ def spark(history: Sequence[int]) -> SafeString:
         if count
     ]
     return format_html(
-        '<svg class="msg-spark" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">'
-        '<line class="msg-axis" x1="0" y1="{}" x2="{}" y2="{}"></line>{}</svg>',
+        '<svg class="msg-spark msg-spark-failed" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" '
+        'aria-label="{}"><line class="msg-axis" x1="0" y1="{}" x2="{}" y2="{}"></line>{}</svg>',
         WIDTH * len(history), HEIGHT, words, HEIGHT, WIDTH * len(history), HEIGHT, format_html_join("", rect, bars),
     )  # fmt: skip
 

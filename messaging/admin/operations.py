@@ -16,7 +16,7 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from messaging.admin import exports, redaction
+from messaging.admin import exports, live, redaction
 from messaging.admin.actions import page_of
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.display import moment, shorten, state_badge
@@ -129,6 +129,7 @@ class OperationAdmin(ReadOnlyAdmin):
             "is_held": operation.state == Operation.State.HELD,
             "is_over": is_over,
             "has_result": operation.settled and self.may_see_messages(request, operation),
+            "is_live": live.ends(operation),
             **(extra_context or {}),
         }
         return TemplateResponse(request, "admin/messaging/operation.html", context)

@@ -31,7 +31,10 @@ KEPT = timedelta(days=1)  # for which a silent worker is still listed
 
 @dataclass(frozen=True, slots=True)
 class QueueRow:
-    """One queue on the page; texts, because what is unknown is not a number."""
+    """One queue on the page; texts, because what is unknown is not a number.
+
+    `heard` says of a paused one which workers leave it alone.
+    """
 
     alias: str
     name: str
@@ -44,6 +47,7 @@ class QueueRow:
     control: QueueControl | None
     exists: bool
     links: dict[str, str]
+    heard: str = ""
 
     @property
     def paused(self) -> bool:

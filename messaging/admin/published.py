@@ -6,11 +6,12 @@ from typing import Any
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
 from messaging import conf
 from messaging.admin import filters, redaction, waiting
@@ -22,7 +23,7 @@ from messaging.admin.payload import preview_of
 from messaging.admin.story import SHOWN, Event, Link, Related, audit_events, in_order, related
 from messaging.admin.verbs import OUTGOING
 from messaging.exceptions import ConfigurationError
-from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models import ProcessedMessage, PublishedMessage, tries
 from messaging.models.base import written
 from messaging.models.outbox import UNROUTABLE
 
@@ -57,6 +58,11 @@ class PublishedMessageAdmin(MessageAdmin):
         *MessageAdmin.exported, "priority", "expiration", "mandatory", "inbox_id", "copy_of_id", "created_at",
         "publish_at", "due_at", "published_at", "discarded_at",
     )  # fmt: skip
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Rows without what only their own page shows."""
+        rows: QuerySet[Any] = super().get_queryset(request).defer("tries")
+        return rows
 
     def has_publish_permission(self, request: HttpRequest) -> bool:
         """Whether messages may be written and published."""
@@ -191,10 +197,31 @@ def facts(row: PublishedMessage) -> list[tuple[str, Any]]:
 
 def timeline(row: PublishedMessage) -> list[Event]:
     """Everything that happened, oldest first."""
-    events = [Event(row.created_at, _("Written"))]
+    events = [Event(row.created_at, _("Written")), *_tried(row)]
     if row.published_at:
-        events.append(Event(row.published_at, _("Confirmed by the broker"), kind="good"))
+        number = row.attempts
+        text = ngettext("sent %(number)d time", "sent %(number)d times", number) % {"number": number}
+        note = text if number > 1 else ""
+        events.append(Event(row.published_at, _("Confirmed by the broker"), note, kind="good"))
     return in_order([*events, *audit_events("published", row)])
+
+
+def _tried(row: PublishedMessage) -> list[Event]:
+    """The tries to send it that came to nothing, each with the broker's answer."""
+    titles = {
+        tries.UNROUTED: _("Sent, and no queue took it"),
+        tries.REFUSED: _("Sent, and not taken for now"),
+        tries.FAILED: _("Sending it failed for good"),
+        tries.LOST: _("Sent, and the answer was lost: the broker may have it"),
+    }
+    found, had_more = tries.told(row.tries)
+    events: list[Event] = []
+    for one in found:
+        by = _("relay %(name)s") % {"name": one.by} if one.by else ""
+        more = _("earlier tries are no longer kept") if had_more and not events else ""
+        note = " · ".join(filter(None, (redaction.text(one.answer, row), by, more)))
+        events.append(Event(one.at, titles.get(one.fate, one.fate), note, kind="bad"))
+    return events
 
 
 def _is_relayed(alias: str) -> bool:

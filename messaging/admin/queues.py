@@ -17,6 +17,7 @@ from messaging.admin.alerts import look
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.filters import queues_of
 from messaging.admin.overview import outgoing_cards
+from messaging.monitoring.conditions import alive
 
 
 class QueueControlAdmin(ReadOnlyAdmin):
@@ -39,7 +40,7 @@ class QueueControlAdmin(ReadOnlyAdmin):
         """The page of queues."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        from messaging.admin import panels, running  # and with them what reads a broker
+        from messaging.admin import panels, pauses, running  # and with them what reads a broker
 
         request.current_app = self.admin_site.name
         shown = panels.panels(self.admin_site.name)
@@ -50,7 +51,7 @@ class QueueControlAdmin(ReadOnlyAdmin):
             "title": _("Queues"),
             "opts": self.opts,
             "media": self.media,
-            "panels": shown,
+            "panels": pauses.acknowledged(shown, list(alive(now))),
             "workers": workers,
             "runs": running.runs(request, self.admin_site.name, now.workers),
             "holders": panels.holders() if panels.is_waiting(workers) else [],

@@ -83,6 +83,24 @@ def unattended() -> dict[tuple[str, str], int]:
     return found
 
 
+def ready(queues: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    """What waits in these queues, by alias and queue, as far as the last readings know. Never waits.
+
+    It begins a new reading of them, unless the broker is a table.
+    """
+    wanted: dict[str, list[str]] = {}
+    for alias, queue in queues:
+        wanted.setdefault(alias, []).append(queue)
+    found = {}
+    for alias, names in wanted.items():
+        with suppress(ConfigurationError):
+            reading = _reader(conf.get(alias)).poke(names)
+            known = {} if reading.error or reading.age is None or reading.age > OLD else reading.depths
+            numbers = ((queue, known[queue].ready) for queue in names if queue in known)
+            found.update({(alias, queue): number for queue, number in numbers if number is not None})
+    return found
+
+
 def forget() -> None:
     """Drop every reading, so that the next one asks the broker. For tests."""
     with _guard:
@@ -124,12 +142,13 @@ class _Reader:
                 return self._failed(_("It did not answer in time."))
         return self.reading
 
-    def poke(self) -> Reading:
-        """The last reading, of whatever age; a newer one is begun where that is due."""
+    def poke(self, queues: Iterable[str] = ()) -> Reading:
+        """The last reading, of whatever age; a newer one is begun where that is due, of these queues as well."""
         with self.lock:
             is_due = time.monotonic() - self.asked_at >= FRESH and self.thread is None
-            if is_due and self.settings.hosts and self.queues:
-                self._begin(self.queues)
+            wanted = tuple(sorted({*self.queues, *queues}))
+            if is_due and self.settings.hosts and wanted:
+                self._begin(wanted)
         return self.reading
 
     def _begin(self, queues: tuple[str, ...]) -> None:

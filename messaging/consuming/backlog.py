@@ -303,6 +303,11 @@ class Backlog:
         """Forget the unstarted deliveries that the broker has taken back. Returns how many."""
         return len(self._remove(lambda item: item.is_stale))
 
+    def heads(self) -> list[Delivery]:
+        """The next delivery of each queue that has any."""
+        with self._changed:
+            return [line.head.delivery for line in self._waiting.values() if line]
+
     @property
     def waiting(self) -> int:
         """How many deliveries have not started."""
@@ -325,12 +330,10 @@ class Backlog:
 
     def _gave_back(self, delivery: Delivery) -> bool:
         """Whether this process gave it back unstarted, and has not seen it since."""
-        if not self._unstarted:
-            return False
-        known = identity(delivery)
-        is_known = known in self._unstarted
-        self._unstarted.discard(known)
-        return is_known
+        before = len(self._unstarted)
+        if before:
+            self._unstarted.discard(identity(delivery))
+        return len(self._unstarted) < before
 
     def _remove(self, chosen: Callable[[Item], bool]) -> list[Item]:
         with self._changed:

@@ -21,6 +21,7 @@ from messaging.backends.base import Delivery
 from messaging.conf.rules import dead_queue
 from messaging.consuming.backlog import Backlog
 from messaging.consuming.housekeeping import Housekeeper, OutageWatch
+from messaging.consuming.running import ages
 from messaging.consuming.subscription import Subscription
 from messaging.consuming.worker import WorkerThread, enter_ledger
 from messaging.db.clock import Now
@@ -130,6 +131,7 @@ class Consumer:
             self._wake_up,
             self._outage.begin,
             ledger,
+            lambda: ages(self._backlog.heads()),
         )
         self._keepers = self._housekeeper.keepers()
         self._late: set[str] = set()  # databases in which claims are about to lapse

@@ -39,6 +39,7 @@ POLL = 2.0  # seconds between two looks at the pause flags
 HEARTBEAT = 5.0  # seconds between two signs of life
 FAILURES = "the failure groups"
 ADOPTION = 60.0  # seconds between two looks for groups that nobody has written
+HEARD = 0.5  # seconds after which a consumer that heard of a pause has stopped taking, and says so
 FORGOTTEN = timedelta(days=1)
 PROBE = 1.0  # seconds between two questions to a database that is away
 RESEND_INTERVAL = 20.0  # seconds between two looks for rounds that did not come back
@@ -223,6 +224,7 @@ class Housekeeper(Keeper):
         on_pause: called when the paused queues changed.
         on_outage: called when a database cannot be used.
         ledger: what this process runs; None without a supervisor.
+        oldest: how old, in seconds, the next message of each queue is that this process holds.
     """
 
     def __init__(
@@ -235,6 +237,7 @@ class Housekeeper(Keeper):
         on_pause: Callable[[], None],
         on_outage: Callable[[DatabaseUnavailable], None],
         ledger: Ledger | None = None,
+        oldest: Callable[[], dict[str, float]] = dict,
     ) -> None:
         database = router.db_for_write(WorkerRow)
         chores = {
@@ -253,6 +256,7 @@ class Housekeeper(Keeper):
         self._is_stopping = is_stopping
         self._on_pause = on_pause
         self._running = Running(ledger, database)
+        self._oldest = oldest
 
     def keepers(self) -> list[Keeper]:
         """Itself, and one for each further database that may hold claims."""
@@ -289,11 +293,14 @@ class Housekeeper(Keeper):
                 logger.info("The queue %s is %s.", queue, "paused" if queue in paused else "no longer paused")
             self.paused = paused
             self._on_pause()
+            soon = time.monotonic() + HEARD
+            self._due["this worker's row"] = min(soon, self._due["this worker's row"])  # operators wait for that
 
     def _show_life(self) -> None:
         rows = WorkerRow.objects.using(router.db_for_write(WorkerRow))
         values = {"paused": sorted(self.paused), "status": self._status()[:255], "seen_at": Now()}
         values |= {"is_stopping": self._is_stopping() or None, "running": self._running.tell()}
+        values["oldest"] = self._oldest()
         if rows.filter(name=self._worker).update(**values):
             return
         with transaction.atomic(using=rows.db):

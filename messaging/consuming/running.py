@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from django.db import connections
 from django.db.models import Max
 
+from messaging.backends.base import Delivery
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.models.processed import LONG
 from messaging.supervising.ledger import Ledger, RunningEntry
+from messaging.wire.envelope import made_at
 
 MOST = 20  # runs that a worker's row tells of, the longest ones
 LENGTH = 255  # characters of each name in it
@@ -18,6 +21,16 @@ NOTICED = 10.0  # seconds after which it is asked how long a handler usually tak
 RUNS = 20  # last long ones of a handler that say what is usual
 RECENT = 1000  # newest messages among which a handler with no long run has to be for its runs to be brief
 REMEMBERED = 300.0  # seconds for which the answer is believed
+
+
+def ages(deliveries: Iterable[Delivery]) -> dict[str, float]:
+    """How old messages are, in seconds by queue, for `Worker.oldest`; of first deliveries whose id tells."""
+    found = {}
+    for delivery in deliveries:
+        made = made_at(delivery.properties.message_id or "") if delivery.envelope.round == 1 else None
+        if made is not None:
+            found[delivery.queue[:LENGTH]] = round(max(0.0, time.time() - made), 1)
+    return found
 
 
 class Running:

@@ -236,6 +236,7 @@ class Worker(models.Model):
 
     `is_stopping` says that it was asked to stop, so that a run of its that does not end is no attempt; NULL where not.
     `running` is what it ran when it was last seen, the longest first; NULL of a relay, and of the release before.
+    `oldest` is how old, in seconds, the next message was that it held of each queue, as far as ids tell; NULL likewise.
     """
 
     name = models.CharField(_("name"), max_length=200, unique=True)
@@ -248,6 +249,7 @@ class Worker(models.Model):
     status = models.CharField(_("status"), max_length=255, blank=True)  # for people
     is_stopping = models.BooleanField(null=True, editable=False)
     running = models.JSONField(_("running"), null=True, editable=False)
+    oldest = models.JSONField(null=True, editable=False)
     started_at = MomentField(_("started"), db_default=Now())
     seen_at = MomentField(_("last seen"), db_default=Now())
 

@@ -18,6 +18,7 @@ from django.db.models.sql.compiler import SQLCompiler
 
 from messaging.db.clock import Now
 from messaging.db.session import rows_of
+from messaging.models import tries
 from messaging.models.base import in_state
 from messaging.models.light import LIGHT
 from messaging.wire.bodies import storable
@@ -102,9 +103,16 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
         """Extend the leases of rows that are still held. Returns how many were."""
         return self._change_held(rows, due_at=after(seconds))
 
-    def release(self, rows: Iterable[PublishedMessage]) -> int:
-        """Hand rows that are still held back unsent, so that any relay can take them now; nothing is spent."""
-        return self._change_held(rows, due_at=Now(), lease_owner="", lease_token=None)
+    def release(self, rows: Iterable[PublishedMessage], lost: str = "", by: str = "") -> int:
+        """Hand rows that are still held back, so that any relay can take them now; nothing is spent.
+
+        Args:
+            rows: which.
+            lost: why nobody knows whether the broker has them; "" where they were not sent.
+            by: the relay's name.
+        """
+        told = {"tries": tries.noted(tries.LOST, storable(lost), by)} if lost else {}
+        return self._change_held(rows, due_at=Now(), lease_owner="", lease_token=None, **told)
 
     def back_off(
         self,
@@ -114,6 +122,7 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
         *,
         spend: bool = True,
         unrouted: bool = False,
+        by: str = "",
     ) -> int:
         """Send rows that are still held again in `seconds`.
 
@@ -123,19 +132,23 @@ class PublishedMessageQuerySet(models.QuerySet["PublishedMessage"]):
             error: for people.
             spend: whether the attempt counts.
             unrouted: whether no queue took them.
+            by: the relay's name.
         """
-        changes = {"due_at": after(seconds), "error": storable(error), "attempts": F("attempts") + int(spend)}
-        changes["unrouted"] = unrouted or None
+        error = storable(error)
+        changes = {"due_at": after(seconds), "error": error, "attempts": F("attempts") + int(spend)}
+        fate = tries.UNROUTED if unrouted else tries.REFUSED
+        changes |= {"unrouted": unrouted or None, "tries": tries.noted(fate, error, by)}
         return self._change_held(rows, lease_owner="", lease_token=None, **changes)
 
-    def fail(self, rows: Sequence[PublishedMessage], error: str) -> list[PublishedMessage]:
-        """Rows that can never be sent. Returns those that were still held and have failed, changed.
+    def fail(self, rows: Sequence[PublishedMessage], error: str, by: str = "") -> list[PublishedMessage]:
+        """Rows that can never be sent, as the relay of that name found. Returns those that were still held, changed.
 
         The round of an incoming message takes that message along: it would wait for this row for ever. Where it does
         not wait for this round, nobody misses the row: it is laid aside.
         """
         error, failed = storable(error), self.model.State.FAILED
         changes = {"state": failed, "due_at": None, "error": error, "attempts": F("attempts") + 1}
+        changes["tries"] = tries.noted(tries.FAILED, error, by)
         with transaction.atomic(using=self.db):
             if self._change_held(rows, lease_owner="", lease_token=None, **changes) < len(rows):
                 found = self.filter(in_state(failed), self._among(rows), self._as_sent(rows))

@@ -22,7 +22,8 @@ class PublishedMessage(StoredMessage):
 
     `publish_at` is when it is to be sent; `due_at` is when a relay may next take it: `publish_at` at first, then the
     end of a lease or of a backoff, and NULL once it is not pending, which keeps the polled index small. `epoch` counts
-    how often an operator had it sent anew: the confirm of an earlier sending says nothing about a later one.
+    how often an operator had it sent anew: the confirm of an earlier sending says nothing about a later one. `tries`
+    tells of the tries to send it that came to nothing, see `models.tries`; NULL where there were none.
     """
 
     class State(models.TextChoices):
@@ -42,6 +43,7 @@ class PublishedMessage(StoredMessage):
     lease_owner = models.CharField(max_length=OWNER_LENGTH, blank=True, editable=False)
     lease_token = models.UUIDField(null=True, editable=False)
     unrouted = models.BooleanField(null=True, editable=False)
+    tries = models.TextField(null=True, editable=False)  # noqa: DJ001  most rows have none, and no INSERT names it
     epoch = models.PositiveIntegerField(db_default=0, editable=False)
     inbox = models.ForeignKey(
         "messaging.ProcessedMessage",

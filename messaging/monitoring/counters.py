@@ -1,41 +1,48 @@
-"""How many messages were published, processed and failed: counted in memory, written about once a minute.
+"""How many messages were published, processed and failed, and how long they took: counted in memory.
 
-A process that is killed loses what it has counted since it last wrote. Each writes rows of its own, which are added up
-by whoever reads them: no two processes ever wait for each other.
+It is written about once a minute: a process that is killed loses what it has counted since it last wrote. Each writes
+rows of its own, which are added up by whoever reads them: no two processes ever wait for each other.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from django.db import transaction
-from django.db.models import F, QuerySet, Sum
+from django.db.models import CharField, F, QuerySet, Sum, Value
 
 from messaging.db.clock import Now, in_utc
 from messaging.models import Counter, Worker
 from messaging.models.base import written
+from messaging.models.counting import BOUNDS, RUNS, WAITS
+from messaging.wire.envelope import made_at
 
 EVERY = 55.0  # seconds between two writes; the chores that write come by every few seconds
 KINDS = ("published", "unpublished", "processed", "retried", "failed")
 MOST = 1000  # queues that are told apart between two writes: names of reply queues may be without number
+ASKED = 16  # messages of a batch that are asked how long they waited, each for its neighbours, which did as long
 HOUR = 60  # minutes
 MINUTES_KEPT = 48 * HOUR  # minutes for which each minute stands alone
 HOURS_KEPT = 90 * 24 * HOUR  # minutes
 
 _lock = threading.Lock()
-_SUMS = (*KINDS, "run_seconds")
-_counted: defaultdict[tuple[str, str], dict[str, float]] = defaultdict(lambda: dict.fromkeys(_SUMS, 0))
+_SUMS = (*KINDS, "run_seconds", *WAITS, *RUNS)
+_counted: defaultdict[tuple[str, str], defaultdict[str, float]] = defaultdict(lambda: defaultdict(int))
 _written_at = time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What was done within some minutes; `minute` is the first, counted from 1970 in UTC."""
+    """What was done within some minutes; `minute` is the first, counted from 1970 in UTC.
+
+    `waits` and `runs` are histograms, as `models.counting` has them: for `percentiles`.
+    """
 
     minute: int
     published: int = 0
@@ -44,9 +51,11 @@ class Point:
     retried: int = 0
     failed: int = 0
     run_seconds: float = 0.0
+    waits: tuple[int, ...] = (0,) * len(WAITS)
+    runs: tuple[int, ...] = (0,) * len(RUNS)
 
 
-def add(kind: str, alias: str, queue: str, number: int = 1, seconds: float = 0.0) -> None:
+def add(kind: str, alias: str, queue: str, number: int = 1) -> None:
     """Count messages. From any thread; it takes no longer than a microsecond.
 
     Args:
@@ -54,13 +63,31 @@ def add(kind: str, alias: str, queue: str, number: int = 1, seconds: float = 0.0
         alias: alias of `MESSAGING`.
         queue: theirs; "" for what was published to an exchange.
         number: how many.
-        seconds: how long their handlers ran, together.
     """
     with _lock:
-        key = (alias, queue) if len(_counted) < MOST or (alias, queue) in _counted else (alias, "")
-        counts = _counted[key]
-        counts[kind] += number
+        _counts(alias, queue)[kind] += number
+
+
+def add_processed(alias: str, queue: str, seconds: float, ids: Sequence[str]) -> None:
+    """Count messages that a handler has just processed together. From any thread; it takes a few microseconds.
+
+    Args:
+        alias: alias of `MESSAGING`.
+        queue: theirs.
+        seconds: how long the handler ran, its commit included.
+        ids: the id of each of them, which may tell since when it waited; "" for one whose wait is not to be counted.
+    """
+    began, number = time.time() - seconds, len(ids)
+    with _lock:
+        counts = _counts(alias, queue)
+        counts["processed"] += number
         counts["run_seconds"] += seconds
+        counts[RUNS[bisect_left(BOUNDS, seconds)]] += number
+        every = 1 + (number - 1) // ASKED
+        for message_id in ids[::every]:
+            made = made_at(message_id)
+            if made is not None:
+                counts[WAITS[bisect_left(BOUNDS, began - made)]] += every
 
 
 def write_when_due(database: str) -> None:
@@ -90,19 +117,45 @@ def write(database: str) -> None:
         raise
 
 
-def history(until: int, minutes: int, step: int) -> list[Point]:
-    """What was done in a period, a point for every `step` minutes, those in which nothing was done included.
+@dataclass(frozen=True, slots=True)
+class Period:
+    """So many minutes until one, counted from 1970, in points of `step` minutes, which divides them."""
 
-    Args:
-        until: the last minute, counted from 1970.
-        minutes: how long the period is.
-        step: minutes of a point; a divisor of `minutes`.
-    """
-    first = until - until % step - minutes + step
-    bucket = F("minute") - F("minute") % step
-    rows = written(Counter).filter(minute__gte=first, minute__lte=until).values(bucket=bucket).order_by()
-    found = {row.pop("bucket"): row for row in rows.annotate(**{name: Sum(name) for name in _SUMS})}
-    return [Point(minute, **found.get(minute, {})) for minute in range(first, until + 1, step)]
+    until: int
+    minutes: int
+    step: int
+
+    @property
+    def starts(self) -> range:
+        """The first minute of each point."""
+        first = self.until - self.until % self.step - self.minutes + self.step
+        return range(first, self.until + 1, self.step)
+
+    def points(self, found: Mapping[int, Mapping[str, Any]]) -> list[Point]:
+        """A point for each, from the sums by its first minute; those in which nothing was done included."""
+        return [_point(minute, found.get(minute, {})) for minute in self.starts]
+
+
+def history(whole: Period, by_queue: Period) -> tuple[list[Point], dict[tuple[str, str], list[Point]]]:
+    """What was done in a period; and in another one, in each queue by alias and name. One statement."""
+    parts = (_summed(whole, Value("", CharField()), Value("", CharField())), _summed(by_queue, F("alias"), F("queue")))
+    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {("", ""): {}}
+    for row in parts[0].union(parts[1], all=True):
+        found.setdefault((row["of_alias"], row["of_queue"]), {})[row["bucket"]] = row
+    sums = found.pop(("", ""))
+    return whole.points(sums), {key: by_queue.points(own) for key, own in found.items()}
+
+
+def _summed(period: Period, alias: Any, queue: Any) -> Any:
+    bucket = F("minute") - F("minute") % period.step
+    rows = written(Counter).filter(minute__gte=period.starts[0], minute__lte=period.until).order_by()
+    return rows.values(of_alias=alias, of_queue=queue, bucket=bucket).annotate(**{name: Sum(name) for name in _SUMS})
+
+
+def _point(minute: int, sums: Mapping[str, Any]) -> Point:
+    own = {name: sums.get(name) or 0 for name in (*KINDS, "run_seconds")}
+    waits, runs = (tuple(int(sums.get(name) or 0) for name in names) for names in (WAITS, RUNS))
+    return Point(minute, waits=waits, runs=runs, **own)
 
 
 def prune(database: str) -> int:
@@ -136,8 +189,14 @@ def _sums(rows: Iterable[Counter], hour: int) -> list[Counter]:
         own: dict[str, Any] = {"length": HOUR, "minute": hour, "alias": row.alias, "queue": row.queue}
         total = found.setdefault((row.alias, row.queue), Counter(**own))
         for name in _SUMS:
-            setattr(total, name, getattr(total, name) + getattr(row, name))
+            if number := getattr(row, name):
+                setattr(total, name, (getattr(total, name) or 0) + number)
     return list(found.values())
+
+
+def _counts(alias: str, queue: str) -> defaultdict[str, float]:
+    """Where a queue is counted; under the lock."""
+    return _counted[(alias, queue) if len(_counted) < MOST or (alias, queue) in _counted else (alias, "")]
 
 
 def minute_of(moment: Any) -> int:

@@ -55,7 +55,7 @@ def run_batch(station: Station, handler: Handler, works: Sequence[Work]) -> bool
             return False
     kill_point("processor.committed")
     duration = time.monotonic() - started
-    counters.add("processed", station.alias, handler.queue, len(works), duration)
+    counters.add_processed(station.alias, handler.queue, duration, [work.envelope.message_id for work in works])
     if signals.message_processed.has_listeners(ProcessedMessage):
         _tell(station, handler, keys, duration)
     return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.conf import settings as django_settings
@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from messaging import conf
 from messaging.conf.rules import name_of, plain
-from messaging.db.clock import Now, as_stored
+from messaging.db.clock import Now, as_stored, in_utc
 from messaging.exceptions import LONGEST_WAIT, PayloadError, PublishError, WireError
 from messaging.message import HandlerContext, Message
 from messaging.models import ProcessedMessage, PublishedMessage
@@ -177,7 +177,7 @@ class Composer:
     def _new_id(self, message: Message, values: dict[str, Any]) -> uuid.UUID:
         current = self._current
         if current is None or current.atomic:
-            return new_id()
+            return new_id(_ahead(message)) if message.at is not None or message.delay is not None else new_id()
         if current.derivation is None:
             return current.next_id(":".join(values[name] for name in ADDRESS))
         return current.next_id(self._digest(message, values).hex)
@@ -317,6 +317,13 @@ def _seconds(name: str, value: Any) -> float:
 def _expiration(value: float | timedelta | None) -> int | None:
     # RabbitMQ takes at most 32 bits of milliseconds.
     return None if value is None else min(round(_seconds("expiration", value) * 1000), 2**32 - 1)
+
+
+def _ahead(message: Message) -> float:
+    """Seconds until a checked message is to be sent."""
+    if isinstance(message.at, datetime):
+        return max(0.0, (in_utc(message.at) - datetime.now(UTC)).total_seconds())
+    return _seconds("delay", message.delay)
 
 
 def _due(message: Message) -> models.expressions.Combinable | datetime:

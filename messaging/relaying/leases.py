@@ -142,9 +142,9 @@ class Held:
         """It can never be sent."""
         self.leases.judged(self.row, Unsent(reason))
 
-    def hand_back(self) -> None:
-        """Any relay may take it."""
-        self.leases.returned(self.row)
+    def hand_back(self, lost: str = "") -> None:
+        """Any relay may take it; `lost` says why nobody knows whether the broker has it, where it was sent."""
+        self.leases.returned(self.row, lost)
 
 
 class Leases:
@@ -173,7 +173,7 @@ class Leases:
         self._confirmed: list[PublishedMessage] = []
         self._marker = Marker(database, on_marked)
         self._verdicts: dict[Unsent, list[PublishedMessage]] = {}
-        self._releases: list[PublishedMessage] = []
+        self._releases: dict[str, list[PublishedMessage]] = {}
         self._mark_at = self._renew_at = self._not_before = self._newest_at = 0.0
         self.expects_more = True
         self._failures = 0
@@ -242,9 +242,9 @@ class Leases:
         """Note a verdict for `write()`, which writes equal ones together."""
         self._verdicts.setdefault(verdict, []).append(row)
 
-    def returned(self, row: PublishedMessage) -> None:
-        """Note that it was not sent, or nobody knows; `write()` hands it back."""
-        self._releases.append(row)
+    def returned(self, row: PublishedMessage, lost: str = "") -> None:
+        """Note that it was not sent, or `lost`, why nobody knows; `write()` hands it back."""
+        self._releases.setdefault(lost, []).append(row)
 
     def write(self, *, at_once: bool = False) -> None:
         """Write what was noted, confirmed rows together once enough have gathered, and renew the other leases."""
@@ -261,10 +261,11 @@ class Leases:
                 self._pass(verdict, rows)
                 del self._verdicts[verdict]
                 self._forget(rows)
-            if self._releases:
-                self._rows().release(self._releases)
-                self._forget(self._releases)
-                self._releases = []
+            while self._releases:
+                lost, rows = next(iter(self._releases.items()))
+                self._rows().release(rows, lost, self._owner)
+                del self._releases[lost]
+                self._forget(rows)
             if self._held and time.monotonic() >= self._renew_at:
                 marking = {row.id for row in self._marker.rows}
                 held = [row for pk, row in self._held.items() if pk not in marking]  # two must not lock the same rows
@@ -276,8 +277,9 @@ class Leases:
         self._not_before = 0.0
         with self._guard():
             self._end_marking(wait=True)
-        noted = {row.id for rows in (self._confirmed, *self._verdicts.values()) for row in rows}
-        self._releases = [row for pk, row in self._held.items() if pk not in noted]
+        returned = [row for lost, rows in self._releases.items() if lost for row in rows]
+        noted = {row.id for rows in (self._confirmed, returned, *self._verdicts.values()) for row in rows}
+        self._releases[""] = [row for pk, row in self._held.items() if pk not in noted]
         self.write(at_once=True)
         with self._guard():
             self._end_marking(wait=True)
@@ -331,9 +333,9 @@ class Leases:
         try:
             if verdict.retry_in is not None:
                 how = {"spend": verdict.spend, "unrouted": verdict.unrouted}
-                self._rows().back_off(rows, verdict.retry_in, verdict.reason, **how)
+                self._rows().back_off(rows, verdict.retry_in, verdict.reason, by=self._owner, **how)
             else:
-                failed = self._rows().fail(rows, verdict.reason)
+                failed = self._rows().fail(rows, verdict.reason, self._owner)
         except (OperationalError, InterfaceError):
             raise
         except Error:

@@ -205,7 +205,7 @@ class Judge:
             self.doubts.answered(held)
             held.fail(f"{LOST} {reason}".rstrip())
         elif not self.doubts.keep(held):
-            held.hand_back()
+            held.hand_back(reason or "The connection was lost.")
 
     def _unroutable(self, held: Held, reason: str) -> None:
         row = held.row

@@ -7,14 +7,18 @@ from typing import Any
 from django import template
 
 from messaging import conf
+from messaging.admin import live
 from messaging.admin.alerts import APP, alerts, look
-from messaging.admin.charts import charts
+from messaging.admin.charts import charts, counted, row
 from messaging.admin.filters import LOOKED_AT
+from messaging.admin.latency import figures, told
 from messaging.admin.lists import in_words, newer_page
 from messaging.admin.overview import cards
+from messaging.admin.queue_table import table
 from messaging.admin.rights import rights
 from messaging.admin.search import is_path, why_not
 from messaging.exceptions import ConfigurationError
+from messaging.monitoring.percentiles import total
 
 register = template.Library()
 
@@ -84,9 +88,23 @@ def messaging_overview(context: Any) -> dict[str, Any]:
 
 @register.inclusion_tag("admin/messaging/charts.html", takes_context=True)
 def messaging_charts(context: Any) -> dict[str, Any]:
-    """How much was published, processed and failed lately; the address may choose the `period`."""
+    """How much was published, processed and failed lately, and how long that took; the address may say since when."""
+    found = counted(context["request"])
+    shown, lengths = charts(found), figures(found.points)
+    rows = [row(part) for part in shown["parts"]]
+    if lengths:
+        for cells, part in zip(rows, shown["parts"], strict=True):
+            cells += [told(total([point.waits for point in part])), told(total([point.runs for point in part]))]
+    return {**shown, "figures": lengths, "rows": rows}
+
+
+@register.inclusion_tag("admin/messaging/queue_table.html", takes_context=True)
+def messaging_queues(context: Any) -> dict[str, Any]:
+    """What each queue did within the past hour."""
+    from messaging.admin import readings  # and with it what reads a broker
+
     request = context["request"]
-    return charts(look(request), request.GET.get("period", ""))
+    return table(counted(request), look(request), readings.ready, _site(request))
 
 
 @register.inclusion_tag("admin/messaging/alerts.html", takes_context=True)
@@ -122,6 +140,12 @@ def _banner() -> str:
         return conf.console().banner
     except ConfigurationError as error:  # which the person in front of it may be able to put right
         return str(error)
+
+
+@register.inclusion_tag("admin/messaging/live.html", takes_context=True)
+def messaging_live(context: Any, is_brief: bool = False) -> dict[str, Any]:
+    """Have the page look again by itself; `is_brief` where what it shows will end."""
+    return live.context(context["request"], is_brief=is_brief)
 
 
 def _site(request: Any) -> str:

@@ -50,14 +50,27 @@ _MARK = 5 << 76 | 0x8 << 60  # a UUID's version and variant, and the bits that a
 _UNMARKED = ~(0xF << 76 | 0xC << 60)
 
 
-def new_id() -> uuid.UUID:
+def new_id(ahead: float = 0.0) -> uuid.UUID:
     """A random UUID that begins with the time in milliseconds (RFC 9562, version 7).
 
     Ids of about the same time lie together in an index, so however large that is, few of its pages are touched.
+
+    Args:
+        ahead: seconds from now until the message is to be sent, which is the time that the id has.
     """
-    milliseconds = time.time_ns() // 1_000_000
+    milliseconds = time.time_ns() // 1_000_000 + int(ahead * 1000)
     value = milliseconds << _RANDOM_BITS | int.from_bytes(os.urandom(_RANDOM_BITS // 8), "big")
     return uuid.UUID(int=value & _FREE | _VERSION | _VARIANT)
+
+
+def made_at(message_id: str) -> float | None:
+    """The time that an id begins with, in seconds since 1970 by its publisher's clock; None for an id without one."""
+    if len(message_id) != 36 or message_id[14] != "7":
+        return None
+    try:
+        return int(message_id[:8] + message_id[9:13], 16) / 1000
+    except ValueError:
+        return None
 
 
 def new_epoch() -> int:

@@ -14,6 +14,7 @@ from messaging.admin import readings
 from messaging.admin.readings import read
 from messaging.backends import get_backend
 from messaging.backends.base import QueueSpec, Topology
+from tests.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +132,14 @@ def test_a_reading_is_real_cached_and_outlives_the_broker(
     assert last.error
     assert last.depths["billing"].ready == 0
     assert last.age is not None
+
+
+@pytest.mark.broker
+def test_a_glance_waits_for_nobody_and_knows_what_was_read_meanwhile(settings: Any, vhost_url: str) -> None:
+    use(settings, vhost_url)
+    get_backend("default").declare(Topology(queues=(QueueSpec("billing", type="classic"),)))
+    wanted = [("default", "billing"), ("default", "absent"), ("nowhere", "billing")]
+    assert readings.ready(wanted) == {}, "it has begun to read"
+    wait_until(lambda: readings.ready(wanted) == {("default", "billing"): 0}, what="the reading")
+    settings.MESSAGING = {"default": {"URL": "amqp://u:p@127.0.0.1:1/"}}
+    assert readings.ready(wanted) == {}, "of another broker nothing is known"

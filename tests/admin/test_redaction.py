@@ -82,7 +82,9 @@ def pages() -> list[str]:
     text = incoming("failed", body=f"card {SECRET}".encode(), content_type="text/plain", headers=headers, error=error)
     broken = incoming("failed", body=b'{"card": "%s"' % SECRET.encode())
     unnamed = incoming("failed", body=body, content_type="")
-    out, draft = outgoing("failed", body=body, headers=headers, error=error), outgoing("draft", body=body)
+    tried = json.dumps({"at": 1_800_000_000_000, "by": "r", "fate": "failed", "answer": f"no {SECRET}"})
+    out = outgoing("failed", body=body, headers=headers, error=error, tries=tried)
+    draft = outgoing("draft", body=body)
     group = FailureGroup.objects.create(fingerprint="f1", exception_type="shop.Declined", note=f"of {SECRET}")
     mine = {"username": "olga", "reason": f"he gave {SECRET}"}
     AuditRecord.objects.create(action="requeue", kind="processed", message_pk=row.pk, alias="default", **mine)

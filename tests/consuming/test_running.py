@@ -19,8 +19,9 @@ from messaging.message import ReceivedMessage
 from messaging.models import ProcessedMessage, Worker
 from messaging.processing.processor import Processor
 from messaging.supervising.ledger import Entry, Ledger
+from messaging.wire.envelope import new_id
 from tests.admin_rows import incoming, outgoing
-from tests.deliveries import arrived, registered
+from tests.deliveries import Parcel, arrived, registered
 from tests.processing.tools import entry_of
 
 pytestmark = pytest.mark.django_db
@@ -167,3 +168,15 @@ def test_the_usual_is_found_by_an_index(ledger: Ledger, monkeypatch: pytest.Monk
             cursor.execute("SET LOCAL enable_seqscan = off")
         cursor.execute(f"EXPLAIN {'QUERY PLAN ' if connection.vendor == 'sqlite' else ''}{asked}")
         assert "messaging_inbox_long_runs" in str(cursor.fetchall())
+
+
+def test_the_age_of_what_waits_next_is_told_of_first_deliveries_whose_id_tells(ledger: Ledger) -> None:
+    old, young = Parcel("billing", message_id=str(new_id(-90))), Parcel("billing", message_id=str(new_id(-5)))
+    foreign = Parcel("mail", message_id="17")
+    consumer = Consumer(Plan("default", ("effects",), concurrency=1), "worker-1", ledger)
+    for parcel in (old, young, foreign):
+        consumer._backlog.put(parcel)
+    consumer._housekeeper._show_life()
+    told = Worker.objects.get().oldest
+    assert set(told) == {"billing"}
+    assert 90 <= told["billing"] < 150

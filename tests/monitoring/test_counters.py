@@ -17,7 +17,7 @@ from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
 from messaging.models import Counter, PublishedMessage
 from messaging.monitoring import counters
-from messaging.monitoring.counters import HOUR, HOURS_KEPT, MINUTES_KEPT, history
+from messaging.monitoring.counters import HOUR, HOURS_KEPT, MINUTES_KEPT, Period, history
 from messaging.processing.processor import Processor
 from messaging.relaying.relay import Relay
 from tests.deliveries import arrived, registered
@@ -41,9 +41,10 @@ def written() -> list[dict[str, Any]]:
 
 def total(**expected: int) -> None:
     now = counters._this_minute("default")
-    points = history(now, HOUR, 1)
+    points, queues = history(Period(now, HOUR, 1), Period(now, HOUR, 5))
     for name, number in expected.items():
         assert sum(getattr(point, name) for point in points) == number, name
+        assert sum(getattr(point, name) for own in queues.values() for point in own) == number, name
 
 
 def row(minute: int, **values: Any) -> Counter:
@@ -51,8 +52,8 @@ def row(minute: int, **values: Any) -> Counter:
 
 
 def test_what_was_counted_is_written_once() -> None:
-    counters.add("processed", "default", "billing", seconds=0.5)
-    counters.add("processed", "default", "billing", 2, seconds=0.5)
+    counters.add_processed("default", "billing", 0.5, ["a"])
+    counters.add_processed("default", "billing", 0.5, ["b", "c"])
     counters.add("published", "default", "")
     own = {"alias": "default", **dict.fromkeys(counters.KINDS, 0)}
     assert written() == [{**own, "queue": "billing", "processed": 3}, {**own, "queue": "", "published": 1}]
@@ -133,9 +134,11 @@ def test_history_has_a_point_for_every_step_and_adds_up_processes() -> None:
     row(1010, processed=8)
     row(980, processed=16)
     row(1015, processed=32)
-    points = history(1012, 30, 10)
+    points, queues = history(Period(1012, 30, 10), Period(1012, 10, 5))
     found = [(point.minute, point.processed, point.failed) for point in points]
     assert found == [(990, 0, 0), (1000, 3, 4), (1010, 8, 0)]
+    lately = [(point.minute, point.processed, point.failed) for point in queues["default", "billing"]]
+    assert lately == [(1005, 0, 4), (1010, 8, 0)]
 
 
 def test_old_minutes_become_hours_and_old_hours_go() -> None:
