@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from django.contrib import admin
 from django.db.models import Q
 from django.db.models.functions import Right
 from django.http import HttpRequest
-from django.urls import reverse
+from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
@@ -20,8 +21,9 @@ from messaging import conf
 from messaging.admin import filters, holders, waiting
 from messaging.admin.base import BRIEF, NAMED, MessageAdmin
 from messaging.admin.display import client_of, exactly, moment, seconds_until, shorten, span
+from messaging.admin.editing import edit_view, may_edit
 from messaging.admin.lengths import Lengths, lengths_of, run_of
-from messaging.admin.story import SHOWN, Event, Related, audit_events, in_order, related
+from messaging.admin.story import SHOWN, Event, Link, Related, audit_events, in_order, related
 from messaging.admin.traces import parts
 from messaging.admin.verbs import INCOMING
 from messaging.exceptions import ConfigurationError, WireError
@@ -77,6 +79,18 @@ class ProcessedMessageAdmin(MessageAdmin):
         """Whether messages may be discarded and restored."""
         return self.may(request, "discard")
 
+    def get_urls(self) -> list[URLPattern]:
+        """The pages for what is done to one message alone, before the others."""
+        wrap, name = self.admin_site.admin_view, "messaging_processedmessage"
+        return [path("<int:pk>/edit/", wrap(partial(edit_view, self)), name=f"{name}_edit"), *super().get_urls()]
+
+    def tools(self, request: HttpRequest, row: ProcessedMessage) -> list[dict[str, Any]]:
+        """Those of the verbs, and what is done to one message alone."""
+        tools = super().tools(request, row)
+        if row.state == State.FAILED and may_edit(self, request):
+            tools.append({"url": self.keeping(request, self.url("edit", row.pk)), "label": _("Edit and requeue")})
+        return tools
+
     def describe(self, request: HttpRequest, row: ProcessedMessage) -> dict[str, Any]:
         """The story of an incoming message."""
         site = self.admin_site.name
@@ -93,6 +107,7 @@ class ProcessedMessageAdmin(MessageAdmin):
             "similar_url": f"{self.url('changelist')}?fingerprint={row.fingerprint}" if row.fingerprint else "",
             "timeline": events,
             "related": [
+                *_edits(row, site),
                 *_causes(row, site),
                 *related(_("Outgoing messages with the same id"), _same_id(row, outgoing), site),
                 *related(_("Published by its handler"), _produced(row, outgoing), site),
@@ -252,6 +267,18 @@ def _same_id(row: ProcessedMessage, outgoing: list[PublishedMessage]) -> list[Pu
 
 def _produced(row: ProcessedMessage, outgoing: list[PublishedMessage]) -> list[PublishedMessage]:
     return [out for out in outgoing if out.causation_id and out.causation_id == row.message_id]
+
+
+def _edits(row: ProcessedMessage, site: str) -> list[Related]:
+    """The message whose place it took with another content, and the one that took its place."""
+    groups = []
+    if row.edited_from_id is not None:
+        url = reverse(f"{site}:messaging_processedmessage_change", args=[row.edited_from_id])
+        groups.append(Related(_("Edited from"), [Link(f"#{row.edited_from_id}", url, SafeString(""))]))
+    if row.state == State.SUPERSEDED:
+        copies = written(ProcessedMessage).filter(edited_from=row.pk).defer("body", "headers", "wire", "error")
+        groups += related(_("Edited copy"), copies[:SHOWN], site)
+    return groups
 
 
 def _causes(row: ProcessedMessage, site: str) -> list[Related]:

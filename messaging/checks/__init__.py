@@ -26,7 +26,7 @@ from messaging.checks.databases import (
     check_sqlite,
     used_databases,
 )
-from messaging.conf import problems
+from messaging.conf import console, problems
 from messaging.conf.problems import Problem, shown, suggest
 from messaging.conf.rules import living_queue
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
@@ -36,10 +36,10 @@ from messaging.handlers import Handler, is_generator, patterns_overlap, registry
 def check_messaging(**_options: Any) -> list[CheckMessage]:
     """Every problem of `MESSAGING`, of the databases it uses and of the registered handlers. Never raises."""
     configured = conf.read()
+    found: list[CheckMessage] = [_error(problem) for problem in problems.of_console(console.read())]
     fatal: list[CheckMessage] = [_error(problem) for problem in problems.of_all(configured)]
     if fatal:
-        return fatal
-    found: list[CheckMessage] = []
+        return [*found, *fatal]
     if conf.DEFAULT_ALIAS not in configured:
         hint = 'publish() and @handler use "default" unless told otherwise.'
         found.append(CheckWarning('MESSAGING has no alias "default".', hint=hint, id="messaging.W001"))

@@ -1,4 +1,4 @@
-"""What is wrong with `MESSAGING`, each problem with a stable id and the way out.
+"""What is wrong with `MESSAGING` and `MESSAGING_CONSOLE`, each problem with a stable id and the way out.
 
 The system checks report all of it; `conf.get()` refuses an alias over the first. So what passes the checks can be used.
 """
@@ -42,6 +42,15 @@ def of_all(configured: Any) -> Iterator[Problem]:
     """The problem of `MESSAGING` as a whole, if any: without a dict there are no aliases to look at."""
     if not isinstance(configured, Mapping) or not all(isinstance(alias, str) for alias in configured):
         yield Problem("E001", "MESSAGING is not a dict of aliases.", f'Write MESSAGING = {{"default": {EXAMPLE}}}.')
+
+
+def of_console(configured: Any) -> Iterator[Problem]:
+    """The problems of `MESSAGING_CONSOLE`."""
+    if not isinstance(configured, Mapping):
+        yield Problem("E013", "MESSAGING_CONSOLE is not a dict.", 'Write MESSAGING_CONSOLE = {"EDIT": True}.')
+        return
+    yield from _unknown_keys(configured, values.CONSOLE, "MESSAGING_CONSOLE", "E013")
+    yield from _wrong_values(configured, values.CONSOLE, "MESSAGING_CONSOLE", "E013")
 
 
 def of_alias(alias: str, options: Any) -> Iterator[Problem]:

@@ -193,6 +193,8 @@ RETRY: Mapping[str, Rule] = {
 
 RETENTION: Mapping[str, Rule] = {"published": _DAYS, "processed": _DAYS, "discarded": _DAYS}
 
+CONSOLE: Mapping[str, Rule] = {"EDIT": _FLAG}
+
 TLS: Mapping[str, Rule] = {
     "CA_FILE": _FILE,
     "CERT_FILE": _FILE,

@@ -11,6 +11,8 @@ from messaging.models.embedded import (
 from messaging.models.operations import AuditRecord, Operation, OperationItem, QueueControl, Worker
 from messaging.models.processed import Attempt, ProcessedMessage
 from messaging.models.published import PublishedMessage
+from messaging.models.rehearsals import Rehearsal
+from messaging.models.templates import MessageTemplate
 
 __all__ = [
     "Attempt",
@@ -21,10 +23,12 @@ __all__ = [
     "EmbeddedExchange",
     "EmbeddedMessage",
     "EmbeddedQueue",
+    "MessageTemplate",
     "Operation",
     "OperationItem",
     "ProcessedMessage",
     "PublishedMessage",
     "QueueControl",
+    "Rehearsal",
     "Worker",
 ]
