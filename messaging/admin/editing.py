@@ -16,11 +16,10 @@ from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from messaging import operations
+from messaging import conf, operations
 from messaging.admin.actions import REASON, operator, skip_text
 from messaging.admin.forms import parse_json
 from messaging.admin.payload import header_rows, indent_json
-from messaging.conf import console
 from messaging.db.connections import is_refusal
 from messaging.exceptions import ConfigurationError, MessagingError, PayloadError, WireError
 from messaging.models import ProcessedMessage
@@ -117,7 +116,7 @@ class EditForm(forms.Form):
 def may_edit(model_admin: ProcessedMessageAdmin, request: HttpRequest) -> bool:
     """Whether the site has editing switched on, and this user may do it: the form shows the payload."""
     try:
-        is_on = console.get().edit
+        is_on = conf.console().edit
     except ConfigurationError:
         is_on = False
     return is_on and model_admin.may(request, "edit_requeue") and model_admin.has_view_payload_permission(request)

@@ -26,7 +26,7 @@ from messaging.checks.databases import (
     check_sqlite,
     used_databases,
 )
-from messaging.conf import console, problems
+from messaging.conf import problems
 from messaging.conf.problems import Problem, shown, suggest
 from messaging.conf.rules import living_queue
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
@@ -36,7 +36,7 @@ from messaging.handlers import Handler, is_generator, patterns_overlap, registry
 def check_messaging(**_options: Any) -> list[CheckMessage]:
     """Every problem of `MESSAGING`, of the databases it uses and of the registered handlers. Never raises."""
     configured = conf.read()
-    found: list[CheckMessage] = [_error(problem) for problem in problems.of_console(console.read())]
+    found: list[CheckMessage] = [_error(problem) for problem in problems.of_console(conf.read_console())]
     fatal: list[CheckMessage] = [_error(problem) for problem in problems.of_all(configured)]
     if fatal:
         return [*found, *fatal]

@@ -154,6 +154,33 @@ class AliasSettings:
         return f"{self.scheme}://{user}{hosts}/{'' if self.vhost == '/' else self.vhost}"
 
 
+@dataclass(frozen=True, slots=True)
+class ConsoleSettings:
+    """`MESSAGING_CONSOLE`.
+
+    Attributes:
+        edit: whether a failed message may be edited before it is requeued.
+    """
+
+    edit: bool = False
+
+
+def console() -> ConsoleSettings:
+    """Read `MESSAGING_CONSOLE`. Raises ConfigurationError for whatever the system checks call an error."""
+    from messaging.conf import problems
+
+    configured = read_console()
+    for problem in problems.of_console(configured):
+        raise ConfigurationError(str(problem))
+    return ConsoleSettings(**{key.lower(): value for key, value in configured.items()})
+
+
+def read_console() -> Any:
+    """`MESSAGING_CONSOLE` as it stands; an empty dict where it is missing."""
+    configured = getattr(settings, "MESSAGING_CONSOLE", None)
+    return {} if configured is None else configured
+
+
 def aliases() -> tuple[str, ...]:
     """The aliases of `MESSAGING`, in order; ("default",) when the setting is missing or no dict."""
     configured = read()

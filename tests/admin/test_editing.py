@@ -11,7 +11,7 @@ from django.core.checks import run_checks
 from django.test import Client
 from pytest_django import DjangoAssertNumQueries, Settings
 
-from messaging.conf import console
+from messaging import conf
 from messaging.exceptions import ConfigurationError
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage
 from tests.admin_rows import INCOMING, incoming, inline_code, staff
@@ -149,6 +149,6 @@ def test_the_setting_is_checked(settings: Settings) -> None:
     [found] = [one for one in run_checks() if one.id == "messaging.E013"]
     assert '"EDIT"' in (found.hint or "")
     with pytest.raises(ConfigurationError, match="EDT"):
-        console.get()
+        conf.console()
     settings.MESSAGING_CONSOLE = ["EDIT"]
     assert "messaging.E013" in [one.id for one in run_checks()]
