@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.db.models.functions import Right
 from django.http import HttpRequest
 from django.urls import URLPattern, path, reverse
@@ -18,7 +18,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from messaging import conf
-from messaging.admin import filters, holders, waiting
+from messaging.admin import filters, holders, rehearsals, waiting
 from messaging.admin.base import BRIEF, NAMED, MessageAdmin
 from messaging.admin.display import client_of, exactly, moment, seconds_until, shorten, span
 from messaging.admin.editing import edit_view, may_edit
@@ -30,6 +30,7 @@ from messaging.exceptions import ConfigurationError, WireError
 from messaging.handlers import registry
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 from messaging.models.base import written
+from messaging.operations.rehearsals import can_be_rehearsed
 from messaging.wire.bodies import storable
 from messaging.wire.envelope import Envelope
 
@@ -82,13 +83,29 @@ class ProcessedMessageAdmin(MessageAdmin):
     def get_urls(self) -> list[URLPattern]:
         """The pages for what is done to one message alone, before the others."""
         wrap, name = self.admin_site.admin_view, "messaging_processedmessage"
-        return [path("<int:pk>/edit/", wrap(partial(edit_view, self)), name=f"{name}_edit"), *super().get_urls()]
+        return [
+            path("<int:pk>/edit/", wrap(partial(edit_view, self)), name=f"{name}_edit"),
+            path("<int:pk>/rehearse/", wrap(partial(rehearsals.rehearse_view, self)), name=f"{name}_rehearse"),
+            path("rehearsal/<int:pk>/", wrap(partial(rehearsals.rehearsal_view, self)), name=f"{name}_rehearsal"),
+            *super().get_urls(),
+        ]
+
+    def seen(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """Rows with the last rehearsal of each."""
+        return rehearsals.with_last(rows)
 
     def tools(self, request: HttpRequest, row: ProcessedMessage) -> list[dict[str, Any]]:
         """Those of the verbs, and what is done to one message alone."""
         tools = super().tools(request, row)
         if row.state == State.FAILED and may_edit(self, request):
             tools.append({"url": self.keeping(request, self.url("edit", row.pk)), "label": _("Edit and requeue")})
+        if rehearsals.may_rehearse(self, request):
+            last = vars(row).get("last_rehearsal")
+            if can_be_rehearsed(row):
+                tools.append({"url": self.keeping(request, self.url("rehearse", row.pk)), "label": _("Rehearse")})
+            if last is not None:
+                url = self.keeping(request, self.url("rehearsal", last))
+                tools.append({"url": url, "label": _("Last rehearsal")})
         return tools
 
     def describe(self, request: HttpRequest, row: ProcessedMessage) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Migration(migrations.Migration):
                             ("failed", "would fail"),
                             ("refused", "cannot be rehearsed"),
                             ("late", "took too long"),
-                            ("died", "its runner died"),
+                            ("died", "its process died"),
                         ],
                         default="waiting",
                         max_length=10,

@@ -24,7 +24,7 @@ class Rehearsal(models.Model):
         FAILED = "failed", _("would fail")
         REFUSED = "refused", _("cannot be rehearsed")
         LATE = "late", _("took too long")
-        DIED = "died", _("its runner died")
+        DIED = "died", _("its process died")
 
     UNFINISHED = (State.WAITING, State.RUNNING)
 
