@@ -10,10 +10,20 @@ from messaging.admin.processed import ProcessedMessageAdmin
 from messaging.admin.published import PublishedMessageAdmin
 from messaging.admin.queues import QueueControlAdmin
 from messaging.admin.records import AuditRecordAdmin, WorkerAdmin
-from messaging.models import AuditRecord, Operation, ProcessedMessage, PublishedMessage, QueueControl, Worker
+from messaging.admin.templates import MessageTemplateAdmin
+from messaging.models import (
+    AuditRecord,
+    MessageTemplate,
+    Operation,
+    ProcessedMessage,
+    PublishedMessage,
+    QueueControl,
+    Worker,
+)
 
 __all__ = [
     "AuditRecordAdmin",
+    "MessageTemplateAdmin",
     "OperationAdmin",
     "ProcessedMessageAdmin",
     "PublishedMessageAdmin",
@@ -24,6 +34,7 @@ __all__ = [
 admin.site.register(PublishedMessage, PublishedMessageAdmin)
 admin.site.register(ProcessedMessage, ProcessedMessageAdmin)
 admin.site.register(QueueControl, QueueControlAdmin)
+admin.site.register(MessageTemplate, MessageTemplateAdmin)
 admin.site.register(Operation, OperationAdmin)
 admin.site.register(AuditRecord, AuditRecordAdmin)
 admin.site.register(Worker, WorkerAdmin)

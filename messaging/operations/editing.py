@@ -72,9 +72,13 @@ def content_of(row: ProcessedMessage) -> Content:
     if row.wire is None:
         raise PayloadError(_("Its content was never received."))
     try:
-        envelope = row.envelope()
+        return content_in(row.envelope())
     except WireError as error:
         raise PayloadError(_("Its stored content is damaged: %(error)s") % {"error": error}) from error
+
+
+def content_in(envelope: Envelope) -> Content:
+    """What can be edited of a message; see `content_of()`."""
     properties = envelope.properties
     if properties.problem:
         raise PayloadError(
