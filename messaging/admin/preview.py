@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from django.utils.translation import gettext as _
 
@@ -13,6 +14,7 @@ from messaging.exceptions import ConfigurationError
 from messaging.handlers import topic_matches
 from messaging.models import PublishedMessage
 from messaging.publishing.rows import seal
+from messaging.wire.envelope import NONCE
 from messaging.wire.fields import to_json
 from messaging.wire.properties import Properties
 
@@ -65,8 +67,13 @@ def preview(row: PublishedMessage, *, has_own_id: bool) -> Preview:
     told += [("timestamp", _("when it is published"))] if properties.timestamp is None else []
     text, is_whole = _shown(body)
     where, queues, is_lost = _routes(row, exchange, routing_key)
-    headers = header_rows(to_json(properties.headers))
+    headers = header_rows(to_json(properties.headers | _unshown(properties.headers)))
     return Preview(exchange, routing_key, told, headers, text, size(len(body)), is_whole, where, queues, is_lost)
+
+
+def _unshown(headers: Mapping[str, Any]) -> dict[str, str]:
+    """What stands for a proof that only this site can give, so that nobody copies it into a message of another's."""
+    return {NONCE: _("a proof that this site sent it")} if NONCE in headers else {}
 
 
 def _shown(body: bytes) -> tuple[str, bool]:

@@ -37,7 +37,7 @@ class MessageTemplateAdmin(ReadOnlyAdmin):
     search_fields = ("name__startswith",)
     search_help_text = gettext_lazy("The beginning of a name.")
     fields = ("name", "alias", "exchange", "queue", "routing_key", "type", "content_type", "headers", "body")
-    change_list_template = "admin/messaging/message_list.html"
+    change_list_template = "admin/messaging/template_list.html"
     nothing = gettext_lazy("There is no template yet. Save one from “Write a message”, or add it here.")
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:

@@ -155,6 +155,8 @@ def _in_a_process(rehearsal: Rehearsal, database: str, stop: threading.Event) ->
         return {"state": State.DIED, "error": _("No process can be started: %(error)s") % {"error": error}}
     finally:
         os.close(held)
+    if not connections[database].in_atomic_block:
+        connections[database].close()  # or the server may have ended it when the result is there
     try:
         return _awaited(process, seconds, stop)
     finally:

@@ -15,7 +15,7 @@ from messaging.backends import get_backend
 from messaging.backends.base import ExchangeSpec, QueueSpec, Topology
 from messaging.models import MessageTemplate, PublishedMessage
 from messaging.publishing.rows import seal
-from messaging.wire.envelope import Envelope
+from messaging.wire.envelope import NONCE, ROUTING_KEY, Envelope
 from messaging.wire.properties import Properties
 from tests.admin_rows import INCOMING, OUTGOING, incoming, inline_code, outgoing, staff
 
@@ -77,6 +77,12 @@ def test_says_where_it_would_go(admin_client: Client, values: dict[str, str], qu
     declare(("messaging", "orders.*"))
     seen = admin_client.post(ADD, form(**{"mandatory": "on", **values}, _preview="1")).context["preview"]
     assert (seen.queues, said in seen.where) == (queues, True)
+
+
+def test_a_proof_of_this_sites_is_not_shown(admin_client: Client) -> None:
+    seen = admin_client.post(ADD, form(queue="billing", message_id="mine", _preview="1")).context["preview"]
+    assert dict(seen.headers)[NONCE] == "a proof that this site sent it"
+    assert dict(seen.headers)[ROUTING_KEY] == "orders.placed"
 
 
 def test_says_what_is_unknown_where_the_broker_cannot_be_asked(settings: Settings) -> None:
@@ -165,6 +171,7 @@ def test_templates_have_pages_and_permissions_of_their_own(admin_client: Client)
     template = MessageTemplate.objects.get()
     assert template.owner == "admin"
     shown = text_of(admin_client.get(TEMPLATES))
+    assert f'href="{TEMPLATES}add/"' in shown
     assert f"{ADD}?template={template.pk}" in shown
     assert not inline_code(text_of(admin_client.get(f"{TEMPLATES}{template.pk}/change/")))
     client = staff(*PUBLISHER)
