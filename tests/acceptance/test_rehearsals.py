@@ -115,6 +115,17 @@ def test_whose_worker_is_killed_ends_with_it_says_so_and_is_not_run_again(stage:
     unchanged(stage)
 
 
+@pytest.mark.parametrize("command", ["consume", "relay"])
+def test_a_consumer_or_a_relay_runs_it_by_itself(stage: Site, command: str) -> None:
+    ask(stage, "stage.good")
+    worker = stage.start(command)
+    ended = "SELECT state FROM messaging_rehearsal WHERE ended_at IS NOT NULL"
+    wait_until(lambda: stage.sql(ended), deadline=120, what="its end")
+    assert stage.sql(ended) == [("succeeded",)]
+    assert worker.stop() == 0
+    unchanged(stage)
+
+
 def test_from_a_terminal(stage: Site) -> None:
     row = ask(stage, "stage.good")
     assert "It would succeed: 2 rows, 1 messages, 1 mails" in stage.manage("rehearse_message", row).stdout
