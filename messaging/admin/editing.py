@@ -165,8 +165,9 @@ def _act(
 ) -> HttpResponse | None:
     """Have the copy go round, and lead to it; None where the database refuses what it says."""
     by = operator(request)._replace(details=for_audit(form.difference))
+    rows = ProcessedMessage.objects.using(row._state.db).filter(pk=row.pk)
     try:
-        outcome = operations.edit(written(ProcessedMessage).filter(pk=row.pk), form.edit, by)
+        outcome = operations.edit(rows, form.edit, by)
     except DatabaseError as error:
         if not is_refusal(error):
             raise
@@ -178,7 +179,7 @@ def _act(
     if outcome.created:
         [page] = outcome.created
         text = f"{_('Edit and requeue')}: {by.reason}" if by.reason else _("Edit and requeue")
-        LogEntry.objects.log_actions(by.user.pk, written(ProcessedMessage).filter(pk=row.pk), CHANGE, text)
+        LogEntry.objects.log_actions(by.user.pk, rows, CHANGE, text)
         text = _("This copy goes round in place of the message that you edited.")
         model_admin.message_user(request, text, messages.SUCCESS)
     return HttpResponseRedirect(model_admin.keeping(request, model_admin.url("change", page)))

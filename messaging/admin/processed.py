@@ -293,8 +293,8 @@ def _edits(row: ProcessedMessage, site: str) -> list[Related]:
         url = reverse(f"{site}:messaging_processedmessage_change", args=[row.edited_from_id])
         groups.append(Related(_("Edited from"), [Link(f"#{row.edited_from_id}", url, SafeString(""))]))
     if row.state == State.SUPERSEDED:
-        copies = written(ProcessedMessage).filter(edited_from=row.pk).defer("body", "headers", "wire", "error")
-        groups += related(_("Edited copy"), copies[:SHOWN], site)
+        copies = ProcessedMessage.objects.using(row._state.db).filter(edited_from=row.pk)
+        groups += related(_("Edited copy"), copies.defer("body", "headers", "wire", "error")[:SHOWN], site)
     return groups
 
 

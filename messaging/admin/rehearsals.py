@@ -64,8 +64,7 @@ def rehearsal_view(model_admin: ProcessedMessageAdmin, request: HttpRequest, pk:
     if not may_rehearse(model_admin, request):
         raise PermissionDenied
     rehearsal = written(Rehearsal).filter(pk=pk).first()
-    row = written(ProcessedMessage).defer("body", "headers", "wire", "error")
-    row = None if rehearsal is None else row.filter(pk=rehearsal.row).first()
+    row = None if rehearsal is None else _message_of(rehearsal)
     if rehearsal is None or row is None:
         return model_admin._get_obj_does_not_exist_redirect(request, model_admin.opts, str(pk))  # type: ignore[attr-defined,no-any-return]
     state = State.DIED if _is_lost(rehearsal) else State(rehearsal.state)
@@ -104,6 +103,11 @@ def _page(
         **more,
     }
     return TemplateResponse(request, template, context)
+
+
+def _message_of(rehearsal: Rehearsal) -> ProcessedMessage | None:
+    rows = ProcessedMessage.objects.using(rehearsal._state.db).defer("body", "headers", "wire", "error")
+    return rows.filter(pk=rehearsal.row).first()
 
 
 def _is_lost(rehearsal: Rehearsal) -> bool:
