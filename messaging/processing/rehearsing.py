@@ -237,20 +237,18 @@ def _mail_in_memory() -> Iterator[list[Any]]:
         kept.extend(found)
         return len(found)
 
-    names = ["MAILERS"] if getattr(settings, "MAILERS", None) else ["EMAIL_BACKEND"]
-    before = {name: getattr(settings, name) for name in names}
-    outbox, send = getattr(mail, "outbox", None), smtp.EmailBackend.send_messages
-    mail.outbox = kept
-    for name, value in before.items():
-        is_table = name == "MAILERS"
-        setattr(settings, name, {one: {"BACKEND": IN_MEMORY} for one in value} if is_table else IN_MEMORY)
+    # By the name that the installed Django has for it: MAILERS from 6.1 on.
+    name = "MAILERS" if hasattr(settings, "MAILERS") else "EMAIL_BACKEND"
+    before, outbox = getattr(settings, name), getattr(mail, "outbox", None)
+    in_memory = {one: {"BACKEND": IN_MEMORY} for one in before or ("default",)} if name == "MAILERS" else IN_MEMORY
+    send, mail.outbox = smtp.EmailBackend.send_messages, kept
+    setattr(settings, name, in_memory)
     setattr(smtp.EmailBackend, "send_messages", keep)  # noqa: B010  of those that a handler names itself
     try:
         yield kept
     finally:
         setattr(smtp.EmailBackend, "send_messages", send)  # noqa: B010
-        for name, value in before.items():
-            setattr(settings, name, value)
+        setattr(settings, name, before)
         if outbox is None:
             del mail.outbox
         else:
