@@ -36,6 +36,7 @@ class Handler:
     max_attempts: int | None
     backoff: Backoff | None
     batch: int | None
+    rehearse: bool = False
 
     @cached_property
     def name(self) -> str:
@@ -114,6 +115,7 @@ def handler(
     max_attempts: int | None = None,
     backoff: Backoff | None = None,
     batch: int | None = None,
+    rehearse: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a function, or an `async def`, as the handler of messages. Put it into an app's `handlers.py`.
 
@@ -134,11 +136,13 @@ def handler(
         max_attempts: started attempts after which the message rests as failed; None for `RETRY`'s.
         backoff: seconds between attempts, or a callable of the attempt's number; None for `RETRY`'s.
         batch: receive lists of at most this many messages, one transaction each.
+        rehearse: whether operators may run it on a failed message in a transaction that is rolled back. Say so of one
+            that does nothing but what this and an empty mailbox undo: no HTTP call, no file, no cache.
 
     Raises ConfigurationError for arguments that cannot work.
     """
     options = {"using": using, "database": database, "atomic": atomic, "batch": batch}
-    options |= {"timeout": timeout, "max_attempts": max_attempts, "backoff": backoff}
+    options |= {"timeout": timeout, "max_attempts": max_attempts, "backoff": backoff, "rehearse": rehearse}
     _check_arguments(queue, routing_keys, options)
 
     def register(function: Function) -> Function:
@@ -159,6 +163,7 @@ def handler(
                 max_attempts=max_attempts,
                 backoff=backoff,
                 batch=batch,
+                rehearse=rehearse,
             )
         )
         return function
@@ -228,3 +233,5 @@ def _check_arguments(queue: Any, routing_keys: Iterable[Any], options: dict[str,
             refuse(f"{name} must be {rule.wanted}.")
     if options["batch"] is not None and not options["atomic"]:
         refuse("a batch shares one transaction, so it cannot have atomic=False.")
+    if options["rehearse"] and not options["atomic"]:
+        refuse("a rehearsal is a transaction that is rolled back, so it cannot have atomic=False.")

@@ -28,7 +28,7 @@ POINTS = {
     "processor.recorded": "the attempt and its retry are committed, nothing is acknowledged",
     "consumer.acked": "the acknowledgement is handed to the connection",
     "embedded.removed": "acknowledged rows of the embedded broker are deleted",
-    "operations.requeued": "an operator's requeue is written, its transaction is not committed",
+    "operations.requeued": "an operator's requeue or edit is written, its transaction is not committed",
     "operations.acted": "a batch of a stored operation is committed, the next one has not begun",
 }
 

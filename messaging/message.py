@@ -113,6 +113,7 @@ class HandlerContext:
         cause: what the ids of its messages derive from; None where a transaction takes them back with the rest.
         derivation: what else they derive from: 1 for all that a message is; None, as the release before did it, for its
             address alone.
+        rehearsed: what it publishes is noted here, where it is run as a rehearsal.
     """
 
     message: ReceivedMessage | None
@@ -121,6 +122,7 @@ class HandlerContext:
     cause: uuid.UUID | None
     derivation: int | None = 1
     published: dict[str, int] = field(default_factory=dict)
+    rehearsed: list[Any] | None = None
 
     def next_id(self, what: str) -> uuid.UUID:
         """An id for the next message of its kind, so that a rerun of a handler without a transaction does not double.

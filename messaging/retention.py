@@ -11,7 +11,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from messaging import conf
 from messaging.db.clock import Now
-from messaging.models import Operation, OperationItem, ProcessedMessage, PublishedMessage
+from messaging.models import Operation, OperationItem, ProcessedMessage, PublishedMessage, Rehearsal
 from messaging.models.base import in_state
 
 BATCH = 1000
@@ -64,12 +64,14 @@ def prune(rows: QuerySet[Any], batch: int = BATCH) -> int:
 
 def ended_operations(database: str) -> QuerySet[Operation]:
     """The stored operations that ended longer ago than every alias keeps what was discarded; they have no alias."""
-    operations = Operation.objects.using(database)
-    kept = [conf.get(alias).retention.discarded for alias in conf.aliases()]
-    days = [each for each in kept if each is not None]
-    if not days or len(days) < len(kept):
-        return operations.none()
-    return operations.filter(ended_at__lt=Now() - timedelta(days=max(days)))
+    operations, days = Operation.objects.using(database), _longest_kept()
+    return operations.none() if days is None else operations.filter(ended_at__lt=Now() - timedelta(days=days))
+
+
+def ended_rehearsals(database: str) -> QuerySet[Rehearsal]:
+    """The rehearsals that were asked for as long ago, and that nobody waits for any more."""
+    rehearsals, days = Rehearsal.objects.using(database), _longest_kept()
+    return rehearsals.none() if days is None else rehearsals.filter(created_at__lt=Now() - timedelta(days=days))
 
 
 def prune_operations(operations: QuerySet[Operation], batch: int = BATCH) -> int:
@@ -81,6 +83,13 @@ def prune_operations(operations: QuerySet[Operation], batch: int = BATCH) -> int
             items.filter(pk__in=ids).delete()
         deleted += Operation.objects.using(operations.db).filter(pk=pk).delete()[0]
     return deleted
+
+
+def _longest_kept() -> float | None:
+    """Days for which any alias keeps what was discarded; None where one keeps it for ever."""
+    kept = [conf.get(alias).retention.discarded for alias in conf.aliases()]
+    days = [each for each in kept if each is not None]
+    return max(days) if days and len(days) == len(kept) else None
 
 
 def _delete(rows: QuerySet[Any], ids: list[int]) -> int:

@@ -11,9 +11,11 @@ from messaging.admin.processed import ProcessedMessageAdmin
 from messaging.admin.published import PublishedMessageAdmin
 from messaging.admin.queues import QueueControlAdmin
 from messaging.admin.records import AuditRecordAdmin, WorkerAdmin
+from messaging.admin.templates import MessageTemplateAdmin
 from messaging.models import (
     AuditRecord,
     FailureGroup,
+    MessageTemplate,
     Operation,
     ProcessedMessage,
     PublishedMessage,
@@ -24,6 +26,7 @@ from messaging.models import (
 __all__ = [
     "AuditRecordAdmin",
     "FailureGroupAdmin",
+    "MessageTemplateAdmin",
     "OperationAdmin",
     "ProcessedMessageAdmin",
     "PublishedMessageAdmin",
@@ -35,6 +38,7 @@ admin.site.register(PublishedMessage, PublishedMessageAdmin)
 admin.site.register(ProcessedMessage, ProcessedMessageAdmin)
 admin.site.register(FailureGroup, FailureGroupAdmin)
 admin.site.register(QueueControl, QueueControlAdmin)
+admin.site.register(MessageTemplate, MessageTemplateAdmin)
 admin.site.register(Operation, OperationAdmin)
 admin.site.register(AuditRecord, AuditRecordAdmin)
 admin.site.register(Worker, WorkerAdmin)

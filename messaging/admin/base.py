@@ -15,7 +15,7 @@ from django.db.models.functions import Left
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.urls import NoReverseMatch, URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
@@ -271,11 +271,11 @@ class MessageAdmin(ReadOnlyAdmin):
         pk = number_of(object_id)
         if pk is None:
             return None
-        rows = self.annotated(payload.with_preview(written(self.model).filter(pk=pk)))
+        rows = self.seen(payload.with_preview(written(self.model).filter(pk=pk)))
         return lists.with_neighbours(with_operation(rows), self, request, pk).first()
 
-    def annotated(self, rows: QuerySet[Any]) -> QuerySet[Any]:
-        """Rows with what their page says of their place, in the same query."""
+    def seen(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """Rows with what else their page says of them, in the same query."""
         return waiting.annotated(rows)
 
     def detail(self, request: HttpRequest, row: Any, extra_context: dict[str, Any]) -> HttpResponse:
@@ -308,7 +308,7 @@ class MessageAdmin(ReadOnlyAdmin):
 
     def tools(self, request: HttpRequest, row: Any) -> list[dict[str, Any]]:
         """The buttons of this row for this user."""
-        return [
+        tools = [
             {
                 "url": self.keeping(request, self.url(verb.name, row.pk)),
                 "label": verb.button,
@@ -317,6 +317,19 @@ class MessageAdmin(ReadOnlyAdmin):
             for verb in self.verbs
             if verb.fits(row) and self.permits(request, verb)
         ]
+        return [*tools, *self._clone(request, row)]
+
+    def _clone(self, request: HttpRequest, row: Any) -> list[dict[str, Any]]:
+        """The button that fills the form for a new message with this one, for those who may see it and publish."""
+        may = request.user.has_perm("messaging.publish_publishedmessage") and self.has_view_payload_permission(request)
+        if not may or (row.wire is None and row._meta.model_name == "processedmessage"):
+            return []
+        try:
+            url = reverse(f"{self.admin_site.name}:messaging_publishedmessage_add")
+        except NoReverseMatch:
+            return []
+        kind = "incoming" if row._meta.model_name == "processedmessage" else "outgoing"
+        return [{"url": f"{url}?clone={kind}:{row.pk}", "label": _("Write one like it")}]
 
     def beside(self, request: HttpRequest, row: Any) -> dict[str, str]:
         """The addresses of the messages beside one that was read by `find()`, in its list; "" at the list's ends."""

@@ -1,4 +1,4 @@
-"""Writing a message: the page, saving a draft, publishing it."""
+"""Writing a message: the page, what it would send, saving a draft or a template, publishing it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import messages
 from django.contrib.admin import helpers
+from django.core.exceptions import PermissionDenied
 from django.db import router, transaction
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from messaging import operations
-from messaging.admin.drafts import initial
-from messaging.admin.filters import known_queues
+from messaging.admin import redaction, templates
+from messaging.admin.drafts import cloned, initial, of_template
+from messaging.admin.filters import known_queues, number_of
 from messaging.admin.forms import PublishForm
+from messaging.admin.preview import Preview, preview
 from messaging.db.clock import Now
-from messaging.models import PublishedMessage
+from messaging.exceptions import PayloadError
+from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.models.base import written
 from messaging.operations import Operator
 
 if TYPE_CHECKING:
     from messaging.admin.published import PublishedMessageAdmin
 
 PREFILLED = ("using", "exchange", "queue", "routing_key")  # fields that an address may fill in
+CLONED: dict[str, type[Model]] = {"incoming": ProcessedMessage, "outgoing": PublishedMessage}
 WRITTEN = (
     "alias", "exchange", "queue", "routing_key", "type", "content_type", "message_id", "correlation_id", "reply_to",
     "headers", "body", "body_encoding", "wire", "priority", "expiration", "mandatory", "publish_at",
@@ -37,17 +44,64 @@ def compose_view(
     """Show the form (GET); save a draft or publish (POST)."""
     if request.method == "POST":
         form = PublishForm(request.POST)
-        if form.is_valid():
-            return _save(model_admin, request, form.row, draft)
-    elif draft is not None:
-        form = PublishForm(initial=initial(draft))
-    else:
-        form = PublishForm(initial={name: request.GET[name] for name in PREFILLED if name in request.GET})
-    return _page(model_admin, request, form, draft)
+        if not form.is_valid():
+            return _page(model_admin, request, form, draft)
+        if "_preview" in request.POST:
+            return _page(model_admin, request, form, draft, preview=_previewed(form))
+        if "_template" in request.POST:
+            templates.save(model_admin, request, form)
+            return _page(model_admin, request, form, draft)
+        return _save(model_admin, request, form.row, draft)
+    return _page(model_admin, request, PublishForm(initial=_first_values(model_admin, request, draft)), draft)
+
+
+def _first_values(
+    model_admin: PublishedMessageAdmin, request: HttpRequest, draft: PublishedMessage | None
+) -> dict[str, Any]:
+    """What the form begins with: a draft, a template, a clone of a message, or what the address says."""
+    if draft is not None:
+        return initial(draft)
+    if (found := templates.find(request, request.GET.get("template", ""))) is not None:
+        return of_template(found)
+    kind, _colon, number = request.GET.get("clone", "").partition(":")
+    if kind in CLONED:
+        return _clone(model_admin, request, CLONED[kind], number_of(number))
+    return {name: request.GET[name] for name in PREFILLED if name in request.GET}
+
+
+def _clone(
+    model_admin: PublishedMessageAdmin, request: HttpRequest, model: type[Model], pk: int | None
+) -> dict[str, Any]:
+    """A message's content, for those who may see it; where the form cannot hold it, it says why and stays empty."""
+    name = model._meta.model_name
+    if not all(request.user.has_perm(f"messaging.{right}_{name}") for right in ("view", "view_payload")):
+        raise PermissionDenied
+    row = written(model).filter(pk=pk).first()
+    try:
+        if row is None:
+            raise PayloadError(_("The message is gone."))
+        if redaction.hides(row, row.body):
+            raise PayloadError(_("The site hides some of this message from the console, so it cannot be copied here."))
+        values, left_out = cloned(row)
+    except PayloadError as error:
+        model_admin.message_user(request, str(error), messages.ERROR)
+        return {}
+    if left_out:
+        text = _("These headers hold what JSON cannot, and are left out: %(names)s.")
+        model_admin.message_user(request, text % {"names": ", ".join(left_out)}, messages.WARNING)
+    return values
+
+
+def _previewed(form: PublishForm) -> Preview:
+    return preview(form.row, has_own_id=bool(form.cleaned_data["message_id"]))
 
 
 def _page(
-    model_admin: PublishedMessageAdmin, request: HttpRequest, form: PublishForm, draft: PublishedMessage | None
+    model_admin: PublishedMessageAdmin,
+    request: HttpRequest,
+    form: PublishForm,
+    draft: PublishedMessage | None,
+    **more: Any,
 ) -> TemplateResponse:
     request.current_app = model_admin.admin_site.name
     fields: Any = helpers.AdminForm(form, form.shown_fieldsets, {}, (), model_admin)  # type: ignore[arg-type]
@@ -66,6 +120,9 @@ def _page(
             "form": form,
             "adminform": fields,
             "queues": known_queues(),
+            "templates": [] if draft else templates.links(model_admin, request),
+            "may_save_template": request.user.has_perm("messaging.add_messagetemplate"),
+            **more,
             "tools": [tool for tool in model_admin.tools(request, draft) if "/discard/" in tool["url"]]
             if draft
             else [],

@@ -31,6 +31,10 @@ SHAPES = {
     "held": "‖",
     "done": "✓",
     "cancelled": "⊘",
+    "succeeded": "✓",
+    "refused": "⊘",
+    "late": "◷",
+    "died": "✕",
 }
 
 

@@ -110,6 +110,8 @@ class PublishForm(forms.Form):
         help_text=gettext_lazy("It is an error if no queue takes it."),
     )
 
+    keep_as = ShortText(label=gettext_lazy("Name of the template"))
+
     fieldsets = (
         (None, {"fields": ["using", "exchange", "queue", "routing_key"]}),
         (gettext_lazy("Content"), {"fields": ["format", "body", "headers"]}),

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from django.contrib import admin
 from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Right
 from django.http import HttpRequest
-from django.urls import reverse
+from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from messaging import conf
-from messaging.admin import filters, holders, redaction, waiting
+from messaging.admin import filters, holders, redaction, rehearsals, waiting
 from messaging.admin.base import BRIEF, NAMED, MessageAdmin, brief_error
 from messaging.admin.display import client_of, exactly, moment, seconds_until, shorten, span
+from messaging.admin.editing import edit_view, may_edit
 from messaging.admin.failure_facts import with_group
 from messaging.admin.lengths import Lengths, lengths_of, run_of
 from messaging.admin.paginator import Bounded, bounded
-from messaging.admin.story import SHOWN, Event, Related, audit_events, in_order, related
+from messaging.admin.story import SHOWN, Event, Link, Related, audit_events, in_order, related
 from messaging.admin.traces import parts
 from messaging.admin.verbs import INCOMING
 from messaging.exceptions import ConfigurationError, WireError
 from messaging.handlers import registry
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
 from messaging.models.base import written
+from messaging.operations.rehearsals import can_be_rehearsed
 from messaging.wire.bodies import storable
 from messaging.wire.envelope import Envelope
 
@@ -87,6 +90,34 @@ class ProcessedMessageAdmin(MessageAdmin):
         """Whether messages may be discarded and restored."""
         return self.may(request, "discard")
 
+    def get_urls(self) -> list[URLPattern]:
+        """The pages for what is done to one message alone, before the others."""
+        wrap, name = self.admin_site.admin_view, "messaging_processedmessage"
+        return [
+            path("<int:pk>/edit/", wrap(partial(edit_view, self)), name=f"{name}_edit"),
+            path("<int:pk>/rehearse/", wrap(partial(rehearsals.rehearse_view, self)), name=f"{name}_rehearse"),
+            path("rehearsal/<int:pk>/", wrap(partial(rehearsals.rehearsal_view, self)), name=f"{name}_rehearsal"),
+            *super().get_urls(),
+        ]
+
+    def seen(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """Rows with the last rehearsal of each, their failure group, and how many have failed like them."""
+        return with_group(rehearsals.with_last(super().seen(rows)))
+
+    def tools(self, request: HttpRequest, row: ProcessedMessage) -> list[dict[str, Any]]:
+        """Those of the verbs, and what is done to one message alone."""
+        tools = super().tools(request, row)
+        if row.state == State.FAILED and may_edit(self, request):
+            tools.append({"url": self.keeping(request, self.url("edit", row.pk)), "label": _("Edit and requeue")})
+        if rehearsals.may_rehearse(self, request):
+            last = vars(row).get("last_rehearsal")
+            if can_be_rehearsed(row):
+                tools.append({"url": self.keeping(request, self.url("rehearse", row.pk)), "label": _("Rehearse")})
+            if last is not None:
+                url = self.keeping(request, self.url("rehearsal", last))
+                tools.append({"url": url, "label": _("Last rehearsal")})
+        return tools
+
     def describe(self, request: HttpRequest, row: ProcessedMessage) -> dict[str, Any]:
         """The story of an incoming message."""
         site = self.admin_site.name
@@ -103,15 +134,12 @@ class ProcessedMessageAdmin(MessageAdmin):
             **self._alike(row),
             "timeline": events,
             "related": [
+                *_edits(row, site),
                 *_causes(row, site),
                 *related(_("Outgoing messages with the same id"), _same_id(row, outgoing), site),
                 *related(_("Published by its handler"), _produced(row, outgoing), site),
             ],
         }
-
-    def annotated(self, rows: QuerySet[Any]) -> QuerySet[Any]:
-        """Rows with their failure group, and how many have failed like them."""
-        return with_group(super().annotated(rows))
 
     def _alike(self, row: Any) -> dict[str, Any]:
         """Where the failures are that are like this one, and how many others there are."""
@@ -282,6 +310,18 @@ def _same_id(row: ProcessedMessage, outgoing: list[PublishedMessage]) -> list[Pu
 
 def _produced(row: ProcessedMessage, outgoing: list[PublishedMessage]) -> list[PublishedMessage]:
     return [out for out in outgoing if out.causation_id and out.causation_id == row.message_id]
+
+
+def _edits(row: ProcessedMessage, site: str) -> list[Related]:
+    """The message whose place it took with another content, and the one that took its place."""
+    groups = []
+    if row.edited_from_id is not None:
+        url = reverse(f"{site}:messaging_processedmessage_change", args=[row.edited_from_id])
+        groups.append(Related(_("Edited from"), [Link(f"#{row.edited_from_id}", url, SafeString(""))]))
+    if row.state == State.SUPERSEDED:
+        copies = ProcessedMessage.objects.using(row._state.db).filter(edited_from=row.pk)
+        groups += related(_("Edited copy"), copies.defer("body", "headers", "wire", "error")[:SHOWN], site)
+    return groups
 
 
 def _causes(row: ProcessedMessage, site: str) -> list[Related]:

@@ -6,6 +6,7 @@ A page must neither wait for a broker that is away nor burden one that is not: a
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -21,6 +22,8 @@ from messaging.admin.filters import queues_of
 from messaging.backends import get_backend
 from messaging.backends.base import QueueDepth
 from messaging.exceptions import ConfigurationError, MessagingError
+
+logger = logging.getLogger("messaging.admin")
 
 FRESH = 5.0  # seconds for which a reading is not repeated
 OLD = 60.0  # seconds after which a reading says nothing of now
@@ -63,6 +66,15 @@ def read(alias: str, queues: Iterable[str]) -> Reading:
     except ConfigurationError as error:
         return Reading(alias, error=str(error))
     return _reader(settings).read(tuple(sorted(set(queues))))
+
+
+def routes(alias: str, exchange: str, routing_key: str) -> list[str] | None:
+    """The queues that a message would reach now, as the broker says; None where it does not, whyever. Never raises."""
+    try:
+        return get_backend(alias).routes(exchange, routing_key)
+    except Exception as error:  # noqa: BLE001  whatever a broker answers, the page still renders
+        logger.debug("Where a message would go is not known: %s", error)
+        return None
 
 
 def unattended() -> dict[tuple[str, str], int]:

@@ -60,6 +60,10 @@ class AuditRecordAdmin(ReadOnlyAdmin):
     search_fields = ("message_id__exact", "username__exact")
     search_help_text = _("Exact message id or user name.")
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Without what the page of a message shows of an act."""
+        return super().get_queryset(request).defer("details")
+
     @admin.display(description=_("action"))
     def act_column(self, row: AuditRecord) -> str:
         """What was done."""

@@ -22,6 +22,8 @@ SHOWN = 50  # events and links of a kind on one page
 
 ACTS = {
     "requeue": gettext_lazy("requeued"),
+    "edit": gettext_lazy("edited and requeued"),
+    "rehearse": gettext_lazy("rehearsed"),
     "discard": gettext_lazy("discarded"),
     "restore": gettext_lazy("restored"),
     "publish": gettext_lazy("published"),
@@ -47,6 +49,7 @@ class Event(NamedTuple):
         trace: a traceback.
         url: of the row that it is about.
         kind: "good", "bad", "act" or "" (for its mark).
+        change: how an operator changed its content; for those alone who may see that.
     """
 
     at: datetime
@@ -55,6 +58,7 @@ class Event(NamedTuple):
     trace: str = ""
     url: str = ""
     kind: str = ""
+    change: str = ""
 
     @property
     def stamp(self) -> SafeString:
@@ -114,7 +118,9 @@ def audit_event(record: AuditRecord) -> Event:
         "act": ACTS.get(record.action, record.action),
         "user": record.username or _("unknown"),
     }
-    return Event(record.at, title, redaction.text(record.reason), kind="act")
+    return Event(
+        record.at, title, redaction.text(record.reason), kind="act", change=redaction.text(record.details or "")
+    )
 
 
 def in_order(events: Iterable[Event]) -> list[Event]:

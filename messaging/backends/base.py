@@ -321,6 +321,13 @@ class Backend(abc.ABC):
     def depths(self, queues: Iterable[str]) -> list[QueueDepth]:
         """A reading of each queue within about two seconds. Raises BrokerUnavailable."""
 
+    def routes(self, exchange: str, routing_key: str) -> list[str] | None:
+        """The queues that a message would reach now, within about two seconds; None where this broker does not tell.
+
+        Raises BrokerUnavailable.
+        """
+        return None
+
     @abc.abstractmethod
     def purge_and_delete(self, topology: Topology) -> None:
         """Delete these queues and exchanges with all they hold. For tests."""

@@ -258,4 +258,5 @@ HANDLER: Mapping[str, Rule] = {
         "a number of seconds, a callable of the attempt, or None",
     ),
     "batch": Rule(_or_none(_whole(1, 65535)), "a whole number from 1 to 65535, or None"),
+    "rehearse": _FLAG,
 }

@@ -21,7 +21,8 @@ from messaging.consuming.consumer import Consumer, Plan
 from messaging.consuming.deaths import Deaths
 from messaging.db import forks
 from messaging.exceptions import ConfigurationError, TopologyError
-from messaging.operations.stored import Runner
+from messaging.operations import rehearsals
+from messaging.operations.stored import Runner, run_waiting
 from messaging.processing.processor import Processor
 from messaging.relaying.relay import Relay
 from messaging.supervising import lines, repeats
@@ -137,7 +138,8 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
         sender = _RelayThread(plan, name, stopping) if relay and (plan.burst or role["index"] == 0) else None
         threading.Thread(target=_stop, args=(stopping, consumer, sender), name="messaging-stop", daemon=True).start()
         if role["index"] == 0 and not plan.burst:
-            Runner(tuple(consumer.processor.databases), name, stopping).start()
+            for work in (run_waiting, rehearsals.run_waiting):
+                Runner(tuple(consumer.processor.databases), name, stopping, work).start()
         set_loaded_aside()
         if sender is not None:
             sender.start()

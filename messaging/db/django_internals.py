@@ -18,6 +18,7 @@ USED = {
         "savepoint_commit", "savepoint_rollback",
         # connections that live longer than a request
         "ensure_connection", "close_if_unusable_or_obsolete", "is_usable",
+        "connect",  # which a rehearsal keeps from being called
     ),
     "django.db.transaction": ("get_connection", "mark_for_rollback_on_error"),
     # an INSERT that is compiled once

@@ -12,6 +12,8 @@ from messaging.models.failure_groups import FailureCount, FailureGroup
 from messaging.models.operations import AuditRecord, Operation, OperationItem, QueueControl, Worker
 from messaging.models.processed import Attempt, ProcessedMessage
 from messaging.models.published import PublishedMessage
+from messaging.models.rehearsals import Rehearsal
+from messaging.models.templates import MessageTemplate
 
 __all__ = [
     "Attempt",
@@ -24,10 +26,12 @@ __all__ = [
     "EmbeddedQueue",
     "FailureCount",
     "FailureGroup",
+    "MessageTemplate",
     "Operation",
     "OperationItem",
     "ProcessedMessage",
     "PublishedMessage",
     "QueueControl",
+    "Rehearsal",
     "Worker",
 ]

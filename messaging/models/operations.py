@@ -49,6 +49,7 @@ else:
 class AuditRecord(models.Model):
     """An operator's act on one message or queue. Outlives both the user and the message: nothing refers to them.
 
+    `details` says more: of an edited message how its content was changed; NULL where there is nothing more to say.
     One whose action is `INTERRUPTION` says that a run was cut short, which is no attempt, and by whose end: a worker's.
     """
 
@@ -73,6 +74,7 @@ class AuditRecord(models.Model):
     message_id = models.CharField(_("message id"), max_length=255, blank=True)
     state_before = models.CharField(_("state before"), max_length=10, blank=True)
     state_after = models.CharField(_("state after"), max_length=10, blank=True)
+    details = models.TextField(_("details"), null=True)  # noqa: DJ001  the release before writes none
 
     class Meta:
         app_label = "messaging"
@@ -92,7 +94,7 @@ class AuditRecord(models.Model):
             row: the message, in the state that it is in now.
             action: what was done.
             before: the state that it was in.
-            by: `username`, `reason` and `user_id`.
+            by: `username`, `reason`, `details` and `user_id`.
         """
         own = {name: getattr(row, name) for name in ("alias", "queue", "message_id")}
         kind = row._meta.model_name.removesuffix("message")

@@ -31,6 +31,7 @@ _DIED = f"{ProcessDied.__module__}.{ProcessDied.__qualname__}"
 _DEAD = f"{DeadLettered.__module__}.{DeadLettered.__qualname__}"
 _LATE = f"{HandlerTimeout.__module__}.{HandlerTimeout.__qualname__}"
 
+DERIVATION = 1  # how ids are derived for what this release recorded first
 BRIEF = 100_000  # microseconds: a run that was recorded before it began says how long it took from here on
 LONG = 1_000_000  # microseconds of a run from which on it is found by its handler
 
@@ -91,6 +92,7 @@ class ProcessedMessage(StoredMessage):
     it first goes round.
 
     `fingerprint` is that of its last failure, until it is processed: it names a `FailureGroup`.
+    `edited_from` is the row whose place it took, with another content: that one is `superseded`.
 
     Of its last failure: `process_died` says that the process died while its handler ran, for no reason that is known;
     `dead_lettered` that the broker gave it up. NULL where that is not so, or the release before recorded it.
@@ -149,6 +151,8 @@ class ProcessedMessage(StoredMessage):
         default_permissions = ("view",)
         permissions = [
             ("requeue_processedmessage", _("Can requeue failed messages")),
+            ("edit_requeue_processedmessage", _("Can edit and requeue failed messages")),
+            ("rehearse_processedmessage", _("Can rehearse failed messages")),
             ("discard_processedmessage", _("Can discard and restore incoming messages")),
             ("view_payload_processedmessage", _("Can see the payload of incoming messages")),
         ]

@@ -20,6 +20,7 @@ from messaging.models.base import in_state
 from messaging.models.light import has_body, light
 from messaging.models.processed import UNCLAIMED
 from messaging.operations.acting import Operator, Outcome, act_on_each, changed_meanwhile
+from messaging.operations.editing import Edit, copied
 from messaging.publishing.rounds import (
     add_round,
     add_rounds_together,
@@ -39,6 +40,7 @@ __all__ = [
     "Outcome",
     "discard",
     "discard_published",
+    "edit",
     "publish_copy",
     "release",
     "replay",
@@ -84,6 +86,29 @@ def requeue(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:
         return plain
 
     return act_on_each(rows, "requeue", act, by, wake=True, together=together)
+
+
+def edit(rows: QuerySet[ProcessedMessage], change: Edit, by: Operator) -> Outcome:
+    """Send a copy of a failed message with another content round in its place; the message itself is superseded.
+
+    Both in one transaction, and the copy is a message of its own: earlier copies of the other one do not run any more.
+    """
+
+    def act(row: ProcessedMessage, outcome: Outcome) -> bool:
+        if row.state != In.FAILED:
+            return _wrong_state(row, outcome)
+        if row.round != change.seen:
+            return changed_meanwhile(row, outcome)
+        copy = copied(row, change)
+        if not _leave(row, state=In.SUPERSEDED, discarded_at=Now()):
+            return changed_meanwhile(row, outcome)
+        cancel_rounds(row)
+        copy.save(using=rows.db, force_insert=True)
+        add_round(copy, Now())
+        outcome.created.append(copy.pk)
+        return True
+
+    return act_on_each(rows, "edit", act, by, wake=True)
 
 
 def discard(rows: QuerySet[ProcessedMessage], by: Operator) -> Outcome:

@@ -36,12 +36,14 @@ class Operator(NamedTuple):
         name: shown where the user is gone; the user's own name unless given.
         reason: free text for the audit.
         has_items: whether a stored operation notes what becomes of each row, so that the audit need not.
+        details: what else the audit is to say: how the content of an edited message was changed.
     """
 
     user: Any = None
     name: str = ""
     reason: str = ""
     has_items: bool = False
+    details: str | None = None
 
     @property
     def user_id(self) -> Any:
@@ -177,7 +179,8 @@ def _locked(rows: QuerySet[Any], ids: list[int], outcome: Outcome) -> list[Any]:
 
 
 def _record(action: str, row: Any, before: str, by: Operator) -> AuditRecord:
-    return AuditRecord.of(row, action, before, user_id=by.user_id, username=by.username, reason=by.reason)
+    said = {"user_id": by.user_id, "username": by.username, "reason": by.reason, "details": by.details}
+    return AuditRecord.of(row, action, before, **said)
 
 
 def _batches(ids: Iterable[int]) -> Iterator[list[int]]:

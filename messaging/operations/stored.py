@@ -33,6 +33,7 @@ from messaging.wire.bodies import one_line
 logger = logging.getLogger("messaging.operations")
 
 Act = Callable[[QuerySet[Any], Operator], Outcome]
+Work = Callable[[str, str, threading.Event], int]
 State = Operation.State
 Result = OperationItem.Result
 
@@ -155,16 +156,20 @@ def run_waiting(database: str, worker: str, stop: threading.Event | None = None)
 
 
 class Runner(threading.Thread):
-    """Carries out stored operations beside what a process does otherwise; it has a connection only while it looks.
+    """Does what operators have stored beside what a process does otherwise; it has a connection only while it looks.
 
     Args:
         databases: aliases of `DATABASES`.
         worker: the process's name, for operators.
         stop: ends it after the present batch.
+        work: what does all that waits in a database, such as `run_waiting()`.
     """
 
-    def __init__(self, databases: tuple[str, ...], worker: str, stop: threading.Event) -> None:
+    def __init__(
+        self, databases: tuple[str, ...], worker: str, stop: threading.Event, work: Work | None = None
+    ) -> None:
         super().__init__(name="messaging-operations", daemon=True)
+        self._work = work or run_waiting
         self._databases = databases
         self._worker = worker
         self._stop_asked = stop
@@ -179,11 +184,11 @@ class Runner(threading.Thread):
     def _look(self, database: str) -> None:
         try:
             close_old()
-            run_waiting(database, self._worker, self._stop_asked)
+            self._work(database, self._worker, self._stop_asked)
         except Error as error:  # who consumes, or relays, says so already
-            logger.debug("Stored operations wait for a database: %s", one_line(error))
+            logger.debug("What operators have stored waits for a database: %s", one_line(error))
         except Exception:
-            logger.exception("A stored operation could not be carried out; it is tried again.")
+            logger.exception("What an operator has stored could not be carried out; it is tried again.")
 
 
 class _Run:

@@ -17,7 +17,7 @@ from messaging.db.clock import Now
 from messaging.db.connections import brief_locks, is_conflict, is_lock_wait
 from messaging.exceptions import MessagingError
 from messaging.models import Attempt, AuditRecord, ProcessedMessage
-from messaging.models.processed import UNCLAIMED
+from messaging.models.processed import DERIVATION, UNCLAIMED
 from messaging.monitoring import counters, failure_groups
 from messaging.processing import inbox
 from messaging.processing.error_text import describe
@@ -200,7 +200,7 @@ def _insert(crash: Crash) -> ProcessedMessage:
         handler=entry.handler,
         worker=crash.station.worker,
         error=describe(crash.error),
-        derivation=inbox.DERIVATION,
+        derivation=DERIVATION,
         **kind_of(crash.error),
     )
     with _brief(entry.database):

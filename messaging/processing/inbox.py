@@ -26,6 +26,7 @@ from messaging.db.session import part, state_of
 from messaging.handlers import Handler
 from messaging.models import ProcessedMessage
 from messaging.models.light import light
+from messaging.models.processed import DERIVATION
 from messaging.supervising.ledger import run_of
 from messaging.wire import nonces
 from messaging.wire.envelope import MAX_ROUND, Envelope
@@ -33,8 +34,6 @@ from messaging.wire.envelope import MAX_ROUND, Envelope
 TWIN_WAIT = 2.0  # seconds that a record waits for another transaction with the same message
 
 State = ProcessedMessage.State
-
-DERIVATION = 1  # how ids are derived for what this release recorded first
 
 
 class AlreadyRecorded(Exception):

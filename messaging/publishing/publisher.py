@@ -114,6 +114,8 @@ def publish_many(
     rows = list(map(composer.compose, messages))
     if current is not None and not current.atomic:
         return _save_once(rows, database, settings)
+    if current is not None and current.rehearsed is not None:
+        current.rehearsed += rows
     _save(rows, database, settings)
     return rows
 

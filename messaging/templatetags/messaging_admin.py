@@ -64,6 +64,13 @@ def unsearched(context: Any, cl: Any) -> str:
     return why_not(context["request"], cl.model_admin) if is_path(cl.query) else ""
 
 
+@register.filter
+def diff_lines(text: str) -> list[tuple[str, str]]:
+    """The lines of a difference, each with what it is: "new", "old", "place" or ""."""
+    marks = {"+": "new", "-": "old", "@": "place"}
+    return [("place" if line[:3] in ("+++", "---") else marks.get(line[:1], ""), line) for line in text.split("\n")]
+
+
 @register.inclusion_tag("admin/messaging/beyond.html", takes_context=True)
 def beyond(context: Any, cl: Any) -> dict[str, Any]:
     """How far back a filter has looked, and a link to what is before that; nothing where it has looked at all."""

@@ -85,12 +85,12 @@ def encode_body(payload: Any, content_type: str | None, content_encoding: str | 
 
 
 def _encode_text(payload: Any, content_type: str | None) -> tuple[bytes, str]:
-    if isinstance(payload, str) and not _is_json(content_type):
+    if isinstance(payload, str) and not is_json(content_type):
         try:
             return payload.encode(_charset(content_type)), content_type or "text/plain; charset=utf-8"
         except (ValueError, LookupError) as error:
             raise PayloadError(f"The text cannot be encoded as {content_type or 'UTF-8'}: {error}.") from error
-    if content_type and not _is_json(content_type):
+    if content_type and not is_json(content_type):
         raise PayloadError(
             f"A payload of type {type(payload).__name__} cannot be sent as {content_type!r}; give bytes or text."
         )
@@ -147,7 +147,7 @@ def decode_body(body: bytes, content_type: str | None, content_encoding: str | N
             return body.decode()
         except UnicodeDecodeError:
             return body
-    if _is_json(content_type):
+    if is_json(content_type):
         try:
             return json.loads(body.decode(_charset(content_type)))
         except (ValueError, LookupError, RecursionError) as error:
@@ -158,6 +158,25 @@ def decode_body(body: bytes, content_type: str | None, content_encoding: str | N
         except (ValueError, LookupError) as error:
             raise PayloadError(f"The body is not {content_type}: {error}.") from error
     return body
+
+
+def text_of_body(body: bytes, content_type: str | None) -> str:
+    """A body as text, by the character set of its content type. Raises PayloadError for what is none."""
+    try:
+        text = body.decode(_charset(content_type))
+    except (ValueError, LookupError) as error:
+        raise PayloadError(f"The body is no text: {error}.") from error
+    if "\x00" in text or text.encode(_charset(content_type)) != body:
+        raise PayloadError("The body is no text that could be written again as it is.")
+    return text
+
+
+def body_of_text(text: str, content_type: str | None) -> bytes:
+    """Inverse of `text_of_body()`. Raises PayloadError for characters that the content type's character set lacks."""
+    try:
+        return text.encode(_charset(content_type))
+    except (ValueError, LookupError) as error:
+        raise PayloadError(f"The text cannot be encoded as {content_type or 'UTF-8'}: {error}.") from error
 
 
 def pack_body(body: bytes) -> tuple[str, str]:
@@ -221,7 +240,8 @@ def _media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def _is_json(content_type: str | None) -> bool:
+def is_json(content_type: str | None) -> bool:
+    """Whether a content type says that a body is JSON."""
     media_type = _media_type(content_type or "")
     return media_type in ("application/json", "text/json") or media_type.endswith("+json")
 

@@ -186,6 +186,30 @@ def test_killed_while_requeueing_nothing_is_half_done(steps: Site) -> None:
     assert steps.value("SELECT COUNT(*) FROM app_effect WHERE value = 'doomed.work'") == 1
 
 
+EDIT = """
+from messaging import operations; from messaging.models import ProcessedMessage
+from messaging.operations.editing import Edit; rows = ProcessedMessage.objects.filter(state="failed")
+operations.edit(rows, Edit("another", {}, (), rows.get().round), operations.Operator(name="script"))
+"""
+
+
+def test_killed_while_editing_there_is_no_copy_and_later_exactly_one(steps: Site) -> None:
+    consumer = steps.start("consume")
+    steps.run(PUBLISH.format("doomed.work"))
+    wait_until(lambda: steps.states() == {"failed": 1}, deadline=60, what="the failure")
+    steps.run('from tests.app.models import Effect; Effect.objects.create(key="k", value="cure")')
+    env, marker = armed(steps, "operations.requeued")
+    killed = steps.manage("shell", "-c", EDIT, check=False, env=env)
+    assert (killed.returncode, marker.exists()) == (-9, False)
+    assert steps.states() == {"failed": 1}
+    assert steps.states("published") == {"published": 1}
+    steps.manage("shell", "-c", EDIT)
+    wait_until(lambda: steps.states() == {"superseded": 1, "processed": 1}, deadline=60, what="the copy")
+    assert consumer.stop() == 0
+    assert steps.value("SELECT COUNT(*) FROM app_effect WHERE value = 'doomed.work'") == 1
+    assert steps.value("SELECT body FROM messaging_processedmessage WHERE state = 'processed'") == "another"
+
+
 def test_killed_between_two_batches_an_operation_goes_on_and_does_nothing_twice(steps: Site) -> None:
     steps.run(
         "import uuid; from messaging.models import ProcessedMessage; "

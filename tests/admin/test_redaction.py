@@ -21,6 +21,7 @@ from messaging.models import (
     OperationItem,
     ProcessedMessage,
     QueueControl,
+    Rehearsal,
 )
 from messaging.wire.envelope import Envelope
 from messaging.wire.properties import Properties
@@ -57,7 +58,7 @@ def answer_wrongly(value: Any, **about: Any) -> Any:
 @pytest.fixture(autouse=True)
 def _settings(settings: Any) -> None:
     settings.MESSAGING = {"default": {"URL": "amqp://guest:guest@127.0.0.1:1/", "QUEUES": {"billing": {}}}}
-    settings.MESSAGING_CONSOLE = {"REDACT": f"{__name__}.hide"}
+    settings.MESSAGING_CONSOLE = {"REDACT": f"{__name__}.hide", "EDIT": True}
     readings.forget()
     asked.clear()
 
@@ -86,6 +87,7 @@ def pages() -> list[str]:
     out = outgoing("failed", body=body, headers=headers, error=error, tries=tried)
     draft = outgoing("draft", body=body)
     group = FailureGroup.objects.create(fingerprint="f1", exception_type="shop.Declined", note=f"of {SECRET}")
+    rehearsal = Rehearsal.objects.create(row=row.pk, round=1, state="failed", error=error, traceback=trace + SECRET)
     mine = {"username": "olga", "reason": f"he gave {SECRET}"}
     AuditRecord.objects.create(action="requeue", kind="processed", message_pk=row.pk, alias="default", **mine)
     QueueControl.objects.create(queue="billing", paused=True, changed_by="olga", reason=mine["reason"])
@@ -105,11 +107,13 @@ def pages() -> list[str]:
         "/admin/",
     ]
     for one in (row, text, broken, unnamed):
-        found += [f"{INCOMING}{one.pk}/{name}/" for name in ("change", "payload", "requeue", "history")]
+        found += [f"{INCOMING}{one.pk}/{name}/" for name in ("change", "payload", "requeue", "history", "edit")]
+        found.append(f"{OUTGOING}add/?clone=incoming:{one.pk}")
     for one in (out, draft):
         found += [f"{OUTGOING}{one.pk}/{name}/" for name in ("change", "payload", "discard", "history")]
     found += [f"{INCOMING}export/", f"{OUTGOING}export/", f"{AUDIT}export/", f"{OPERATIONS}export/"]
     found += [f"{GROUPS}{name}" for name in ("", "export/", f"{group.pk}/change/", f"{group.pk}/requeue/")]
+    found.append(f"{INCOMING}rehearsal/{rehearsal.pk}/")
     found += [f"{OPERATIONS}{done.pk}/result/", "/admin/messaging/worker/"]
     return [*found, f"{INCOMING}?q={row.message_id}", f"{INCOMING}?state=failed", f"{INCOMING}?fingerprint=f1"]
 
@@ -134,12 +138,12 @@ def test_a_secret_is_on_every_kind_of_page_and_redacted_on_all_of_them(admin_cli
     admin_client.post(f"{INCOMING}{row.pk}/discard/", {"reason": f"he gave {SECRET}"})
     assert SECRET in LogEntry.objects.get().change_message
     for name in ("hide", "fail", "withhold", "answer_wrongly", "missing"):
-        settings.MESSAGING_CONSOLE = {"REDACT": f"{__name__}.{name}"}
+        settings.MESSAGING_CONSOLE = {"REDACT": f"{__name__}.{name}", "EDIT": True}
         for page in every:
             assert not is_told(contents(admin_client, page)), (name, page)
     settings.MESSAGING_CONSOLE = {"REDACT": 5}
     assert not any(is_told(contents(admin_client, page)) for page in every), "a setting that cannot be read"
-    settings.MESSAGING_CONSOLE = {}
+    settings.MESSAGING_CONSOLE = {"EDIT": True}
     told = [page for page in every if is_told(contents(admin_client, page))]
     assert len(told) > len(every) / 2, "there was something to redact"
 

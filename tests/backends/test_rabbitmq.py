@@ -613,6 +613,28 @@ class TestDeclaring:
         assert '"c"' in extra.problem
         backend.purge_and_delete(topology)
 
+    def test_management_tells_where_a_message_would_go(
+        self, broker_url: str, management_url: str, channel: BlockingChannel
+    ) -> None:
+        backend = rabbitmq_backend(broker_url, management_url=management_url)
+        exchange, name = unique("exchange"), unique("q")
+        topology = Topology(
+            (ExchangeSpec(exchange),), (QueueSpec(name, type="classic", bindings=((exchange, "a.*"),)),)
+        )
+        backend.declare(topology)
+        assert backend.routes(exchange, "a.b") == [name]
+        assert backend.routes(exchange, "b") == []
+        assert backend.routes("", name) == [name]
+        assert backend.routes("", unique("q")) == []
+        assert backend.routes(unique("exchange"), "a") == []
+        channel.exchange_bind("amq.direct", exchange, "a.b")
+        assert backend.routes(exchange, "a.b") is None, "it leads on to another exchange"
+        channel.exchange_unbind("amq.direct", exchange, "a.b")
+        channel.queue_bind(name, "amq.headers", "")
+        assert backend.routes("amq.headers", "a.b") is None
+        assert rabbitmq_backend(broker_url).routes(exchange, "a.b") is None
+        backend.purge_and_delete(topology)
+
     def test_management_counts_what_is_unacknowledged(
         self, broker_url: str, management_url: str, channel: BlockingChannel, queue: str
     ) -> None:

@@ -96,7 +96,9 @@ def test_handlers_can_be_registered(block: Block, monkeypatch: pytest.MonkeyPatc
 def test_settings_pass_the_system_checks(block: Block) -> None:
     names: dict[str, Any] = {}
     run(block, names)
-    with override_settings(**{name: value for name, value in names.items() if name.startswith("MESSAGING")}):
+    own = {name: value for name, value in names.items() if name.startswith("MESSAGING")}
+    assert own, "it sets nothing"
+    with override_settings(**own):
         absent = "messaging.W004"  # the files and variables that a page names are on no machine of ours
         assert [str(problem) for problem in check_messaging() if problem.id != absent] == []
         for alias in conf.aliases():

@@ -46,6 +46,7 @@ SMALL = (
     _world("twins", "two of equal content without ids", identified=False, messages=2, troubles=1, rounds=2),
     _world("twins, not atomic", "", identified=False, messages=2, atomic=False, troubles=1, rounds=2),
     _world("operators", "requeue, discard, restore", rarely={"requeue": 1, "discard": 1, "restore": 1}),
+    _world("edit", "a copy takes the place of what is failed", copies=2, rarely={"edit": 1, REPLAY: 1, "requeue": 1}),
     _world("purge", "the broker forgets, an operator replays", rarely={PURGE: 1, REPLAY: 1}),
     _world("purge, not atomic", "", atomic=False, rarely={PURGE: 1, REPLAY: 1}),
     _world(

@@ -80,9 +80,9 @@ def is_somewhere(model: Model, state: State, message: int, queue: int, *, surely
         return True
     fence = 0
     for _, row in _rows(state):
-        if not _is_of(row, message, queue) or row.state == SUPERSEDED:
+        if not _is_of(row, message, queue) or (row.state == SUPERSEDED and not row.edited):
             continue
-        if row.state in (PROCESSED, FAILED, DISCARDED):
+        if row.edited or row.state in (PROCESSED, FAILED, DISCARDED):
             return True
         if row.state == PROCESSING and row.token and row.content and not _comes_again(model, row):
             return True
@@ -113,7 +113,7 @@ def _is_on_its_way(state: State, message: int, queue: int, fence: int, *, surely
 
 
 def _has_ended(model: Model, state: State, message: int, queue: int) -> bool:
-    """Whether a message rests where it should: processed, failed, or laid aside."""
+    """Whether a message rests where it should: processed, failed, laid aside, or edited."""
     if state.gone[model.pair(message, queue)]:
         return True
     for database in state.databases:
@@ -121,7 +121,7 @@ def _has_ended(model: Model, state: State, message: int, queue: int) -> bool:
             if sent and sent.message == message and not sent.inbox and sent.state in (FAILED, DISCARDED):
                 return True
     ended = (PROCESSED, FAILED, DISCARDED)
-    return any(row.state in ended for _, row in _rows(state) if _is_of(row, message, queue))
+    return any(row.edited or row.state in ended for _, row in _rows(state) if _is_of(row, message, queue))
 
 
 def _is_unfinished(model: Model, state: State, row: Row) -> bool:

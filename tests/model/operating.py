@@ -47,6 +47,10 @@ REQUEUE = action(
     "publishing.rounds.add_rounds_together",
     at=("operations.requeued", "operations.acted"),
 )
+EDIT = action(
+    "edit", "operator", "operations.edit", "operations._leave", "publishing.rounds.cancel_rounds",
+    at=("operations.requeued",),
+)  # fmt: skip
 DISCARD = action("discard", "operator", "operations.discard", "operations._leave", "publishing.rounds.cancel_rounds")
 RESTORE = action("restore", "operator", "operations.restore")
 REPLAY = action(
@@ -80,13 +84,18 @@ def _on_incoming(model: Model, state: State, database: int, number: int, row: Ro
         laid = row._replace(state=DISCARDED, round=row.round + 1, buried=False)
         after = with_row(cancelled(model, state, database, number), database, number, unclaimed(model, laid, False))
         yield Step(DISCARD, model.spent(after, DISCARD.name), about)
+    if row.state == FAILED and row.content and model.may(state, EDIT.name):  # the copy is a message of its own
+        past = row._replace(state=SUPERSEDED, round=row.round + 1, buried=False, edited=True)
+        after = with_row(cancelled(model, state, database, number), database, number, unclaimed(model, past, False))
+        yield Step(EDIT, model.spent(after, EDIT.name), about)
     if row.state == DISCARDED and model.may(state, RESTORE.name):
         after = with_row(state, database, number, row._replace(state=FAILED))
         yield Step(RESTORE, model.spent(after, RESTORE.name), about)
     ended = row.state in (PROCESSED, DISCARDED, SUPERSEDED)
     if ended and model.may(state, PRUNE.name) and _is_deletable(model, state, database, number, row):
         place = model.pair(row.message, row.queue)
-        gone = (*state.gone[:place], row.state != SUPERSEDED or state.gone[place], *state.gone[place + 1 :])
+        is_forgotten = row.state != SUPERSEDED or row.edited or state.gone[place]
+        gone = (*state.gone[:place], is_forgotten, *state.gone[place + 1 :])
         yield Step(PRUNE, model.spent(with_row(state, database, number, ())._replace(gone=gone), PRUNE.name), about)
 
 

@@ -43,7 +43,7 @@ class Outgoing(NamedTuple):
 class Row(NamedTuple):
     """A row of the inbox. `runs` are those that are recorded as attempts and may be reported again.
 
-    `buried` says that it failed for a dead letter.
+    `buried` says that it failed for a dead letter, `edited` that a copy with another content took its place.
     """
 
     message: int  # ghost: which message it is about
@@ -60,6 +60,7 @@ class Row(NamedTuple):
     interrupted: bool = False
     runs: tuple[int, ...] = ()
     buried: bool = False
+    edited: bool = False
 
 
 class Copy(NamedTuple):

@@ -20,6 +20,7 @@ BROKER = "the embedded broker's own upkeep, which its contract tests cover; to t
 WORKERS = "rows that show which workers live"
 TOLD = "how long a run took, which decides nothing"
 STORED = "which messages an operation is about, and how far it is; to each message it does what its verb does"
+REHEARSED = "what became of a rehearsal: its handler's work is rolled back, and no row of a message changes"
 COUNTED = "how many messages ended how, for charts; it decides nothing"
 OUTSIDE = {
     "messaging.backends.database.DatabaseBroker.purge_and_delete": "for tests",
@@ -56,6 +57,11 @@ OUTSIDE = {
     "messaging.operations.stored._Run._note": STORED,
     "messaging.operations.stored._Run._step": STORED,
     "messaging.operations.stored._Run._tried": STORED,
+    "messaging.operations.rehearsals._claimed": REHEARSED,
+    "messaging.operations.rehearsals.ask": REHEARSED,
+    "messaging.operations.rehearsals.end_abandoned": REHEARSED,
+    "messaging.operations.rehearsals.run_waiting": REHEARSED,
+    "messaging.processing.rehearsing._run": REHEARSED,
     "messaging.publishing.rounds.add_round": MEANS,
     "messaging.models.spools.Spool.store": MEANS,
     "messaging.processing.without_handler._whole": MEANS,

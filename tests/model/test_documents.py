@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 STATES = 1500
 # These make all the changes that there are.
 WORLDS = (
-    "retention", "unroutable", "dead letters", "operators", "purge", "stop", "stop, no id", "two databases",
+    "retention", "unroutable", "dead letters", "operators", "edit", "purge", "stop", "stop, no id", "two databases",
 )  # fmt: skip
 
 

@@ -80,6 +80,13 @@ class DatabaseBroker(Backend):
                 readings.append(QueueDepth(name, *counts.get(pk, (0, 0)), consumers[name], source=SOURCE))
         return readings
 
+    def routes(self, exchange: str, routing_key: str) -> list[str] | None:
+        """The queues that a message would reach now; none where there is no such exchange."""
+        with broker_errors(self._database):
+            known = catalog.Routes.read(self._database)
+        names = {pk: name for name, pk in known.queues.items()}
+        return sorted(names[pk] for pk in known.find(exchange, routing_key) or ())
+
     def purge_and_delete(self, topology: Topology) -> None:
         """Delete these queues and exchanges with all they hold. For tests."""
         names = [name for queue in topology.queues for name in (queue.name, queue.dead)]

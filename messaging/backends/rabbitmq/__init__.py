@@ -98,6 +98,12 @@ class RabbitMQ(Backend):
                 readings |= {name: _look(session, name) for name in missing}
         return [readings[name] for name in names]
 
+    def routes(self, exchange: str, routing_key: str) -> list[str] | None:
+        """The queues that a message would reach now, where `MANAGEMENT_URL` is set; see the contract."""
+        if not self.settings.management_url:
+            return None
+        return Management(self.settings, _READING_SECONDS).routes(exchange, routing_key)
+
     def purge_and_delete(self, topology: Topology) -> None:
         """Delete these queues and exchanges with all they hold. For tests."""
         with Session(self.settings, "tests") as session:

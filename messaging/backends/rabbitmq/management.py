@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +14,7 @@ from messaging.backends.rabbitmq import http, parameters
 from messaging.conf import AliasSettings
 from messaging.conf.urls import parse_management_url
 from messaging.exceptions import BrokerUnavailable
+from messaging.handlers import topic_matches
 
 SOURCE = "management API"
 # What an answer may hold under these names; None besides. An empty table may come as an empty list.
@@ -22,6 +23,12 @@ _TYPES: dict[str, type] = {
     **dict.fromkeys(("durable", "auto_delete", "exclusive", "internal"), bool),
     **dict.fromkeys(("messages_ready", "messages_unacknowledged", "consumers"), int),
     **dict.fromkeys(("arguments", "effective_policy_definition", "definition"), dict),
+}
+# By the type of an exchange, whether a binding with this key takes a message with that one.
+_MATCHES: dict[str, Callable[[str, str], bool]] = {
+    "topic": topic_matches,
+    "direct": str.__eq__,
+    "fanout": lambda _bound, _routing_key: True,
 }
 
 
@@ -82,6 +89,20 @@ class Management:
     def bindings_from(self, exchange: str) -> list[dict[str, Any]]:
         """The bindings that lead from an exchange."""
         return self._bindings(f"exchanges/{self._vhost}/{_quoted(exchange)}/bindings/source")
+
+    def routes(self, exchange: str, routing_key: str) -> list[str] | None:
+        """The queues that a message would reach; None where an exchange goes by more than the routing key."""
+        if exchange == "":
+            return [] if self.queue(routing_key) is None else [routing_key]
+        found = self.exchange(exchange)
+        if found is None:
+            return []
+        matches = _MATCHES.get(found.get("type", ""))
+        bindings = self.bindings_from(exchange)
+        is_plain = all(one.get("destination_type") == "queue" for one in bindings)
+        if matches is None or not is_plain or found.get("arguments", {}).get("alternate-exchange"):
+            return None
+        return sorted({str(one.get("destination")) for one in bindings if matches(one["routing_key"], routing_key)})
 
     def policy(self, name: str) -> dict[str, Any]:
         """What a policy defines; nothing when it does not exist."""

@@ -11,7 +11,7 @@ from messaging.checks.databases import require
 from messaging.exceptions import ConfigurationError
 from messaging.management.base import MessagingCommand
 from messaging.monitoring import counters, failure_groups
-from messaging.retention import BATCH, deletable, ended_operations, expired, prune, prune_operations
+from messaging.retention import BATCH, deletable, ended_operations, ended_rehearsals, expired, prune, prune_operations
 
 
 class Command(MessagingCommand):
@@ -44,6 +44,8 @@ class Command(MessagingCommand):
                 operations = ended_operations(database)
                 count = operations.count() if dry_run else prune_operations(operations, batch)
                 self.stdout.write(f"{database}: {count} operations {'would go' if dry_run else 'deleted'}")
+                if not dry_run:
+                    ended_rehearsals(database).delete()
         except ConfigurationError as error:
             raise CommandError(str(error)) from error
         if not dry_run:

@@ -15,7 +15,8 @@ from messaging import conf
 from messaging.checks.databases import require
 from messaging.exceptions import ConfigurationError
 from messaging.management.base import MessagingCommand
-from messaging.operations.stored import Runner
+from messaging.operations import rehearsals
+from messaging.operations.stored import Runner, run_waiting
 from messaging.relaying.relay import Relay
 from messaging.supervising import process_setup
 from messaging.supervising.child import stop_signals
@@ -46,7 +47,8 @@ class Command(MessagingCommand):
             stop = threading.Event()
             _stop_on_signals(relay, stop)
             if not burst:
-                Runner(relay.settings.databases, relay.name, stop).start()
+                for work in (run_waiting, rehearsals.run_waiting):
+                    Runner(relay.settings.databases, relay.name, stop, work).start()
             logger.info("Relay %s serves %s.", relay.name, relay.settings.safe_url)
             relay.run(stop, burst=burst)
         except ConfigurationError as error:

@@ -12,13 +12,14 @@ from django.db import router
 from messaging.management.base import MessagingCommand
 from messaging.management.options import known_database
 from messaging.models import Operation
+from messaging.operations import rehearsals
 from messaging.operations.stored import run_waiting
 
 
 class Command(MessagingCommand):
-    """Carries out the operations that wait, then ends."""
+    """Carries out the operations and rehearsals that wait, then ends."""
 
-    help = "Carry out the operations that operators have stored and that nobody carries out, then end."
+    help = "Carry out the operations and rehearsals that operators have stored and nobody carries out, then end."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """The options."""
@@ -27,5 +28,9 @@ class Command(MessagingCommand):
     def handle(self, *args: Any, database: str | None, **options: Any) -> None:
         """Run them one after the other. Whoever is interrupted leaves the rest of one to the next."""
         name = known_database(database or router.db_for_write(Operation))
-        count = run_waiting(name, f"{socket.gethostname()[:150]}:{os.getpid()}:run_operations")
+        worker = f"{socket.gethostname()[:150]}:{os.getpid()}:run_operations"
+        count = run_waiting(name, worker)
         self.stdout.write(f"{count} operation{'' if count == 1 else 's'} carried out.")
+        count = rehearsals.run_waiting(name, worker)
+        if count:
+            self.stdout.write(f"{count} rehearsal{'' if count == 1 else 's'} run.")
