@@ -94,7 +94,7 @@ def warned_of(tree: ast.AST, names: tuple[str, ...]) -> Iterator[str]:
         yield from warned_of(node, inside)
 
 
-# These keep mail from being sent, or send it as every Django has it: of the same module, and not deprecated.
+# These keep mail from being sent, or send it as each Django has it: nothing deprecated, but of the same module.
 KEPT_MAIL = {
     "messaging/processing/rehearsing.py",
     "tests/processing/test_rehearsing.py",
