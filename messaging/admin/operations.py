@@ -7,6 +7,7 @@ from typing import Any
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, URLPattern, path, reverse
@@ -30,6 +31,21 @@ SHOWN = 20  # messages that were not acted on
 RESULT = ("row", "message_id", "result", "note", "settled_at")
 
 
+class StateFilter(admin.SimpleListFilter):
+    """By state."""
+
+    title = gettext_lazy("state")
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        """Every state."""
+        return list(Operation.State.choices)
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The operations in that state."""
+        return queryset.filter(state=self.value()) if self.value() in Operation.State.values else queryset
+
+
 class OperationAdmin(ReadOnlyAdmin):
     """Stored operations: what they act on, how far they are, and a way to end one."""
 
@@ -43,7 +59,7 @@ class OperationAdmin(ReadOnlyAdmin):
         "created_column",
     )
     list_display_links = ("number_column",)
-    list_filter = ("state",)
+    list_filter = (StateFilter,)
     ordering = ("-id",)
     exported = (
         "id", "verb", "kind", "scope", "state", "total", "done", "skipped", "failed", "rate", "username", "reason",

@@ -59,6 +59,13 @@ def test_one_that_was_tried_is_linked_and_goes_on_when_told(admin_client: Client
     assert "does not wait for your word" in again
 
 
+def test_the_list_is_filtered_by_state(admin_client: Client) -> None:
+    make(1)
+    assert "?state=waiting" in admin_client.get(OPERATIONS).content.decode()
+    assert "0 / 1" in admin_client.get(f"{OPERATIONS}?state=waiting").content.decode()
+    assert "0 / 1" not in admin_client.get(f"{OPERATIONS}?state=done").content.decode()
+
+
 def test_cancelling_ends_it_and_is_said(admin_client: Client) -> None:
     operation = make()
     admin_client.get(f"{OPERATIONS}{operation.pk}/cancel/")
