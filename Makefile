@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help environment run run-rabbitmq test test-slow test-all contract reliability matrix chaos model bench scale leak docs lint format clean
+.PHONY: help environment run run-rabbitmq test test-slow test-all contract reliability matrix chaos model bench scale leak screenshots docs lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ scale: ## what a message costs in tables of 10,000 rows and of ROWS=10000000
 
 leak: ## whether a consumer's memory stays what it is over MESSAGES=1000000
 	@$(PYTHON) -m benchmarks.leak
+
+screenshots: environment ## every page of the console into var/screenshots, and the pictures of the docs into docs/images
+	@$(PYTHON) -m tools.packages chromium
+	@$(BIN)/python -m tools.screenshot
 
 docs: environment ## the documentation as a site in var/docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

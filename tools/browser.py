@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qsl, urldefrag, urljoin, urlsplit
 
 from tools.services import ServiceMissing
 
@@ -37,3 +39,42 @@ def chromium() -> Iterator[Any]:
             yield browser
         finally:
             browser.close()
+
+
+def walk(page: Any, top: str, most: int = 150) -> Iterator[str]:
+    """Show every page below an address that links lead to, one of each shape, one after another.
+
+    Args:
+        page: Playwright's, signed in.
+        top: the address that they all begin with.
+        most: pages after which it ends.
+
+    Gives the path of each while it is shown. A page that is not there raises AssertionError.
+    """
+    from playwright.sync_api import Error  # which is not everywhere
+
+    seen, wanted, base = set[str](), [urlsplit(top).path], urljoin(top, "/")[:-1]
+    while wanted and len(seen) < most:
+        path = wanted.pop(0)
+        if shape_of(path) in seen:
+            continue
+        seen.add(shape_of(path))
+        try:
+            answer = page.goto(base + path)
+        except Error as error:
+            if "Download is starting" not in str(error):
+                raise
+            continue
+        if not answer.ok:
+            raise AssertionError(f"{path} answered {answer.status}.")
+        yield path
+        found = page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)")
+        parts = [urlsplit(urldefrag(url)[0]) for url in found if url.startswith(top)]
+        wanted += [part.path + (f"?{part.query}" if part.query else "") for part in parts]
+
+
+def shape_of(path: str) -> str:
+    """What pages of a kind have in common: the path without numbers, and by what a list is filtered, one at a time."""
+    parts = urlsplit(path)
+    names = sorted({name for name, _value in parse_qsl(parts.query) if name != "_changelist_filters"})
+    return re.sub(r"\d+", "N", parts.path) + (f"?{names[0]}" if names else "")

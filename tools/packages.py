@@ -6,12 +6,13 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from tools import mariadb, postgresql, rabbitmq
+from tools import browser, mariadb, postgresql, rabbitmq
 from tools.services import ServiceMissing
 
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -37,6 +38,7 @@ FINDERS: dict[str, Callable[[], object]] = {
     "rabbitmq-server": rabbitmq.find_scripts,
     "postgresql": postgresql.find_programs,
     "mariadb-server": mariadb.find_programs,
+    "chromium": browser.find_chromium,
     "libmariadb-dev": _finder("mariadb_config"),
     "pkg-config": _finder("pkg-config"),
     "gcc": _finder("gcc"),
@@ -85,3 +87,8 @@ def _services_stay_off() -> Iterator[None]:
         yield
     finally:
         POLICY.unlink()
+
+
+if __name__ == "__main__":
+    for said in install_missing(*sys.argv[1:]):
+        print(said)

@@ -1,15 +1,17 @@
-"""The pictures in `docs/images`, made from the running demo site: `python -m tools.screenshot [FOLDER]`.
+"""Pictures of the running demo site: `make screenshots`, or `python -m tools.screenshot [FOLDER]`.
+
+Every page of the console goes to `var/screenshots`, light and dark, in both languages and three widths; those that the
+README and the docs show go to `docs/images`, or to the folder that is given, and then alone.
 
 Needs Playwright's Python package in the Python that runs it, Chromium on PATH or in CHROMIUM, and a font with Chinese
-characters for the name of that language. The site runs privately: free ports, its own RabbitMQ node, data in a
-temporary folder. A browser places the orders and breaks the invoicing service, so that every row in the pictures came
-down the road.
+characters. The site runs privately: free ports, its own RabbitMQ node, data in a temporary folder. A browser places the
+orders and breaks the invoicing service, so that every row in the pictures came down the road.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
+import itertools
 import os
 import re
 import secrets
@@ -24,15 +26,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tools.browser import chromium, walk
 from tools.environment import ROOT
-from tools.services import free_ports, is_listening
+from tools.services import ServiceMissing, free_ports, is_listening
 
 FOLDER = ROOT / "docs" / "images"
+ALL = ROOT / "var" / "screenshots"
 SIZE = {"width": 1440, "height": 900}
+SCHEMES = ("light", "dark")
+LANGUAGES = ("en", "zh-hans")
+WIDTHS = (1280, 768, 390)
 START_TIMEOUT = 180.0  # seconds; the first start may create the virtual environment
 ROAD_TIMEOUT = 60.0  # seconds until what was ordered has failed or succeeded
 STOP_TIMEOUT = 60.0
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # A picture does not tell whose machine, and which folder, it was made on.
 RENAMED = ((socket.gethostname(), "web-1"), (str(ROOT), "/srv/shop"))
 RENAME = """([name, other]) => {
@@ -85,25 +91,31 @@ class Photographer:
         """Open the first message of the list that is shown."""
         self._page.locator("#result_list tbody tr th a").first.click()
 
-    def take(self, name: str) -> None:
-        """Save what the window shows as `<name>.png`."""
+    def take(self, name: str, *, whole: bool = False) -> None:
+        """Save what the window shows, or the whole page, as `<name>.png`."""
         for found, other in RENAMED:
             self._page.evaluate(RENAME, [re.escape(found), other])
+        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{name}.png"
-        self._page.screenshot(path=path, animations="disabled")
+        self._page.screenshot(path=path, animations="disabled", full_page=whole)
         print(f"{path}: {path.stat().st_size // 1024} KB", flush=True)
 
 
 def main(arguments: list[str]) -> int:
     """Make every picture; returns the exit status."""
     folder = Path(arguments[0]) if arguments else FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     password = secrets.token_urlsafe(9)
-    with demo_site(password) as base, browser_page() as page:
-        photographer = Photographer(page, base, folder)
-        photographer.sign_in(password)
-        fill(photographer)
-        take_pictures(photographer)
+    try:
+        with demo_site(password) as base, chromium() as browser:
+            page = browser.new_page(viewport=SIZE, locale="en-US", color_scheme="light", timezone_id="UTC")
+            photographer = Photographer(page, base, folder)
+            photographer.sign_in(password)
+            fill(photographer)
+            take_pictures(photographer)
+            if not arguments:
+                take_all(browser, base, page.context.storage_state())
+    except ServiceMissing as error:
+        raise SystemExit(str(error)) from None
     return 0
 
 
@@ -119,9 +131,11 @@ def fill(photographer: Photographer) -> None:
 
 
 def take_pictures(photographer: Photographer) -> None:
-    """The start page, the queues, what came in, and one message that failed."""
+    """The start page, the overview, the queues, what came in, and one message that failed."""
     photographer.go("/")
     photographer.take("shop")
+    photographer.go("/admin/messaging/")
+    photographer.take("overview")
     photographer.go("/admin/messaging/queuecontrol/")
     photographer.take("queues")
     photographer.go("/admin/messaging/processedmessage/")
@@ -129,6 +143,22 @@ def take_pictures(photographer: Photographer) -> None:
     photographer.go("/admin/messaging/processedmessage/?state=failed")
     photographer.open_first()
     photographer.take("failed")
+
+
+def take_all(browser: Any, base: str, signed_in: Any) -> None:
+    """Every page of the console that links lead to, in every way that it can be looked at."""
+    shutil.rmtree(ALL, ignore_errors=True)
+    for scheme, language in itertools.product(SCHEMES, LANGUAGES):
+        locale = {"en": "en-US", "zh-hans": "zh-CN"}[language]
+        context = browser.new_context(color_scheme=scheme, locale=locale, timezone_id="UTC", storage_state=signed_in)
+        context.add_cookies([{"name": "django_language", "value": language, "url": base}])
+        page = context.new_page()
+        for path in walk(page, f"{base}/admin/messaging/"):
+            name = re.sub(r"[^\w-]+", "-", path.removeprefix("/admin/messaging/")).strip("-")[:80] or "overview"
+            for width in WIDTHS:
+                page.set_viewport_size({"width": width, "height": 900})
+                Photographer(page, base, ALL / f"{scheme}-{language}-{width}").take(name, whole=True)
+        context.close()
 
 
 @contextlib.contextmanager
@@ -165,25 +195,6 @@ def demo_site(password: str) -> Iterator[str]:
         process.send_signal(signal.SIGTERM)
         process.wait(STOP_TIMEOUT)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def browser_page() -> Iterator[Any]:
-    """A page of a headless Chromium."""
-    try:
-        playwright = importlib.import_module("playwright.sync_api")
-    except ModuleNotFoundError:
-        raise SystemExit("This needs Playwright: `pip install playwright` into this Python, then try again.") from None
-    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        raise SystemExit("This needs Chromium: install it, or name it in CHROMIUM.")
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=program, args=arguments)
-        try:
-            yield browser.new_page(viewport=SIZE, locale="en-US", color_scheme="light", timezone_id="UTC")
-        finally:
-            browser.close()
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = ROAD_TIMEOUT) -> None:

@@ -25,11 +25,13 @@
         const style = getComputedStyle(one);
         if (!parseFloat(style.borderTopWidth) && clear(style.backgroundColor) && style.boxShadow === "none") say("bare", one);
     }
-    for (const one of document.querySelectorAll(".msg-page :is(h2, h3)"))
+    for (const one of document.querySelectorAll(".msg-page, .msg-alert, .msg-tools"))
+        if (shown(one) && (one.getBoundingClientRect().top < 0 || one.getBoundingClientRect().left < 0)) say("cut off", one);
+    for (const one of document.querySelectorAll(".msg-page :is(h2, h3):not(fieldset *)"))
         if (!shown(one) || contrast(one) < 3) say("no heading to be seen", one);
     for (const one of document.querySelectorAll(".msg-page :is(p, dt, dd, td, th, li, a, label)"))
         if (one.innerText.trim() && shown(one) && contrast(one) < 2) say("cannot be read", one);
-    for (const one of document.querySelectorAll(".msg-page :is(.object-tools, .msg-cards, .msg-links, .msg-timeline) > li"))
+    for (const one of document.querySelectorAll(".msg-tools li, .msg-page :is(.object-tools, .msg-cards, .msg-links, .msg-timeline) > li"))
         if (getComputedStyle(one).display === "list-item" && getComputedStyle(one).listStyleType !== "none") say("dot", one);
     for (const row of document.querySelectorAll(".msg-page tr, #result_list tr")) {
         const boxes = [...row.cells].map(cell => {

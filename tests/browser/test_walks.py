@@ -9,8 +9,9 @@ import pytest
 
 from tests.browser.conftest import Visit
 from tests.browser.filling import fill
-from tests.browser.visitor import Visitor, shape_of
+from tests.browser.visitor import Visitor
 from tests.site import Site
+from tools.browser import shape_of
 
 WIDTHS = (390, 768, 1280)
 STOCK = "/admin/auth/user/"  # a page of Django's own, whose faults are not ours

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import parse_qsl, urldefrag, urljoin, urlsplit
+from urllib.parse import urljoin
 
 from tests.site import Site
+from tools.browser import walk
 
 TOP = "/admin/messaging/"
 SIGN_IN = """
@@ -77,37 +78,10 @@ class Visitor:
         """What can be read."""
         return str(self.page.inner_text("body"))
 
-    def walk(self, most: int = 150) -> Iterator[str]:
+    def walk(self) -> Iterator[str]:
         """Every page of the console that links lead to, one of each shape, shown one after another; their paths."""
-        from playwright.sync_api import Error  # which is not everywhere
-
-        seen, wanted = set[str](), [TOP]
-        while wanted and len(seen) < most:
-            path = wanted.pop(0)
-            if shape_of(path) in seen:
-                continue
-            seen.add(shape_of(path))
-            try:
-                self.go(path)
-            except Error as error:
-                if "Download is starting" not in str(error):
-                    raise
-                continue
-            yield path
-            wanted += self._links()
-
-    def _links(self) -> list[str]:
-        found = self.page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)")
-        parts = [urlsplit(urldefrag(url)[0]) for url in found if url.startswith(self.base + TOP)]
-        return [part.path + (f"?{part.query}" if part.query else "") for part in parts]
+        return walk(self.page, self.base + TOP)
 
     def close(self) -> None:
         """Leave."""
         self.context.close()
-
-
-def shape_of(path: str) -> str:
-    """What pages of a kind have in common: the path without numbers, and by what a list is filtered, one at a time."""
-    parts = urlsplit(path)
-    names = sorted({name for name, _value in parse_qsl(parts.query) if name != "_changelist_filters"})
-    return re.sub(r"\d+", "N", parts.path) + (f"?{names[0]}" if names else "")
