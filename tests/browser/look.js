@@ -11,7 +11,7 @@
     const behind = one => {
         for (; one; one = one.parentElement) {
             const color = getComputedStyle(one).backgroundColor;
-            if (!clear(color)) return color;
+            if ((numbers(color)[3] ?? 1) > 0.5) return color;
         }
         return "rgb(255, 255, 255)";
     };
