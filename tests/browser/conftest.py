@@ -101,3 +101,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.browser)
+            item.add_marker(pytest.mark.timeout(1800))

@@ -47,9 +47,9 @@ def fill(site: Site) -> Running:
     broken.touch()
     consumer = site.start("consume", "--concurrency", "2")
     site.run(PUBLISH)
-    wait_until(lambda: site.states() == {"failed": 5, "retrying": 1}, deadline=180, what="the failures")
+    wait_until(lambda: site.states() == {"failed": 5, "retrying": 1}, deadline=300, what="the failures")
     broken.unlink()
     site.run("from messaging import publish\npublish('work.two', {'number': 9})")
-    wait_until(lambda: site.states().get("processed") == 1, deadline=180, what="a success")
+    wait_until(lambda: site.states().get("processed") == 1, deadline=300, what="a success")
     site.shell(ROWS)
     return consumer

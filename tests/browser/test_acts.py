@@ -25,7 +25,7 @@ def reads(visitor: Visitor, text: str) -> None:
         visitor.page.reload()
         return text in visitor.text()
 
-    wait_until(look, deadline=120, interval=0.5, what=text)
+    wait_until(look, deadline=300, interval=0.5, what=text)
 
 
 def press(visitor: Visitor, name: str) -> None:
@@ -48,7 +48,7 @@ def test_a_message_is_published_fails_and_is_requeued(shop: Site, visit: Visit) 
     shop.start("consume")
     write(visitor, "work.order")
     reads(visitor, "The broker has confirmed it.")
-    wait_until(lambda: shop.states() == {"failed": 1}, deadline=120)
+    wait_until(lambda: shop.states() == {"failed": 1}, deadline=300)
     visitor.go(f"{INCOMING}?state=failed")
     visitor.page.locator("#result_list tbody tr th a").first.click()
     assert "ValueError: The other service is away" in visitor.text()
@@ -75,7 +75,7 @@ def test_all_that_match_are_requeued_while_a_consumer_is_killed(shop: Site, visi
     visitor.page.locator(".actions button[name=index]").click()
     press(visitor, "Requeue")
     assert "It is stored as operation" in visitor.text()
-    wait_until(lambda: "requeued" in shop.states() or "processed" in shop.states(), deadline=120)
+    wait_until(lambda: "requeued" in shop.states() or "processed" in shop.states(), deadline=300)
     consumer.kill()
     shop.start("consume")
     reads(visitor, f"{MANY} / {MANY}")
@@ -87,21 +87,21 @@ def test_all_that_match_are_requeued_while_a_consumer_is_killed(shop: Site, visi
 def test_a_paused_queue_waits_and_goes_on(shop: Site, visit: Visit) -> None:
     visitor = visit(shop, "operator")
     consumer = shop.start("consume")
-    wait_until(lambda: shop.value("SELECT COUNT(*) FROM messaging_worker WHERE kind = 'consume'"), deadline=120)
+    wait_until(lambda: shop.value("SELECT COUNT(*) FROM messaging_worker WHERE kind = 'consume'"), deadline=300)
     visitor.go(QUEUES)
     visitor.page.locator("a.msg-button[href*='queue=work']").click()
     visitor.page.fill("[name=reason]", "a deployment")
     press(visitor, "Pause")
     assert "a deployment" in visitor.text()
     paused = "SELECT COUNT(*) FROM messaging_worker WHERE paused LIKE '%work%'"
-    wait_until(lambda: shop.value(paused), deadline=120, what="the consumer to leave it alone")
+    wait_until(lambda: shop.value(paused), deadline=300, what="the consumer to leave it alone")
     write(visitor, "work.order")
     reads(visitor, "The broker has confirmed it.")
     assert shop.states() == {}
     visitor.go(QUEUES)
     visitor.page.locator("a.msg-button[href*='resume'][href*='queue=work']").click()
     press(visitor, "Resume")
-    wait_until(lambda: shop.states() == {"processed": 1}, deadline=120)
+    wait_until(lambda: shop.states() == {"processed": 1}, deadline=300)
     assert consumer.returncode is None
     assert visitor.complaints == []
 
@@ -110,7 +110,7 @@ def tab_to(visitor: Visitor, text: str, most: int = 120) -> None:
     """Press Tab until what has the focus reads so."""
     for _ in range(most):
         visitor.page.keyboard.press("Tab")
-        found = visitor.page.evaluate("document.activeElement.value || document.activeElement.innerText || ''")
+        found = visitor.page.evaluate("document.activeElement.value || document.activeElement.textContent || ''")
         if str(found).strip() == text:
             return
     raise AssertionError(f"Tab does not lead to {text!r}.")
@@ -121,7 +121,7 @@ def test_the_keyboard_alone_can_requeue(shop: Site, visit: Visit) -> None:
     (shop.folder / "broken").touch()
     shop.start("consume")
     shop.run(PUBLISH)
-    wait_until(lambda: shop.states() == {"failed": 5, "retrying": 1}, deadline=180)
+    wait_until(lambda: shop.states() == {"failed": 5, "retrying": 1}, deadline=300)
     row = shop.value("SELECT MIN(id) FROM messaging_processedmessage WHERE state = 'failed'")
     (shop.folder / "broken").unlink()
     visitor.go(f"{INCOMING}{row}/change/")
@@ -130,7 +130,7 @@ def test_the_keyboard_alone_can_requeue(shop: Site, visit: Visit) -> None:
         with visitor.page.expect_navigation():
             visitor.page.keyboard.press("Enter")
     state = f"SELECT state FROM messaging_processedmessage WHERE id = {row}"
-    wait_until(lambda: shop.value(state) == "processed", deadline=120)
+    wait_until(lambda: shop.value(state) == "processed", deadline=300)
 
 
 @pytest.mark.parametrize("who", ["viewer", "operator", "superuser"])
@@ -138,12 +138,12 @@ def test_each_kind_of_user_may_do_what_it_may(shop: Site, visit: Visit, who: str
     (shop.folder / "broken").touch()
     shop.start("consume")
     shop.run(PUBLISH)
-    wait_until(lambda: shop.states() == {"failed": 5, "retrying": 1}, deadline=180)
+    wait_until(lambda: shop.states() == {"failed": 5, "retrying": 1}, deadline=300)
     row = shop.value("SELECT MIN(id) FROM messaging_processedmessage WHERE state = 'failed'")
     visitor = visit(shop, who)
     allowed = 403 if who == "viewer" else 200
     for path in (f"{INCOMING}{row}/requeue/", f"{OUTGOING}add/", f"{QUEUES}pause/?alias=default&queue=work"):
         assert visitor.status(path) == allowed, path
     visitor.go(f"{INCOMING}{row}/change/")
-    assert ("Requeue" in visitor.text()) == (who != "viewer")
+    assert visitor.page.get_by_role("link", name="Requeue", exact=True).count() == (who != "viewer")
     assert ("You do not have the permission to see payloads." in visitor.text()) == (who == "viewer")

@@ -50,7 +50,7 @@ class Visitor:
         self.context = browser.new_context(
             viewport={"width": 1280, "height": 900}, color_scheme=scheme, locale="en-US", timezone_id="UTC"
         )
-        self.context.set_default_timeout(60_000)
+        self.context.set_default_timeout(120_000)
         said = site.shell(SIGN_IN.format(name=name, codenames=codenames))
         [session] = re.findall("session: (.+)", said)
         self.context.add_cookies([{"name": "sessionid", "value": session, "url": base}])
