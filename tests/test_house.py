@@ -29,6 +29,7 @@ BESIDE = {"README.md", "py.typed", "__pycache__"}  # of no step: what is told, a
 PLACES = 36
 FILES = 40
 MOVES = 150  # between places
+OF_THE_CLOCK = {"consuming/housekeeping.py"}  # which on a slow machine comes in between each time
 MESSAGES = 5  # what all of them have in common is counted: beside one somebody may have renewed a lease
 
 
@@ -121,7 +122,7 @@ def test_a_success_crosses_few_files_and_moves_little_between_places(vhost_url: 
             send_one(relay, tracer)
             trips.append((tracer.between_places.total(), tracer.between_files.total(), tracer.files))
     moves, between_files, _ = min(trips, key=lambda trip: trip[:2])
-    files = sorted(set.intersection(*(visited for _, _, visited in trips)))
+    files = sorted(set.intersection(*(visited for _, _, visited in trips)) - OF_THE_CLOCK)
     told = f"{len(files)} files, {between_files} moves between files, {moves} between places."
     print(told, *files)  # noqa: T201  with -s: for who changes the house
     assert len(files) <= FILES, files

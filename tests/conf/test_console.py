@@ -36,10 +36,13 @@ def test_nothing_needs_to_be_set(settings: Any) -> None:
 
 
 def test_everything_can_be_set(settings: Any) -> None:
-    every = {"REDACT": REDACT, "BANNER": "PRODUCTION", "ALERTS": {"late": 5}, "EDIT": True, "PAYLOAD_SEARCH": False}
+    every = {
+        "REDACT": REDACT, "BANNER": "PRODUCTION", "ALERTS": {"late": 5}, "EDIT": True, "PAYLOAD_SEARCH": False,
+        "RELEASE": "2026.5",
+    }  # fmt: skip
     assert set(every) == set(rules.CONSOLE)
     assert checked(settings, every) == []
-    assert conf.console() == conf.ConsoleSettings(REDACT, "PRODUCTION", {"late": 5}, edit=True)
+    assert conf.console() == conf.ConsoleSettings(REDACT, "PRODUCTION", {"late": 5}, edit=True, release="2026.5")
     assert checked(settings, {"REDACT": None, "BANNER": None}) == []
     assert conf.console().banner == ""
 

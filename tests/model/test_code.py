@@ -22,7 +22,15 @@ TOLD = "how long a run took, which decides nothing"
 STORED = "which messages an operation is about, and how far it is; to each message it does what its verb does"
 REHEARSED = "what became of a rehearsal: its handler's work is rolled back, and no row of a message changes"
 COUNTED = "how many messages ended how, for charts; it decides nothing"
+GROUPED = "what failures have in common, told to people; it decides nothing"
 OUTSIDE = {
+    "messaging.monitoring.failure_groups._end_silence": GROUPED,
+    "messaging.monitoring.failure_groups._seen": GROUPED,
+    "messaging.monitoring.failure_groups._write_count": GROUPED,
+    "messaging.monitoring.failure_groups.prune": GROUPED,
+    "messaging.monitoring.failure_groups.write": GROUPED,
+    "messaging.operations.failure_groups._change": GROUPED,
+    "messaging.operations.failure_groups.act_on": STORED,
     "messaging.backends.database.DatabaseBroker.purge_and_delete": "for tests",
     "messaging.backends.database.catalog._declare_queue": BROKER,
     "messaging.backends.database.catalog.declare": BROKER,
