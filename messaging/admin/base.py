@@ -296,7 +296,7 @@ class MessageAdmin(ReadOnlyAdmin):
             **self.beside(request, row),
             "payload": payload.present(row) if visible else None,
             "payload_url": self.url("payload", row.pk),
-            "headers": payload.header_rows(row) if visible else None,
+            "headers": payload.header_rows(redaction.headers(row)) if visible else None,
             **self.describe(request, row),
             **extra_context,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from django.db.models import QuerySet, TextField
@@ -82,9 +82,9 @@ def present(row: Any) -> Payload:
     return Payload(pretty or text, "JSON" if pretty else _("text"), whole, False, problem)
 
 
-def header_rows(row: Any) -> list[tuple[str, str]]:
+def header_rows(headers: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Headers as names and readable values."""
-    return [(str(name), _plain(value)) for name, value in redaction.headers(row).items()]
+    return [(str(name), _plain(value)) for name, value in headers.items()]
 
 
 def _redacted(row: Any) -> Payload:

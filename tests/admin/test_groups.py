@@ -248,7 +248,7 @@ def test_rising_failures_lead_to_the_groups() -> None:
         failure_groups.add("default", "default", Cause("a" * 32, "shop.Boom"), is_final=True)
     failure_groups.write("default")
     html = page(staff("view_processedmessage"), INCOMING)
-    assert f'href="{GROUPS}">Failures are rising: 20' in html
+    assert f'href="{GROUPS}" data-live-word>Failures are rising: 20' in html
     assert "Failures are rising" not in page(staff("view_queuecontrol", name="quentin"), QUEUES)
 
 
