@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.http import HttpRequest
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from messaging.admin.alerts import look
@@ -16,6 +18,7 @@ from messaging.monitoring import counters
 from messaging.monitoring.counters import Period, Point, minute_of
 
 WIDTH, HEIGHT = 480.0, 96.0  # units of the drawing; the page makes it as wide as there is room
+SPARK_WIDTH, SPARK_HEIGHT = 96.0, 20.0  # of a small one in a table
 ROUGHLY = 12  # rows of the table beside it
 
 # What can be chosen: minutes of the whole, and of a bar.
@@ -91,7 +94,7 @@ def charts(found: Counted) -> dict[str, Any]:
         "periods": [(name, labels[name], name == chosen) for name in PERIODS],
         "period": labels[chosen],
         "charts": [_chart(kind, label, points, step, labels[chosen]) for kind, label in kinds],
-        "begin": time_of(points[0]),
+        "begin": time_of(points[0].minute),
         "parts": [points[first : first + size] for first in range(0, len(points), size)],
         "is_empty": not any(point.published or point.processed or point.failed for point in points),
     }
@@ -99,18 +102,7 @@ def charts(found: Counted) -> dict[str, Any]:
 
 def _chart(kind: str, label: str, points: Sequence[Point], step: int, period: str) -> Chart:
     values = [getattr(point, kind) for point in points]
-    most, width = max(values), WIDTH / len(points)
-    bars = [
-        Bar(
-            f"{number * width:.1f}",
-            f"{HEIGHT - _height(value, most):.1f}",
-            f"{max(1.0, width - 1):.1f}",
-            f"{_height(value, most):.1f}",
-            f"{time_of(point)} · {value:,}",
-        )
-        for number, (point, value) in enumerate(zip(points, values, strict=True))
-        if value
-    ]
+    most, bars = max(values), bars_of(values, [point.minute for point in points], WIDTH, HEIGHT)
     summary = _("%(total)s in %(period)s, at most %(most)s a minute.") % {
         "total": f"{sum(values):,}",
         "period": period,
@@ -119,21 +111,64 @@ def _chart(kind: str, label: str, points: Sequence[Point], step: int, period: st
     return Chart(kind, label, f"{sum(values):,}", _rate(most / step), summary, bars)
 
 
-def _height(value: int, most: int) -> float:
-    """At least so much that it can be seen."""
-    return max(2.0, HEIGHT * value / most)
+def bars_of(values: Sequence[int], minutes: Sequence[int], width: float, height: float) -> list[Bar]:
+    """A bar for each value that is not 0: the highest as high as the drawing, the lowest so high that it can be seen.
+
+    Args:
+        values: one for each of `minutes`.
+        minutes: from which on each was counted, since 1970 in UTC, for the titles.
+        width: of the whole drawing.
+        height: of the whole drawing.
+    """
+    most, step = max(values, default=0), width / max(1, len(values))
+    return [
+        Bar(
+            f"{number * step:.1f}",
+            f"{height - high:.1f}",
+            f"{max(1.0, step - 1):.1f}",
+            f"{high:.1f}",
+            f"{time_of(minute)} · {value:,}",
+        )
+        for number, (minute, value) in enumerate(zip(minutes, values, strict=True))
+        if value
+        for high in (max(1.5, height * value / most),)
+    ]
+
+
+def sparkline(values: Sequence[int], minutes: Sequence[int], words: str, kind: str = "") -> SafeString:
+    """A small chart without axes.
+
+    Args:
+        values: one for each of `minutes`.
+        minutes: from which on each was counted, since 1970 in UTC.
+        words: what it shows, for those who do not see it.
+        kind: "failed" for the colour of failures.
+    """
+    rect = '<rect x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>'
+    bars = (
+        (bar.x, bar.y, bar.width, bar.height, bar.title) for bar in bars_of(values, minutes, SPARK_WIDTH, SPARK_HEIGHT)
+    )
+    return format_html(
+        '<svg class="msg-spark{}" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" aria-label="{}">'
+        '<line class="msg-axis" x1="0" y1="{height}" x2="{width}" y2="{height}"></line>{}</svg>',
+        f" msg-spark-{kind}" if kind else "",
+        words,
+        format_html_join("", rect, bars),
+        width=f"{SPARK_WIDTH:.0f}",
+        height=f"{SPARK_HEIGHT:.0f}",
+    )
 
 
 def row(part: Sequence[Point]) -> list[str]:
     """What neighbouring points have together, for a table: when they begin, and the three sums."""
     sums = (sum(getattr(point, kind) for point in part) for kind in ("published", "processed", "failed"))
-    return [time_of(part[0]), *(f"{number:,}" for number in sums)]
+    return [time_of(part[0].minute), *(f"{number:,}" for number in sums)]
 
 
 def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
 
 
-def time_of(point: Point) -> str:
-    """When a point begins, for the page."""
-    return local(datetime.fromtimestamp(point.minute * 60, UTC))
+def time_of(minute: int) -> str:
+    """A minute since 1970 in UTC, for the page."""
+    return local(datetime.fromtimestamp(minute * 60, UTC))

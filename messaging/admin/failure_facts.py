@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
+from messaging.admin.charts import sparkline
 from messaging.admin.display import distance, local
 from messaging.admin.paginator import LIMIT, bounded
 from messaging.db.clock import in_utc
@@ -22,7 +23,6 @@ from messaging.monitoring.counters import minute_of
 
 DAY, STEP = 1440, 30  # minutes of the chart, and of a bar
 MANY = 2**62  # no primary key is higher
-WIDTH, HEIGHT = 2, 20  # units of a bar, and of the chart
 
 
 class Facts(NamedTuple):
@@ -65,39 +65,14 @@ def spark(history: Sequence[int]) -> SafeString:
     most = max(history, default=0)
     values = {"total": f"{sum(history):,}", "most": f"{most:,}", "minutes": STEP}
     words = _("%(total)s failed attempts in 24 hours, at most %(most)s in %(minutes)d minutes") % values
-    rect = '<rect x="{}" y="{}" width="1.6" height="{}"><title>{} · {}</title></rect>'
     begin = _this_minute() - _this_minute() % STEP - DAY + STEP
-    bars = [
-        (
-            number * WIDTH,
-            f"{HEIGHT - _height(count, most):.1f}",
-            f"{_height(count, most):.1f}",
-            _time(begin, number),
-            count,
-        )
-        for number, count in enumerate(history)
-        if count
-    ]
-    return format_html(
-        '<svg class="msg-spark msg-spark-failed" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" '
-        'aria-label="{}"><line class="msg-axis" x1="0" y1="{}" x2="{}" y2="{}"></line>{}</svg>',
-        WIDTH * len(history), HEIGHT, words, HEIGHT, WIDTH * len(history), HEIGHT, format_html_join("", rect, bars),
-    )  # fmt: skip
+    return sparkline(history, range(begin, begin + len(history) * STEP, STEP), words, "failed")
 
 
 def ago(value: datetime) -> SafeString:
     """How far away a point in time is, itself as the title: for a list."""
     aware = in_utc(value)
     return format_html('<time datetime="{}" title="{}">{}</time>', aware.isoformat(), local(aware), distance(aware))
-
-
-def _height(count: int, most: int) -> float:
-    """At least so much that it can be seen."""
-    return max(2.0, HEIGHT * count / most)
-
-
-def _time(begin: int, number: int) -> str:
-    return local(datetime.fromtimestamp(0, UTC) + timedelta(minutes=begin + number * STEP))
 
 
 def _this_minute() -> int:

@@ -90,7 +90,7 @@ def _figure(kind: str, label: str, counts: Sequence[Counts], points: Sequence[Po
     summary = ", ".join(f"{line.name} {line.value}" for line in lines)
     width = WIDTH / len(points)
     hits = [
-        Bar(f"{number * width:.1f}", "0", f"{width:.1f}", f"{HEIGHT:.0f}", f"{time_of(point)} · {told(one)}")
+        Bar(f"{number * width:.1f}", "0", f"{width:.1f}", f"{HEIGHT:.0f}", f"{time_of(point.minute)} · {told(one)}")
         for number, (point, one) in enumerate(zip(points, counts, strict=True))
         if any(one)
     ]

@@ -8,11 +8,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.urls import reverse
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from messaging import conf
 from messaging.admin import pauses
-from messaging.admin.charts import Bar, Counted, time_of
+from messaging.admin.charts import Counted, sparkline
 from messaging.admin.display import UNKNOWN, moment, span
 from messaging.admin.filters import queues_of
 from messaging.admin.latency import told_p95
@@ -22,7 +23,6 @@ from messaging.monitoring.snapshot import Snapshot
 
 Key = tuple[str, str]  # a queue's alias and name
 
-WIDTH, HEIGHT = 96.0, 20.0  # units of a sparkline
 SHOWN = 50  # queues, those of which most is to be said
 LATELY = 3  # points of the past hour: a quarter of it
 
@@ -41,8 +41,7 @@ class Row:
     failed: str
     wait: str
     oldest: str
-    bars: list[Bar]
-    summary: str
+    spark: SafeString
 
 
 def table(found: Counted, now: Snapshot, ready: Callable[[list[Key]], Mapping[Key, int]], site: str) -> dict[str, Any]:
@@ -86,21 +85,13 @@ def _row(key: Key, points: Sequence[Point], now: Snapshot, ready: int | None, si
         **done,
         wait=told_p95(point.waits for point in points[-LATELY:]),
         oldest=span(max(ages)) if ages else UNKNOWN,
-        bars=list(_sparkline(points)),
-        summary=_("%(processed)s processed and %(failed)s failed in the past hour") % done,
+        spark=sparkline(
+            [point.processed + point.failed for point in points],
+            [point.minute for point in points],
+            _("%(processed)s processed and %(failed)s failed in the past hour") % done,
+        ),
     )
 
 
 def _sum(points: Iterable[Point], kind: str) -> int:
     return sum(getattr(point, kind) for point in points)
-
-
-def _sparkline(points: Sequence[Point]) -> Iterable[Bar]:
-    """What was done, a bar for each point."""
-    most = max((point.processed + point.failed for point in points), default=0)
-    for number, point in enumerate(points):
-        done, width = point.processed + point.failed, WIDTH / len(points)
-        if done:
-            height = max(1.5, HEIGHT * done / most)
-            at = f"{number * width:.1f}", f"{HEIGHT - height:.1f}", f"{width - 1:.1f}", f"{height:.1f}"
-            yield Bar(*at, f"{time_of(point)} · {done:,}")
