@@ -29,7 +29,7 @@ def incoming(state: str = "failed", *, body: bytes = b'{"order": 17}', queue: st
     text, encoding = pack_body(body)
     values.setdefault("wire", Envelope("messaging", routing_key, properties, body).to_wire())
     values.setdefault("headers", {"tenant": "acme"})
-    return ProcessedMessage.objects.create(
+    return ProcessedMessage.objects.using(values.pop("database", None)).create(
         state=state,
         key=values.pop("key", None) or uuid.uuid4(),
         digest=uuid.uuid4(),
@@ -54,7 +54,8 @@ def outgoing(state: str = "published", *, body: bytes = b'{"order": 17}', **valu
     values.setdefault("headers", {"tenant": "acme"})
     if state != "pending":
         values.setdefault("due_at", None)
-    return PublishedMessage.objects.create(state=state, body=text, body_encoding=encoding, **values)
+    rows = PublishedMessage.objects.using(values.pop("database", None))
+    return rows.create(state=state, body=text, body_encoding=encoding, **values)
 
 
 def staff(*codenames: str, name: str = "olga") -> Client:

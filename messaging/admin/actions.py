@@ -17,16 +17,17 @@ from django.contrib.contenttypes.models import ContentType
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import NoReverseMatch, reverse
+from django.urls import NoReverseMatch
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from messaging.admin import databases
 from messaging.admin.filters import newest_pk, number_of
 from messaging.admin.lists import in_words
 from messaging.admin.paginator import LIMIT, Bounded, bounded_count
 from messaging.admin.verbs import Verb
 from messaging.models import FailureGroup, Operation
-from messaging.models.base import written
+from messaging.monitoring.databases import home
 from messaging.operations import Operator, Outcome, failure_groups, stored
 from messaging.operations.acting import BATCH
 
@@ -135,12 +136,12 @@ def carry_out(model_admin: MessageAdmin, request: HttpRequest, verb: Verb, rows:
     """Act on up to `LIMIT` of the rows, for `PATIENCE` seconds; log it, and tell the operator what was done."""
     look = preview(verb, rows)
     ids = iter(rows.filter(verb.eligible).order_by("pk").values_list("pk", flat=True)[:LIMIT])
-    manager = written(rows.model)
+    manager = rows.model._default_manager.using(rows.db)
     outcome, by = Outcome(), operator(request)
     until = time.monotonic() + PATIENCE
     while (batch := list(islice(ids, BATCH))) and (time.monotonic() < until or not outcome.done):
         outcome.add(verb.act(manager.filter(pk__in=batch), by))
-    log(model_admin, request, verb, outcome)
+    log(model_admin, request, verb, outcome, rows.db)
     report(model_admin, request, verb, outcome, look, rest=bool(batch) or isinstance(look.count, Bounded))
     return outcome
 
@@ -179,14 +180,14 @@ def store_operation(
     )
     text = _("It is stored as operation #%(number)d: consumers, relays or `manage.py run_operations` carry it out.")
     model_admin.message_user(request, text % {"number": operation.pk}, messages.SUCCESS)
-    url = page_of(operation, model_admin.admin_site.name)
+    url = page_of_operation(operation, model_admin.admin_site.name)
     return HttpResponseRedirect(url or request.get_full_path())
 
 
-def page_of(operation: Operation, site: str) -> str:
+def page_of_operation(operation: Operation, site: str) -> str:
     """The address of an operation's page; "" on a site that has none."""
     try:
-        return reverse(f"{site}:messaging_operation_change", args=[operation.pk])
+        return databases.page_of(operation, site)
     except NoReverseMatch:
         return ""
 
@@ -211,7 +212,7 @@ def _scope(model_admin: MessageAdmin, request: HttpRequest) -> str:
     return "; ".join(chosen) or _("all")
 
 
-def log(model_admin: MessageAdmin, request: HttpRequest, verb: Verb, outcome: Outcome) -> None:
+def log(model_admin: MessageAdmin, request: HttpRequest, verb: Verb, outcome: Outcome, database: str) -> None:
     """The admin's own history: an entry per row, one for all where there are many."""
     count = len(outcome.done)
     if not count:
@@ -220,8 +221,8 @@ def log(model_admin: MessageAdmin, request: HttpRequest, verb: Verb, outcome: Ou
     text = f"{verb.button}: {reason}" if reason else str(verb.button)
     user_id = operator(request).user.pk
     if count <= LOGGED:
-        rows = written(model_admin.model).only(*model_admin.sample_fields).filter(pk__in=outcome.done)
-        LogEntry.objects.log_actions(user_id, rows, CHANGE, text)
+        rows = model_admin.model._default_manager.using(database).only(*model_admin.sample_fields)
+        log_each(rows.filter(pk__in=outcome.done), user_id, text)
         return
     LogEntry.objects.create(
         user_id=user_id,
@@ -230,6 +231,18 @@ def log(model_admin: MessageAdmin, request: HttpRequest, verb: Verb, outcome: Ou
         object_repr=f"{count} {model_admin.opts.verbose_name_plural}"[:200],
         action_flag=CHANGE,
         change_message=f"{text} · {verb.done(count)}",
+    )
+
+
+def log_each(rows: QuerySet[Any], user_id: Any, text: str) -> None:
+    """An entry for each row, under its key: rows of several databases may have the same number."""
+    if rows.db == home(rows.model):
+        LogEntry.objects.log_actions(user_id, rows, CHANGE, text)
+        return
+    kind = ContentType.objects.get_for_model(rows.model).pk
+    values = {"user_id": user_id, "content_type_id": kind, "action_flag": CHANGE, "change_message": text}
+    LogEntry.objects.bulk_create(
+        LogEntry(object_id=databases.key_of(row), object_repr=str(row)[:200], **values) for row in rows
     )
 
 
@@ -269,6 +282,6 @@ def _repeat(request: HttpRequest, verb: Verb, rows: QuerySet[Any], across: bool)
     selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
     fields = [("action", verb.name)]
     if across:
-        fields += [("select_across", "1"), ("cutoff", str(newest_pk(written(rows.model))))]
+        fields += [("select_across", "1"), ("cutoff", str(newest_pk(rows.model._default_manager.using(rows.db))))]
         selected = selected[:1]  # the admin wants one to be named; the filter decides
     return fields + [(helpers.ACTION_CHECKBOX_NAME, pk) for pk in selected]

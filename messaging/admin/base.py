@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
+from django.contrib.admin.utils import quote, unquote
 from django.core.exceptions import PermissionDenied
-from django.db import router
 from django.db.models import Exists, Q, QuerySet
 from django.db.models.functions import Left
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -21,14 +22,14 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
 
-from messaging.admin import exports, lists, live, payload, redaction, search, waiting
+from messaging.admin import databases, exports, lists, live, payload, redaction, search, waiting
 from messaging.admin.actions import as_action, carry_out, confirm
 from messaging.admin.display import ending, moment, shorten, state_badge
-from messaging.admin.filters import chosen_state, is_listed, newest_pk, number_of
+from messaging.admin.filters import chosen_state, is_listed, newest_pk
 from messaging.admin.paginator import BoundedPaginator
 from messaging.admin.story import with_operation
 from messaging.admin.verbs import Verb
-from messaging.models.base import written
+from messaging.monitoring.databases import home
 
 if TYPE_CHECKING:
     Base = admin.ModelAdmin[Any]
@@ -122,7 +123,19 @@ class ReadOnlyAdmin(Base):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Rows as they were written: what a router reads from may not have the newest."""
-        return super().get_queryset(request).using(router.db_for_write(self.model))
+        return super().get_queryset(request).using(databases.of(request, self.model))
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        """The row that a key names; None if there is none."""
+        return databases.named(self.model, object_id).first()
+
+    def get_preserved_filters(self, request: HttpRequest) -> str:
+        """The query of the list that a page was reached from; the row's database, where it was reached from none."""
+        kept: str = super().get_preserved_filters(request)
+        database = databases.of(request, self.model)
+        if kept or database == home(self.model):
+            return kept
+        return urlencode({lists.FILTERS: urlencode({databases.PARAMETER: database})})
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """The list, under the model's own name."""
@@ -196,12 +209,13 @@ class MessageAdmin(ReadOnlyAdmin):
             Q(message_id=term) | Q(correlation_id=term),
             Q(causation_id=term) | Q(routing_key__startswith=term),
         )
-        found = written(self.model).filter(indexed)
+        rows = self.model._default_manager.using(queryset.db)
+        found = rows.filter(indexed)
         if lists.is_beside(request):
             return queryset.filter(indexed | Q(~Exists(found), other)), False
         if found.exists():
             return queryset.filter(indexed), False
-        return queryset.filter(other, pk__gt=newest_pk(written(self.model)) - SEARCHED), False
+        return queryset.filter(other, pk__gt=newest_pk(rows.all()) - SEARCHED), False
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
         """The list, which says what this user can search it by."""
@@ -216,13 +230,13 @@ class MessageAdmin(ReadOnlyAdmin):
         wrap = self.admin_site.admin_view
         own = [
             path(
-                f"<int:pk>/{verb.name}/",
+                f"<str:key>/{verb.name}/",
                 wrap(partial(self.verb_view, verb=verb)),
                 name=f"{name}_{verb.name}",
             )
             for verb in self.verbs
         ]
-        return [*own, path("<int:pk>/payload/", wrap(self.payload_view), name=f"{name}_payload"), *super().get_urls()]
+        return [*own, path("<str:key>/payload/", wrap(self.payload_view), name=f"{name}_payload"), *super().get_urls()]
 
     def permits(self, request: HttpRequest, verb: Verb) -> bool:
         """Whether this user may use a verb."""
@@ -233,26 +247,26 @@ class MessageAdmin(ReadOnlyAdmin):
         """Whether body and headers are shown."""
         return self.may(request, "view_payload")
 
-    def verb_view(self, request: HttpRequest, pk: int, verb: Verb) -> HttpResponse:
+    def verb_view(self, request: HttpRequest, key: str, verb: Verb) -> HttpResponse:
         """Ask whether to act on one message (GET), or act (POST)."""
         if not (self.has_view_permission(request) and self.permits(request, verb)):
             raise PermissionDenied
-        rows = written(self.model).filter(pk=pk)
+        rows = databases.named(self.model, unquote(key))
         if not rows.exists():
-            return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))  # type: ignore[attr-defined,no-any-return]
-        page = self.keeping(request, self.url("change", pk))
+            return self._get_obj_does_not_exist_redirect(request, self.opts, key)  # type: ignore[attr-defined,no-any-return]
+        page = self.keeping(request, self.url("change", key))
         if request.method != "POST":
             return confirm(self, request, verb, rows, [], page)
         carry_out(self, request, verb, rows)
         return HttpResponseRedirect(page)
 
-    def payload_view(self, request: HttpRequest, pk: int) -> HttpResponseBase:
+    def payload_view(self, request: HttpRequest, key: str) -> HttpResponseBase:
         """The body as a file."""
         if not (self.has_view_permission(request) and self.has_view_payload_permission(request)):
             raise PermissionDenied
-        found = payload.download(written(self.model).filter(pk=pk))
+        found = payload.download(databases.named(self.model, unquote(key)))
         if found is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))  # type: ignore[attr-defined,no-any-return]
+            return self._get_obj_does_not_exist_redirect(request, self.opts, key)  # type: ignore[attr-defined,no-any-return]
         return found
 
     def change_view(
@@ -261,18 +275,19 @@ class MessageAdmin(ReadOnlyAdmin):
         """The page of one message."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        row = self.find(request, object_id)
+        row = self.find(request, unquote(object_id))
         if row is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
         return self.detail(request, row, extra_context or {})
 
-    def find(self, request: HttpRequest, object_id: str) -> Any:
+    def find(self, request: HttpRequest, key: str) -> Any:
         """The row with the beginning of its payload, and what its page says of its place; None if there is none."""
-        pk = number_of(object_id)
+        _database, pk = databases.place_of(self.model, key)
         if pk is None:
             return None
-        rows = self.seen(payload.with_preview(written(self.model).filter(pk=pk)))
-        return lists.with_neighbours(with_operation(rows), self, request, pk).first()
+        rows = self.seen(payload.with_preview(databases.named(self.model, key)))
+        row = lists.with_neighbours(with_operation(rows), self, request, pk).first()
+        return row if row is None else waiting.completed(row)
 
     def seen(self, rows: QuerySet[Any]) -> QuerySet[Any]:
         """Rows with what else their page says of them, in the same query."""
@@ -295,7 +310,7 @@ class MessageAdmin(ReadOnlyAdmin):
             "preserved_filters": self.get_preserved_filters(request),
             **self.beside(request, row),
             "payload": payload.present(row) if visible else None,
-            "payload_url": self.url("payload", row.pk),
+            "payload_url": self.url_of("payload", row),
             "headers": payload.header_rows(redaction.headers(row)) if visible else None,
             **self.describe(request, row),
             **extra_context,
@@ -310,7 +325,7 @@ class MessageAdmin(ReadOnlyAdmin):
         """The buttons of this row for this user."""
         tools = [
             {
-                "url": self.keeping(request, self.url(verb.name, row.pk)),
+                "url": self.keeping(request, self.url_of(verb.name, row)),
                 "label": verb.button,
                 "destructive": verb.destructive,
             }
@@ -329,14 +344,21 @@ class MessageAdmin(ReadOnlyAdmin):
         except NoReverseMatch:
             return []
         kind = "incoming" if row._meta.model_name == "processedmessage" else "outgoing"
-        return [{"url": f"{url}?clone={kind}:{row.pk}", "label": _("Write one like it")}]
+        return [
+            {
+                "url": f"{url}?{urlencode({'clone': f'{kind}:{databases.key_of(row)}'}, safe=':')}",
+                "label": _("Write one like it"),
+            }
+        ]
 
     def beside(self, request: HttpRequest, row: Any) -> dict[str, str]:
         """The addresses of the messages beside one that was read by `find()`, in its list; "" at the list's ends."""
-        beside = {name: vars(row).get(name) for name in ("newer", "older")}
-        return {
-            f"{name}_url": self.keeping(request, self.url("change", pk)) if pk else "" for name, pk in beside.items()
-        }
+        found, site = {}, self.admin_site.name
+        for name in ("newer", "older"):
+            pk = vars(row).get(name)
+            url = databases.page_in(self.model, row._state.db, pk, site) if pk else ""
+            found[f"{name}_url"] = self.keeping(request, url) if url else ""
+        return found
 
     def keeping(self, request: HttpRequest, url: str) -> str:
         """An address of ours, with the list's filter and page that this one keeps."""
@@ -344,8 +366,12 @@ class MessageAdmin(ReadOnlyAdmin):
         whole: str = add_preserved_filters(kept, url)
         return whole
 
+    def url_of(self, name: str, row: Any) -> str:
+        """The address of one of a row's pages."""
+        return self.url(name, quote(databases.key_of(row)))
+
     def url(self, name: str, *args: Any) -> str:
-        """The address of one of this model's pages."""
+        """The address of one of this model's pages; a row is named by its key, quoted."""
         full = f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}_{name}"
         return reverse(full, args=args)
 

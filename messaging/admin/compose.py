@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import messages
 from django.contrib.admin import helpers
 from django.core.exceptions import PermissionDenied
-from django.db import router, transaction
+from django.db import transaction
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -16,15 +16,16 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from messaging import operations
-from messaging.admin import redaction, templates
+from messaging.admin import databases, redaction, templates
+from messaging.admin.actions import log_each
 from messaging.admin.drafts import cloned, initial, of_template
-from messaging.admin.filters import known_queues, number_of
+from messaging.admin.filters import known_queues
 from messaging.admin.forms import PublishForm
 from messaging.admin.preview import Preview, preview
 from messaging.db.clock import Now
 from messaging.exceptions import PayloadError
 from messaging.models import ProcessedMessage, PublishedMessage
-from messaging.models.base import written
+from messaging.monitoring.databases import home
 from messaging.operations import Operator
 
 if TYPE_CHECKING:
@@ -63,20 +64,18 @@ def _first_values(
         return initial(draft)
     if (found := templates.find(request, request.GET.get("template", ""))) is not None:
         return of_template(found)
-    kind, _colon, number = request.GET.get("clone", "").partition(":")
+    kind, _colon, key = request.GET.get("clone", "").partition(":")
     if kind in CLONED:
-        return _clone(model_admin, request, CLONED[kind], number_of(number))
+        return _clone(model_admin, request, CLONED[kind], key)
     return {name: request.GET[name] for name in PREFILLED if name in request.GET}
 
 
-def _clone(
-    model_admin: PublishedMessageAdmin, request: HttpRequest, model: type[Model], pk: int | None
-) -> dict[str, Any]:
+def _clone(model_admin: PublishedMessageAdmin, request: HttpRequest, model: type[Model], key: str) -> dict[str, Any]:
     """A message's content, for those who may see it; where the form cannot hold it, it says why and stays empty."""
     name = model._meta.model_name
     if not all(request.user.has_perm(f"messaging.{right}_{name}") for right in ("view", "view_payload")):
         raise PermissionDenied
-    row = written(model).filter(pk=pk).first()
+    row = databases.named(model, key).first()
     try:
         if row is None:
             raise PayloadError(_("The message is gone."))
@@ -134,17 +133,17 @@ def _save(
     model_admin: PublishedMessageAdmin, request: HttpRequest, row: PublishedMessage, draft: PublishedMessage | None
 ) -> HttpResponse:
     publish = "_publish" in request.POST
-    database = router.db_for_write(PublishedMessage)
+    database = str(draft._state.db) if draft is not None else home(PublishedMessage)
     with transaction.atomic(using=database):
         saved = _write(row, draft, database)
+        rows = PublishedMessage.objects.using(database).filter(pk=row.pk)
         if saved and draft is None:
             model_admin.log_addition(request, row, _("Written as a draft."))
         elif saved:
-            model_admin.log_change(request, row, _("Draft changed."))
+            log_each(rows, request.user.pk, _("Draft changed."))
         if saved and publish:
-            rows = PublishedMessage.objects.using(database).filter(pk=row.pk)
             operations.release(rows, Operator(user=request.user))
-            model_admin.log_change(request, row, _("Published."))
+            log_each(rows, request.user.pk, _("Published."))
     if not saved:
         text = _("It is no draft any more, so your changes were not saved.")
         model_admin.message_user(request, text, messages.ERROR)
@@ -155,7 +154,7 @@ def _save(
         model_admin.message_user(request, _("The draft was saved. It is not published yet."), messages.SUCCESS)
     if not model_admin.has_view_permission(request):
         return HttpResponseRedirect(reverse(f"{model_admin.admin_site.name}:index"))
-    return HttpResponseRedirect(model_admin.keeping(request, model_admin.url("change", row.pk)))
+    return HttpResponseRedirect(model_admin.keeping(request, model_admin.url_of("change", row)))
 
 
 def _write(row: PublishedMessage, draft: PublishedMessage | None, database: str) -> bool:
@@ -164,7 +163,7 @@ def _write(row: PublishedMessage, draft: PublishedMessage | None, database: str)
     if draft is None:
         row.save(using=database, force_insert=True)
         return True
-    row.pk = draft.pk
+    row.pk, row._state.db = draft.pk, database
     if not isinstance(vars(row)["publish_at"], datetime):
         row.publish_at = Now()  # the column's default, which an UPDATE cannot name everywhere
     drafts = PublishedMessage.objects.using(database).filter(pk=draft.pk, state=PublishedMessage.State.DRAFT)

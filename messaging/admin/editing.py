@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from django import forms
 from django.contrib import messages
 from django.contrib.admin import helpers
-from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -17,14 +17,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from messaging import conf, operations
-from messaging.admin import redaction
-from messaging.admin.actions import REASON, operator, skip_text
+from messaging.admin import databases, redaction
+from messaging.admin.actions import REASON, log_each, operator, skip_text
 from messaging.admin.forms import parse_json
 from messaging.admin.payload import header_rows, indent_json
 from messaging.db.connections import is_refusal
 from messaging.exceptions import ConfigurationError, MessagingError, PayloadError, WireError
 from messaging.models import ProcessedMessage
-from messaging.models.base import written
 from messaging.operations.editing import (
     Content,
     Edit,
@@ -141,13 +140,13 @@ def shown(row: ProcessedMessage) -> Content:
     return content._replace(text=indent_json(content.text))
 
 
-def edit_view(model_admin: ProcessedMessageAdmin, request: HttpRequest, pk: int) -> HttpResponse:
+def edit_view(model_admin: ProcessedMessageAdmin, request: HttpRequest, key: str) -> HttpResponse:
     """The form (GET); what it changes, or the form again (POST); the copy, once that is confirmed."""
     if not (model_admin.has_view_permission(request) and may_edit(model_admin, request)):
         raise PermissionDenied
-    row = written(ProcessedMessage).filter(pk=pk).first()
+    row = databases.named(ProcessedMessage, unquote(key)).first()
     if row is None:
-        return model_admin._get_obj_does_not_exist_redirect(request, model_admin.opts, str(pk))  # type: ignore[attr-defined,no-any-return]
+        return model_admin._get_obj_does_not_exist_redirect(request, model_admin.opts, key)  # type: ignore[attr-defined,no-any-return]
     if row.state != State.FAILED:
         text = _("Only what is failed can be edited; it is %(state)s.")
         return _page(model_admin, request, row, problem=text % {"state": row.get_state_display()})
@@ -178,14 +177,15 @@ def _act(
         return None
     for reason, ids in outcome.skipped.items():
         model_admin.message_user(request, skip_text(reason, len(ids)), messages.WARNING)
-    page = row.pk
+    page = model_admin.url_of("change", row)
     if outcome.created:
-        [page] = outcome.created
+        [created] = outcome.created
+        page = databases.page_in(ProcessedMessage, rows.db, created, model_admin.admin_site.name)
         text = f"{_('Edit and requeue')}: {by.reason}" if by.reason else _("Edit and requeue")
-        LogEntry.objects.log_actions(by.user.pk, rows, CHANGE, text)
+        log_each(rows, by.user.pk, text)
         text = _("This copy goes round in place of the message that you edited.")
         model_admin.message_user(request, text, messages.SUCCESS)
-    return HttpResponseRedirect(model_admin.keeping(request, model_admin.url("change", page)))
+    return HttpResponseRedirect(model_admin.keeping(request, page))
 
 
 def _page(
@@ -209,7 +209,7 @@ def _page(
             "preserved_filters": model_admin.get_preserved_filters(request),
             "media": model_admin.media,
             "badge": model_admin.badge(row),
-            "back": model_admin.keeping(request, model_admin.url("change", row.pk)),
+            "back": model_admin.keeping(request, model_admin.url_of("change", row)),
             "form": form,
             "adminform": None if form is None else helpers.AdminForm(form, fieldsets, {}, (), model_admin),  # type: ignore[arg-type]
             "locked": header_rows(content.locked) if content is not None else [],

@@ -28,7 +28,6 @@ from messaging.admin.filters import newest_pk
 from messaging.admin.payload import as_file
 from messaging.db.clock import in_utc
 from messaging.models import AuditRecord
-from messaging.models.base import written
 from messaging.models.light import OctetLength
 
 if TYPE_CHECKING:
@@ -62,23 +61,25 @@ def view(model_admin: ReadOnlyAdmin, request: HttpRequest) -> HttpResponseBase:
         return _ask(model_admin, request, page)
     scope = "; ".join(f"{title}: {value}" if title else value for title, value in lists.in_words(page)) or _("all")
     what = f"{model_admin.opts.verbose_name_plural}, {kind.upper()}{', payload' if with_payload else ''}"
-    record(request, str(model_admin.opts.model_name).removesuffix("message")[:20], f"{what} · {scope}")
+    kind_of = str(model_admin.opts.model_name).removesuffix("message")[:20]
+    record(request, kind_of, f"{what} · {scope}", page.queryset.db)
     names = model_admin.exported
     return stream(request, _rows(page.queryset, names, with_payload), names + PAYLOAD * with_payload, kind, _name(page))
 
 
-def record(request: HttpRequest, kind: str, what: str, number: int | None = None) -> None:
+def record(request: HttpRequest, kind: str, what: str, database: str, number: int | None = None) -> None:
     """Record who takes what, before it leaves.
 
     Args:
         request: whose.
         kind: of what is taken, as the audit has it.
         what: the same for people.
+        database: where it is, and the record too.
         number: of the row that it is all about, if it is about one.
     """
     by = operator(request)
     own = {"user_id": by.user_id, "username": by.username, "reason": " · ".join(filter(None, (what, by.reason)))}
-    written(AuditRecord).create(action="export", kind=kind, message_pk=number, **own)
+    AuditRecord.objects.using(database).create(action="export", kind=kind, message_pk=number, **own)
 
 
 def stream(request: HttpRequest, rows: Iterable[list[Row]], names: Iterable[str], kind: str, name: str) -> HttpResponse:

@@ -34,9 +34,12 @@ class Facts(NamedTuple):
 
 
 def facts_of(groups: Sequence[FailureGroup]) -> list[Facts]:
-    """Those of each of these groups, with two queries for all."""
-    counts = failure_groups.open_counts(group.fingerprint for group in groups)
-    past = failure_groups.history((group.pk for group in groups), _this_minute(), DAY, STEP)
+    """Those of each of these groups of one database, with two queries for all."""
+    if not groups:
+        return []
+    database = str(groups[0]._state.db)
+    counts = failure_groups.open_counts(database, (group.fingerprint for group in groups))
+    past = failure_groups.history(database, (group.pk for group in groups), _this_minute(), DAY, STEP)
     states = (ProcessedMessage.State.FAILED, ProcessedMessage.State.RETRYING)
     found = []
     for group in groups:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.admin.utils import quote, unquote
 from django.core.exceptions import PermissionDenied
 from django.db.models import Exists, F, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Left
@@ -19,17 +20,15 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from messaging import conf
-from messaging.admin import lists, redaction
-from messaging.admin.actions import REASON, Preview, confirm, operator, page_of, store_operation
+from messaging.admin import databases, lists, redaction
+from messaging.admin.actions import REASON, Preview, confirm, operator, page_of_operation, store_operation
 from messaging.admin.base import BRIEF, MessageAdmin, ReadOnlyAdmin, beginning_of_error
 from messaging.admin.display import moment, shorten, state_badge
 from messaging.admin.failure_facts import Facts, ago, facts_of, spark
-from messaging.admin.filters import number_of
 from messaging.admin.processed import TRACEBACK
 from messaging.admin.traces import parts
 from messaging.admin.verbs import INCOMING, Verb
 from messaging.models import Attempt, FailureGroup, Operation, ProcessedMessage
-from messaging.models.base import written
 from messaging.models.failure_groups import is_silenced
 from messaging.models.processed import in_group
 from messaging.operations import failure_groups as operations
@@ -92,7 +91,7 @@ class FailureGroupAdmin(ReadOnlyAdmin):
 
     list_display = ("group_column", "open_column", "trend_column", "last_column", "first_column")
     list_display_links = ("group_column",)
-    list_filter = (StatusFilter,)
+    list_filter = (databases.DatabaseFilter, StatusFilter)
     list_per_page = 25
     ordering = ("-last_seen", "-id")
     search_fields = ("exception_type", "frame", "handler", "queue", "note")
@@ -131,27 +130,27 @@ class FailureGroupAdmin(ReadOnlyAdmin):
         """What can be done to a group, before the admin's own."""
         wrap = self.admin_site.admin_view
         own = [
-            path(f"<int:pk>/{name}/", wrap(partial(self.verb_view, verb=verb)), name=f"messaging_failuregroup_{name}")
+            path(f"<str:key>/{name}/", wrap(partial(self.verb_view, verb=verb)), name=f"messaging_failuregroup_{name}")
             for name, verb in VERBS.items()
         ]
         return [
             *own,
-            path("<int:pk>/silence/", wrap(self.silence_view), name="messaging_failuregroup_silence"),
-            path("<int:pk>/unsilence/", wrap(self.unsilence_view), name="messaging_failuregroup_unsilence"),
-            path("<int:pk>/note/", wrap(self.note_view), name="messaging_failuregroup_note"),
+            path("<str:key>/silence/", wrap(self.silence_view), name="messaging_failuregroup_silence"),
+            path("<str:key>/unsilence/", wrap(self.unsilence_view), name="messaging_failuregroup_unsilence"),
+            path("<str:key>/note/", wrap(self.note_view), name="messaging_failuregroup_note"),
             *super().get_urls(),
         ]
 
-    def verb_view(self, request: HttpRequest, pk: int, verb: Verb) -> HttpResponse:
+    def verb_view(self, request: HttpRequest, key: str, verb: Verb) -> HttpResponse:
         """Ask whether to act on all failed messages of a group (GET), or store that (POST)."""
         if not (self.has_view_permission(request) and self.may_use(request, verb)):
             raise PermissionDenied
-        group = self._find(request, pk)
+        group = self._find(request, key)
         if group is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, str(pk))  # type: ignore[attr-defined,no-any-return]
+            return self._get_obj_does_not_exist_redirect(request, self.opts, key)  # type: ignore[attr-defined,no-any-return]
         also_retrying = request.GET.get("retrying") == "1"
         states = (State.FAILED, State.RETRYING) if also_retrying else (State.FAILED,)
-        rows = written(ProcessedMessage).filter(in_group(group.fingerprint), state__in=states)
+        rows = ProcessedMessage.objects.using(group._state.db).filter(in_group(group.fingerprint), state__in=states)
         of_messages: Any = self._messages()
         if request.method == "POST":
             state = _("failed and retrying") if also_retrying else _("failed")
@@ -162,41 +161,41 @@ class FailureGroupAdmin(ReadOnlyAdmin):
         [facts] = facts_of([group])
         rows = rows.order_by("-state", "-pk")
         look = Preview(facts.failed + facts.retrying if also_retrying else facts.failed, [])
-        back = self._url("change", group.pk)
+        back = self._url("change", group)
         asked = confirm(of_messages, request, verb, rows, [], back, is_long=True, look=look)
         asked.context_data = {**(asked.context_data or {}), "subtitle": str(group)}
         return asked
 
-    def silence_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+    def silence_view(self, request: HttpRequest, key: str) -> HttpResponse:
         """Ask for how long a group is to alarm nobody (GET), or have it so (POST)."""
-        group = self._to_change(request, pk)
+        group = self._to_change(request, key)
         chosen = LONGEST.get(request.POST.get("length", ""))
         if request.method == "POST" and chosen is not None:
             is_bound = bool(request.POST.get("release")) and bool(conf.release())
             releases = (conf.release(), group.last_release) if is_bound else None
             operations.silence(group, operator(request), seconds=chosen[1], releases=releases)
             self.message_user(request, _("It is silenced: counted and shown, but no alarm."), messages.SUCCESS)
-            return HttpResponseRedirect(self._url("change", group.pk))
+            return HttpResponseRedirect(self._url("change", group))
         lengths = [(name, label, name == "1d") for name, (label, _seconds) in LONGEST.items()]
         own = {"lengths": lengths, "release": conf.release(), "reason_length": REASON}
         return self._page(request, "silence.html", group, _("Silence"), own)
 
-    def unsilence_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+    def unsilence_view(self, request: HttpRequest, key: str) -> HttpResponse:
         """Have a silenced group alarm again."""
-        group = self._to_change(request, pk)
+        group = self._to_change(request, key)
         if request.method == "POST":
             operations.end_silence(group, operator(request))
             self.message_user(request, _("It is not silenced any more."), messages.SUCCESS)
-        return HttpResponseRedirect(self._url("change", group.pk))
+        return HttpResponseRedirect(self._url("change", group))
 
-    def note_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+    def note_view(self, request: HttpRequest, key: str) -> HttpResponse:
         """Replace the note of a group."""
-        group = self._to_change(request, pk)
+        group = self._to_change(request, key)
         if request.method == "POST":
             note = request.POST.get("note", "").replace("\x00", "").strip()
             operations.annotate(group, note, operator(request))
             self.message_user(request, _("The note is kept."), messages.SUCCESS)
-        return HttpResponseRedirect(self._url("change", group.pk))
+        return HttpResponseRedirect(self._url("change", group))
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -204,7 +203,7 @@ class FailureGroupAdmin(ReadOnlyAdmin):
         """The page of one group."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        group = self._find(request, number_of(object_id))
+        group = self._find(request, object_id)
         if group is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
         [facts] = facts_of([group])
@@ -274,12 +273,13 @@ class FailureGroupAdmin(ReadOnlyAdmin):
         """When it was seen first."""
         return ago(row.first_seen)
 
-    def _find(self, request: HttpRequest, pk: int | None) -> Any:
-        return self.get_queryset(request).filter(pk=pk).first() if pk is not None else None
+    def _find(self, request: HttpRequest, key: str) -> Any:
+        database, pk = databases.place_of(FailureGroup, unquote(key))
+        return self.get_queryset(request).using(database).filter(pk=pk).first() if pk is not None else None
 
-    def _to_change(self, request: HttpRequest, pk: int) -> Any:
+    def _to_change(self, request: HttpRequest, key: str) -> Any:
         """The group that somebody wants to change. Raises PermissionDenied."""
-        group = self._find(request, pk) if self.has_view_permission(request) else None
+        group = self._find(request, key) if self.has_view_permission(request) else None
         if group is None or not self.has_silence_permission(request):
             raise PermissionDenied
         return group
@@ -337,8 +337,9 @@ class FailureGroupAdmin(ReadOnlyAdmin):
         return [*((name, value) for name, value in (*fields, *releases) if value), *times]
 
     def _links(self, group: FailureGroup) -> dict[str, str]:
-        url = reverse(f"{self.admin_site.name}:messaging_processedmessage_changelist")
-        return {state: f"{url}?state={state}&fingerprint={group.fingerprint}" for state in ("failed", "retrying")}
+        place = ProcessedMessage, str(group._state.db), self.admin_site.name
+        states = ("failed", "retrying")
+        return {state: databases.list_of(*place, state=state, fingerprint=group.fingerprint) for state in states}
 
     def _tools(self, request: HttpRequest, group: Any, facts: Facts) -> list[dict[str, Any]]:
         """The buttons of a group for this user."""
@@ -346,30 +347,30 @@ class FailureGroupAdmin(ReadOnlyAdmin):
         for name, verb in VERBS.items():
             if not self.may_use(request, verb):
                 continue
-            url, own = self._url(name, group.pk), {"destructive": verb.destructive}
+            url, own = self._url(name, group), {"destructive": verb.destructive}
             if facts.failed:
                 tools.append({"url": url, "label": verb.button, **own})
             if facts.retrying:
                 label = _("%(verb)s, retrying ones too") % {"verb": verb.button}
                 tools.append({"url": f"{url}?retrying=1", "label": label, **own})
         if self.has_silence_permission(request) and not group.is_quiet:
-            tools.append({"url": self._url("silence", group.pk), "label": _("Silence")})
+            tools.append({"url": self._url("silence", group), "label": _("Silence")})
         return tools
 
     def _operations(self, group: FailureGroup) -> list[tuple[str, SafeString, str]]:
         """What was stored for it lately: address, state, and words."""
-        rows = written(Operation).filter(group=group.pk).order_by("-pk")[:SHOWN]
+        rows = Operation.objects.using(group._state.db).filter(group=group.pk).order_by("-pk")[:SHOWN]
         return [
             (
-                page_of(row, self.admin_site.name),
+                page_of_operation(row, self.admin_site.name),
                 state_badge(row.state, row.get_state_display()),
                 f"#{row.pk} {VERBS[row.verb].button if row.verb in VERBS else row.verb} · {row.settled} / {row.total}",
             )
             for row in rows
         ]
 
-    def _url(self, name: str, pk: int) -> str:
-        return reverse(f"{self.admin_site.name}:messaging_failuregroup_{name}", args=[pk])
+    def _url(self, name: str, group: FailureGroup) -> str:
+        return reverse(f"{self.admin_site.name}:messaging_failuregroup_{name}", args=[quote(databases.key_of(group))])
 
 
 def _failed(fingerprint: Any) -> QuerySet[ProcessedMessage]:
@@ -382,7 +383,7 @@ def _newest(group: FailureGroup) -> QuerySet[Any]:
     attempts = Attempt.objects.filter(message=OuterRef("pk")).order_by("-pk")
     is_cut = not redaction.is_on()
     trace = Subquery(attempts.values(text=Left("traceback", TRACEBACK) if is_cut else F("traceback"))[:1])
-    rows = _failed(group.fingerprint).using(written(ProcessedMessage).db)
+    rows = _failed(group.fingerprint).using(group._state.db)
     shown = rows.only(*MessageAdmin.sample_fields)[:SHOWN]
     annotated: QuerySet[Any] = shown.annotate(brief=Left("error", TRACEBACK) if is_cut else F("error"), trace=trace)
     return annotated

@@ -23,7 +23,7 @@ from messaging.db.clock import Now
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
 from messaging.models import OperationItem, ProcessedMessage, PublishedMessage
-from messaging.models.base import listed_in, written
+from messaging.models.base import listed_in
 from messaging.models.outbox import PublishedMessageQuerySet
 from messaging.models.processed import in_group
 from messaging.operations.stored import kind_of
@@ -79,18 +79,18 @@ def chosen_state(query: Mapping[str, str]) -> str | None:
     return query.get("state") or (ProcessedMessage.State.FAILED if query.get("fingerprint") else None)
 
 
-def floor_of(request: HttpRequest, model: Any) -> int:
+def floor_of(request: HttpRequest, rows: QuerySet[Any]) -> int:
     """The number of the row behind the last one that a filter on a column without an index looks at; 0 for all.
 
     The newest `LOOKED_AT` are looked at, or as many before the row that the list begins at. Where a list is of one
     state that few rows are in, it looks at all of these.
     """
-    if is_listed(model, chosen_state(request.GET)):
+    if is_listed(rows.model, chosen_state(request.GET)):
         return 0
     known: int | None = getattr(request, "_messaging_floor", None)
     if known is None:
         before = number_of(request.GET.get(OlderFilter.parameter_name, ""))
-        last = newest_pk(written(model)) + 1 if before is None else before
+        last = newest_pk(rows.model._default_manager.using(rows.db)) + 1 if before is None else before
         known = max(0, last - 1 - LOOKED_AT)
         request._messaging_floor = known  # type: ignore[attr-defined]  # several filters ask
     return known
@@ -143,7 +143,7 @@ class _KnownFilter(admin.SimpleListFilter):
         if not value or "\x00" in value:
             return queryset
         found = queryset.filter(**{self.parameter_name: value})
-        return found.filter(pk__gt=floor) if (floor := floor_of(request, queryset.model)) else found
+        return found.filter(pk__gt=floor) if (floor := floor_of(request, queryset)) else found
 
 
 class QueueFilter(_KnownFilter):
@@ -212,7 +212,7 @@ class ExceptionFilter(admin.SimpleListFilter):
         if not value or "\x00" in value:
             return queryset
         found = queryset.filter(Q(exception_type=value) | Q(exception_type__endswith=f".{value}"))
-        return found.filter(pk__gt=floor) if (floor := floor_of(request, queryset.model)) else found
+        return found.filter(pk__gt=floor) if (floor := floor_of(request, queryset)) else found
 
 
 class DurationFilter(admin.SimpleListFilter):
@@ -230,7 +230,7 @@ class DurationFilter(admin.SimpleListFilter):
         if self.value() not in DURATIONS:
             return queryset
         found = queryset.filter(duration__gte=DURATIONS[str(self.value())][1] * 1_000_000)
-        return found.filter(pk__gt=floor) if (floor := floor_of(request, queryset.model)) else found
+        return found.filter(pk__gt=floor) if (floor := floor_of(request, queryset)) else found
 
 
 class PeriodFilter(admin.SimpleListFilter):

@@ -6,16 +6,13 @@ takes its time, or its machine hangs or is gone.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import Error, connections
 
-from messaging import conf
-from messaging.exceptions import ConfigurationError
-from messaging.handlers import registry
 from messaging.models import ProcessedMessage
+from messaging.monitoring.databases import is_away, known
 
 LONG = 10  # seconds after which an open transaction is worth a look
 SHOWN = 20
@@ -65,7 +62,7 @@ class Holder:
 
 def long_ones() -> list[Holder]:
     """The transactions that have kept messages for longer than `LONG` seconds, oldest first."""
-    found = [holder for database in _known() for holder in _ask(database, _LONG, [LONG, _table(database)])]
+    found = [holder for database in known() for holder in _ask(database, _LONG, [LONG, _table(database)])]
     return sorted(found, key=lambda holder: holder.since)
 
 
@@ -76,18 +73,9 @@ def of_row(row: ProcessedMessage) -> Holder | None:
     return found[0] if found else None
 
 
-def _known() -> list[str]:
-    """Every database with an inbox, as far as the settings can be read."""
-    known = {handler.database for handler in registry.all()}
-    for alias in conf.aliases():
-        with suppress(ConfigurationError):
-            known.update(conf.get(alias).databases)
-    return sorted(known.intersection(connections))
-
-
 def _ask(database: str, sql: str, params: list[int | str]) -> list[Holder]:
     connection = connections[database]
-    if connection.vendor != "postgresql":
+    if connection.vendor != "postgresql" or is_away(database):
         return []
     try:
         with connection.cursor() as cursor:

@@ -11,6 +11,7 @@ from django.core.exceptions import SuspiciousOperation
 from django.db.models import QuerySet, Subquery
 from django.http import HttpRequest, QueryDict
 
+from messaging.admin import databases
 from messaging.admin.filters import chosen_state
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ class Page(ChangeList):
             self.result_list = found
         if not (self.has_active_filters or self.query):
             self.full_result_count = self.result_count
+
+    def url_for_result(self, result: Any) -> str:
+        """The address of a row's page, wherever it is stored."""
+        return databases.page_of(result, self.model_admin.admin_site.name)
 
 
 class Unread(ChangeList):

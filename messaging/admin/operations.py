@@ -6,25 +6,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import NoReverseMatch, URLPattern, path, reverse
+from django.urls import NoReverseMatch, URLPattern, path
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from messaging.admin import exports, live, redaction
-from messaging.admin.actions import page_of
+from messaging.admin import databases, exports, live, redaction
+from messaging.admin.actions import page_of_operation
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.display import moment, shorten, state_badge
-from messaging.admin.filters import number_of
 from messaging.admin.verbs import INCOMING, OUTGOING, Verb
-from messaging.models import Operation, OperationItem
-from messaging.models.base import written
+from messaging.models import FailureGroup, Operation, OperationItem
+from messaging.monitoring.databases import known
 from messaging.operations import stored
 
 SHOWN = 20  # messages that were not acted on
@@ -59,7 +59,7 @@ class OperationAdmin(ReadOnlyAdmin):
         "created_column",
     )
     list_display_links = ("number_column",)
-    list_filter = (StateFilter,)
+    list_filter = (databases.DatabaseFilter, StateFilter)
     ordering = ("-id",)
     exported = (
         "id", "verb", "kind", "scope", "state", "total", "done", "skipped", "failed", "rate", "username", "reason",
@@ -80,38 +80,38 @@ class OperationAdmin(ReadOnlyAdmin):
         """What can be done to an operation, before the admin's own."""
         wrap = self.admin_site.admin_view
         return [
-            path("<int:pk>/cancel/", wrap(self.cancel_view), name="messaging_operation_cancel"),
-            path("<int:pk>/go-on/", wrap(self.go_on_view), name="messaging_operation_go_on"),
-            path("<int:pk>/result/", wrap(self.result_view), name="messaging_operation_result"),
+            path("<str:key>/cancel/", wrap(self.cancel_view), name="messaging_operation_cancel"),
+            path("<str:key>/go-on/", wrap(self.go_on_view), name="messaging_operation_go_on"),
+            path("<str:key>/result/", wrap(self.result_view), name="messaging_operation_result"),
             *super().get_urls(),
         ]
 
-    def cancel_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+    def cancel_view(self, request: HttpRequest, key: str) -> HttpResponse:
         """Have nothing more of it done."""
-        operation = self._asked(request, pk)
+        operation = self._asked(request, key)
         if request.method == "POST":
             done = stored.cancel(operation)
             text = _("It is cancelled. What was done stays done.") if done else _("It has ended already.")
             self.message_user(request, text)
-        return HttpResponseRedirect(page_of(operation, self.admin_site.name))
+        return HttpResponseRedirect(page_of_operation(operation, self.admin_site.name))
 
-    def go_on_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+    def go_on_view(self, request: HttpRequest, key: str) -> HttpResponse:
         """Have the rest done after one was tried."""
-        operation = self._asked(request, pk)
+        operation = self._asked(request, key)
         if request.method == "POST":
             done = stored.go_on(operation)
             text = _("It goes on.") if done else _("It does not wait for your word any more.")
             self.message_user(request, text)
-        return HttpResponseRedirect(page_of(operation, self.admin_site.name))
+        return HttpResponseRedirect(page_of_operation(operation, self.admin_site.name))
 
-    def result_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+    def result_view(self, request: HttpRequest, key: str) -> HttpResponse:
         """What became of each of its messages, as a file."""
-        operation = written(Operation).filter(pk=pk).first()
+        operation = databases.named(Operation, unquote(key)).first()
         if operation is None or not self.may_see_messages(request, operation):
             raise PermissionDenied
         if request.method != "POST":
-            return HttpResponseRedirect(page_of(operation, self.admin_site.name))
-        exports.record(request, "operation", f"{operation}, CSV", operation.pk)
+            return HttpResponseRedirect(page_of_operation(operation, self.admin_site.name))
+        exports.record(request, "operation", f"{operation}, CSV", operation._state.db, operation.pk)
         return exports.stream(request, _results(operation), RESULT, "csv", f"operation-{operation.pk}")
 
     def may_see_messages(self, request: HttpRequest, operation: Operation) -> bool:
@@ -124,7 +124,7 @@ class OperationAdmin(ReadOnlyAdmin):
         """The page of one operation."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        operation = written(Operation).filter(pk=number_of(object_id)).first()
+        operation = databases.named(Operation, unquote(object_id)).first()
         if operation is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
         request.current_app = self.admin_site.name
@@ -181,8 +181,8 @@ class OperationAdmin(ReadOnlyAdmin):
         """When it was stored."""
         return moment(row.created_at, seconds=False)
 
-    def _asked(self, request: HttpRequest, pk: int) -> Operation:
-        operation = written(Operation).filter(pk=pk).first()
+    def _asked(self, request: HttpRequest, key: str) -> Operation:
+        operation = databases.named(Operation, unquote(key)).first()
         if operation is None or not self.may_act(request, operation):
             raise PermissionDenied
         found: Operation = operation
@@ -193,6 +193,7 @@ class OperationAdmin(ReadOnlyAdmin):
         rate = _("as fast as can be") if operation.rate is None else f"{operation.rate:g}"
         return [
             (_("Messages"), self._scope(operation)),
+            *([(_("Database"), operation._state.db)] if len(known(Operation)) > 1 else []),
             (_("Number"), f"{operation.total:,}"),
             (_("Done"), done),
             (_("Skipped"), skipped),
@@ -213,17 +214,21 @@ class OperationAdmin(ReadOnlyAdmin):
         if not count or not self.may_see_messages(request, operation):
             return f"{count:,}"
         try:
-            url = reverse(f"{self.admin_site.name}:messaging_{operation.kind}message_changelist")
+            url = self._list_of(operation, result)
         except NoReverseMatch:
             return f"{count:,}"
-        return format_html('<a href="{}?operation={}-{}">{}</a>', url, operation.pk, result, f"{count:,}")
+        return format_html('<a href="{}">{}</a>', url, f"{count:,}")
+
+    def _list_of(self, operation: Operation, result: str) -> str:
+        model, database = stored.MODELS[operation.kind], str(operation._state.db)
+        return databases.list_of(model, database, self.admin_site.name, operation=f"{operation.pk}-{result}")
 
     def _scope(self, operation: Operation) -> SafeString | str:
         """Which messages, with a link where they are those of a failure group."""
         if operation.group_id is None:
             return redaction.text(operation.scope)
         try:
-            url = reverse(f"{self.admin_site.name}:messaging_failuregroup_change", args=[operation.group_id])
+            url = databases.page_in(FailureGroup, operation._state.db, operation.group_id, self.admin_site.name)
         except NoReverseMatch:
             return redaction.text(operation.scope)
         return format_html('<a href="{}">{}</a>', url, redaction.text(operation.scope))
@@ -233,20 +238,22 @@ class OperationAdmin(ReadOnlyAdmin):
         results = [OperationItem.Result.SKIPPED, OperationItem.Result.FAILED]
         if operation.state == Operation.State.HELD:
             results.append(OperationItem.Result.DONE)
-        items = written(OperationItem).filter(operation=operation.pk, result__in=results).order_by("row")[:SHOWN]
+        items = OperationItem.objects.using(operation._state.db).filter(operation=operation.pk, result__in=results)
+        items = items.order_by("row")[:SHOWN]
         return [(item.row, self._message_url(operation, item.row), redaction.text(item.note or "")) for item in items]
 
     def _message_url(self, operation: Operation, row: int) -> str:
         try:
-            return reverse(f"{self.admin_site.name}:messaging_{operation.kind}message_change", args=[row])
+            return databases.page_in(stored.MODELS[operation.kind], operation._state.db, row, self.admin_site.name)
         except NoReverseMatch:
             return ""
 
 
 def _results(operation: Operation) -> Iterator[list[exports.Row]]:
     """What became of its messages, a batch of them at a time, in the order of their numbers."""
-    items = written(OperationItem).filter(operation=operation.pk).order_by("row")
-    messages, last = written(stored.MODELS[operation.kind]), 0
+    database = operation._state.db
+    items = OperationItem.objects.using(database).filter(operation=operation.pk).order_by("row")
+    messages, last = stored.MODELS[operation.kind]._default_manager.using(database), 0
     while batch := list(items.filter(row__gt=last)[: exports.BATCH]):
         names = dict(messages.filter(pk__in=[item.row for item in batch]).values_list("pk", "message_id"))
         yield [

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import urlencode
 
 from django.urls import reverse
@@ -14,6 +14,7 @@ from django.utils.translation import gettext as _
 
 from messaging import conf, topology
 from messaging.admin import redaction, words
+from messaging.admin.databases import list_of
 from messaging.admin.display import UNKNOWN, client_of, local, moment, seconds_until, span
 from messaging.admin.holders import long_ones
 from messaging.admin.paginator import LIMIT, Bounded
@@ -24,9 +25,20 @@ from messaging.exceptions import ConfigurationError
 from messaging.models import ProcessedMessage, QueueControl, Worker
 from messaging.models.base import listed_in, written
 from messaging.monitoring.conditions import SILENT
+from messaging.monitoring.databases import ask_each, home
 from messaging.publishing.rounds import LONG, not_back
 
+Numbers: TypeAlias = "dict[str, dict[tuple[str, str], str]]"  # by database, then by alias and queue
+
 KEPT = timedelta(days=1)  # for which a silent worker is still listed
+
+
+class Count(NamedTuple):
+    """A number of a queue's messages in one database, and their list; `database` where it is not the usual one."""
+
+    text: str
+    url: str
+    database: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +54,8 @@ class QueueRow:
     unacked: str
     consumers: str
     dead: str
-    failures: int
-    away: str
+    failures: list[Count]
+    away: list[Count]
     control: QueueControl | None
     exists: bool
     links: dict[str, str]
@@ -91,23 +103,22 @@ def panels(site: str) -> list[AliasPanel]:
         site: name of the admin site that their links lead into.
     """
     controls = {(control.alias, control.queue): control for control in written(QueueControl)[:LIMIT]}
-    failures, away = open_failures(), rounds_away()
+    failures, away = ask_each(open_failures), ask_each(rounds_away)
     return [_panel(alias, site, controls, failures, away) for alias in conf.aliases()]
 
 
-def open_failures() -> dict[tuple[str, str], int]:
+def open_failures(database: str) -> dict[tuple[str, str], str]:
     """Failed incoming messages by alias and queue; bounded, so that a flood does not stop the page."""
-    rows = written(ProcessedMessage).filter(listed_in(ProcessedMessage.State.FAILED)).order_by("state", "id")
-    rows = rows.values_list("alias", "queue")[: LIMIT + 1]
-    found = Counter(rows)
+    rows = ProcessedMessage.objects.using(database).filter(listed_in(ProcessedMessage.State.FAILED))
+    found = Counter(rows.order_by("state", "id").values_list("alias", "queue")[: LIMIT + 1])
     if found.total() <= LIMIT:
-        return dict(found)
-    return {key: Bounded(count) for key, count in found.items()}
+        return {key: str(count) for key, count in found.items()}
+    return {key: str(Bounded(count)) for key, count in found.items()}
 
 
-def rounds_away() -> dict[tuple[str, str], str]:
+def rounds_away(database: str) -> dict[tuple[str, str], str]:
     """What was sent to each queue and is not back, and since when, by alias and queue; of the first so many."""
-    rows = not_back(written(ProcessedMessage), Now() - timedelta(seconds=LONG)).order_by("state", "pk")
+    rows = not_back(ProcessedMessage.objects.using(database), Now() - timedelta(seconds=LONG)).order_by("state", "pk")
     found: dict[tuple[str, str], list[datetime]] = {}
     for alias, queue, sent_at in rows.values_list("alias", "queue", "sent_at")[:LIMIT]:
         found.setdefault((alias, queue), []).append(sent_at)
@@ -155,8 +166,8 @@ def _panel(
     alias: str,
     site: str,
     controls: dict[tuple[str, str], QueueControl],
-    failures: dict[tuple[str, str], int],
-    away: dict[tuple[str, str], str],
+    failures: Numbers,
+    away: Numbers,
 ) -> AliasPanel:
     try:
         specs = topology.build(alias).queues
@@ -176,8 +187,8 @@ def _panel(
                 unacked=_number(depth, "unacked"),
                 consumers=_number(depth, "consumers"),
                 dead=_number(dead, "ready"),
-                failures=failures.get((alias, spec.name), 0),
-                away=away.get((alias, spec.name), ""),
+                failures=_counts(failures, "failed", alias, spec.name, site),
+                away=_counts(away, "away", alias, spec.name, site),
                 control=controls.get((alias, spec.name)),
                 exists=depth is None or depth.exists,
                 links=_links(alias, spec.name, site),
@@ -186,14 +197,24 @@ def _panel(
     return AliasPanel(reading, reading.error, rows)
 
 
-def _links(alias: str, queue: str, site: str) -> dict[str, str]:
-    query = urlencode({"alias": alias, "queue": queue})
+def _counts(numbers: Numbers, state: str, alias: str, queue: str, site: str) -> list[Count]:
+    """A queue's numbers, each with the list of these messages."""
     # The list filters by alias only where there are several.
     same = {"queue": queue, "alias": alias} if len(conf.aliases()) > 1 else {"queue": queue}
-    failed, away = urlencode({"state": "failed", **same}), urlencode({"state": "away", **same})
+    return [
+        Count(
+            own[alias, queue],
+            list_of(ProcessedMessage, database, site, state=state, **same),
+            "" if database == home() else database,
+        )
+        for database, own in numbers.items()
+        if (alias, queue) in own
+    ]
+
+
+def _links(alias: str, queue: str, site: str) -> dict[str, str]:
+    query = urlencode({"alias": alias, "queue": queue})
     return {
-        "failures": f"{reverse(f'{site}:messaging_processedmessage_changelist')}?{failed}",
-        "away": f"{reverse(f'{site}:messaging_processedmessage_changelist')}?{away}",
         "pause": f"{reverse(f'{site}:messaging_queuecontrol_pause')}?{query}",
         "resume": f"{reverse(f'{site}:messaging_queuecontrol_resume')}?{query}",
     }

@@ -5,33 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.admin.utils import quote
 from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Right
 from django.http import HttpRequest
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from messaging import conf
-from messaging.admin import filters, holders, redaction, rehearsals, waiting
+from messaging.admin import databases, filters, holders, redaction, rehearsals, waiting
 from messaging.admin.base import BRIEF, NAMED, MessageAdmin, brief_error
 from messaging.admin.display import client_of, exactly, moment, seconds_until, shorten, span
 from messaging.admin.editing import edit_view, may_edit
 from messaging.admin.failure_facts import with_group
 from messaging.admin.lengths import Lengths, lengths_of, run_of
 from messaging.admin.paginator import Bounded, bounded
-from messaging.admin.story import SHOWN, Event, Link, Related, audit_events, in_order, related
+from messaging.admin.story import SHOWN, Event, Link, Related, audit_events, in_order, incoming_with_ids, related
 from messaging.admin.traces import parts
 from messaging.admin.verbs import INCOMING
 from messaging.exceptions import ConfigurationError, WireError
 from messaging.handlers import registry
-from messaging.models import Attempt, ProcessedMessage, PublishedMessage
-from messaging.models.base import written
+from messaging.models import Attempt, FailureGroup, ProcessedMessage, PublishedMessage, Rehearsal
+from messaging.monitoring.databases import ask_each
 from messaging.operations.rehearsals import can_be_rehearsed
 from messaging.wire.bodies import storable
 from messaging.wire.envelope import Envelope
@@ -65,6 +67,7 @@ class ProcessedMessageAdmin(MessageAdmin):
         "id_column",
     )
     list_filter = (
+        databases.DatabaseFilter,
         filters.StateFilter,
         filters.AliasFilter,
         filters.QueueFilter,
@@ -94,9 +97,9 @@ class ProcessedMessageAdmin(MessageAdmin):
         """The pages for what is done to one message alone, before the others."""
         wrap, name = self.admin_site.admin_view, "messaging_processedmessage"
         return [
-            path("<int:pk>/edit/", wrap(partial(edit_view, self)), name=f"{name}_edit"),
-            path("<int:pk>/rehearse/", wrap(partial(rehearsals.rehearse_view, self)), name=f"{name}_rehearse"),
-            path("rehearsal/<int:pk>/", wrap(partial(rehearsals.rehearsal_view, self)), name=f"{name}_rehearsal"),
+            path("<str:key>/edit/", wrap(partial(edit_view, self)), name=f"{name}_edit"),
+            path("<str:key>/rehearse/", wrap(partial(rehearsals.rehearse_view, self)), name=f"{name}_rehearse"),
+            path("rehearsal/<str:key>/", wrap(partial(rehearsals.rehearsal_view, self)), name=f"{name}_rehearsal"),
             *super().get_urls(),
         ]
 
@@ -108,13 +111,15 @@ class ProcessedMessageAdmin(MessageAdmin):
         """Those of the verbs, and what is done to one message alone."""
         tools = super().tools(request, row)
         if row.state == State.FAILED and may_edit(self, request):
-            tools.append({"url": self.keeping(request, self.url("edit", row.pk)), "label": _("Edit and requeue")})
+            tools.append({"url": self.keeping(request, self.url_of("edit", row)), "label": _("Edit and requeue")})
         if rehearsals.may_rehearse(self, request):
             last = vars(row).get("last_rehearsal")
             if can_be_rehearsed(row):
-                tools.append({"url": self.keeping(request, self.url("rehearse", row.pk)), "label": _("Rehearse")})
+                tools.append({"url": self.keeping(request, self.url_of("rehearse", row)), "label": _("Rehearse")})
             if last is not None:
-                url = self.keeping(request, self.url("rehearsal", last))
+                url = self.keeping(
+                    request, self.url("rehearsal", quote(databases.key_in(Rehearsal, row._state.db, last)))
+                )
                 tools.append({"url": url, "label": _("Last rehearsal")})
         return tools
 
@@ -122,7 +127,7 @@ class ProcessedMessageAdmin(MessageAdmin):
         """The story of an incoming message."""
         site = self.admin_site.name
         outgoing = list(_outgoing(row)) if request.user.has_perm("messaging.view_publishedmessage") else []
-        rounds = [out for out in outgoing if out.inbox_id == row.pk]
+        rounds = [out for out in outgoing if out.inbox_id == row.pk and out._state.db == row._state.db]
         lengths = lengths_of(row, outgoing)
         events = timeline(row, rounds, self._round_url, lengths)
         return {
@@ -149,13 +154,15 @@ class ProcessedMessageAdmin(MessageAdmin):
         if row.state == State.FAILED and not isinstance(others, Bounded):
             others -= 1  # itself
         text = ngettext("%(count)s other like this", "%(count)s others like this", others) % {"count": others}
+        database, site = str(row._state.db), self.admin_site.name
         if row.group_pk is None:  # its group is written some seconds later
-            return {"similar_url": f"{self.url('changelist')}?fingerprint={row.fingerprint}", "similar": text}
-        url = reverse(f"{self.admin_site.name}:messaging_failuregroup_change", args=[row.group_pk])
+            url = databases.list_of(ProcessedMessage, database, site, fingerprint=row.fingerprint)
+        else:
+            url = databases.page_in(FailureGroup, database, row.group_pk, site)
         return {"similar_url": url, "similar": text}
 
     def _round_url(self, out: PublishedMessage) -> str:
-        return reverse(f"{self.admin_site.name}:messaging_publishedmessage_change", args=[out.pk])
+        return databases.page_of(out, self.admin_site.name)
 
     @admin.display(description=gettext_lazy("message"))
     def message_column(self, row: ProcessedMessage) -> SafeString | str:
@@ -295,13 +302,19 @@ def _attempt_event(attempt: Attempt, row: ProcessedMessage) -> Event:
     return Event(attempt.ended_at, title, note, trace, kind="bad")
 
 
-def _outgoing(row: ProcessedMessage) -> Any:
-    """Its rounds, those of the same id, and what its handler published: one query, an index for each part."""
-    wanted = Q(inbox_id=row.pk)
+def _outgoing(row: ProcessedMessage) -> list[PublishedMessage]:
+    """Its rounds, those of the same id, and what its handler published: a query a database, an index for each part."""
+    wanted = Q()
     if row.message_id:
         correlation = row.correlation_id or row.message_id
-        wanted |= Q(message_id=row.message_id) | Q(correlation_id=correlation, causation_id=row.message_id)
-    return written(PublishedMessage).filter(wanted).defer("body", "headers", "wire", "error").order_by("-pk")[:SHOWN]
+        wanted = Q(message_id=row.message_id) | Q(correlation_id=correlation, causation_id=row.message_id)
+
+    def ask(database: str) -> list[PublishedMessage]:
+        own = wanted | Q(inbox_id=row.pk) if database == row._state.db else wanted
+        rows = PublishedMessage.objects.using(database).filter(own) if own else PublishedMessage.objects.none()
+        return list(rows.defer("body", "headers", "wire", "error").order_by("-pk")[:SHOWN])
+
+    return list(chain.from_iterable(ask_each(ask).values()))
 
 
 def _same_id(row: ProcessedMessage, outgoing: list[PublishedMessage]) -> list[PublishedMessage]:
@@ -316,7 +329,7 @@ def _edits(row: ProcessedMessage, site: str) -> list[Related]:
     """The message whose place it took with another content, and the one that took its place."""
     groups = []
     if row.edited_from_id is not None:
-        url = reverse(f"{site}:messaging_processedmessage_change", args=[row.edited_from_id])
+        url = databases.page_in(ProcessedMessage, row._state.db, row.edited_from_id, site)
         groups.append(Related(_("Edited from"), [Link(f"#{row.edited_from_id}", url, SafeString(""))]))
     if row.state == State.SUPERSEDED:
         copies = ProcessedMessage.objects.using(row._state.db).filter(edited_from=row.pk)
@@ -327,8 +340,7 @@ def _edits(row: ProcessedMessage, site: str) -> list[Related]:
 def _causes(row: ProcessedMessage, site: str) -> list[Related]:
     if not row.causation_id:
         return []
-    causes = written(ProcessedMessage).filter(message_id=row.causation_id).defer("body", "headers", "wire", "error")
-    return related(_("Published while handling"), causes[:SHOWN], site)
+    return related(_("Published while handling"), incoming_with_ids([row.causation_id]), site)
 
 
 def _envelope_facts(row: ProcessedMessage) -> list[tuple[str, Any]]:

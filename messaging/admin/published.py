@@ -8,23 +8,21 @@ from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.urls import reverse
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from messaging import conf
-from messaging.admin import filters, redaction, waiting
+from messaging.admin import databases, filters, redaction, waiting
 from messaging.admin.base import NAMED, MessageAdmin
 from messaging.admin.compose import compose_view
 from messaging.admin.display import distance, moment, seconds_until, shorten, state_badge
 from messaging.admin.drafts import is_editable
 from messaging.admin.payload import preview_of
-from messaging.admin.story import SHOWN, Event, Link, Related, audit_events, in_order, related
+from messaging.admin.story import Event, Link, Related, audit_events, in_order, incoming_with_ids, related
 from messaging.admin.verbs import OUTGOING
 from messaging.exceptions import ConfigurationError
 from messaging.models import ProcessedMessage, PublishedMessage, tries
-from messaging.models.base import written
 from messaging.models.outbox import UNROUTABLE
 
 State = PublishedMessage.State
@@ -45,6 +43,7 @@ class PublishedMessageAdmin(MessageAdmin):
         "id_column",
     )
     list_filter = (
+        databases.DatabaseFilter,
         filters.StateFilter,
         filters.AliasFilter,
         filters.QueueFilter,
@@ -114,21 +113,20 @@ class PublishedMessageAdmin(MessageAdmin):
     def _related(self, request: HttpRequest, row: PublishedMessage) -> list[Related]:
         site, groups = self.admin_site.name, []
         if row.copy_of_id is not None:
-            url = self.url("change", row.copy_of_id)
+            url = databases.page_in(PublishedMessage, row._state.db, row.copy_of_id, site)
             groups.append(Related(_("Copy of"), [Link(f"#{row.copy_of_id}", url, SafeString(""))]))
         if not request.user.has_perm("messaging.view_processedmessage"):
             return groups
         if row.inbox_id is not None:
-            url = reverse(f"{site}:messaging_processedmessage_change", args=[row.inbox_id])
+            url = databases.page_in(ProcessedMessage, row._state.db, row.inbox_id, site)
             groups.append(Related(_("Round of incoming message"), [Link(f"#{row.inbox_id}", url, SafeString(""))]))
         ids = [name for name in (row.message_id, row.causation_id) if name]
-        found = written(ProcessedMessage).filter(message_id__in=ids).defer("body", "headers", "wire", "error")
-        incoming = list(found[:SHOWN]) if ids else []
+        incoming = incoming_with_ids(ids)
         return [
             *groups,
             *related(
                 _("Incoming messages with the same id"),
-                [other for other in incoming if other.message_id == row.message_id and other.pk != row.inbox_id],
+                [other for other in incoming if other.message_id == row.message_id and not _is_inbox_of(other, row)],
                 site,
             ),
             *related(
@@ -222,6 +220,10 @@ def _tried(row: PublishedMessage) -> list[Event]:
         note = " · ".join(filter(None, (redaction.text(one.answer, row), by, more)))
         events.append(Event(one.at, titles.get(one.fate, one.fate), note, kind="bad"))
     return events
+
+
+def _is_inbox_of(row: ProcessedMessage, out: PublishedMessage) -> bool:
+    return row.pk == out.inbox_id and row._state.db == out._state.db
 
 
 def _is_relayed(alias: str) -> bool:

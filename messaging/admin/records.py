@@ -8,25 +8,25 @@ from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.urls import NoReverseMatch, reverse
+from django.urls import NoReverseMatch
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from messaging.admin import redaction, words
+from messaging.admin import databases, redaction, words
 from messaging.admin.alerts import look
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.display import moment, shorten
 from messaging.admin.filters import OlderFilter
 from messaging.admin.story import ACTS
-from messaging.models import AuditRecord, Worker
+from messaging.models import AuditRecord, FailureGroup, Operation, ProcessedMessage, PublishedMessage, Worker
 
 # The pages of what a record is about, by its kind.
-PAGES = {
-    "processed": "processedmessage",
-    "published": "publishedmessage",
-    "operation": "operation",
-    "group": "failuregroup",
+PAGES: dict[str, Any] = {
+    "processed": ProcessedMessage,
+    "published": PublishedMessage,
+    "operation": Operation,
+    "group": FailureGroup,
 }
 
 
@@ -50,7 +50,7 @@ class AuditRecordAdmin(ReadOnlyAdmin):
 
     list_display = ("act_column", "at_column", "username", "subject_column", "change_column", "reason_column")
     list_display_links = None
-    list_filter = (ActFilter, OlderFilter)
+    list_filter = (databases.DatabaseFilter, ActFilter, OlderFilter)
     nothing = _("Nobody has acted yet. What operators do to messages and queues is recorded here.")
     ordering = ("-id",)
     exported = (
@@ -81,7 +81,7 @@ class AuditRecordAdmin(ReadOnlyAdmin):
         if row.message_pk is None or row.kind not in PAGES:
             return row.queue
         try:
-            url = reverse(f"{self.admin_site.name}:messaging_{PAGES[row.kind]}_change", args=[row.message_pk])
+            url = databases.page_in(PAGES[row.kind], row._state.db, row.message_pk, self.admin_site.name)
         except NoReverseMatch:
             return text
         return format_html('<a href="{}">{}</a>', url, text)

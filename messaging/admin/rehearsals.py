@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -11,12 +12,11 @@ from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from messaging.admin import redaction
+from messaging.admin import databases, redaction
 from messaging.admin.actions import REASON, operator
 from messaging.admin.display import exactly, moment, seconds_until, state_badge
 from messaging.admin.traces import parts
 from messaging.models import ProcessedMessage, Rehearsal
-from messaging.models.base import written
 from messaging.operations import rehearsals
 
 if TYPE_CHECKING:
@@ -38,17 +38,17 @@ def with_last(rows: QuerySet[Any]) -> QuerySet[Any]:
     return annotated
 
 
-def rehearse_view(model_admin: ProcessedMessageAdmin, request: HttpRequest, pk: int) -> HttpResponse:
+def rehearse_view(model_admin: ProcessedMessageAdmin, request: HttpRequest, key: str) -> HttpResponse:
     """What a rehearsal is, and whether one is wanted (GET); ask for it, and lead to its page (POST)."""
     if not may_rehearse(model_admin, request):
         raise PermissionDenied
-    row = written(ProcessedMessage).defer("body", "headers", "error").filter(pk=pk).first()
+    row = databases.named(ProcessedMessage, unquote(key)).defer("body", "headers", "error").first()
     if row is None:
-        return model_admin._get_obj_does_not_exist_redirect(request, model_admin.opts, str(pk))  # type: ignore[attr-defined,no-any-return]
+        return model_admin._get_obj_does_not_exist_redirect(request, model_admin.opts, key)  # type: ignore[attr-defined,no-any-return]
     is_possible = rehearsals.can_be_rehearsed(row)
     if request.method == "POST" and is_possible:
         asked = rehearsals.ask(row, operator(request))
-        return HttpResponseRedirect(model_admin.keeping(request, model_admin.url("rehearsal", asked.pk)))
+        return HttpResponseRedirect(model_admin.keeping(request, model_admin.url_of("rehearsal", asked)))
     return _page(
         model_admin,
         request,
@@ -60,14 +60,14 @@ def rehearse_view(model_admin: ProcessedMessageAdmin, request: HttpRequest, pk: 
     )
 
 
-def rehearsal_view(model_admin: ProcessedMessageAdmin, request: HttpRequest, pk: int) -> HttpResponse:
+def rehearsal_view(model_admin: ProcessedMessageAdmin, request: HttpRequest, key: str) -> HttpResponse:
     """How far a rehearsal is, or how it ended; until then the page is loaded again by itself."""
     if not may_rehearse(model_admin, request):
         raise PermissionDenied
-    rehearsal = written(Rehearsal).filter(pk=pk).first()
+    rehearsal = databases.named(Rehearsal, unquote(key)).first()
     row = None if rehearsal is None else _message_of(rehearsal)
     if rehearsal is None or row is None:
-        return model_admin._get_obj_does_not_exist_redirect(request, model_admin.opts, str(pk))  # type: ignore[attr-defined,no-any-return]
+        return model_admin._get_obj_does_not_exist_redirect(request, model_admin.opts, key)  # type: ignore[attr-defined,no-any-return]
     state = State.DIED if _is_lost(rehearsal) else State(rehearsal.state)
     return _page(
         model_admin,
@@ -83,7 +83,7 @@ def rehearsal_view(model_admin: ProcessedMessageAdmin, request: HttpRequest, pk:
         trace=parts(redaction.text(rehearsal.traceback, row)),
         facts=_facts(rehearsal),
         result=rehearsal.result or {},
-        again=model_admin.keeping(request, model_admin.url("rehearse", row.pk)),
+        again=model_admin.keeping(request, model_admin.url_of("rehearse", row)),
     )
 
 
@@ -99,7 +99,7 @@ def _page(
         "preserved_filters": model_admin.get_preserved_filters(request),
         "media": model_admin.media,
         "badge": model_admin.badge(row),
-        "back": model_admin.keeping(request, model_admin.url("change", row.pk)),
+        "back": model_admin.keeping(request, model_admin.url_of("change", row)),
         **more,
     }
     return TemplateResponse(request, template, context)

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import router
 from django.http import HttpRequest
-from django.urls import reverse
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from messaging import conf
+from messaging.admin import databases
 from messaging.admin.display import exactly, moment, seconds_until
-from messaging.models import ProcessedMessage, Worker
+from messaging.models import ProcessedMessage, PublishedMessage, Worker
 from messaging.monitoring.conditions import SILENT
+from messaging.monitoring.databases import known
 
 SHOWN = 50  # runs on one page, the longest ones
 OVER = 1.5  # times what a handler has usually taken at most, from which on a run takes too long
@@ -103,12 +103,13 @@ def runs(request: HttpRequest, site: str, workers: Iterable[Worker]) -> list[Run
 def _url(run: Run, site: str, may_see_outgoing: bool) -> str:
     """The page of a message: incoming, or where that is not recorded yet, as it was published here."""
     incoming, outgoing = run.told.get("row"), run.told.get("outgoing")
-    if run.told.get("database") != router.db_for_write(ProcessedMessage):
+    database = run.told.get("database")
+    if database not in known():
         return ""
     if isinstance(incoming, int) and incoming:
-        return reverse(f"{site}:messaging_processedmessage_change", args=[incoming])
+        return databases.page_in(ProcessedMessage, database, incoming, site)
     if isinstance(outgoing, int) and may_see_outgoing:
-        return reverse(f"{site}:messaging_publishedmessage_change", args=[outgoing])
+        return databases.page_in(PublishedMessage, database, outgoing, site)
     return ""
 
 

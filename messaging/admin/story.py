@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from itertools import chain
 from typing import Any, NamedTuple
 
 from django.db.models import Exists, OuterRef, QuerySet
-from django.urls import reverse
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from messaging.admin import redaction
+from messaging.admin import databases, redaction
 from messaging.admin.display import moment, state_badge
-from messaging.models import AuditRecord, OperationItem
-from messaging.models.base import written
+from messaging.models import AuditRecord, OperationItem, ProcessedMessage
 from messaging.models.operations import STOPPED
+from messaging.monitoring.databases import ask_each
 
 SHOWN = 50  # events and links of a kind on one page
 
@@ -90,10 +90,12 @@ def with_operation(rows: QuerySet[Any]) -> QuerySet[Any]:
 
 def audit_events(kind: str, row: Any) -> list[Event]:
     """What operators did to a row, each by itself or in an operation on many."""
-    records = written(AuditRecord).filter(kind=kind, message_pk=row.pk).order_by("-pk")[:SHOWN]
+    own = row._state.db
+    records = AuditRecord.objects.using(own).filter(kind=kind, message_pk=row.pk).order_by("-pk")[:SHOWN]
     events = [audit_event(record) for record in records]
     if getattr(row, "has_operation", True):
-        items = written(OperationItem).filter(row=row.pk, result=OperationItem.Result.DONE, operation__kind=kind)
+        done = {"row": row.pk, "result": OperationItem.Result.DONE, "operation__kind": kind}
+        items = OperationItem.objects.using(own).filter(**done)
         events += map(_operation_event, items.select_related("operation").order_by("-pk")[:SHOWN])
     return events
 
@@ -130,11 +132,21 @@ def in_order(events: Iterable[Event]) -> list[Event]:
 
 def link(row: Any, site: str) -> Link:
     """A link to a message's page."""
-    url = reverse(f"{site}:{row._meta.app_label}_{row._meta.model_name}_change", args=[row.pk])
-    return Link(str(row), url, state_badge(row.state, row.get_state_display()))
+    text = databases.beside(str(row), row._state.db)
+    return Link(text, databases.page_of(row, site), state_badge(row.state, row.get_state_display()))
 
 
 def related(heading: Any, rows: Iterable[Any], site: str) -> list[Related]:
     """The linked messages under a heading, as a list that is empty where there are none."""
     links = [link(row, site) for row in rows]
     return [Related(str(heading), links)] if links else []
+
+
+def incoming_with_ids(ids: list[str]) -> list[ProcessedMessage]:
+    """What arrived under these message ids, wherever it is recorded."""
+
+    def ask(database: str) -> list[ProcessedMessage]:
+        found = ProcessedMessage.objects.using(database).filter(message_id__in=ids)
+        return list(found.defer("body", "headers", "wire", "error")[:SHOWN])
+
+    return list(chain.from_iterable(ask_each(ask).values())) if ids else []

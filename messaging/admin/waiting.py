@@ -20,13 +20,19 @@ from messaging.publishing.rounds import under_way
 
 In = ProcessedMessage.State
 Out = PublishedMessage.State
+WORKERS = 1000  # that are looked through for those of a queue
 SEEN = timedelta(seconds=SILENT)  # a worker that says nothing for longer is taken to be gone
 _PLAIN = re.compile(r"[ !#-\[\]-~]*")  # a name that JSON writes as it is
 
 
 def annotated(rows: QuerySet[Any]) -> QuerySet[Any]:
-    """Rows with what is known about those who would take them further, in the same query."""
-    if written(Worker).db != rows.db:  # nothing is known there
+    """Rows with what is known about those who would take them further, in the same query.
+
+    In another database than that of the workers nothing is known of those: see `completed()`.
+    """
+    if rows.model is ProcessedMessage:
+        rows = rows.annotate(is_under_way=under_way(), is_unsent=under_way(0))
+    if written(Worker).db != rows.db:
         return rows
     workers = Worker.objects.filter(alias=OuterRef("alias"), seen_at__gt=Now() - SEEN).order_by("-seen_at")
     found: QuerySet[Any] = rows.annotate(relay_says=_first(workers.filter(kind="relay"), "status"))
@@ -39,10 +45,24 @@ def annotated(rows: QuerySet[Any]) -> QuerySet[Any]:
         paused_at=_first(control, "changed_at"),
         paused_by=_first(control, "changed_by"),
         consumer_says=_first(own, "status"),
-        is_under_way=under_way(),
-        is_unsent=under_way(0),
     )
     return told
+
+
+def completed(row: Any) -> Any:
+    """A row read by `annotated()`, with what had to be asked of another database."""
+    if "relay_says" in vars(row):
+        return row
+    alive = written(Worker).filter(alias=row.alias, seen_at__gt=Now() - SEEN).order_by("-seen_at")
+    told = list(alive.values_list("kind", "status", "queues")[:WORKERS])
+    row.relay_says = next((status for kind, status, _queues in told if kind == "relay"), None)
+    if isinstance(row, ProcessedMessage):
+        control: Any = written(QueueControl).filter(alias=row.alias, queue=row.queue, paused=True).first()
+        row.paused_at = control and control.changed_at  # type: ignore[attr-defined]
+        row.paused_by = control and control.changed_by  # type: ignore[attr-defined]
+        own = (status for kind, status, queues in told if kind == "consume" and row.queue in queues)
+        row.consumer_says = next(own, None)  # type: ignore[attr-defined]
+    return row
 
 
 def of_incoming(row: ProcessedMessage, rounds: Iterable[PublishedMessage]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
+from urllib.parse import urlencode
 
 from django.utils.translation import gettext as _
 
@@ -98,7 +99,11 @@ def broker_full(now: Snapshot) -> Iterator[Condition]:
 
 
 def database_away(now: Snapshot) -> Iterator[Condition]:
-    """Consumers wait for a database of theirs."""
+    """A database cannot be read from here, or consumers wait for one."""
+    for name in now.away:
+        words = _("The database “%(name)s” cannot be read: its messages are neither shown nor counted.")
+        fix = _("Check that it runs, that this host reaches it, and that its tables are migrated.")
+        yield Condition("database_away", "critical", name, words % {"name": name}, fix, "worker/")
     told = [worker for worker in alive(now) if worker.status == WAITS_FOR_DATABASE]
     if told:
         words = _("Workers wait for a database: %(names)s.") % {"names": _names(worker.name for worker in told)}
@@ -119,7 +124,9 @@ def no_relay(now: Snapshot) -> Iterator[Condition]:
             fix = _("This site's settings forbid to send from here: start the relay where it is allowed.")
         else:
             fix = _("Start one: manage.py consume has a relay inside, manage.py relay is one alone.")
-        yield Condition("no_relay", "critical" if waits else "warning", alias, words, fix, _PENDING, box.oldest)
+        yield Condition(
+            "no_relay", "critical" if waits else "warning", alias, words, fix, _of(box.database, _PENDING), box.oldest
+        )
 
 
 def oldest_due(now: Snapshot) -> Iterator[Condition]:
@@ -134,7 +141,7 @@ def oldest_due(now: Snapshot) -> Iterator[Condition]:
             "manage.py relay."
         )
         level: Level = "critical" if seconds > limit("far_too_late") else "warning"
-        yield Condition("oldest_due", level, alias, words, fix, _PENDING, box.oldest)
+        yield Condition("oldest_due", level, alias, words, fix, _of(box.database, _PENDING), box.oldest)
 
 
 def unrouted(now: Snapshot) -> Iterator[Condition]:
@@ -143,9 +150,8 @@ def unrouted(now: Snapshot) -> Iterator[Condition]:
         if box.unrouted:
             words = _("No queue takes %(count)s outgoing messages.") % {"count": _number(box.unrouted)}
             fix = _("Bind a queue to their routing keys: deploy the handler, then run manage.py topology.")
-            yield Condition(
-                "unrouted", "warning", alias, words, fix, "publishedmessage/?state=waiting", box.unrouted_since
-            )
+            link = _of(box.unrouted_in, "publishedmessage/?state=waiting")
+            yield Condition("unrouted", "warning", alias, words, fix, link, box.unrouted_since)
 
 
 def not_consumed(now: Snapshot) -> Iterator[Condition]:
@@ -223,6 +229,11 @@ def alive(now: Snapshot, alias: str | None = None) -> Iterator[Worker]:
     for worker in now.workers:
         if alias in (None, worker.alias) and _seconds(now, worker.seen_at) <= SILENT:
             yield worker
+
+
+def _of(database: str, link: str) -> str:
+    """A link to the list of a database."""
+    return f"{link}&{urlencode({'database': database})}" if database else link
 
 
 def _lacks_broker(worker: Worker) -> bool:

@@ -19,7 +19,6 @@ from django.db.models import F, Sum
 from messaging import conf
 from messaging.db.clock import Now
 from messaging.models import AuditRecord, FailureCount, FailureGroup, ProcessedMessage
-from messaging.models.base import written
 from messaging.models.failure_groups import BUCKET
 from messaging.models.processed import in_group
 from messaging.monitoring import counters
@@ -137,29 +136,30 @@ def adopt(database: str, after: str = "") -> str | None:
     return found[-1] if len(found) == LOOKED_AT else None
 
 
-def open_counts(fingerprints: Iterable[str]) -> dict[tuple[str, str], int]:
+def open_counts(database: str, fingerprints: Iterable[str]) -> dict[tuple[str, str], int]:
     """How many messages of these groups are failed, or retrying, by fingerprint and state, up to `COUNTED` + 1 each."""
-    rows = written(ProcessedMessage)
+    rows = ProcessedMessage.objects.using(database)
     keys: list[tuple[str, str]] = []
     parts, values = [], []
     for fingerprint in fingerprints:
         for state in (ProcessedMessage.State.FAILED, ProcessedMessage.State.RETRYING):
             own = rows.filter(in_group(fingerprint, state)).order_by("state", "pk").values("pk")[: COUNTED + 1]
-            sql, params = own.query.get_compiler(rows.db).as_sql()
+            sql, params = own.query.get_compiler(database).as_sql()
             parts.append(f"SELECT {len(keys)}, COUNT(*) FROM ({sql}) own")  # noqa: S608  a query of Django's own
             keys.append((fingerprint, state.value))
             values += params
     if not keys:
         return {}
-    with connections[rows.db].cursor() as cursor:
+    with connections[database].cursor() as cursor:
         cursor.execute(" UNION ALL ".join(parts), values)
         return {keys[number]: int(count) for number, count in cursor.fetchall()}
 
 
-def history(groups: Iterable[int], until: int, minutes: int, step: int) -> dict[int, list[int]]:
+def history(database: str, groups: Iterable[int], until: int, minutes: int, step: int) -> dict[int, list[int]]:
     """How many attempts failed in each group in a period, a number for every `step` minutes.
 
     Args:
+        database: where they are.
         groups: their primary keys.
         until: the last minute, counted from 1970.
         minutes: how long the period is.
@@ -168,7 +168,8 @@ def history(groups: Iterable[int], until: int, minutes: int, step: int) -> dict[
     first = until - until % step - minutes + step
     wanted = list(groups)
     found = {group: [0] * (minutes // step) for group in wanted}
-    rows = written(FailureCount).filter(group__in=wanted, minute__gte=first, minute__lt=first + minutes).order_by()
+    rows = FailureCount.objects.using(database).filter(group__in=wanted)
+    rows = rows.filter(minute__gte=first, minute__lt=first + minutes).order_by()
     sums = rows.values("group", slot=F("minute") - F("minute") % step).annotate(number=Sum(F("failed") + F("retried")))
     for row in sums:
         found[row["group"]][(row["slot"] - first) // step] = row["number"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from django import template
+from django.contrib.admin.utils import quote
 
 from messaging import conf
 from messaging.admin import live
 from messaging.admin.alerts import APP, alerts, look
 from messaging.admin.charts import charts, counted, row
+from messaging.admin.databases import key_of
 from messaging.admin.filters import LOOKED_AT
 from messaging.admin.latency import figures, told
 from messaging.admin.lists import in_words, newer_page
@@ -21,6 +23,12 @@ from messaging.exceptions import ConfigurationError
 from messaging.monitoring.percentiles import total
 
 register = template.Library()
+
+
+@register.filter
+def key(row: Any) -> str:
+    """What names a row in addresses."""
+    return quote(key_of(row))
 
 
 @register.simple_tag

@@ -123,7 +123,7 @@ def test_a_group_costs_no_more_than_is_counted_of_it() -> None:
     for group, number in ((large, "10,000+"), (small, "1")):
         assert f">{number} failed message" in client.get(f"{GROUPS}{group.pk}/change/").content.decode()
     assert "10,000+ others like this" in client.get(f"{INCOMING}{one.pk}/change/").content.decode()
-    counted = plans_of(lambda: failure_groups.open_counts([small.fingerprint]))
+    counted = plans_of(lambda: failure_groups.open_counts("default", [small.fingerprint]))
     adopted = plans_of(lambda: failure_groups.adopt("default"))
     for sql, plan in {**counted, **adopted}.items():
         assert "messaging_inbox_failures" in plan, f"{sql}\n{plan}"

@@ -136,8 +136,11 @@ def test_a_failure_names_its_group_and_a_success_after_it_none(processor: Proces
     assert count == {"group": group.pk, "failed": 2, "retried": 2, "alias": "default"}
     write("default")
     assert FailureCount.objects.get().failed == 2, "once"
-    assert open_counts([group.fingerprint]) == {(group.fingerprint, "failed"): 2, (group.fingerprint, "retrying"): 0}
-    assert open_counts([]) == {}
+    assert open_counts("default", [group.fingerprint]) == {
+        (group.fingerprint, "failed"): 2,
+        (group.fingerprint, "retrying"): 0,
+    }
+    assert open_counts("default", []) == {}
 
 
 def test_what_is_processed_in_the_end_is_in_no_group() -> None:
@@ -256,8 +259,8 @@ def test_history_has_a_number_for_every_step() -> None:
         ("default", 990, 1, 0), ("other", 990, 1, 1), ("default", 1020, 4, 0), ("default", 980, 9, 9),
     ):  # fmt: skip
         FailureCount.objects.create(group=group, alias=alias, minute=minute, failed=failed, retried=retried)
-    assert history([group.pk], 1025, 60, 30) == {group.pk: [3, 4]}
-    assert history([group.pk, 0], 1025, 90, 30) == {group.pk: [18, 3, 4], 0: [0, 0, 0]}
+    assert history("default", [group.pk], 1025, 60, 30) == {group.pk: [3, 4]}
+    assert history("default", [group.pk, 0], 1025, 90, 30) == {group.pk: [18, 3, 4], 0: [0, 0, 0]}
 
 
 def rising(fingerprint: str, number: int = 10) -> None:
@@ -281,7 +284,7 @@ def test_a_silenced_group_raises_no_alarm_and_is_counted_all_the_same(django_ass
     assert alarms() == ["Failures are rising: 10 within 20 minutes; usual are 0. Beside them 10 of silenced groups."]
     with django_assert_num_queries(2):
         now = snapshot.read()
-    assert (now.quiet, now.recent) == (("a" * 32,), 1)
+    assert (now.quiet, now.recent) == ({"default": {"a" * 32}}, {"default": 1})
     assert sum(now.failures.values()) == sum(now.silenced.values()) == 10
     end_silence(group, ANN)
     assert "20 within" in alarms()[0]
