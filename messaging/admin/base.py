@@ -344,12 +344,8 @@ class MessageAdmin(ReadOnlyAdmin):
         except NoReverseMatch:
             return []
         kind = "incoming" if row._meta.model_name == "processedmessage" else "outgoing"
-        return [
-            {
-                "url": f"{url}?{urlencode({'clone': f'{kind}:{databases.key_of(row)}'}, safe=':')}",
-                "label": _("Write one like it"),
-            }
-        ]
+        query = urlencode({"clone": f"{kind}:{databases.key_of(row)}"}, safe=":")
+        return [{"url": f"{url}?{query}", "label": _("Write one like it")}]
 
     def beside(self, request: HttpRequest, row: Any) -> dict[str, str]:
         """The addresses of the messages beside one that was read by `find()`, in its list; "" at the list's ends."""

@@ -117,9 +117,8 @@ class ProcessedMessageAdmin(MessageAdmin):
             if can_be_rehearsed(row):
                 tools.append({"url": self.keeping(request, self.url_of("rehearse", row)), "label": _("Rehearse")})
             if last is not None:
-                url = self.keeping(
-                    request, self.url("rehearsal", quote(databases.key_in(Rehearsal, row._state.db, last)))
-                )
+                key = quote(databases.key_in(Rehearsal, row._state.db, last))
+                url = self.keeping(request, self.url("rehearsal", key))
                 tools.append({"url": url, "label": _("Last rehearsal")})
         return tools
 

@@ -15,7 +15,18 @@ from django.test import Client
 from django.utils import timezone
 
 from messaging.admin import actions, databases, readings
-from messaging.models import AuditRecord, Operation, ProcessedMessage, PublishedMessage, QueueControl, Worker
+from messaging.handlers import handler, registry
+from messaging.models import (
+    AuditRecord,
+    FailureCount,
+    FailureGroup,
+    Operation,
+    ProcessedMessage,
+    PublishedMessage,
+    QueueControl,
+    Rehearsal,
+    Worker,
+)
 from messaging.monitoring import databases as known_databases
 from messaging.monitoring import snapshot
 from messaging.monitoring.conditions import conditions
@@ -28,6 +39,7 @@ pytestmark = [
 ]
 PK = 900_001  # of a row in both
 TOP = "/admin/messaging/"
+GROUPS = f"{TOP}failuregroup/"
 
 
 @pytest.fixture(autouse=True)
@@ -239,3 +251,110 @@ def test_keys_name_rows_and_nothing_else() -> None:
     assert databases.place_of(ProcessedMessage, "other:17") == ("other", 17)
     for nonsense in ("", "x", "default:x", "gone:17", "other:", ":17", "other:17:18", "9" * 19):
         assert databases.place_of(ProcessedMessage, nonsense)[1] is None, nonsense
+
+
+def group_of(fingerprint: str, database: str, **values: Any) -> FailureGroup:
+    values = {"exception_type": "shop.Oops", "handler": f"{database}.handler", **values}
+    return FailureGroup.objects.using(database).create(fingerprint=fingerprint, **values)
+
+
+def test_a_failure_group_counts_and_acts_where_its_messages_are(admin_client: Client) -> None:
+    both(fingerprint="f")
+    incoming("failed", fingerprint="f", database="other")
+    group_of("f", "default", pk=7)
+    group_of("f", "other", pk=7, note="FAR-NOTE")
+    minute = int(timezone.now().timestamp()) // 600 * 10
+    FailureCount.objects.using("other").create(group_id=7, alias="default", minute=minute, failed=2)
+    message = text(admin_client, f"{INCOMING}other_3A{PK}/change/")
+    assert "1 other like this" in message
+    assert f'href="{GROUPS}other_3A7/change/"' in message
+    listed = text(admin_client, f"{GROUPS}?database=other")
+    assert "other.handler" in listed
+    assert "default.handler" not in listed
+    assert f'href="{INCOMING}?database=other&amp;state=failed&amp;fingerprint=f" class="msg-failures">2</a>' in listed
+    page = text(admin_client, f"{GROUPS}other_3A7/change/")
+    assert "FAR" in page
+    assert "NEAR" not in page
+    assert f"{GROUPS}other_3A7/requeue/" in page
+    admin_client.post(f"{GROUPS}other_3A7/silence/", {"length": "1h"})
+    admin_client.post(f"{GROUPS}other_3A7/note/", {"note": "known"})
+    silenced = [FailureGroup.objects.using(name).get().silenced_at is not None for name in ("default", "other")]
+    assert silenced == [False, True]
+    assert FailureGroup.objects.using("other").get().note == "known"
+    told = snapshot.read()
+    assert told.quiet == {"default": set(), "other": {"f"}}
+    assert told.recent == {"default": 1, "other": 0}
+    assert sum(told.silenced.values()) == 2
+    answer = admin_client.post(f"{GROUPS}other_3A7/requeue/", {"post": "1"})
+    operation = Operation.objects.using("other").get()
+    assert answer["Location"] == f"{TOP}operation/other_3A{operation.pk}/change/"
+    assert f'href="{GROUPS}other_3A7/change/"' in text(admin_client, answer["Location"])
+    run_waiting("other", "w")
+    assert states() == ("failed", "requeued")
+    done = f"{INCOMING}?database=other&amp;operation={operation.pk}-done"
+    assert f'href="{done}">2</a>' in text(admin_client, answer["Location"])
+    assert "far.key" in text(admin_client, unescape(done))
+    result = admin_client.post(f"{TOP}operation/other_3A{operation.pk}/result/")
+    assert str(PK).encode() in b"".join(result)  # type: ignore[call-overload]
+    assert AuditRecord.objects.using("other").filter(action="export", message_pk=operation.pk).exists()
+
+
+def test_an_export_is_of_the_list_that_is_shown(admin_client: Client) -> None:
+    both()
+    for name, mark, other in (("default", b"near.key", b"far.key"), ("other", b"far.key", b"near.key")):
+        page = f"{INCOMING}export/?database={name}&state=failed"
+        assert admin_client.get(page).status_code == 200
+        found = b"".join(admin_client.post(page, {"format": "csv"}))  # type: ignore[call-overload]
+        assert mark in found
+        assert other not in found
+        assert AuditRecord.objects.using(name).get().action == "export"
+
+
+def test_an_edited_copy_goes_round_where_the_message_is(admin_client: Client, settings: Any) -> None:
+    settings.MESSAGING_CONSOLE = {"EDIT": True}
+    _here, row = both()
+    page = f"{INCOMING}other_3A{PK}/edit/"
+    assert page in text(admin_client, f"{INCOMING}other_3A{PK}/change/")
+    assert f'href="{INCOMING}other_3A{PK}/change/' in text(admin_client, page)
+    values = {"seen": row.round, "body": '{"order": 18}', "headers": "", "_confirm": "1"}
+    answer = admin_client.post(page, values)
+    copy = ProcessedMessage.objects.using("other").get(edited_from=PK)
+    assert answer["Location"].startswith(f"{INCOMING}other_3A{copy.pk}/change/")
+    assert f'href="{INCOMING}other_3A{PK}/change/"' in text(admin_client, answer["Location"])
+    assert states() == ("failed", "superseded")
+    assert LogEntry.objects.get().object_id == f"other:{PK}"
+
+
+def test_a_rehearsal_is_asked_for_where_the_message_is(admin_client: Client) -> None:
+    before = {key: list(value) for key, value in registry._handlers.items()}
+    handler("billing", rehearse=True)(lambda message: None)
+    try:
+        both()
+        answer = admin_client.post(f"{INCOMING}other_3A{PK}/rehearse/")
+        rehearsal = Rehearsal.objects.using("other").get()
+        assert answer["Location"].startswith(f"{INCOMING}rehearsal/other_3A{rehearsal.pk}/")
+        assert not Rehearsal.objects.exists()
+        assert f"{INCOMING}other_3A{PK}/change/" in text(admin_client, answer["Location"])
+        assert f"{INCOMING}rehearsal/other_3A{rehearsal.pk}/" in text(admin_client, f"{INCOMING}other_3A{PK}/change/")
+    finally:
+        registry._handlers.clear()
+        registry._handlers.update(before)
+
+
+def test_a_message_is_cloned_from_its_database(admin_client: Client) -> None:
+    incoming("failed", pk=PK, body=b'{"order": "NEAR"}')
+    incoming("failed", pk=PK, body=b'{"order": "FAR"}', database="other")
+    outgoing("published", pk=PK, body=b'{"order": "FAR"}', database="other")
+    form = f"{OUTGOING}add/?clone=incoming:other:{PK}"
+    assert form in text(admin_client, f"{INCOMING}other_3A{PK}/change/")
+    for page in (form, f"{OUTGOING}add/?clone=outgoing:other:{PK}"):
+        html = text(admin_client, page)
+        assert "FAR" in html
+        assert "NEAR" not in html
+
+
+@pytest.mark.parametrize("page", ["edit", "rehearse", "payload", "discard", "history"])
+def test_no_page_is_that_of_a_database_that_is_not_ours(admin_client: Client, settings: Any, page: str) -> None:
+    settings.MESSAGING_CONSOLE = {"EDIT": True}
+    incoming("failed", pk=PK)
+    assert admin_client.get(f"{INCOMING}gone_3A{PK}/{page}/").status_code == 302

@@ -136,10 +136,8 @@ def test_a_failure_names_its_group_and_a_success_after_it_none(processor: Proces
     assert count == {"group": group.pk, "failed": 2, "retried": 2, "alias": "default"}
     write("default")
     assert FailureCount.objects.get().failed == 2, "once"
-    assert open_counts("default", [group.fingerprint]) == {
-        (group.fingerprint, "failed"): 2,
-        (group.fingerprint, "retrying"): 0,
-    }
+    counts = open_counts("default", [group.fingerprint])
+    assert counts == {(group.fingerprint, "failed"): 2, (group.fingerprint, "retrying"): 0}
     assert open_counts("default", []) == {}
 
 
