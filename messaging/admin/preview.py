@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from django.utils.translation import gettext as _
 
-from messaging import topology
 from messaging.admin.display import size
 from messaging.admin.payload import PREVIEW, header_rows
 from messaging.exceptions import ConfigurationError
@@ -105,6 +104,8 @@ def _routes(row: PublishedMessage, exchange: str, routing_key: str) -> tuple[str
 
 def _known(alias: str, exchange: str, routing_key: str) -> tuple[list[str], list[str]]:
     """The queues of this site that take it, and those that may: nobody says of which type another's exchange is."""
+    from messaging import topology  # which a web process needs for this alone
+
     try:
         known = topology.build(alias)
     except ConfigurationError:
