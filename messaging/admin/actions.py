@@ -24,6 +24,7 @@ from django.utils.translation import ngettext
 from messaging.admin import databases
 from messaging.admin.filters import newest_pk, number_of
 from messaging.admin.lists import in_words
+from messaging.admin.pages import page
 from messaging.admin.paginator import LIMIT, Bounded, bounded_count
 from messaging.admin.verbs import Verb
 from messaging.models import FailureGroup, Operation
@@ -105,30 +106,23 @@ def confirm(
     `fields` is what its form posts beside the answer; `back` is where one goes who does not want it; `is_long` says
     that it will be stored as an operation; `look` is what is known already of what it would do.
     """
-    opts = model_admin.opts
     look = look or preview(verb, rows)
     samples = list(rows.filter(verb.eligible).only(*model_admin.sample_fields)[:SAMPLES])
-    request.current_app = model_admin.admin_site.name
-    return TemplateResponse(
+    return page(
+        model_admin,
         request,
-        "admin/messaging/confirm.html",
-        {
-            **model_admin.admin_site.each_context(request),
-            "title": verb.label if fields else verb.button,
-            "opts": opts,
-            "preserved_filters": model_admin.get_preserved_filters(request),
-            "media": model_admin.media,
-            "verb": verb,
-            "preview": look,
-            "question": _question(look.count),
-            "is_long": is_long,
-            "most": stored.MOST,
-            "samples": [(sample, model_admin.badge(sample)) for sample in samples],
-            "unlisted": look.count - len(samples) if not isinstance(look.count, Bounded) else None,
-            "fields": fields,
-            "back": back,
-            "reason_length": REASON,
-        },
+        "confirm.html",
+        verb.label if fields else verb.button,
+        verb=verb,
+        preview=look,
+        question=_question(look.count),
+        is_long=is_long,
+        most=stored.MOST,
+        samples=[(sample, model_admin.badge(sample)) for sample in samples],
+        unlisted=look.count - len(samples) if not isinstance(look.count, Bounded) else None,
+        fields=fields,
+        back=back,
+        reason_length=REASON,
     )
 
 

@@ -15,7 +15,6 @@ from django.db.models import Exists, Q, QuerySet
 from django.db.models.functions import Left
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
-from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -26,6 +25,7 @@ from messaging.admin import databases, exports, lists, live, payload, redaction,
 from messaging.admin.actions import as_action, carry_out, confirm
 from messaging.admin.display import ending, moment, shorten, state_badge
 from messaging.admin.filters import chosen_state, is_listed, newest_pk
+from messaging.admin.pages import page
 from messaging.admin.paginator import BoundedPaginator
 from messaging.admin.story import with_operation
 from messaging.admin.verbs import Verb
@@ -295,19 +295,12 @@ class MessageAdmin(ReadOnlyAdmin):
 
     def detail(self, request: HttpRequest, row: Any, extra_context: dict[str, Any]) -> HttpResponse:
         """Render the page of one message."""
-        request.current_app = self.admin_site.name
         visible = self.has_view_payload_permission(request)
-        context = {
-            **self.admin_site.each_context(request),
-            "title": capfirst(str(self.opts.verbose_name)),
+        own = {
             "subtitle": str(row),
-            "opts": self.opts,
-            "original": row,
-            "media": self.media,
             "badge": self.badge(row),
             "is_live": live.ends(row),
             "tools": self.tools(request, row),
-            "preserved_filters": self.get_preserved_filters(request),
             **self.beside(request, row),
             "payload": payload.present(row) if visible else None,
             "payload_url": self.url_of("payload", row),
@@ -315,7 +308,7 @@ class MessageAdmin(ReadOnlyAdmin):
             **self.describe(request, row),
             **extra_context,
         }
-        return TemplateResponse(request, "admin/messaging/message_detail.html", context)
+        return page(self, request, "message_detail.html", capfirst(str(self.opts.verbose_name)), row, **own)
 
     def describe(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         """What the page says beside the payload: `headline`, `facts`, `timeline`, `related`."""

@@ -21,6 +21,7 @@ from messaging.admin.actions import log_each
 from messaging.admin.drafts import cloned, initial, of_template
 from messaging.admin.filters import known_queues
 from messaging.admin.forms import PublishForm
+from messaging.admin.pages import page
 from messaging.admin.preview import Preview, preview
 from messaging.db.clock import Now
 from messaging.exceptions import PayloadError
@@ -102,30 +103,23 @@ def _page(
     draft: PublishedMessage | None,
     **more: Any,
 ) -> TemplateResponse:
-    request.current_app = model_admin.admin_site.name
     fields: Any = helpers.AdminForm(form, form.shown_fieldsets, {}, (), model_admin)  # type: ignore[arg-type]
-    return TemplateResponse(
+    tools = [tool for tool in model_admin.tools(request, draft) if "/discard/" in tool["url"]] if draft else []
+    return page(
+        model_admin,
         request,
-        "admin/messaging/compose.html",
-        {
-            **model_admin.admin_site.each_context(request),
-            "title": _("Draft of an outgoing message") if draft else _("Write a message"),
-            "subtitle": str(draft) if draft else None,
-            "opts": model_admin.opts,
-            "original": draft,
-            "preserved_filters": model_admin.get_preserved_filters(request),
-            **(model_admin.beside(request, draft) if draft else {}),
-            "media": model_admin.media,
-            "form": form,
-            "adminform": fields,
-            "queues": known_queues(),
-            "templates": [] if draft else templates.links(model_admin, request),
-            "may_save_template": request.user.has_perm("messaging.add_messagetemplate"),
-            **more,
-            "tools": [tool for tool in model_admin.tools(request, draft) if "/discard/" in tool["url"]]
-            if draft
-            else [],
-        },
+        "compose.html",
+        _("Draft of an outgoing message") if draft else _("Write a message"),
+        draft,
+        subtitle=str(draft) if draft else None,
+        form=form,
+        adminform=fields,
+        queues=known_queues(),
+        templates=[] if draft else templates.links(model_admin, request),
+        may_save_template=request.user.has_perm("messaging.add_messagetemplate"),
+        tools=tools,
+        **(model_admin.beside(request, draft) if draft else {}),
+        **more,
     )
 
 

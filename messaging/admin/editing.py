@@ -20,6 +20,7 @@ from messaging import conf, operations
 from messaging.admin import databases, redaction
 from messaging.admin.actions import REASON, log_each, operator, skip_text
 from messaging.admin.forms import parse_json
+from messaging.admin.pages import page
 from messaging.admin.payload import header_rows, indent_json
 from messaging.db.connections import is_refusal
 from messaging.exceptions import ConfigurationError, MessagingError, PayloadError, WireError
@@ -196,24 +197,18 @@ def _page(
     content: Content | None = None,
     **more: Any,
 ) -> TemplateResponse:
-    request.current_app = model_admin.admin_site.name
     fieldsets: Any = [(None, {"fields": ["body", "headers"]})]
-    return TemplateResponse(
+    return page(
+        model_admin,
         request,
-        "admin/messaging/edit.html",
-        {
-            **model_admin.admin_site.each_context(request),
-            "title": _("Edit and requeue"),
-            "opts": model_admin.opts,
-            "original": row,
-            "preserved_filters": model_admin.get_preserved_filters(request),
-            "media": model_admin.media,
-            "badge": model_admin.badge(row),
-            "back": model_admin.keeping(request, model_admin.url_of("change", row)),
-            "form": form,
-            "adminform": None if form is None else helpers.AdminForm(form, fieldsets, {}, (), model_admin),  # type: ignore[arg-type]
-            "locked": header_rows(content.locked) if content is not None else [],
-            "reason_length": REASON,
-            **more,
-        },
+        "edit.html",
+        _("Edit and requeue"),
+        row,
+        badge=model_admin.badge(row),
+        back=model_admin.keeping(request, model_admin.url_of("change", row)),
+        form=form,
+        adminform=None if form is None else helpers.AdminForm(form, fieldsets, {}, (), model_admin),  # type: ignore[arg-type]
+        locked=header_rows(content.locked) if content is not None else [],
+        reason_length=REASON,
+        **more,
     )

@@ -19,10 +19,9 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import Case, F, QuerySet, TextField, When
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 from django.http.response import HttpResponseBase
-from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 
-from messaging.admin import lists, redaction
+from messaging.admin import lists, pages, redaction
 from messaging.admin.actions import REASON, operator
 from messaging.admin.filters import newest_pk
 from messaging.admin.payload import as_file
@@ -118,20 +117,18 @@ def plain(value: Any, name: str = "", row: Any = None) -> Any:
 
 
 def _ask(model_admin: ReadOnlyAdmin, request: HttpRequest, page: Any) -> HttpResponse:
-    request.current_app = model_admin.admin_site.name
     chosen = [f"{title}: {value}" if title else f"“{value}”" for title, value in lists.in_words(page)]
-    context = {
-        **model_admin.admin_site.each_context(request),
-        "title": _("Export"),
-        "opts": model_admin.opts,
-        "media": model_admin.media,
-        "chosen": chosen,
-        "formats": [(name, name.upper()) for name in FORMATS],
-        "may_have_payload": model_admin.has_view_payload_permission(request),
-        "back": f"../{page.get_query_string()}",
-        "reason_length": REASON,
-    }
-    return TemplateResponse(request, "admin/messaging/export.html", context)
+    return pages.page(
+        model_admin,
+        request,
+        "export.html",
+        _("Export"),
+        chosen=chosen,
+        formats=[(name, name.upper()) for name in FORMATS],
+        may_have_payload=model_admin.has_view_payload_permission(request),
+        back=f"../{page.get_query_string()}",
+        reason_length=REASON,
+    )
 
 
 def _name(page: Any) -> str:

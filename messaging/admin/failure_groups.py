@@ -11,7 +11,6 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Exists, F, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Left
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -25,6 +24,7 @@ from messaging.admin.actions import REASON, Preview, confirm, operator, page_of_
 from messaging.admin.base import BRIEF, MessageAdmin, ReadOnlyAdmin, beginning_of_error
 from messaging.admin.display import moment, shorten, state_badge
 from messaging.admin.failure_facts import Facts, ago, facts_of, spark
+from messaging.admin.pages import page
 from messaging.admin.processed import TRACEBACK
 from messaging.admin.traces import parts
 from messaging.admin.verbs import INCOMING, Verb
@@ -178,7 +178,7 @@ class FailureGroupAdmin(ReadOnlyAdmin):
             return HttpResponseRedirect(self._url("change", group))
         lengths = [(name, label, name == "1d") for name, (label, _seconds) in LONGEST.items()]
         own = {"lengths": lengths, "release": conf.release(), "reason_length": REASON}
-        return self._page(request, "silence.html", group, _("Silence"), own)
+        return page(self, request, "silence.html", _("Silence"), group, subtitle=str(group), **own)
 
     def unsilence_view(self, request: HttpRequest, key: str) -> HttpResponse:
         """Have a silenced group alarm again."""
@@ -228,7 +228,8 @@ class FailureGroupAdmin(ReadOnlyAdmin):
             "note_length": operations.LONGEST_NOTE,
             **(extra_context or {}),
         }
-        return self._page(request, "failure_group.html", group, capfirst(str(self.opts.verbose_name)), own)
+        title = capfirst(str(self.opts.verbose_name))
+        return page(self, request, "failure_group.html", title, group, subtitle=str(group), **own)
 
     @admin.display(description=gettext_lazy("exception"))
     def group_column(self, row: Any) -> SafeString:
@@ -288,20 +289,6 @@ class FailureGroupAdmin(ReadOnlyAdmin):
         """The admin of the messages, whose permissions and pages these are."""
         found: Any = self.admin_site.get_model_admin(ProcessedMessage)
         return found  # type: ignore[no-any-return]
-
-    def _page(self, request: HttpRequest, template: str, group: Any, title: str, own: dict[str, Any]) -> HttpResponse:
-        request.current_app = self.admin_site.name
-        context = {
-            **self.admin_site.each_context(request),
-            "title": title,
-            "subtitle": str(group),
-            "opts": self.opts,
-            "original": group,
-            "media": self.media,
-            "preserved_filters": self.get_preserved_filters(request),
-            **own,
-        }
-        return TemplateResponse(request, f"admin/messaging/{template}", context)
 
     def _flags(self, group: Any) -> SafeString:
         """New, silenced, failed again: each a word with a shape."""

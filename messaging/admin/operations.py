@@ -10,7 +10,6 @@ from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, URLPattern, path
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -22,6 +21,7 @@ from messaging.admin import databases, exports, live, redaction
 from messaging.admin.actions import page_of_operation
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.display import moment, shorten, state_badge
+from messaging.admin.pages import page
 from messaging.admin.verbs import INCOMING, OUTGOING, Verb
 from messaging.models import FailureGroup, Operation, OperationItem
 from messaging.monitoring.databases import known
@@ -127,15 +127,9 @@ class OperationAdmin(ReadOnlyAdmin):
         operation = databases.named(Operation, unquote(object_id)).first()
         if operation is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined,no-any-return]
-        request.current_app = self.admin_site.name
         is_over = operation.state not in (*Operation.UNFINISHED, Operation.State.HELD)
-        context = {
-            **self.admin_site.each_context(request),
-            "title": capfirst(str(self.opts.verbose_name)),
+        own = {
             "subtitle": str(operation),
-            "opts": self.opts,
-            "original": operation,
-            "media": self.media,
             "badge": self.state_column(operation),
             "act": self.verb_column(operation),
             "facts": self._facts(request, operation),
@@ -148,7 +142,7 @@ class OperationAdmin(ReadOnlyAdmin):
             "is_live": live.ends(operation),
             **(extra_context or {}),
         }
-        return TemplateResponse(request, "admin/messaging/operation.html", context)
+        return page(self, request, "operation.html", capfirst(str(self.opts.verbose_name)), operation, **own)
 
     @admin.display(description="#")
     def number_column(self, row: Operation) -> str:

@@ -17,6 +17,7 @@ from messaging.admin.alerts import look
 from messaging.admin.base import ReadOnlyAdmin
 from messaging.admin.filters import queues_of
 from messaging.admin.overview import outgoing_cards
+from messaging.admin.pages import page
 from messaging.monitoring.conditions import alive
 
 
@@ -42,15 +43,10 @@ class QueueControlAdmin(ReadOnlyAdmin):
             raise PermissionDenied
         from messaging.admin import panels, pauses, running  # and with them what reads a broker
 
-        request.current_app = self.admin_site.name
         shown = panels.panels(self.admin_site.name)
         now = look(request)  # what was just read of the broker included
         workers = panels.workers(now.workers)
-        context = {
-            **self.admin_site.each_context(request),
-            "title": _("Queues"),
-            "opts": self.opts,
-            "media": self.media,
+        own = {
             "panels": pauses.acknowledged(shown, list(alive(now))),
             "workers": workers,
             "runs": running.runs(request, self.admin_site.name, now.workers),
@@ -60,7 +56,7 @@ class QueueControlAdmin(ReadOnlyAdmin):
             "show_alias": len(conf.aliases()) > 1,
             **(extra_context or {}),
         }
-        return TemplateResponse(request, "admin/messaging/queues.html", context)
+        return page(self, request, "queues.html", _("Queues"), **own)
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -83,18 +79,8 @@ class QueueControlAdmin(ReadOnlyAdmin):
         return HttpResponseRedirect(self._url("changelist"))
 
     def _ask(self, request: HttpRequest, alias: str, queue: str, paused: bool) -> TemplateResponse:
-        request.current_app = self.admin_site.name
-        context = {
-            **self.admin_site.each_context(request),
-            "title": _("Pause queue") if paused else _("Resume queue"),
-            "opts": self.opts,
-            "media": self.media,
-            "alias": alias,
-            "queue": queue,
-            "paused": paused,
-            "reason_length": REASON,
-        }
-        return TemplateResponse(request, "admin/messaging/pause.html", context)
+        title, own = _("Pause queue") if paused else _("Resume queue"), {"alias": alias, "queue": queue}
+        return page(self, request, "pause.html", title, paused=paused, reason_length=REASON, **own)
 
     def _url(self, name: str) -> str:
         return reverse(f"{self.admin_site.name}:messaging_queuecontrol_{name}")

@@ -15,6 +15,7 @@ from django.utils.translation import ngettext
 from messaging.admin import databases, redaction
 from messaging.admin.actions import REASON, operator
 from messaging.admin.display import exactly, moment, seconds_until, state_badge
+from messaging.admin.pages import page
 from messaging.admin.traces import parts
 from messaging.models import ProcessedMessage, Rehearsal
 from messaging.operations import rehearsals
@@ -53,7 +54,7 @@ def rehearse_view(model_admin: ProcessedMessageAdmin, request: HttpRequest, key:
         model_admin,
         request,
         row,
-        "admin/messaging/rehearse.html",
+        "rehearse.html",
         is_possible=is_possible,
         seconds=f"{rehearsals.limit_of(row):g}",
         reason_length=REASON,
@@ -73,7 +74,7 @@ def rehearsal_view(model_admin: ProcessedMessageAdmin, request: HttpRequest, key
         model_admin,
         request,
         row,
-        "admin/messaging/rehearsal.html",
+        "rehearsal.html",
         rehearsal=rehearsal,
         badge=state_badge(state, str(state.label)),
         headline=_headline(rehearsal, state),
@@ -90,19 +91,8 @@ def rehearsal_view(model_admin: ProcessedMessageAdmin, request: HttpRequest, key
 def _page(
     model_admin: ProcessedMessageAdmin, request: HttpRequest, row: ProcessedMessage, template: str, **more: Any
 ) -> TemplateResponse:
-    request.current_app = model_admin.admin_site.name
-    context = {
-        **model_admin.admin_site.each_context(request),
-        "title": _("Rehearsal"),
-        "opts": model_admin.opts,
-        "original": row,
-        "preserved_filters": model_admin.get_preserved_filters(request),
-        "media": model_admin.media,
-        "badge": model_admin.badge(row),
-        "back": model_admin.keeping(request, model_admin.url_of("change", row)),
-        **more,
-    }
-    return TemplateResponse(request, template, context)
+    own = {"badge": model_admin.badge(row), "back": model_admin.keeping(request, model_admin.url_of("change", row))}
+    return page(model_admin, request, template, _("Rehearsal"), row, **own | more)
 
 
 def _message_of(rehearsal: Rehearsal) -> ProcessedMessage | None:
