@@ -95,6 +95,7 @@ def test_no_page_reads_a_table_however_much_waits(monkeypatch: pytest.MonkeyPatc
     assert searches(unsorted), "a table that is read as a whole is noticed"
 
 
+@pytest.mark.slow
 def test_a_group_costs_no_more_than_is_counted_of_it() -> None:
     large, small = (FailureGroup.objects.create(fingerprint=name * 32, exception_type="shop.Boom") for name in "ab")
     keys = {"key": "gen_random_uuid()", "message_id": "md5(random()::text)"}

@@ -38,7 +38,8 @@ def through(url: str, proxy: Proxy) -> str:
     return parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{proxy.port}").geturl()
 
 
-@pytest.mark.parametrize("end", ["kill", pytest.param("stop_app", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["kill", "stop_app"])
 def test_a_broker_that_ends_and_comes_back_is_one_line_each_time(
     site: SiteFactory, own_rabbitmq: RabbitMQ, own_vhost: str, end: str
 ) -> None:

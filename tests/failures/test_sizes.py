@@ -98,6 +98,7 @@ def peak_of(running: Running) -> Iterator[list[int]]:
         watcher.join()
 
 
+@pytest.mark.slow
 @pytest.mark.mode(67)
 def test_thirty_large_messages_are_processed_in_little_memory(site: SiteFactory) -> None:
     doing = site("postgres", handlers=HANDLERS, options={"HELD_BYTES": HELD})

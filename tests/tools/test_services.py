@@ -44,6 +44,7 @@ def test_a_test_process_has_a_virtual_host_of_its_own(rabbitmq: Broker, vhost_ur
     assert rabbitmq.vhost in rabbitmq.ctl("list_vhosts")
 
 
+@pytest.mark.slow
 @pytest.mark.broker
 def test_a_killed_node_comes_back_with_its_queues(own_rabbitmq: RabbitMQ) -> None:
     own_rabbitmq.api("PUT", "/api/queues/%2F/kept", {"durable": True})
