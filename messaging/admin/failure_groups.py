@@ -149,8 +149,11 @@ class FailureGroupAdmin(ReadOnlyAdmin):
         if group is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, key)  # type: ignore[attr-defined,no-any-return]
         also_retrying = request.GET.get("retrying") == "1"
-        states = (State.FAILED, State.RETRYING) if also_retrying else (State.FAILED,)
-        rows = ProcessedMessage.objects.using(group._state.db).filter(in_group(group.fingerprint), state__in=states)
+        rows = ProcessedMessage.objects.using(group._state.db)
+        if also_retrying:
+            rows = rows.filter(in_group(group.fingerprint), state__in=(State.FAILED, State.RETRYING))
+        else:
+            rows = rows.filter(in_group(group.fingerprint, State.FAILED))
         of_messages: Any = self._messages()
         if request.method == "POST":
             state = _("failed and retrying") if also_retrying else _("failed")
