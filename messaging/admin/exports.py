@@ -77,7 +77,7 @@ def record(request: HttpRequest, kind: str, what: str, database: str, number: in
         number: of the row that it is all about, if it is about one.
     """
     by = operator(request)
-    own = {"user_id": by.user_id, "username": by.username, "reason": " · ".join(filter(None, (what, by.reason)))}
+    own = {**by.recorded, "reason": " · ".join(filter(None, (what, by.reason)))}
     AuditRecord.objects.using(database).create(action="export", kind=kind, message_pk=number, **own)
 
 

@@ -19,7 +19,7 @@ from messaging.db.clock import in_utc
 from messaging.models import FailureGroup, ProcessedMessage
 from messaging.models.processed import in_group
 from messaging.monitoring import failure_groups
-from messaging.monitoring.counters import minute_of
+from messaging.monitoring.counters import Period, minute_of
 
 DAY, STEP = 1440, 30  # minutes of the chart, and of a bar
 MANY = 2**62  # no primary key is higher
@@ -68,8 +68,7 @@ def spark(history: Sequence[int]) -> SafeString:
     most = max(history, default=0)
     values = {"total": f"{sum(history):,}", "most": f"{most:,}", "minutes": STEP}
     words = _("%(total)s failed attempts in 24 hours, at most %(most)s in %(minutes)d minutes") % values
-    begin = _this_minute() - _this_minute() % STEP - DAY + STEP
-    return sparkline(history, range(begin, begin + len(history) * STEP, STEP), words, "failed")
+    return sparkline(history, Period(_this_minute(), DAY, STEP).starts, words, "failed")
 
 
 def ago(value: datetime) -> SafeString:

@@ -158,9 +158,9 @@ class FailureGroupAdmin(ReadOnlyAdmin):
         if request.method == "POST":
             state = _("failed and retrying") if also_retrying else _("failed")
             scope = _("failure group: %(group)s; state: %(state)s") % {"group": group, "state": state}
-            page = store_operation(of_messages, request, verb, rows, scope=scope, group=group)
-            if page is not None:
-                return page
+            answer = store_operation(of_messages, request, verb, rows, scope=scope, group=group)
+            if answer is not None:
+                return answer
         [facts] = facts_of([group])
         rows = rows.order_by("-state", "-pk")
         look = Preview(facts.failed + facts.retrying if also_retrying else facts.failed, [])

@@ -126,6 +126,11 @@ class StateFilter(admin.SimpleListFilter):
         return queryset.filter(state=value) if value in queryset.model.State.values else queryset
 
 
+def above_floor(request: HttpRequest, rows: QuerySet[Any]) -> QuerySet[Any]:
+    """Those of the rows that a list without a state looks at: see `floor_of()`."""
+    return rows.filter(pk__gt=floor) if (floor := floor_of(request, rows)) else rows
+
+
 class _KnownFilter(admin.SimpleListFilter):
     """By a column whose values the code knows; another one that a link asks for is kept, not silently dropped."""
 
@@ -143,7 +148,7 @@ class _KnownFilter(admin.SimpleListFilter):
         if not value or "\x00" in value:
             return queryset
         found = queryset.filter(**{self.parameter_name: value})
-        return found.filter(pk__gt=floor) if (floor := floor_of(request, queryset)) else found
+        return above_floor(request, found)
 
 
 class QueueFilter(_KnownFilter):
@@ -212,7 +217,7 @@ class ExceptionFilter(admin.SimpleListFilter):
         if not value or "\x00" in value:
             return queryset
         found = queryset.filter(Q(exception_type=value) | Q(exception_type__endswith=f".{value}"))
-        return found.filter(pk__gt=floor) if (floor := floor_of(request, queryset)) else found
+        return above_floor(request, found)
 
 
 class DurationFilter(admin.SimpleListFilter):
@@ -230,7 +235,7 @@ class DurationFilter(admin.SimpleListFilter):
         if self.value() not in DURATIONS:
             return queryset
         found = queryset.filter(duration__gte=DURATIONS[str(self.value())][1] * 1_000_000)
-        return found.filter(pk__gt=floor) if (floor := floor_of(request, queryset)) else found
+        return above_floor(request, found)
 
 
 class PeriodFilter(admin.SimpleListFilter):

@@ -234,9 +234,7 @@ def set_paused(
         )
         AuditRecord.objects.using(database).create(
             action="pause" if paused else "resume",
-            user_id=by.user_id,
-            username=by.username,
-            reason=by.reason,
+            **by.recorded,
             kind="queue",
             alias=using,
             queue=queue,

@@ -55,6 +55,11 @@ class Operator(NamedTuple):
         """The name to record."""
         return self.name or (self.user.get_username() if self.user is not None else "")
 
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """Who, and why, as columns of an audit record."""
+        return {"user_id": self.user_id, "username": self.username, "reason": self.reason}
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -179,8 +184,7 @@ def _locked(rows: QuerySet[Any], ids: list[int], outcome: Outcome) -> list[Any]:
 
 
 def _record(action: str, row: Any, before: str, by: Operator) -> AuditRecord:
-    said = {"user_id": by.user_id, "username": by.username, "reason": by.reason, "details": by.details}
-    return AuditRecord.of(row, action, before, **said)
+    return AuditRecord.of(row, action, before, **by.recorded, details=by.details)
 
 
 def _batches(ids: Iterable[int]) -> Iterator[list[int]]:

@@ -70,9 +70,7 @@ def _change(group: FailureGroup, action: str, by: Operator, **changes: Any) -> N
             action=action,
             kind="group",
             message_pk=group.pk,
-            user_id=by.user_id,
-            username=by.username,
-            reason=by.reason,
+            **by.recorded,
         )
 
 

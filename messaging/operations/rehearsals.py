@@ -70,8 +70,7 @@ def ask(row: ProcessedMessage, by: Operator) -> Rehearsal:
             return unfinished
         asked = Rehearsal(row=row.pk, round=row.round, username=by.username, language=translation.get_language() or "")
         asked.save(using=database, force_insert=True)
-        said = {"user_id": by.user_id, "username": by.username, "reason": by.reason}
-        AuditRecord.of(row, "rehearse", row.state, **said).save(using=database, force_insert=True)
+        AuditRecord.of(row, "rehearse", row.state, **by.recorded).save(using=database, force_insert=True)
     return asked
 
 

@@ -109,9 +109,7 @@ def store(
             action=verb,
             kind="operation",
             message_pk=operation.pk,
-            user_id=by.user_id,
-            username=by.username,
-            reason=by.reason,
+            **by.recorded,
         )
     return operation
 
