@@ -30,7 +30,7 @@ RECENT = timedelta(days=1)
 QUIET = 1000  # silenced groups that are told
 LOOKED_BACK = 200  # minutes of them; hosts' clocks may be an hour apart
 
-Part = tuple[str, str, tuple[Any, ...]]  # a database, a statement that is told there, its parameters
+Part = tuple[str, tuple[Any, ...]]  # a statement, and its parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +169,12 @@ def _stamp(moment: datetime | None) -> float:
 def _told(database: str) -> list[Any]:
     """Rows of the columns kind, alias, queue, number, first and publish_at, by one statement."""
     parts = [*_of_outboxes(database)] if database in known() else []
-    parts += [part for part in (_of_pauses(),) if part[0] == database]
+    parts += [_of_pauses(database)] if database == written(QueueControl).db else []
     parts += [*_of_failures(database), *_of_groups(database)] if database in known(FailureGroup) else []
     now, params = _now(database)
     first = f"SELECT 0 AS id, 'now' AS kind, '' AS alias, '' AS queue, 0 AS number, 0 AS first, {now} AS publish_at"
-    sql = " UNION ALL ".join([first, *(text for _, text, _ in parts)])
-    values = [*params, *(value for _, _, more in parts for value in more)]
+    sql = " UNION ALL ".join([first, *(text for text, _ in parts)])
+    values = [*params, *(value for _, more in parts for value in more)]
     return list(PublishedMessage.objects.using(database).raw(sql, values))
 
 
@@ -185,7 +185,7 @@ def _of_outboxes(database: str) -> Iterator[Part]:
         yield _of_due(outbox.scheduled(alias))
     rows = outbox.filter(listed_in(PublishedMessage.State.FAILED)).order_by("state", "id")
     sql, params = _compiled(rows.values("alias")[: MOST + 1])
-    yield rows.db, f"SELECT 0, 'unsendable', alias, '', COUNT(*), 0, NULL FROM ({sql}) failed GROUP BY alias", params
+    yield f"SELECT 0, 'unsendable', alias, '', COUNT(*), 0, NULL FROM ({sql}) failed GROUP BY alias", params
 
 
 def _of_due(scheduled: Any) -> Part:
@@ -206,13 +206,13 @@ def _of_due(scheduled: Any) -> Part:
         "SELECT 0, CASE WHEN is_unrouted THEN 'unrouted' ELSE 'due' END, alias, '', COUNT(*), 0, MIN(publish_at) "
         f"FROM ({' UNION ALL '.join(taken)}) found WHERE publish_at <= {now} GROUP BY alias, is_unrouted"
     )
-    return scheduled.db, text, (*values, *params)
+    return text, (*values, *params)
 
 
-def _of_pauses() -> Part:
-    rows = written(QueueControl).filter(paused=True).order_by("id").values("alias", "queue", "changed_at")[:MOST]
-    sql, params = _compiled(rows)
-    return rows.db, f"SELECT 0, 'paused', alias, queue, 1, 0, changed_at FROM ({sql}) paused", params
+def _of_pauses(database: str) -> Part:
+    rows = QueueControl.objects.using(database).filter(paused=True).order_by("id")
+    sql, params = _compiled(rows.values("alias", "queue", "changed_at")[:MOST])
+    return f"SELECT 0, 'paused', alias, queue, 1, 0, changed_at FROM ({sql}) paused", params
 
 
 def _of_failures(database: str) -> Iterator[Part]:
@@ -223,17 +223,17 @@ def _of_failures(database: str) -> Iterator[Part]:
     for kind, own in (("failures", rows.filter(Q(group=None) | ~quiet)), ("silenced", rows.filter(quiet))):
         sums = own.values("alias", first=F("minute")).annotate(number=Sum("failed"))
         sql, params = _compiled(sums)
-        yield rows.db, f"SELECT 0, '{kind}', alias, '', number, first, NULL FROM ({sql}) {kind}", params
+        yield f"SELECT 0, '{kind}', alias, '', number, first, NULL FROM ({sql}) {kind}", params
 
 
 def _of_groups(database: str) -> Iterator[Part]:
     """The silenced groups, their fingerprints in the place of the alias; and how many others were seen lately."""
     rows = FailureGroup.objects.using(database)
     sql, params = _compiled(rows.silenced().order_by("id").values("fingerprint")[:QUIET])
-    yield rows.db, f"SELECT 0, 'quiet', fingerprint, '', 1, 0, NULL FROM ({sql}) quiet", params
+    yield f"SELECT 0, 'quiet', fingerprint, '', 1, 0, NULL FROM ({sql}) quiet", params
     recent = rows.filter(~is_silenced(), last_seen__gte=Now() - RECENT).order_by("-last_seen").values("id")
     sql, params = _compiled(recent[: MOST + 1])
-    yield rows.db, f"SELECT 0, 'recent', '', '', COUNT(*), 0, NULL FROM ({sql}) recent", params
+    yield f"SELECT 0, 'recent', '', '', COUNT(*), 0, NULL FROM ({sql}) recent", params
 
 
 def _now(database: str) -> tuple[str, tuple[Any, ...]]:
