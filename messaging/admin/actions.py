@@ -17,7 +17,6 @@ from django.contrib.contenttypes.models import ContentType
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import NoReverseMatch
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
@@ -180,10 +179,7 @@ def store_operation(
 
 def page_of_operation(operation: Operation, site: str) -> str:
     """The address of an operation's page; "" on a site that has none."""
-    try:
-        return databases.page_of(operation, site)
-    except NoReverseMatch:
-        return ""
+    return databases.if_any(databases.page_of, operation, site)
 
 
 def _rate(text: str) -> float | None:

@@ -15,7 +15,7 @@ from django.db.models import Exists, Q, QuerySet
 from django.db.models.functions import Left
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
-from django.urls import NoReverseMatch, URLPattern, path, reverse
+from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
@@ -332,9 +332,8 @@ class MessageAdmin(ReadOnlyAdmin):
         may = request.user.has_perm("messaging.publish_publishedmessage") and self.has_view_payload_permission(request)
         if not may or (row.wire is None and row._meta.model_name == "processedmessage"):
             return []
-        try:
-            url = reverse(f"{self.admin_site.name}:messaging_publishedmessage_add")
-        except NoReverseMatch:
+        url = databases.if_any(reverse, f"{self.admin_site.name}:messaging_publishedmessage_add")
+        if not url:
             return []
         kind = "incoming" if row._meta.model_name == "processedmessage" else "outgoing"
         query = urlencode({"clone": f"{kind}:{databases.key_of(row)}"}, safe=":")

@@ -6,6 +6,7 @@ database where that is not the one that lists begin with, as in `other:17`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
@@ -13,7 +14,7 @@ from django.contrib import admin
 from django.contrib.admin.utils import quote, unquote
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext_lazy as _
 
 from messaging.admin.filters import number_of
@@ -72,6 +73,14 @@ def list_of(model: type[Model], database: str, site: str, **query: str) -> str:
     chosen = query if database == home(model) else {PARAMETER: database, **query}
     address = reverse(f"{_name(model, site)}_changelist")
     return f"{address}?{urlencode(chosen)}" if chosen else address
+
+
+def if_any(address: Callable[..., str], *args: Any, **kwargs: Any) -> str:
+    """What a function says is an address; "" on an admin site that has no such page."""
+    try:
+        return address(*args, **kwargs)
+    except NoReverseMatch:
+        return ""
 
 
 def beside(label: str, database: str) -> str:

@@ -132,3 +132,8 @@ def shorten(text: str, length: int = 36) -> SafeString | str:
     if len(text) <= length:
         return text
     return format_html('<span title="{}">{}…</span>', text, text[: length - 1])
+
+
+def linked(url: str, text: str) -> SafeString | str:
+    """A text that leads to an address, where there is one."""
+    return format_html('<a href="{}">{}</a>', url, text) if url else text

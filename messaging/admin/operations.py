@@ -10,7 +10,7 @@ from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import NoReverseMatch, URLPattern, path
+from django.urls import URLPattern, path
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
@@ -20,7 +20,7 @@ from django.utils.translation import gettext_lazy
 from messaging.admin import databases, exports, live, redaction
 from messaging.admin.actions import page_of_operation
 from messaging.admin.base import ReadOnlyAdmin
-from messaging.admin.display import moment, shorten, state_badge
+from messaging.admin.display import linked, moment, shorten, state_badge
 from messaging.admin.pages import page
 from messaging.admin.verbs import INCOMING, OUTGOING, Verb
 from messaging.models import FailureGroup, Operation, OperationItem
@@ -207,25 +207,16 @@ class OperationAdmin(ReadOnlyAdmin):
         count = getattr(operation, result)
         if not count or not self.may_see_messages(request, operation):
             return f"{count:,}"
-        try:
-            url = self._list_of(operation, result)
-        except NoReverseMatch:
-            return f"{count:,}"
-        return format_html('<a href="{}">{}</a>', url, f"{count:,}")
-
-    def _list_of(self, operation: Operation, result: str) -> str:
-        model, database = stored.MODELS[operation.kind], str(operation._state.db)
-        return databases.list_of(model, database, self.admin_site.name, operation=f"{operation.pk}-{result}")
+        place = stored.MODELS[operation.kind], str(operation._state.db), self.admin_site.name
+        url = databases.if_any(databases.list_of, *place, operation=f"{operation.pk}-{result}")
+        return linked(url, f"{count:,}")
 
     def _scope(self, operation: Operation) -> SafeString | str:
         """Which messages, with a link where they are those of a failure group."""
         if operation.group_id is None:
             return redaction.text(operation.scope)
-        try:
-            url = databases.page_in(FailureGroup, operation._state.db, operation.group_id, self.admin_site.name)
-        except NoReverseMatch:
-            return redaction.text(operation.scope)
-        return format_html('<a href="{}">{}</a>', url, redaction.text(operation.scope))
+        place = FailureGroup, operation._state.db, operation.group_id, self.admin_site.name
+        return linked(databases.if_any(databases.page_in, *place), redaction.text(operation.scope))
 
     def _unacted(self, operation: Operation) -> list[tuple[int, str, str]]:
         """Some of the messages that it left as they were, with links and reasons; of one that was tried, that one."""
@@ -237,10 +228,8 @@ class OperationAdmin(ReadOnlyAdmin):
         return [(item.row, self._message_url(operation, item.row), redaction.text(item.note or "")) for item in items]
 
     def _message_url(self, operation: Operation, row: int) -> str:
-        try:
-            return databases.page_in(stored.MODELS[operation.kind], operation._state.db, row, self.admin_site.name)
-        except NoReverseMatch:
-            return ""
+        place = stored.MODELS[operation.kind], operation._state.db, row, self.admin_site.name
+        return databases.if_any(databases.page_in, *place)
 
 
 def _results(operation: Operation) -> Iterator[list[exports.Row]]:

@@ -8,15 +8,13 @@ from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.urls import NoReverseMatch
-from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from messaging.admin import databases, redaction, words
 from messaging.admin.alerts import look
 from messaging.admin.base import ReadOnlyAdmin
-from messaging.admin.display import moment, shorten
+from messaging.admin.display import linked, moment, shorten
 from messaging.admin.filters import OlderFilter
 from messaging.admin.story import ACTS
 from messaging.models import AuditRecord, FailureGroup, Operation, ProcessedMessage, PublishedMessage, Worker
@@ -80,11 +78,8 @@ class AuditRecordAdmin(ReadOnlyAdmin):
         text = shorten(row.message_id or row.queue or f"#{row.message_pk}", 36)
         if row.message_pk is None or row.kind not in PAGES:
             return row.queue
-        try:
-            url = databases.page_in(PAGES[row.kind], row._state.db, row.message_pk, self.admin_site.name)
-        except NoReverseMatch:
-            return text
-        return format_html('<a href="{}">{}</a>', url, text)
+        place = PAGES[row.kind], row._state.db, row.message_pk, self.admin_site.name
+        return linked(databases.if_any(databases.page_in, *place), text)
 
     @admin.display(description=_("state"))
     def change_column(self, row: AuditRecord) -> str:

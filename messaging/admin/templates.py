@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 from django import forms
 from django.contrib import admin, messages
 from django.http import HttpRequest
-from django.urls import NoReverseMatch, reverse
+from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from messaging import conf
+from messaging.admin import databases
 from messaging.admin.base import NAMED, ReadOnlyAdmin
 from messaging.admin.display import moment, shorten
 from messaging.admin.filters import number_of
@@ -121,7 +122,4 @@ def save(model_admin: PublishedMessageAdmin, request: HttpRequest, form: Publish
 
 
 def _form_url(site: str) -> str:
-    try:
-        return reverse(f"{site}:messaging_publishedmessage_add")
-    except NoReverseMatch:
-        return ""
+    return databases.if_any(reverse, f"{site}:messaging_publishedmessage_add")
