@@ -239,11 +239,12 @@ def facts(row: ProcessedMessage) -> list[tuple[str, Any]]:
         "reply_to", "handler", "worker", "exception_type", "alias",
     )  # fmt: skip
     times = ("received_at", "processed_at", "failed_at", "retry_at", "leased_until")
+    names = {"retry_at": _("its last retry was due")} if row.state == ProcessedMessage.State.PROCESSED else {}
     return [
         *((_name(row, name), getattr(row, name)) for name in fields if getattr(row, name)),
         (_name(row, "round"), row.round),
         (_name(row, "attempts"), row.attempts),
-        *((_name(row, name), moment(getattr(row, name))) for name in times if getattr(row, name)),
+        *((names.get(name) or _name(row, name), moment(getattr(row, name))) for name in times if getattr(row, name)),
         *_envelope_facts(row),
     ]
 

@@ -298,7 +298,6 @@ class Attempts:
             handler=work.handler.name[:255],
             worker=self._station.worker,
             error="",
-            retry_at=None,
             lease_token=None,
             leased_until=None,
             **told,

@@ -101,9 +101,11 @@ def test_a_retry_says_how_long_its_last_run_took(handle: Handle) -> None:
     processor = handle(second)
     processor.process(arrived(), nothing)
     assert 1 <= (only_row().duration or 0) < LONG * 1_000_000
+    due = only_row().retry_at
     processor.process(sent(next_round()), nothing)
     row = only_row()
     assert row.state == State.PROCESSED
+    assert row.retry_at == due is not None, "when its retry was due is kept"
     assert row.duration is not None
     assert row.duration >= LONG * 1_000_000
     assert row.ended_at == row.processed_at
