@@ -51,7 +51,7 @@ leak: ## whether a consumer's memory stays what it is over MESSAGES=1000000
 	@$(PYTHON) -m benchmarks.leak
 
 screenshots: environment ## every page of the console into var/screenshots, and the pictures of the docs into docs/images
-	@$(PYTHON) -m tools.packages chromium
+	@$(PYTHON) -m tools.packages chromium fonts-wqy-microhei
 	@$(BIN)/python -m tools.screenshot
 
 docs: environment ## the documentation as a site in var/docs

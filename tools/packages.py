@@ -34,11 +34,20 @@ def _cannot_build(without: object) -> NoReturn:
     raise ServiceMissing(f"Without {without} mysqlclient cannot be built: {way_out}.")
 
 
+def _find_chinese_font() -> object:
+    command = shutil.which("fc-list")
+    found = command and subprocess.run([command, ":lang=zh"], capture_output=True, text=True, check=False).stdout
+    if not found:
+        raise ServiceMissing("There is no font with Chinese characters: `apt-get install fonts-wqy-microhei` (Debian).")
+    return found
+
+
 FINDERS: dict[str, Callable[[], object]] = {
     "rabbitmq-server": rabbitmq.find_scripts,
     "postgresql": postgresql.find_programs,
     "mariadb-server": mariadb.find_programs,
     "chromium": browser.find_chromium,
+    "fonts-wqy-microhei": _find_chinese_font,
     "libmariadb-dev": _finder("mariadb_config"),
     "pkg-config": _finder("pkg-config"),
     "gcc": _finder("gcc"),
