@@ -1,4 +1,4 @@
-"""Under each theme of the admin that is installed, nothing of ours is hidden, bare or in another's way."""
+"""Under each theme of the admin, nothing of ours is hidden, bare or in another's way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.browser.conftest import Visit, made
+from tests.services import missing
 from tests.site import SiteFactory
+from tools.services import ServiceMissing
 
 THEMES = {"unfold": "django-unfold", "jazzmin": "django-jazzmin", "grappelli": "django-grappelli"}
 ROWS = """
@@ -44,7 +46,7 @@ LOOK = (Path(__file__).parent / "look.js").read_text()  # what is wrong on a pag
 @pytest.mark.parametrize("theme", ["", *THEMES])
 def test_nothing_is_hidden_bare_or_in_the_way(site: SiteFactory, visit: Visit, theme: str) -> None:
     if theme and find_spec(theme) is None:
-        pytest.skip(f"{THEMES[theme]} is not installed")
+        missing(ServiceMissing(f"{THEMES[theme]} is not installed: `pip install -r requirements-dev.txt`"))
     shop = made(site, THEME=theme, PYTHONWARNINGS="default")
     shop.shell(ROWS)
     visitor, wrong = visit(shop), []
