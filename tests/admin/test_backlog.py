@@ -53,15 +53,15 @@ def repeat(row: Any, number: int, **columns: str) -> None:
         )
 
 
-def fill() -> None:
+def fill(ended: int) -> None:
     """What ended first, then what waits, as after an outage: it stands together at the end of the table."""
     hour = timezone.now() - timedelta(hours=1)
     own = {"message_id": "md5(random()::text)"}
-    repeat(outgoing("published", due_at=None), ENDED, **own)
+    repeat(outgoing("published", due_at=None), ended, **own)
     repeat(outgoing("pending", publish_at=hour, due_at=hour), BACKLOG, **own)
     keys = {"key": "gen_random_uuid()", **own}
     repeat(incoming("failed"), FAILED, **keys)
-    repeat(incoming("processed"), ENDED, **keys)
+    repeat(incoming("processed"), ended, **keys)
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE messaging_publishedmessage, messaging_processedmessage")
 
@@ -77,9 +77,10 @@ def searches(plan: str) -> list[str]:
     ]
 
 
-def test_no_page_reads_a_table_however_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ended", [ENDED, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_no_page_reads_a_table_however_much_waits(monkeypatch: pytest.MonkeyPatch, ended: int) -> None:
     monkeypatch.setattr(filters, "LOOKED_AT", 1000)
-    fill()
+    fill(ended)
     client = staff(*EVERYTHING)
     for page in PAGES:
         with CaptureQueriesContext(connection) as queries:
