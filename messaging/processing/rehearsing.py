@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -237,19 +238,25 @@ def _mail_in_memory() -> Iterator[list[Any]]:
         kept.extend(found)
         return len(found)
 
-    # By the name that the installed Django has for it: MAILERS from 6.1 on.
-    name = "MAILERS" if hasattr(settings, "MAILERS") else "EMAIL_BACKEND"
-    before, outbox = getattr(settings, name), getattr(mail, "outbox", None)
+    # Django looks at MAILERS from 6.1 on, and there only where a site has it.
+    name = "MAILERS" if hasattr(mail, "mailers") and hasattr(settings, "MAILERS") else "EMAIL_BACKEND"
+    before, outbox = _quietly(getattr, settings, name), getattr(mail, "outbox", None)
     in_memory = {one: {"BACKEND": IN_MEMORY} for one in before or ("default",)} if name == "MAILERS" else IN_MEMORY
     send, mail.outbox = smtp.EmailBackend.send_messages, kept
-    setattr(settings, name, in_memory)
+    _quietly(setattr, settings, name, in_memory)
     setattr(smtp.EmailBackend, "send_messages", keep)  # noqa: B010  of those that a handler names itself
     try:
         yield kept
     finally:
         setattr(smtp.EmailBackend, "send_messages", send)  # noqa: B010
-        setattr(settings, name, before)
+        _quietly(setattr, settings, name, before)
         if outbox is None:
             del mail.outbox
         else:
             mail.outbox = outbox
+
+
+def _quietly(call: Any, *arguments: Any) -> Any:
+    """Call it without a warning: that a site still has EMAIL_BACKEND is not for us to say."""
+    with warnings.catch_warnings(action="ignore"):
+        return call(*arguments)
