@@ -358,3 +358,13 @@ def test_no_page_is_that_of_a_database_that_is_not_ours(admin_client: Client, se
     settings.MESSAGING_CONSOLE = {"EDIT": True}
     incoming("failed", pk=PK)
     assert admin_client.get(f"{INCOMING}gone_3A{PK}/{page}/").status_code == 302
+
+
+@pytest.mark.skipif(connections["default"].vendor != "postgresql", reason="only PostgreSQL searches payloads")
+def test_payloads_are_searched_in_the_database_that_the_list_shows(admin_client: Client, settings: Any) -> None:
+    settings.MESSAGING_CONSOLE = {"PAYLOAD_SEARCH": True}
+    both("processed", body=b'{"order": {"id": 17}}')
+    for database, key, other in (("other", "far.key", "near.key"), ("default", "near.key", "far.key")):
+        html = admin_client.get(INCOMING, {"q": "order.id:17", "database": database}).content.decode()
+        assert key in html
+        assert other not in html
