@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from messaging.admin import readings
 from messaging.backends import get_backend
 from messaging.models import QueueControl, Worker
 from messaging.models.failure_groups import BUCKET
-from messaging.monitoring import snapshot
+from messaging.monitoring import readings, snapshot
 from messaging.monitoring.conditions import conditions
 from messaging.monitoring.counters import minute_of
 from messaging.monitoring.snapshot import Outbox, Pause, Snapshot
