@@ -32,6 +32,7 @@ from messaging.conf.problems import Problem, shown, suggest
 from messaging.conf.rules import living_queue
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
 from messaging.handlers import Handler, is_generator, patterns_overlap, registry
+from messaging.metrics import exposition
 from messaging.models import ProcessedMessage
 
 
@@ -40,7 +41,7 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
     configured = conf.read()
     fatal: list[CheckMessage] = [_error(problem) for problem in problems.of_all(configured)]
     if fatal:
-        return [*fatal, *check_console()]
+        return [*fatal, *check_console(), *check_metrics()]
     found: list[CheckMessage] = []
     if conf.DEFAULT_ALIAS not in configured:
         hint = 'publish() and @handler use "default" unless told otherwise.'
@@ -51,6 +52,7 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
         found += () if wrong else check_queues(alias, registry.all(alias))
     found += check_reports()
     found += check_console()
+    found += check_metrics()
     databases = used_databases(registry.all())
     found += check_handlers(registry.all(), list(configured))
     return [*found, *check_autocommit(databases), *check_sqlite(list(databases)), *check_routers(databases)]
@@ -141,6 +143,24 @@ def check_console() -> Iterator[CheckMessage]:
     if console.payload_search and vendor != "postgresql":
         text = 'MESSAGING_CONSOLE["PAYLOAD_SEARCH"] has no effect: messages are not in PostgreSQL.'
         yield CheckWarning(text, hint="Remove it.", id="messaging.W013")
+
+
+def check_metrics() -> Iterator[CheckMessage]:
+    """The problems of `MESSAGING_METRICS`, and of what it needs."""
+    configured = conf.read_metrics()
+    wrong = [_error(problem) for problem in problems.of_metrics(configured)]
+    yield from wrong
+    if wrong or configured is None:
+        return
+    try:
+        exposition.require()
+    except ImportError as error:
+        yield Error("MESSAGING_METRICS asks for metrics.", hint=str(error), id="messaging.E016")
+    try:
+        conf.metrics_token()
+    except BrokerUnavailable as error:
+        hint = "Correct its name, or give this user the permission to read it, if it serves metrics."
+        yield CheckWarning(str(error), hint=hint, id="messaging.W004")
 
 
 def check_queues(alias: str, handlers: list[Handler]) -> Iterator[CheckMessage]:

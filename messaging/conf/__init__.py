@@ -195,6 +195,26 @@ def read_console() -> Any:
     return {} if configured is None else configured
 
 
+def metrics_token() -> str:
+    """The token that a request for metrics has to bring, read now where a file or the environment holds it.
+
+    Returns "" where `MESSAGING_METRICS` has none. Raises ConfigurationError for whatever the system checks call an
+    error, BrokerUnavailable where it cannot be read.
+    """
+    from messaging.conf import problems
+
+    configured = read_metrics()
+    for problem in problems.of_metrics(configured):
+        raise ConfigurationError(str(problem))
+    token = (configured or {}).get("TOKEN")
+    return token or "" if not isinstance(token, Mapping) else read_secret(token, 'MESSAGING_METRICS["TOKEN"]')
+
+
+def read_metrics() -> Any:
+    """`MESSAGING_METRICS` as it stands; None where web processes count nothing."""
+    return getattr(settings, "MESSAGING_METRICS", None)
+
+
 def aliases() -> tuple[str, ...]:
     """The aliases of `MESSAGING`, in order; ("default",) when the setting is missing or no dict."""
     configured = read()

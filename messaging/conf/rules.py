@@ -237,6 +237,8 @@ CONSOLE: Mapping[str, Rule] = {
     ),
 }
 
+METRICS: Mapping[str, Rule] = {"TOKEN": Rule(_or_none(is_secret), f"{_SECRET}; None to answer nobody")}
+
 _SECONDS = Rule(_number(0, LONGEST_WAIT, above=True), "a number of seconds above 0, at most ten years")
 
 ALERTS: Mapping[str, Rule] = {

@@ -132,6 +132,8 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
         ledger = Ledger.attach(role["ledger"], role["slots"])
         consumer = Consumer(plan, name, ledger, is_careful=role.get("careful", False))
         release.processor = consumer.processor
+        if role.get("tally", -1) >= 0:
+            _count_in(plan.alias, role["tally"], tells_of_the_site=role["index"] == 0)
         Pulse(role.get("stacks", -1), lambda: control.report(alive=True), consumer.note_freeze).start()
         deaths = Deaths(crashed, consumer.processor, lambda: control.report(recorded=1), stopping)
         deaths.record()
@@ -155,6 +157,17 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
         return EXIT_CONFIGURATION
     control.report(finished=True)
     return 0
+
+
+def _count_in(alias: str, fd: int, *, tells_of_the_site: bool) -> None:
+    """Count where the supervisor reads it; one child also tells what it serves of the whole site."""
+    from messaging.metrics.tally import attach  # where metrics were asked for
+    from messaging.monitoring import metrics
+
+    tally = attach(fd)
+    metrics.start(tally).begin_with(alias)
+    if tells_of_the_site:
+        metrics.SiteReader(tally).start()
 
 
 def _ignore_signals() -> None:

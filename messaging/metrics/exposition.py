@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from messaging.metrics.tally import Found
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
+
+logger = logging.getLogger("messaging.metrics")
 
 MISSING = (
     'Metrics need prometheus-client, which is not installed: python -m pip install "django-durable-messaging[metrics]".'
@@ -66,7 +69,7 @@ def page(read: Callable[[], Found], accept: str) -> tuple[bytes, str]:
     return encode(registry(read)), content_type
 
 
-def serve(read: Callable[[], Found], host: str, port: int) -> int:
+def serve(read: Callable[[], Found], host: str, port: int) -> None:
     """Answer scrapes in threads of their own until the process ends, whatever path they ask for.
 
     Args:
@@ -74,12 +77,15 @@ def serve(read: Callable[[], Found], host: str, port: int) -> int:
         host: the address to listen at; "" for all of them.
         port: 0 for any that is free.
 
-    Returns the port. Raises OSError where it cannot be had.
+    Raises OSError, in words, where the port cannot be had.
     """
     from prometheus_client import start_http_server
 
-    server, _ = start_http_server(port, host or "0.0.0.0", registry(read))  # noqa: S104  as it was asked to
-    return int(server.server_port)
+    try:
+        server, _ = start_http_server(port, host or "0.0.0.0", registry(read))  # noqa: S104  as it was asked to
+    except (OSError, OverflowError) as error:
+        raise OSError(f"Metrics cannot be served at {host or '*'}:{port}: {error}.") from error
+    logger.info("Metrics are served at http://%s:%s/metrics.", host or "*", server.server_port)
 
 
 def _metric(family: Family, found: Mapping[tuple[str, ...], Sequence[float]]) -> Metric:

@@ -350,7 +350,7 @@ class Leases:
         message_unpublishable.send_robust(sender=PublishedMessage, row=row)
         if row.inbox_id is not None:
             for message in row.incoming().filter(state=ProcessedMessage.State.FAILED):
-                counters.add("failed", message.alias, message.queue)
+                counters.add("failed", message.alias, message.queue, handler=message.handler)
                 failure_groups.add(self.database, message.alias, _cause(message), is_final=True)
                 message_failed.send_robust(sender=ProcessedMessage, row=message)
 

@@ -19,8 +19,10 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+from messaging.metrics import exposition
 from messaging.supervising import process_setup
 from messaging.supervising.child import Child, Command, stop_signals
+from messaging.supervising.counts import Counts
 from messaging.supervising.lines import HandedOver
 from messaging.supervising.reloading import FileWatcher
 
@@ -209,6 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--verbosity", type=int, default=1)
     parser.add_argument("--hand-over-lines", action="store_true", help="have the children write the log")
     parser.add_argument("--python-path", help="PYTHONPATH of the children; none if missing")
+    parser.add_argument("--alias", default="", help="of MESSAGING, for metrics")
+    parser.add_argument("--metrics-port", type=int, help="where metrics are served; nowhere if missing")
+    parser.add_argument("--metrics-host", default="127.0.0.1")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(arguments)
     process_setup.open_streams()
@@ -217,9 +222,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if options.python_path is not None:
         environment["PYTHONPATH"] = options.python_path
+    counts = None if options.metrics_port is None else Counts(options.alias)
     try:
         supervisor = Supervisor(
-            Command(tuple(options.command), environment, options.slots, options.freeze_timeout),
+            Command(tuple(options.command), environment, options.slots, options.freeze_timeout, counts),
             options.processes,
             stop_timeout=options.stop_timeout,
             max_memory=options.max_memory,
@@ -231,6 +237,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.hand_over_lines:
         supervisor.hand_over_lines()
     _make_room_for_files(options.slots)
+    if counts is not None:
+        try:
+            exposition.serve(counts.read, options.metrics_host, options.metrics_port)
+        except OSError as error:
+            sys.stderr.write(f"Error: {error}\n")
+            return 1
     return supervisor.run()
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from messaging.supervising.counts import Counts
 from messaging.supervising.ledger import Ledger, RunningEntry
 from messaging.supervising.offspring import end, offspring_of
 from messaging.supervising.watchdog import Watch
@@ -42,12 +43,14 @@ class Command:
         environment: its environment.
         slots: how many worker threads it has.
         freeze_timeout: seconds for which it may do nothing beside a handler that holds the interpreter's lock.
+        counts: where it counts; None where nobody asked for metrics.
     """
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     slots: int
     freeze_timeout: float | None = None
+    counts: Counts | None = None
 
 
 class Child:
@@ -57,6 +60,7 @@ class Child:
         self._command = command
         self._index = index
         self._ledger = Ledger.create(command.slots)
+        self._tally = command.counts.place() if command.counts is not None else None
         self._watch = Watch(command.freeze_timeout)
         self._is_frozen = False  # set once it is killed for it
         self._is_unexplained = False  # whether the last one died and nothing that it ran is to blame
@@ -109,17 +113,20 @@ class Child:
             "slots": self._ledger.slots,
             "stacks": self._watch.fd,
             "careful": self._is_unexplained,
+            "tally": -1 if self._tally is None else self._tally.fd,
         }
         self._is_unexplained = False
-        inherited = (theirs.fileno(), self._ledger.fd, *([self._watch.fd] if self._watch.fd >= 0 else []))
+        further = [fd for fd in (self._watch.fd, role["tally"]) if fd >= 0]
         # Inherited as blocked: a Ctrl-C that reaches the child while it loads must not kill it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self._process = subprocess.Popen(
                 self._command.arguments,
                 env={**self._command.environment, VARIABLE: json.dumps(role)},
-                pass_fds=inherited,
+                pass_fds=(theirs.fileno(), self._ledger.fd, *further),
             )
+            if self._tally is not None:
+                self._tally.begin()
         except OSError as error:  # such as no memory left for it
             self._socket = None
             ours.close()
@@ -198,6 +205,8 @@ class Child:
         self.read_reports()
         self._socket.close()
         self._socket = None
+        if self._tally is not None:
+            self._tally.end()
         status, running = self._process.returncode, self._ledger.running_entries()
         if status == 0 and self._has_finished:
             self.is_finished = self._leave_by is None
@@ -279,6 +288,8 @@ class Child:
 
     def _note_end(self, status: int, running: list[RunningEntry]) -> None:
         """What the successor has to count, and whose claims ended through no fault of theirs."""
+        if self._tally is not None:
+            self._tally.note_death()
         if self._kill_at is not None or self._overdue:
             late = [found for found in running if found in self._overdue]
             spared = [found for found in running if found not in late and found.entry.token]

@@ -15,6 +15,7 @@ from messaging import conf
 from messaging.checks.databases import require
 from messaging.exceptions import ConfigurationError
 from messaging.management.base import MessagingCommand
+from messaging.management.metrics import add_metrics, check_metrics
 from messaging.operations import rehearsals
 from messaging.operations.stored import Runner, run_waiting
 from messaging.relaying.relay import Relay
@@ -34,6 +35,7 @@ class Command(MessagingCommand):
         """The options."""
         parser.add_argument("--using", default=conf.DEFAULT_ALIAS, help="alias of MESSAGING (default: %(default)s)")
         parser.add_argument("--burst", action="store_true", help="stop when nothing is due")
+        add_metrics(parser)
 
     def handle(self, *args: Any, using: str, burst: bool, **options: Any) -> None:
         """Run until a signal."""
@@ -49,11 +51,27 @@ class Command(MessagingCommand):
             if not burst:
                 for work in (run_waiting, rehearsals.run_waiting):
                     Runner(relay.settings.databases, relay.name, stop, work).start()
+            if check_metrics(options):
+                _serve_metrics(options["metrics_host"], options["metrics_port"])
             logger.info("Relay %s serves %s.", relay.name, relay.settings.safe_url)
             relay.run(stop, burst=burst)
         except ConfigurationError as error:
             raise CommandError(str(error)) from error
         logger.info("Relay %s has stopped.", relay.name)
+
+
+def _serve_metrics(host: str, port: int) -> None:
+    """Count, and answer scrapes in threads of their own."""
+    from messaging.metrics import exposition, tally
+    from messaging.monitoring import metrics
+
+    own = tally.Tally()
+    metrics.start(own)
+    metrics.SiteReader(own).start()
+    try:
+        exposition.serve(own.read, host, port)
+    except OSError as error:
+        raise CommandError(str(error)) from error
 
 
 def _stop_on_signals(relay: Relay, stop: threading.Event) -> None:
