@@ -44,6 +44,7 @@ UNUSED = {
         "messaging.retention",
     ),
     *("messaging.checks", "messaging.checks.databases", "messaging.conf.problems", "messaging.conf.urls"),
+    *("messaging.metrics", "messaging.monitoring.metrics", "prometheus_client"),
     *("messaging.testing", "messaging.testing.draining", "messaging.supervising.__main__", "messaging.reports"),
 }
 

@@ -113,8 +113,9 @@ class Tally:
 
     def _place(self, family: Family, labels: tuple[str, ...]) -> int | None:
         """Make a series, unless it is there; None where there is no room."""
-        if (family, labels) in self._places:
-            return self._places[family, labels]
+        at = self._places.get((family, labels))
+        if at is not None:
+            return at
         key = json.dumps([family.name, *labels], ensure_ascii=False).encode("utf-8", "replace")
         key += b" " * (-len(key) % _NUMBER)
         first = self._end + _SERIES.size + len(key)
