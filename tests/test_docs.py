@@ -29,7 +29,23 @@ from tests.site import ROOT
 HOW_TO, REFERENCE = DOCS / "how-to", DOCS / "reference"
 ARCHITECTURE = DOCS / "architecture.md"
 IMAGES = DOCS / "images"
-ROOMS = ("publishing", "relaying", "consuming", "processing", "supervising", "wire", "db", "conf", "checks", "testing")
+ROOMS = (
+    *("publishing", "relaying", "consuming", "processing", "supervising", "wire", "db", "conf", "checks", "testing"),
+    *("metrics", "monitoring"),
+)
+    "metrics",
+    "monitoring",
+    "publishing",
+    "relaying",
+    "consuming",
+    "processing",
+    "supervising",
+    "wire",
+    "db",
+    "conf",
+    "checks",
+    "testing",
+)
 DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 LINK = re.compile(r"\]\((?P<path>[^)#\s]*)(?:#(?P<anchor>[^)]+))?\)")
 
@@ -103,6 +119,14 @@ def test_the_consoles_settings_are_all_there_is_with_their_defaults() -> None:
     assert shown.pop("ALERTS") == conditions.LIMITS
     with override_settings(MESSAGING_CONSOLE=shown):
         assert conf.console() == conf.ConsoleSettings()
+
+
+def test_the_settings_of_metrics_are_all_there_is() -> None:
+    names: dict[str, Any] = {}
+    run(next(block for block in blocks_of(REFERENCE / "settings.md") if "MESSAGING_METRICS" in block.text), names)
+    assert list(names["MESSAGING_METRICS"]) == list(rules.METRICS)
+    with override_settings(MESSAGING_METRICS=names["MESSAGING_METRICS"]):
+        assert conf.metrics_token() == ""
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,6 @@ from messaging.metrics.tally import Found
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
-
-logger = logging.getLogger("messaging.metrics")
 
 MISSING = (
     'Metrics need prometheus-client, which is not installed: python -m pip install "django-durable-messaging[metrics]".'
@@ -69,7 +66,7 @@ def page(read: Callable[[], Found], accept: str) -> tuple[bytes, str]:
     return encode(registry(read)), content_type
 
 
-def serve(read: Callable[[], Found], host: str, port: int) -> None:
+def serve(read: Callable[[], Found], host: str, port: int) -> str:
     """Answer scrapes in threads of their own until the process ends, whatever path they ask for.
 
     Args:
@@ -77,7 +74,7 @@ def serve(read: Callable[[], Found], host: str, port: int) -> None:
         host: the address to listen at; "" for all of them.
         port: 0 for any that is free.
 
-    Raises OSError, in words, where the port cannot be had.
+    Returns the address, for people. Raises OSError, in words, where the port cannot be had.
     """
     from prometheus_client import start_http_server
 
@@ -85,7 +82,7 @@ def serve(read: Callable[[], Found], host: str, port: int) -> None:
         server, _ = start_http_server(port, host or "0.0.0.0", registry(read))  # noqa: S104  as it was asked to
     except (OSError, OverflowError) as error:
         raise OSError(f"Metrics cannot be served at {host or '*'}:{port}: {error}.") from error
-    logger.info("Metrics are served at http://%s:%s/metrics.", host or "*", server.server_port)
+    return f"http://{host or '*'}:{server.server_port}/metrics"
 
 
 def _metric(family: Family, found: Mapping[tuple[str, ...], Sequence[float]]) -> Metric:

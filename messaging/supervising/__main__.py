@@ -239,10 +239,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _make_room_for_files(options.slots)
     if counts is not None:
         try:
-            exposition.serve(counts.read, options.metrics_host, options.metrics_port)
+            address = exposition.serve(counts.read, options.metrics_host, options.metrics_port)
         except OSError as error:
             sys.stderr.write(f"Error: {error}\n")
             return 1
+        logger.info("Metrics are served at %s.", address)
     return supervisor.run()
 
 

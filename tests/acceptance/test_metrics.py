@@ -1,4 +1,4 @@
-"""Metrics of a whole site: what all its processes serve together is what the tables hold, a death in between included."""
+"""Metrics of a whole site: what its processes serve together is what the tables hold, a death in between included."""
 
 from __future__ import annotations
 

@@ -69,9 +69,10 @@ def _serve_metrics(host: str, port: int) -> None:
     metrics.start(own)
     metrics.SiteReader(own).start()
     try:
-        exposition.serve(own.read, host, port)
+        address = exposition.serve(own.read, host, port)
     except OSError as error:
         raise CommandError(str(error)) from error
+    logger.info("Metrics are served at %s.", address)
 
 
 def _stop_on_signals(relay: Relay, stop: threading.Event) -> None:

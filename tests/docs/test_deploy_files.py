@@ -1,0 +1,175 @@
+"""What docs/deploy/ gives to Prometheus and Grafana asks for what is really served."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+from promql_parser import AggregateExpr, BinaryExpr, MatrixSelector, VectorSelector
+
+from messaging.metrics import exposition, names
+from messaging.metrics.names import FAMILIES
+from messaging.metrics.tally import Found
+from tests.docs.blocks import DOCS, find
+from tests.metrics.scraping import Scrape
+
+DEPLOY = DOCS / "deploy"
+RULES = DEPLOY / "prometheus-rules.yaml"
+BOARD = DEPLOY / "grafana-dashboard.json"
+SCRAPED = {"job", "instance"}  # which Prometheus adds
+LABELS_OF = re.compile(r"label_values\((?P<query>.+), (?P<label>\w+)\)")
+VARIABLE = re.compile(r"\$(__rate_interval|alias|queue)\b")
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def board() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(BOARD.read_text())
+    return loaded
+
+
+def panels() -> list[dict[str, Any]]:
+    return [panel for panel in board()["panels"] if panel["type"] != "row"]
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    for rule in rules():
+        yield rule["alert"], rule["expr"]
+    for panel in panels():
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+    for variable in board()["templating"]["list"]:
+        if variable["type"] == "query":
+            match = LABELS_OF.fullmatch(variable["definition"])
+            assert match is not None, variable
+            yield variable["name"], f"count by ({match['label']}) ({match['query']})"
+
+
+def parsed(query: str) -> Any:
+    return promql_parser.parse(VARIABLE.sub(lambda found: "5m" if found[1].startswith("__") else ".*", query))
+
+
+@pytest.fixture(scope="module")
+def served() -> Mapping[str, set[str]]:
+    """The labels of each sample of a scrape in which every metric has something to say."""
+    found: Found = {(family.name, tuple(family.labels)): (1.0,) * family.size for family in FAMILIES}
+    text, _ = exposition.page(lambda: found, "")
+    labels = Scrape(text.decode()).labels
+    assert len(labels) >= len(FAMILIES)
+    return labels
+
+
+@pytest.mark.parametrize(("title", "query"), list(queries()), ids=lambda value: value[:60])
+def test_each_query_asks_for_what_is_served(title: str, query: str, served: Mapping[str, set[str]]) -> None:
+    problems = list(problems_of(parsed(query), served))
+    assert not problems, f"{title}: {problems}"
+
+
+def problems_of(expression: Any, served: Mapping[str, set[str]]) -> Iterator[str]:
+    """What the metrics that are asked for do not have. Labels that an aggregation drops are gone for what is above."""
+    _, problems = _look(expression, served)
+    yield from problems
+
+
+def _look(expression: Any, served: Mapping[str, set[str]]) -> tuple[set[str], list[str]]:
+    """The labels that an expression has, and what is wrong within it."""
+    if isinstance(expression, MatrixSelector):
+        return _look(expression.vector_selector, served)
+    if isinstance(expression, VectorSelector):
+        if expression.name not in served:
+            return set(), [f"nobody serves {expression.name}"]
+        labels = served[expression.name] | SCRAPED
+        asked = {matcher.name for matcher in expression.matchers.matchers}
+        return labels, [f"{expression.name} has no label {name}" for name in asked - labels]
+    if isinstance(expression, AggregateExpr):
+        labels, problems = _look(expression.expr, served)
+        kept = set(expression.modifier.labels) if expression.modifier else set()
+        assert expression.modifier is None or "By" in str(expression.modifier.type), "only `by` is known here"
+        return kept, problems + [f"{expression} groups by {name}, which is not there" for name in kept - labels]
+    if isinstance(expression, BinaryExpr):
+        (left, first), (right, second) = _look(expression.lhs, served), _look(expression.rhs, served)
+        odd = [f"{expression}: the sides have other labels"] if left and right and left != right else []
+        return left or right, [*first, *second, *odd]
+    labels, problems = set(), []
+    for inner in _inside(expression):
+        more, wrong = _look(inner, served)
+        labels |= more
+        problems += wrong
+    return labels, problems
+
+
+def _inside(expression: Any) -> list[Any]:
+    """The parts of a call, of parentheses and the like; nothing of a number."""
+    if hasattr(expression, "args"):
+        return list(expression.args)
+    return [expression.expr] if hasattr(expression, "expr") else []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "messaging_no_such_metric",
+        'messaging_workers{queue="x"}',
+        "sum by (queue) (rate(messaging_relayed_messages[5m]))",
+        "sum by (handler) (rate(messaging_relayed_messages_total[5m]))",
+        "max by (alias) (messaging_workers) / max by (kind) (messaging_workers)",
+        "histogram_quantile(0.5, sum by (le) (rate(messaging_critical_time_seconds[5m])))",
+    ],
+)
+def test_a_wrong_query_would_be_found(query: str, served: Mapping[str, set[str]]) -> None:
+    assert list(problems_of(parsed(query), served))
+
+
+def test_every_metric_is_shown_by_the_dashboard() -> None:
+    text = " ".join(target["expr"] for panel in panels() for target in panel["targets"])
+    assert [family.name for family in FAMILIES if family.name not in text] == []
+
+
+def test_the_panels_of_the_dashboard_are_apart_and_described() -> None:
+    taken: dict[tuple[int, int], str] = {}
+    for panel in board()["panels"]:
+        place = panel["gridPos"]
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                assert x < 24
+                assert taken.setdefault((x, y), panel["title"]) == panel["title"]
+    identities = [panel["id"] for panel in board()["panels"]]
+    assert len(set(identities)) == len(identities)
+    assert all(panel["description"].endswith(".") for panel in panels())
+
+
+def test_an_alarm_says_what_it_means_and_uses_the_labels_that_it_has(served: Mapping[str, set[str]]) -> None:
+    assert len({rule["alert"] for rule in rules()}) == len(rules())
+    for rule in rules():
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        labels, _ = _look(parsed(rule["expr"]), served)
+        told = set(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))
+        assert told <= labels, rule["alert"]
+        assert set(rule["annotations"]) == {"summary", "description"}
+
+
+def test_prometheus_takes_the_rules() -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("needs promtool, which Debian's package prometheus has")
+    done = subprocess.run(["promtool", "check", "rules", str(RULES)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(rules())} rules found" in done.stdout
+
+
+def test_what_is_to_be_scraped_is_where_it_is_served() -> None:
+    [block] = find("prometheus", language="yaml")
+    consumers, web = yaml.safe_load(block.text)["scrape_configs"]
+    page = block.page.read_text()
+    ports = set(re.findall(r"--metrics-port=(\d+)", page))
+    assert {target.rpartition(":")[2] for target in consumers["static_configs"][0]["targets"]} == ports
+    assert web["metrics_path"] == "/monitoring/metrics"
+    assert names.RELAYED.sample in (DOCS / "reference/metrics.md").read_text()
