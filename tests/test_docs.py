@@ -33,19 +33,6 @@ ROOMS = (
     *("publishing", "relaying", "consuming", "processing", "supervising", "wire", "db", "conf", "checks", "testing"),
     *("metrics", "monitoring"),
 )
-    "metrics",
-    "monitoring",
-    "publishing",
-    "relaying",
-    "consuming",
-    "processing",
-    "supervising",
-    "wire",
-    "db",
-    "conf",
-    "checks",
-    "testing",
-)
 DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 LINK = re.compile(r"\]\((?P<path>[^)#\s]*)(?:#(?P<anchor>[^)]+))?\)")
 

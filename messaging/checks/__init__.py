@@ -32,7 +32,6 @@ from messaging.conf.problems import Problem, shown, suggest
 from messaging.conf.rules import living_queue
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
 from messaging.handlers import Handler, is_generator, patterns_overlap, registry
-from messaging.metrics import exposition
 from messaging.models import ProcessedMessage
 
 
@@ -152,6 +151,8 @@ def check_metrics() -> Iterator[CheckMessage]:
     yield from wrong
     if wrong or configured is None:
         return
+    from messaging.metrics import exposition  # where metrics are asked for
+
     try:
         exposition.require()
     except ImportError as error:

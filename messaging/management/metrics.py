@@ -7,8 +7,6 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from messaging.metrics import exposition
-
 LAST_PORT = 65535
 
 
@@ -30,6 +28,8 @@ def check_metrics(options: dict[str, Any]) -> bool:
         return False
     if not 0 <= port <= LAST_PORT:
         raise CommandError(f"--metrics-port must be at most {LAST_PORT}; 0 takes any that is free.")
+    from messaging.metrics import exposition  # where metrics are asked for
+
     try:
         exposition.require()
     except ImportError as error:

@@ -6,7 +6,6 @@ A series, once made, stays where it is.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import mmap
 import os
@@ -154,6 +153,8 @@ def open_in(folder: Path) -> Tally:
 
     A lock on the file tells who has it, and goes with the process. Raises OSError.
     """
+    import fcntl  # which Windows has not
+
     for path in sorted(folder.glob(PATTERN.format("*"))):
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         with suppress(OSError, ValueError):

@@ -20,7 +20,6 @@ from django.db import Error, connections, transaction
 from messaging import conf
 from messaging.conf.rules import dead_queue
 from messaging.db.clock import Now, in_utc
-from messaging.db.connections import close_old
 from messaging.db.patience import bound_here
 from messaging.handlers import queues_of, registry
 from messaging.metrics import names
@@ -166,8 +165,8 @@ class SiteReader(threading.Thread):
         for database in known():
             bound_here(database, PATIENCE)
         while True:
-            close_old()
             self._tally.set(gauges())
+            connections.close_all()  # between two looks others need them more
             time.sleep(EVERY)
 
 

@@ -16,13 +16,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
-from messaging.metrics import exposition
 from messaging.supervising import process_setup
 from messaging.supervising.child import Child, Command, stop_signals
-from messaging.supervising.counts import Counts
 from messaging.supervising.lines import HandedOver
 from messaging.supervising.reloading import FileWatcher
 
@@ -222,8 +221,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if options.python_path is not None:
         environment["PYTHONPATH"] = options.python_path
-    counts = None if options.metrics_port is None else Counts(options.alias)
+    counts = None
     try:
+        if options.metrics_port is not None:
+            from messaging.supervising.counts import Counts  # where metrics were asked for
+
+            counts = Counts(options.alias)
         supervisor = Supervisor(
             Command(tuple(options.command), environment, options.slots, options.freeze_timeout, counts),
             options.processes,
@@ -237,14 +240,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.hand_over_lines:
         supervisor.hand_over_lines()
     _make_room_for_files(options.slots)
-    if counts is not None:
-        try:
-            address = exposition.serve(counts.read, options.metrics_host, options.metrics_port)
-        except OSError as error:
-            sys.stderr.write(f"Error: {error}\n")
-            return 1
-        logger.info("Metrics are served at %s.", address)
+    if counts is not None and not _serve_metrics(counts.read, options.metrics_host, options.metrics_port):
+        return 1
     return supervisor.run()
+
+
+def _serve_metrics(read: Callable[[], Any], host: str, port: int) -> bool:
+    """Answer scrapes, whatever the children do; False, and said, where the port cannot be had."""
+    from messaging.metrics import exposition
+
+    try:
+        address = exposition.serve(read, host, port)
+    except OSError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return False
+    logger.info("Metrics are served at %s.", address)
+    return True
 
 
 def _make_room_for_files(slots: int) -> None:

@@ -14,12 +14,14 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from messaging.supervising.counts import Counts
 from messaging.supervising.ledger import Ledger, RunningEntry
 from messaging.supervising.offspring import end, offspring_of
 from messaging.supervising.watchdog import Watch
+
+if TYPE_CHECKING:
+    from messaging.supervising.counts import Counts
 
 logger = logging.getLogger("messaging.supervisor")
 
