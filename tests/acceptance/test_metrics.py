@@ -39,11 +39,16 @@ def hang(message):
 """
 
 
+BROKERS = [
+    pytest.param("sqlite", "database://", id="embedded-sqlite"),
+    pytest.param("postgres", None, marks=[pytest.mark.broker, pytest.mark.postgres], id="rabbitmq-postgres"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.broker
-@pytest.mark.postgres
-def test_the_sums_of_all_processes_are_what_the_tables_hold(site: SiteFactory) -> None:
-    own = site("postgres", handlers=HANDLERS, options={"LEASE": 2}, env={"METRICS_TOKEN": TOKEN})
+@pytest.mark.parametrize(("db", "broker"), BROKERS)
+def test_the_sums_of_all_processes_are_what_the_tables_hold(site: SiteFactory, db: str, broker: str | None) -> None:
+    own = site(db, handlers=HANDLERS, broker=broker, options={"LEASE": 2}, env={"METRICS_TOKEN": TOKEN})
     own.env["HANGING"] = str(own.folder / "hanging")
     own.manage("topology")
     ports = free_ports(3)

@@ -258,6 +258,6 @@ def test_the_page_of_metrics_lists_all_of_them() -> None:
     assert [(name, kind, re.findall(r"`(\w+)`", labels)) for name, kind, labels, _ in told] == [
         (family.sample, family.kind, list(family.labels)) for family in names.FAMILIES
     ]
-    bounds = re.search(r"steps of histograms end at ([\d., ]+) seconds", page.replace("\n", " "))
+    bounds = re.search(r"steps of histograms end at (.+?) seconds", page.replace("\n", " "))
     assert bounds is not None
     assert [float(one) for one in bounds[1].replace(" and ", ", ").split(", ")] == list(names.BOUNDS)
