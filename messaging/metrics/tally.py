@@ -51,9 +51,12 @@ class Tally:
         self._lock = threading.Lock()
         self._places: dict[tuple[Family, tuple[str, ...]], int] = {}
         self._made: dict[Family, int] = {}
-        magic, self._end = _HEAD.unpack_from(self._memory)
+        self._end = 0  # of the series
+        magic, end = _HEAD.unpack_from(self._memory)
         if magic != _MAGIC:
             self._begin()
+        else:
+            self._end = end
         for (name, labels), at, _ in _series(self._memory):
             self._places[BY_NAME[name], labels] = at // _NUMBER
             self._made[BY_NAME[name]] = self._made.get(BY_NAME[name], 0) + 1

@@ -68,10 +68,7 @@ class Counting:
     @property
     def tally(self) -> Tally:
         """Where this process counts."""
-        if self._tally is None:
-            with self._lock:
-                self._tally = self._tally or self._make()
-        return self._tally
+        return self._tally if self._tally is not None else self._first()
 
     def count(self, kind: str, alias: str, queue: str, handler: str, number: int) -> None:
         """See `counters.Observer`."""
@@ -107,6 +104,12 @@ class Counting:
         """This process is a copy of another one, which goes on counting where it did."""
         self._tally = None
         self._lock = threading.Lock()
+
+    def _first(self) -> Tally:
+        with self._lock:
+            if self._tally is None:
+                self._tally = self._make()
+            return self._tally
 
     def _committed(self, found: Counter[tuple[str, str]]) -> None:
         for labels, number in found.items():

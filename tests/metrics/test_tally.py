@@ -15,6 +15,8 @@ from messaging.metrics import names, tally
 from messaging.metrics.names import BOUNDS, CRITICAL, DUE, FAILED, OTHER, PROCESSED, RELAYED
 from messaging.metrics.tally import MOST, MOST_TOLD, SIZE, Found, Tally, Totals, create, open_in, read_folder
 
+# Python warns of a fork beside threads, such as an earlier test has left; here nothing of theirs is used.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 BILLING = ("default", "billing", "shop.bill")
 
 

@@ -130,6 +130,7 @@ def test_a_handler_that_has_done_nothing_stands_at_zero(counted: Tally) -> None:
     assert {key[0] for key in found} == {names.PROCESSED.name, names.RETRIED.name, names.FAILED.name}
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_counts_for_itself(counted: Tally) -> None:
     publish("orders.placed", {})
     before = counted.read()
