@@ -137,7 +137,8 @@ def tell_all(event: str, condition: Condition, told: Iterable[Channel]) -> dict[
 def prune(database: str) -> int:
     """Forget alerts that were over long ago, of which nothing is to be told. Returns how many."""
     old = _rows(database).filter(ended_at__lt=Now() - KEPT, message_set=None)
-    return _rows(database).filter(pk__in=list(old.values_list("pk", flat=True))).delete()[0]
+    gone, _each = _rows(database).filter(pk__in=list(old.values_list("pk", flat=True))).delete()
+    return int(gone)
 
 
 def _takes_beat(database: str) -> bool:
@@ -149,7 +150,7 @@ def _takes_beat(database: str) -> bool:
     if _rows(database).filter(**own).exists():
         return False
     _row, is_new = _rows(database).get_or_create(**own, defaults={"told_at": Now()})
-    return is_new
+    return bool(is_new)
 
 
 def _begin_again(row: Alert, condition: Condition, told: Sequence[Channel], database: str) -> None:
@@ -180,7 +181,7 @@ def _end(row: Alert, told: Sequence[Channel], database: str) -> None:
             _tell(row, OVER, ended, told, database)
 
 
-def _tell(row: Alert, event: str, condition: Condition, told: Sequence[Channel], database: str) -> None:
+def _tell(row: Any, event: str, condition: Condition, told: Sequence[Channel], database: str) -> None:
     """Write a message for everyone, in place of an older one that was not sent yet."""
     began = condition.since or (in_utc(row.began_at) if isinstance(row.began_at, datetime) else datetime.now(UTC))
     content = _content(event, condition, began)
@@ -191,7 +192,7 @@ def _tell(row: Alert, event: str, condition: Condition, told: Sequence[Channel],
 
 def _claim(database: str) -> AlertMessage | None:
     """Take the message that has been due for longest; None where none is."""
-    due = _messages(database).filter(due_at__lte=Now())
+    due = AlertMessage.objects.using(database).filter(due_at__lte=Now())
     while (message := due.order_by("due_at", "pk").first()) is not None:
         token = uuid.uuid4()
         if due.filter(pk=message.pk, token=message.token).update(token=token, due_at=Now() + LEASE):

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlencode
 
 from django.utils.translation import gettext as _
@@ -235,7 +235,8 @@ def _is_replaced(now: Snapshot, worker: Worker, places: Counter[tuple[str, str, 
 
 
 def _began_after(worker: Worker, moment: datetime) -> bool:
-    return isinstance(worker.started_at, datetime) and in_utc(worker.started_at) > moment
+    began: Any = worker.started_at  # an expression as long as the row is not written
+    return isinstance(began, datetime) and in_utc(began) > moment
 
 
 LOOKS: tuple[Callable[[Snapshot], Iterator[Condition]], ...] = (

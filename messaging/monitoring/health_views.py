@@ -51,9 +51,10 @@ def details(_request: HttpRequest) -> JsonResponse:
 def _may_see(request: HttpRequest) -> bool:
     """Whether the request shows the site's token; never, where it has none or that cannot be read."""
     try:
-        token = conf.console().health_token
-        if token is not None and not isinstance(token, str):
-            token = conf.read_secret(token, "HEALTH_TOKEN")
+        source = conf.console().health_token
+        if source is None:
+            return False
+        token = source if isinstance(source, str) else conf.read_secret(source, "HEALTH_TOKEN")
     except (ConfigurationError, BrokerUnavailable):
         return False
     kind, _, shown = request.headers.get("Authorization", "").partition(" ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -141,4 +141,4 @@ def _escaped(text: str) -> str:
 
 
 _FACTS = ("level", "kind", "subject", "alias", "since", "page")
-_WAYS = {"mail": _mail, "slack": _slack, "webhooks": _webhook, "call": _call}
+_WAYS: Mapping[str, Callable[[Any, Content], None]] = {"mail": _mail, "slack": _slack, "webhooks": _webhook, "call": _call}

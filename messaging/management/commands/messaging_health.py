@@ -43,13 +43,13 @@ class Command(MessagingCommand):
             help="seconds without a sign of life that mean hung (%(default)s)",
         )
 
-    def handle(self, *args: Any, only: str | None, live: bool, seconds: float, hung: float, **options: Any) -> None:
+    def handle(self, *args: Any, only: health.Kind | None, live: bool, seconds: float, hung: float, **options: Any) -> None:
         """Look, print, and exit with what was found."""
         if seconds <= 0 or hung <= 0:
             raise CommandError("--seconds and --hung must be above 0.", returncode=2)
         if only == "web":
             checks = health.of_web(seconds)
-        elif only == "consumer" or only == "relay":
+        elif only is not None:
             checks = health.of_processes(only, hung)
         else:
             checks = health.of_site(seconds, hung)
