@@ -108,7 +108,8 @@ def of_site(seconds: float = SECONDS, hung: float = HUNG) -> list[Check]:
     now = tables.told(until - time.monotonic())
     found = [check for _, check in _local(hung)]
     if not isinstance(now, snapshot.Snapshot):
-        return [_of_database(home(), now if isinstance(now, Exception) else None, seconds), *found]
+        answer = now if isinstance(now, Exception) else None
+        return [_of_database(home(), answer, seconds, "critical"), *found]
     told = queues.told(until - time.monotonic())
     reading = told if isinstance(told, depths.Reading) else depths.Reading()
     wrong = [*unreached(now, reading), *conditions(replace(now, ready=reading.ready))]
@@ -171,14 +172,14 @@ def _probe(database: str) -> Callable[[], bool]:
     return lambda: is_up(database)
 
 
-def _of_database(name: str, answer: Any, seconds: float) -> Check:
+def _of_database(name: str, answer: Any, seconds: float, level: Level = "warning") -> Check:
     if answer is True:
         return Check("database", "ok", name, "It answers.")
     fix = "Check that it runs, that this host reaches it, and that its tables are migrated. Nothing is lost meanwhile."
     if answer is None:
-        return Check("database", "warning", name, f"It does not answer within {seconds:g} s.", fix)
+        return Check("database", level, name, f"It does not answer within {seconds:g} s.", fix)
     why = f" ({type(answer).__name__}: {one_line(answer)})" if isinstance(answer, Exception) else ""
-    return Check("database", "warning", name, f"It cannot be used{why}.", fix)
+    return Check("database", level, name, f"It cannot be used{why}.", fix)
 
 
 # Processes of this host
