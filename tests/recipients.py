@@ -1,4 +1,4 @@
-"""Somebody whom alerts are told to: a web server on this host that notes what is posted, and answers as it is told to."""
+"""Somebody whom alerts are told to: a web server that notes what is posted, and answers as it is told to."""
 
 from __future__ import annotations
 

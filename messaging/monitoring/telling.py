@@ -23,6 +23,9 @@ SECONDS = 10.0  # for a webhook's whole answer, and for each step of a mail serv
 MOST = 64 * 1024  # bytes of a webhook's answer
 BEGINS, GOES_ON, OVER, TEST = "begins", "goes_on", "over", "test"  # what a message says of its alert
 
+# Who is told, where `MESSAGING_CONSOLE["ALERTS"]` does not say otherwise.
+NOBODY: Mapping[str, Any] = {"mail": [], "slack": [], "webhooks": [], "call": None}
+
 Content = Mapping[str, Any]
 
 
@@ -141,4 +144,9 @@ def _escaped(text: str) -> str:
 
 
 _FACTS = ("level", "kind", "subject", "alias", "since", "page")
-_WAYS: Mapping[str, Callable[[Any, Content], None]] = {"mail": _mail, "slack": _slack, "webhooks": _webhook, "call": _call}
+_WAYS: Mapping[str, Callable[[Any, Content], None]] = {
+    "mail": _mail,
+    "slack": _slack,
+    "webhooks": _webhook,
+    "call": _call,
+}

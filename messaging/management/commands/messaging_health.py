@@ -43,7 +43,9 @@ class Command(MessagingCommand):
             help="seconds without a sign of life that mean hung (%(default)s)",
         )
 
-    def handle(self, *args: Any, only: health.Kind | None, live: bool, seconds: float, hung: float, **options: Any) -> None:
+    def handle(
+        self, *args: Any, only: health.Kind | None, live: bool, seconds: float, hung: float, **options: Any
+    ) -> None:
         """Look, print, and exit with what was found."""
         if seconds <= 0 or hung <= 0:
             raise CommandError("--seconds and --hung must be above 0.", returncode=2)
