@@ -19,6 +19,7 @@ from messaging.monitoring.databases import home
 from messaging.monitoring.evaluation import Findings
 from messaging.monitoring.failure_groups import Cause
 from tests.recipients import Recipient
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -191,6 +192,27 @@ def test_one_looks_a_minute(recipient: Recipient, monkeypatch: pytest.MonkeyPatc
     alerts.look()
     alerts.look(at_once=True)
     assert len(looks) == 3
+
+
+def test_a_thread_looks_until_it_is_asked_to_stop(recipient: Recipient, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([Findings([AWAY]), RuntimeError("odd"), Findings([])])
+
+    def evaluate() -> Findings:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(alerts, "evaluate", evaluate)
+    monkeypatch.setattr(alerts, "EVERY", 0.01)
+    monkeypatch.setattr(alerts, "MARGIN", timedelta(seconds=60))
+    stop = threading.Event()
+    thread = alerts.AlertThread(stop)
+    thread.start()
+    wait_until(lambda: len(recipient.told) == 2, what="that it is over")
+    stop.set()
+    thread.join(30)
+    assert recipient.events == [("begins", "broker_away"), ("over", "broker_away")]
 
 
 def test_ten_thousand_failures_make_one_alert(recipient: Recipient, settings: Any) -> None:

@@ -87,7 +87,7 @@ def test_what_health_and_alerts_say(site: SiteFactory, tmp_path: Path) -> None:
             "MESSAGING_URL": through(broker, plain.broker_url),
         }
         doing = plain.beside(ROOT, **urls)
-        running = doing.start("consume", "--no-reload")
+        running = doing.start("consume", "--no-reload", env={"MESSAGING_CONSOLE": "{}"})  # it tells nobody itself
         said: dict[str, Any] = {}
 
         is_well(doing, plain)
@@ -141,6 +141,25 @@ def test_what_health_and_alerts_say(site: SiteFactory, tmp_path: Path) -> None:
         }
         assert said["the database is away"][0] in (0, 1), "alive, whether or not it has noticed"
         assert len(list((tmp_path / "mail").iterdir())) == len(recipient.told)
+
+
+@pytest.mark.slow
+@pytest.mark.broker
+def test_consumers_and_relays_tell_it_once_between_them(site: SiteFactory, tmp_path: Path) -> None:
+    with Recipient() as recipient:
+        doing = site(handlers=HANDLERS, env=env(recipient, tmp_path))
+        running = [doing.start("consume", "--no-reload") for _ in range(2)] + [doing.start("relay")]
+        doing.sql(
+            "INSERT INTO messaging_queuecontrol (alias, queue, paused, changed_at, changed_by, reason) "
+            "VALUES ('default', 'work', 1, '2026-01-01 00:00:00', '', '')"
+        )
+        wait_until(lambda: recipient.told, deadline=120, what="the first look")
+        looked_at = "SELECT told_at FROM messaging_alert WHERE kind = 'beat'"
+        first = doing.value(looked_at)
+        wait_until(lambda: doing.value(looked_at) != first, deadline=120, what="the second look")
+        assert [one.stop() for one in running] == [0, 0, 0]
+        assert recipient.events == [("begins", "long_paused")]
+        assert os.listdir(tmp_path / "state") == [], "who ends in order leaves nothing behind"
 
 
 def through(proxy: Proxy, url: str) -> str:
