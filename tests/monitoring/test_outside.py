@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from contextlib import ExitStack
 from pathlib import Path
@@ -189,9 +190,9 @@ def pid(doing: Site) -> int:
 
 
 def statuses(plain: Site) -> set[str]:
-    """What the workers said that were seen within seconds: up to a colon."""
+    """What the workers said that were seen within seconds, without what is behind a colon or a semicolon."""
     rows = plain.sql("SELECT status FROM messaging_worker WHERE seen_at > now() - interval '20 seconds'")
-    return {status.partition(":")[0] for (status,) in rows}
+    return {re.split("[:;]", status)[0] for (status,) in rows}
 
 
 def is_well(doing: Site, plain: Site) -> None:
