@@ -23,11 +23,12 @@ from django.utils.translation import gettext as _
 from messaging import conf
 from messaging.db.clock import Now, in_utc
 from messaging.db.connections import close_old
+from messaging.db.patience import bound_here
 from messaging.exceptions import ConfigurationError
 from messaging.models import Alert, AlertMessage
 from messaging.monitoring import telling
 from messaging.monitoring.conditions import Condition
-from messaging.monitoring.databases import home
+from messaging.monitoring.databases import home, known
 from messaging.monitoring.evaluation import Findings, evaluate
 from messaging.monitoring.telling import BEGINS, GOES_ON, OVER, TEST, Channel, NotTold
 from messaging.wire.bodies import one_line, storable
@@ -40,6 +41,7 @@ LEASE = timedelta(seconds=120)  # that one sending may take
 TRIES = 12  # of a message that cannot be sent, about five hours
 FIRST_PAUSE, LONGEST_PAUSE = 30.0, 3600.0  # seconds between two of them
 KEPT = timedelta(days=90)  # for which an alert that is over is remembered
+PATIENCE = 10.0  # seconds for a database that gives no sign
 MARGIN = timedelta(seconds=5)  # by which a process's own beat may be early
 
 
@@ -56,6 +58,8 @@ class AlertThread(threading.Thread):
 
     def run(self) -> None:
         """Look each minute, unless somebody else has, and send what is due, until asked to stop."""
+        for database in known():
+            bound_here(database, PATIENCE)
         while not self._stop_asked.wait(EVERY * random.uniform(0.9, 1.1)):
             try:
                 close_old()
