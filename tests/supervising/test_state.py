@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -32,16 +32,8 @@ def supervised() -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
         for one in states("here"):
             for child_pid in (own["pid"] for own in one.facts.get("children", ())):
-                with _gone():
+                with suppress(ProcessLookupError):
                     os.kill(child_pid, signal.SIGKILL)
-
-
-@contextmanager
-def _gone() -> Iterator[None]:
-    try:
-        yield
-    except ProcessLookupError:
-        pass
 
 
 def told(pid: int) -> State:
