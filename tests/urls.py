@@ -20,5 +20,5 @@ def place_order(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("order/", place_order),
-    path("monitoring/", include("messaging.monitoring.urls")),
+    path("messaging/", include("messaging.monitoring.urls")),
 ]

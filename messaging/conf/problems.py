@@ -87,10 +87,10 @@ def of_metrics(configured: Any) -> Iterator[Problem]:
     """The problems of `MESSAGING_METRICS`."""
     where = "MESSAGING_METRICS"
     if not isinstance(configured, Mapping | None):
-        yield Problem("E015", f"{where} is not a dict.", f'Write {where} = {{"TOKEN": {{"env": "METRICS_TOKEN"}}}}.')
+        yield Problem("E016", f"{where} is not a dict.", f'Write {where} = {{"TOKEN": {{"env": "METRICS_TOKEN"}}}}.')
         return
-    yield from _unknown_keys(configured or {}, values.METRICS, where, "E015")
-    yield from _wrong_values(configured or {}, values.METRICS, where, "E015")
+    yield from _unknown_keys(configured or {}, values.METRICS, where, "E016")
+    yield from _wrong_values(configured or {}, values.METRICS, where, "E016")
 
 
 def suggest(name: Any, known: Iterable[str]) -> str:

@@ -11,8 +11,6 @@ from django.views.decorators.http import require_safe
 
 from messaging import conf
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
-from messaging.metrics import exposition
-from messaging.monitoring.metrics import read
 
 TEXT = "text/plain; charset=utf-8"
 
@@ -23,10 +21,14 @@ TEXT = "text/plain; charset=utf-8"
 @transaction.non_atomic_requests
 def metrics(request: HttpRequest) -> HttpResponse:
     """Every metric that this process can tell, for whoever asks: put a decorator of your own around it."""
+    from messaging.metrics import exposition  # where metrics are asked for
+
     try:
         exposition.require()
     except ImportError as error:
         return HttpResponse(f"{error}\n", TEXT, status=503)
+    from messaging.monitoring.metrics import read
+
     text, content_type = exposition.page(read, request.headers.get("Accept", ""))
     return HttpResponse(text, content_type)
 

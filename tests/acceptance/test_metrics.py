@@ -68,7 +68,7 @@ def test_the_sums_of_all_processes_are_what_the_tables_hold(site: SiteFactory, d
     wait_until(lambda: settled(own), deadline=240, what="the others")
 
     def read() -> list[Scrape]:
-        return [*(Scrape.of(url) for url in urls), Scrape.of(f"{web}/monitoring/metrics", TOKEN)]
+        return [*(Scrape.of(url) for url in urls), Scrape.of(f"{web}/messaging/metrics/", TOKEN)]
 
     def total(scrapes: list[Scrape]) -> dict[str, float]:
         return {family.name: sum(one.sum(family.sample) for one in scrapes) for family in names.COUNTED[:7]}
@@ -85,7 +85,7 @@ def test_the_sums_of_all_processes_are_what_the_tables_hold(site: SiteFactory, d
     assert scrapes[3].value(names.DUE.sample, alias="default") == 0
     wait_until(lambda: Scrape.of(urls[2]).sum(names.WORKERS.sample, kind="relay") == 1, what="the relay's own look")
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        Scrape.of(f"{web}/monitoring/metrics")
+        Scrape.of(f"{web}/messaging/metrics/")
 
 
 def order(web: str, numbers: range) -> None:

@@ -171,5 +171,5 @@ def test_what_is_to_be_scraped_is_where_it_is_served() -> None:
     page = block.page.read_text()
     ports = set(re.findall(r"--metrics-port=(\d+)", page))
     assert {target.rpartition(":")[2] for target in consumers["static_configs"][0]["targets"]} == ports
-    assert web["metrics_path"] == "/monitoring/metrics"
+    assert web["metrics_path"] == "/messaging/metrics/"
     assert names.RELAYED.sample in (DOCS / "reference/metrics.md").read_text()

@@ -33,7 +33,7 @@ from tests.deliveries import arrived, registered
 from tests.metrics.scraping import Scrape
 
 pytestmark = pytest.mark.django_db(transaction=True)
-URL = "/monitoring/metrics"
+URL = "/messaging/metrics/"
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_what_is_missing_is_said(client: Client, settings: Settings, monkeypatch
     answer = client.get(URL, headers={"Authorization": "Bearer s3cret"})
     assert answer.status_code == 503
     assert exposition.MISSING in answer.content.decode()
-    assert identities() == ["messaging.E016"]
+    assert identities() == ["messaging.E017"]
 
 
 def test_processes_with_a_folder_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_a_folder_that_cannot_be_used_is_no_reason_to_fail(
 @pytest.mark.parametrize("wrong", [[], "token", {"token": "x"}, {"TOKEN": 5}, {"TOKEN": {"vault": "x"}}])
 def test_a_wrong_setting_is_an_error(wrong: Any, settings: Settings) -> None:
     settings.MESSAGING_METRICS = wrong
-    assert identities() == ["messaging.E015"]
+    assert identities() == ["messaging.E016"]
 
 
 def test_a_token_that_cannot_be_read_is_a_warning(settings: Settings) -> None:
