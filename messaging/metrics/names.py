@@ -18,7 +18,7 @@ OTHER = "other"  # the value of a label beyond what is told apart
 Kind = Literal["counter", "histogram", "gauge"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # its own identity, so that it is found in a moment
 class Family:
     """A metric with all its labels' values.
 
@@ -100,7 +100,10 @@ WORKERS = Family(
     "messaging_workers", "gauge", ("alias", "kind"), "Consumers and relays that were seen within the last minute."
 )
 SILENT = Family(
-    "messaging_silent_workers", "gauge", ("alias", "kind"), "Those that have said nothing since, and not signed off."
+    "messaging_silent_workers",
+    "gauge",
+    ("alias", "kind"),
+    "Those that say nothing any more, did not sign off, and have no newer one in their place.",
 )
 PAUSED = Family("messaging_queue_paused", "gauge", _OUT, "1 for each queue that is paused.")
 READY = Family("messaging_queue_ready_messages", "gauge", _OUT, "Messages that wait in a queue of the broker.")

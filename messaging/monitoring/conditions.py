@@ -207,16 +207,21 @@ def long_paused(now: Snapshot) -> Iterator[Condition]:
 
 
 def silent_workers(now: Snapshot) -> Iterator[Condition]:
-    """Workers that have neither signed off nor been seen lately, and that no newer one has taken the place of."""
-    places = Counter(_place(worker) for worker in alive(now))
-    silent: dict[str, list[Worker]] = {}
-    for worker in sorted(now.workers, key=lambda one: in_utc(one.seen_at), reverse=True):
-        if _seconds(now, worker.seen_at) > SILENT and not _is_replaced(now, worker, places):
-            silent.setdefault(worker.host, []).append(worker)
-    for host, workers in sorted(silent.items()):
+    """Workers of a host that are silent."""
+    hosts: dict[str, list[Worker]] = {}
+    for worker in silent(now):
+        hosts.setdefault(worker.host, []).append(worker)
+    for host, workers in sorted(hosts.items()):
         words = _("Workers say nothing any more: %(names)s.") % {"names": _names(worker.name for worker in workers)}
         fix = _("Look at these processes and their hosts. What they ran goes round again when their leases end.")
         yield Condition("silent_workers", "warning", host, words, fix, "worker/", in_utc(workers[-1].seen_at))
+
+
+def silent(now: Snapshot) -> list[Worker]:
+    """Workers that have neither signed off nor been seen lately, and that no newer one has taken the place of."""
+    places = Counter(_place(worker) for worker in alive(now))
+    latest = sorted(now.workers, key=lambda one: in_utc(one.seen_at), reverse=True)
+    return [one for one in latest if _seconds(now, one.seen_at) > SILENT and not _is_replaced(now, one, places)]
 
 
 def _place(worker: Worker) -> tuple[str, str, frozenset[str]]:

@@ -27,7 +27,7 @@ from messaging.metrics.names import Family
 from messaging.metrics.tally import Found, Tally, Totals, open_in, read_folder
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.monitoring import counters, readings
-from messaging.monitoring.conditions import SILENT
+from messaging.monitoring.conditions import alive, silent
 from messaging.monitoring.databases import ask_each, home, known
 from messaging.monitoring.snapshot import MOST, Snapshot
 from messaging.monitoring.snapshot import read as look
@@ -200,12 +200,10 @@ def _of_outboxes(now: Snapshot) -> Iterator[Gauge]:
 
 def _of_workers(now: Snapshot) -> Iterator[Gauge]:
     kinds = [(alias, kind) for alias in conf.aliases() for kind in ("consume", "relay")]
-    alive, silent = Counter(dict.fromkeys(kinds, 0)), Counter(dict.fromkeys(kinds, 0))
-    for worker in now.workers:
-        is_silent = (now.now - in_utc(worker.seen_at)).total_seconds() > SILENT
-        (silent if is_silent else alive)[worker.alias, worker.kind] += 1
-    yield from ((names.WORKERS, labels, number) for labels, number in alive.items())
-    yield from ((names.SILENT, labels, number) for labels, number in silent.items())
+    for family, workers in ((names.WORKERS, alive(now)), (names.SILENT, silent(now))):
+        found = Counter(dict.fromkeys(kinds, 0))
+        found.update((worker.alias, worker.kind) for worker in workers)
+        yield from ((family, labels, number) for labels, number in found.items())
 
 
 def _of_rounds() -> Iterator[Gauge]:

@@ -39,7 +39,7 @@ def scrape(port: int) -> Scrape | None:
 def test_no_count_is_lost_with_a_child_and_a_scrape_waits_for_none(supervise: Callable[..., Supervised]) -> None:
     port = free_ports(1)[0]
     running = supervise(COUNTING, "--processes=2", "--alias=default", f"--metrics-port={port}")
-    first, second = running.wait_for("counted")[0], running.wait_for("counted", index=1)[0]
+    first, second = (running.wait_for("counted", index=index, deadline=240)[0] for index in (0, 1))
 
     def processed() -> float:
         found = wait_until(lambda: scrape(port), what=running.output())
