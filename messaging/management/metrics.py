@@ -27,7 +27,7 @@ def check_metrics(options: dict[str, Any]) -> bool:
     if port is None:
         return False
     if not 0 <= port <= LAST_PORT:
-        raise CommandError(f"--metrics-port must be at most {LAST_PORT}; 0 takes any that is free.")
+        raise CommandError(f"--metrics-port must be 0 to {LAST_PORT}; 0 takes any that is free.")
     from messaging.metrics import exposition  # where metrics are asked for
 
     try:

@@ -44,6 +44,7 @@ class Command(MessagingCommand):
     def handle(self, *args: Any, using: str, burst: bool, **options: Any) -> None:
         """Run until a signal."""
         process_setup.configure(options["verbosity"])
+        serves_metrics = check_metrics(options)
         try:
             relay = Relay(using)
             is_command_line = getattr(self, "_called_from_command_line", False)
@@ -52,7 +53,7 @@ class Command(MessagingCommand):
                 set_loaded_aside()
             stop = threading.Event()
             _stop_on_signals(relay, stop)
-            if check_metrics(options):
+            if serves_metrics:
                 _serve_metrics(options["metrics_host"], options["metrics_port"])
             if not burst:
                 for work in (run_waiting, rehearsals.run_waiting):
