@@ -11,12 +11,14 @@ from collections.abc import Callable
 import pytest
 
 from messaging.metrics import names
+from tests.docs.test_deploy_files import parsed, problems_of, queries
 from tests.metrics.scraping import Scrape
 from tests.site import Running, Site, SiteFactory
 from tests.waiting import wait_until
 from tools.services import free_ports
 
 TOKEN = "s3cret"
+QUIET = (names.RETURNED, names.UNSENDABLE, names.INTERRUPTED, names.PAUSED)  # which have nothing to say here
 HANDLERS = """
 import os, signal
 from messaging import Reject, handler
@@ -86,6 +88,13 @@ def test_the_sums_of_all_processes_are_what_the_tables_hold(site: SiteFactory, d
     assert scrapes[3].value(names.WORKERS.sample, alias="default", kind="consume") >= 4
     assert scrapes[3].value(names.DUE.sample, alias="default") == 0
     wait_until(lambda: Scrape.of(urls[2]).sum(names.WORKERS.sample, kind="relay") == 1, what="the relay's own look")
+    served: dict[str, set[str]] = {}
+    for one in scrapes:
+        for name, labels in one.labels.items():
+            served.setdefault(name, set()).update(labels)
+    quiet = [f"nobody serves {family.sample}" for family in QUIET]
+    for title, query in queries():
+        assert [problem for problem in problems_of(parsed(query), served) if problem not in quiet] == [], title
     with pytest.raises(urllib.error.HTTPError, match="401"):
         Scrape.of(f"{web}/messaging/metrics/")
 

@@ -6,8 +6,12 @@ import json
 import re
 import shutil
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import promql_parser
 import pytest
@@ -19,6 +23,8 @@ from messaging.metrics.names import FAMILIES
 from messaging.metrics.tally import Found
 from tests.docs.blocks import DOCS, find
 from tests.metrics.scraping import Scrape
+from tests.waiting import wait_until
+from tools.services import free_ports
 
 DEPLOY = DOCS / "deploy"
 RULES = DEPLOY / "prometheus-rules.yaml"
@@ -54,15 +60,24 @@ def queries() -> Iterator[tuple[str, str]]:
             yield variable["name"], f"count by ({match['label']}) ({match['query']})"
 
 
+def whole(query: str) -> str:
+    """With the dashboard's variables as they stand at first."""
+    return VARIABLE.sub(lambda found: "5m" if found[1].startswith("__") else ".*", query)
+
+
 def parsed(query: str) -> Any:
-    return promql_parser.parse(VARIABLE.sub(lambda found: "5m" if found[1].startswith("__") else ".*", query))
+    return promql_parser.parse(whole(query))
+
+
+def named(number: float) -> Found:
+    """Something of every metric, each label with its own name as its value."""
+    return {(family.name, tuple(family.labels)): (number,) * family.size for family in FAMILIES}
 
 
 @pytest.fixture(scope="module")
 def served() -> Mapping[str, set[str]]:
     """The labels of each sample of a scrape in which every metric has something to say."""
-    found: Found = {(family.name, tuple(family.labels)): (1.0,) * family.size for family in FAMILIES}
-    text, _ = exposition.page(lambda: found, "")
+    text, _ = exposition.page(lambda: named(1.0), "")
     labels = Scrape(text.decode()).labels
     assert len(labels) >= len(FAMILIES)
     return labels
@@ -163,6 +178,46 @@ def test_prometheus_takes_the_rules() -> None:
     done = subprocess.run(["promtool", "check", "rules", str(RULES)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(rules())} rules found" in done.stdout
+
+
+@pytest.mark.slow
+def test_prometheus_itself_answers_each_query(served: Mapping[str, set[str]], tmp_path: Path) -> None:
+    """Of a scrape in which every metric has something to say; alarms may answer that nothing is wrong."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("needs prometheus, which Debian's package of that name has")
+    own, theirs = free_ports(2)
+    exposition.serve(lambda: named(2.0), "127.0.0.1", own)
+    jobs = [{"job_name": "all", "static_configs": [{"targets": [f"127.0.0.1:{own}"]}]}]
+    config = {"global": {"scrape_interval": "1s"}, "scrape_configs": jobs, "rule_files": [str(RULES)]}
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    options = [f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
+    command = ["prometheus", *options, f"--web.listen-address=127.0.0.1:{theirs}"]
+    with (tmp_path / "log").open("wb") as log:
+        prometheus = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+
+        def ask(query: str) -> list[Any]:
+            url = f"http://127.0.0.1:{theirs}/api/v1/query?{urlencode({'query': query})}"
+            try:
+                with urllib.request.urlopen(url, timeout=60) as answer:
+                    result: list[Any] = json.load(answer)["data"]["result"]
+                    return result
+            except urllib.error.HTTPError as error:
+                if error.code == 503:  # it is not ready yet
+                    return []
+                raise AssertionError(f"{query}: {error.read().decode()}") from error
+            except urllib.error.URLError:  # it does not listen yet
+                assert prometheus.poll() is None, (tmp_path / "log").read_text()
+                return []
+
+        wait_until(lambda: ask("count_over_time(messaging_workers[5m]) > 2"), deadline=240, what="three scrapes")
+        alarms = {rule["alert"] for rule in rules()}
+        for title, query in queries():
+            found = ask(whole(query))
+            assert found or title in alarms, f"{title}: {query} answers nothing"
+    finally:
+        prometheus.terminate()
+        prometheus.wait(60)
 
 
 def test_what_is_to_be_scraped_is_where_it_is_served() -> None:
