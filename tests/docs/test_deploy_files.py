@@ -172,6 +172,12 @@ def test_an_alarm_says_what_it_means_and_uses_the_labels_that_it_has(served: Map
         assert set(rule["annotations"]) == {"summary", "description"}
 
 
+def test_the_table_of_alarms_is_complete() -> None:
+    page = (DOCS / "how-to/monitor.md").read_text()
+    told = [name for row in page.splitlines() for name in re.findall(r"`(Messaging\w+)`", row.partition(" | ")[0])]
+    assert told == [rule["alert"] for rule in rules()]
+
+
 def test_prometheus_takes_the_rules() -> None:
     if shutil.which("promtool") is None:
         pytest.skip("needs promtool, which Debian's package prometheus has")
