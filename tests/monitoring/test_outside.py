@@ -168,18 +168,38 @@ def through(proxy: Proxy, url: str) -> str:
     return found._replace(netloc=f"{found.netloc.rpartition(':')[0]}:{proxy.port}").geturl()
 
 
-def health(doing: Site, *options: str) -> tuple[int, list[dict[str, Any]]]:
-    arguments = ("messaging_health", "--json", "--hung=3", *(options or ("--only=consumer",)))
-    done = doing.manage(*arguments, check=False)
-    return done.returncode, json.loads(done.stdout)["checks"]
+PROBES = """
+import io, json
+from django.core.management import call_command
+
+def probe(*options):
+    said = io.StringIO()
+    try:
+        call_command("messaging_health", "--json", "--hung=3", *options, stdout=said)
+    except SystemExit as end:
+        return end.code, json.loads(said.getvalue())["checks"]
+    return 0, json.loads(said.getvalue())["checks"]
+"""
+CONSUMER = PROBES + 'print(json.dumps(probe("--only=consumer")))'
+ALL = (
+    PROBES
+    + """
+options = ["--only=consumer"], ["--only=consumer", "--live"], ["--only=web"]
+print(json.dumps([probe(*own)[0] for own in options]))
+call_command("send_alerts", stdout=io.StringIO())
+"""
+)
+
+
+def health(doing: Site) -> tuple[int, list[dict[str, Any]]]:
+    status, checks = json.loads(doing.run(CONSUMER))
+    return status, checks
 
 
 def found(doing: Site, recipient: Recipient) -> tuple[int, int, int, list[str]]:
     """The exit statuses of three probes, and what is told since the last time."""
     before = len(recipient.told)
-    probes = (("--only=consumer",), ("--only=consumer", "--live"), ("--only=web",))
-    consumer, live, web = (health(doing, *options)[0] for options in probes)
-    doing.manage("send_alerts")
+    consumer, live, web = json.loads(doing.run(ALL))
     return consumer, live, web, [" ".join(event) for event in recipient.events[before:]]
 
 
