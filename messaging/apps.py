@@ -19,7 +19,7 @@ class MessagingConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Find the handlers of every installed app, register system checks, log what fails, mask error reports."""
+        """Find the handlers of every app, register system checks, log what fails, mask error reports, count."""
         from messaging.db import django_internals
 
         django_internals.require()
@@ -31,6 +31,10 @@ class MessagingConfig(AppConfig):
         register(_later("check_servers"), Tags.database)
         register(_later("check_deployment"), "messaging", deploy=True)
         failure_log.connect()
+        if getattr(settings, "MESSAGING_METRICS", None) is not None:
+            from messaging.monitoring import metrics
+
+            metrics.start()
         _mask_reports()
 
 

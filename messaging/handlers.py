@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -103,6 +104,14 @@ class Registry:
 
 
 registry = Registry()
+
+
+def queues_of(alias: str) -> set[str]:
+    """The queues of an alias; those of the handlers alone where its settings are wrong."""
+    names = set(registry.queues(alias))
+    with suppress(ConfigurationError):
+        names.update(conf.get(alias).queues)
+    return names
 
 
 def handler(

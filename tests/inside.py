@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_SITES = ("EXTRA_APPS", "MESSAGING_TEST_SITE")  # what is started with the latter ends with its site
+RULED = ("MESSAGING", "MESSAGING_CONSOLE", "EMAIL_BACKEND", "EMAIL_FILE_PATH")  # settings that the environment rules
 LONGEST = 1 << 17  # bytes of a request: code and environment
 
 
@@ -111,7 +112,9 @@ def _run(output: int, code: str, env: dict[str, str]) -> None:
     os.environ.update(env)
     for name in ("project.settings", "tools.site_settings", "tests.site_settings"):
         module = reload(import_module(name))
-    settings.MESSAGING = module.MESSAGING
+    for name in RULED:
+        if hasattr(module, name):
+            setattr(settings, name, getattr(module, name))
     connections.settings = connections.configure_settings(module.DATABASES)  # type: ignore[misc]
     with suppress(AttributeError):
         del connections["default"]  # that of the site which was first

@@ -14,11 +14,11 @@ from django.db import connections
 from django.test.utils import CaptureQueriesContext
 
 from messaging import operations, publish
-from messaging.admin import readings
 from messaging.backends import get_backend
 from messaging.backends.base import ExchangeSpec, QueueSpec, Topology
 from messaging.handlers import Registry
 from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
+from messaging.monitoring import readings
 from messaging.operations import Operator
 from messaging.processing.processor import Processor
 from tests.admin.test_pages import EVERYTHING

@@ -35,7 +35,7 @@ TELL = "\nprint(json.dumps({'connected': connected, 'modules': sorted(sys.module
 # What talks to brokers, consumes, or says what is wrong with settings; and Django's modules with a name of ours.
 UNUSED = {
     *("pika", "urllib.request", "django.contrib.staticfiles.handlers"),
-    *("messaging.backends", "messaging.topology", "messaging.admin.readings", "messaging.admin.panels"),
+    *("messaging.backends", "messaging.topology", "messaging.monitoring.readings", "messaging.admin.panels"),
     *(
         "messaging.relaying.relay",
         "messaging.consuming.consumer",
@@ -44,6 +44,7 @@ UNUSED = {
         "messaging.retention",
     ),
     *("messaging.checks", "messaging.checks.databases", "messaging.conf.problems", "messaging.conf.urls"),
+    *("messaging.metrics", "messaging.monitoring.metrics", "prometheus_client"),
     *("messaging.testing", "messaging.testing.draining", "messaging.supervising.__main__", "messaging.reports"),
 }
 

@@ -11,11 +11,11 @@ from django.db import connection
 from django.utils import timezone as django_timezone
 
 from messaging import Retry, publish
-from messaging.admin import readings
 from messaging.db.clock import Now, in_utc
 from messaging.exceptions import PublishError
 from messaging.handlers import Registry
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage, QueueControl, Worker
+from messaging.monitoring import readings
 from messaging.processing.processor import Processor
 from tests.admin.test_pages import EVERYTHING
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, outgoing, staff

@@ -20,7 +20,7 @@ def look(request: HttpRequest) -> Snapshot:
     """The site at the moment of a request; read once for all that a page shows."""
     known: Snapshot | None = getattr(request, "_messaging_now", None)
     if known is None:
-        from messaging.admin import readings  # and with them what reads a broker
+        from messaging.monitoring import readings  # and with them what reads a broker
 
         known = snapshot.read(readings.unattended())
         request._messaging_now = known  # type: ignore[attr-defined]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -20,8 +19,7 @@ from django.utils.translation import pgettext_lazy
 from messaging import conf
 from messaging.admin.paginator import LIMIT
 from messaging.db.clock import Now
-from messaging.exceptions import ConfigurationError
-from messaging.handlers import registry
+from messaging.handlers import queues_of, registry
 from messaging.models import OperationItem, ProcessedMessage, PublishedMessage
 from messaging.models.base import listed_in
 from messaging.models.outbox import PublishedMessageQuerySet
@@ -58,14 +56,6 @@ def number_of(text: str) -> int | None:
 def known_queues() -> list[str]:
     """The queues of every alias, from settings and handlers."""
     return sorted({name for alias in conf.aliases() for name in queues_of(alias)})
-
-
-def queues_of(alias: str) -> set[str]:
-    """The queues of an alias; those of the handlers alone where its settings are wrong."""
-    names = set(registry.queues(alias))
-    with suppress(ConfigurationError):
-        names.update(conf.get(alias).queues)
-    return names
 
 
 def is_listed(model: Any, state: str | None) -> bool:

@@ -18,7 +18,6 @@ from messaging.admin.databases import list_of
 from messaging.admin.display import UNKNOWN, client_of, local, moment, seconds_until, span
 from messaging.admin.holders import long_ones
 from messaging.admin.paginator import LIMIT, Bounded
-from messaging.admin.readings import Reading, read
 from messaging.backends.base import QueueDepth, QueueSpec
 from messaging.db.clock import Now
 from messaging.exceptions import ConfigurationError
@@ -26,6 +25,7 @@ from messaging.models import ProcessedMessage, QueueControl, Worker
 from messaging.models.base import listed_in, written
 from messaging.monitoring.conditions import SILENT
 from messaging.monitoring.databases import ask_each, home
+from messaging.monitoring.readings import Reading, read
 from messaging.publishing.rounds import LONG, not_back
 
 Numbers: TypeAlias = "dict[str, dict[tuple[str, str], str]]"  # by database, then by alias and queue

@@ -84,7 +84,7 @@ def _shown(body: bytes) -> tuple[str, bool]:
 
 
 def _routes(row: PublishedMessage, exchange: str, routing_key: str) -> tuple[str, list[str], bool]:
-    from messaging.admin import readings  # and with it what reads a broker
+    from messaging.monitoring import readings  # and with it what reads a broker
 
     found = readings.routes(row.alias, exchange, routing_key)
     if found:

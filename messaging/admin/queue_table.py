@@ -15,8 +15,8 @@ from messaging import conf
 from messaging.admin import pauses
 from messaging.admin.charts import Counted, sparkline
 from messaging.admin.display import UNKNOWN, moment, span
-from messaging.admin.filters import queues_of
 from messaging.admin.latency import told_p95
+from messaging.handlers import queues_of
 from messaging.monitoring.conditions import alive
 from messaging.monitoring.counters import Point
 from messaging.monitoring.snapshot import Snapshot

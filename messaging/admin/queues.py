@@ -15,9 +15,9 @@ from messaging import conf, operations
 from messaging.admin.actions import REASON, operator
 from messaging.admin.alerts import look
 from messaging.admin.base import ReadOnlyAdmin
-from messaging.admin.filters import queues_of
 from messaging.admin.overview import outgoing_cards
 from messaging.admin.pages import page
+from messaging.handlers import queues_of
 from messaging.monitoring.conditions import alive
 
 

@@ -164,18 +164,20 @@ class ConsoleSettings:
     Attributes:
         redact: dotted path of the callable that payloads, headers and errors go through before they show.
         banner: what stands above each page of the console, such as "PRODUCTION"; "" for nothing.
-        alerts: numbers that say from when on something is wrong; see `monitoring.conditions`.
+        alerts: from when on something is wrong, see `monitoring.conditions`; and who is told, see `monitoring.telling`.
         edit: whether a failed message may be edited before it is requeued.
         payload_search: whether the search of the lists looks into payloads, which takes PostgreSQL.
         release: what is deployed, as the site calls it; see `release()`.
+        health_token: with which the health view tells details: text, or where that is; None for nobody.
     """
 
     redact: str | None = None
     banner: str = ""
-    alerts: Mapping[str, float] = field(default_factory=dict)
+    alerts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     edit: bool = False
     payload_search: bool = False
     release: str | None = None
+    health_token: str | Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 def console() -> ConsoleSettings:
@@ -193,6 +195,26 @@ def read_console() -> Any:
     """`MESSAGING_CONSOLE` as it stands; an empty dict where it is missing."""
     configured = getattr(settings, "MESSAGING_CONSOLE", None)
     return {} if configured is None else configured
+
+
+def metrics_token() -> str:
+    """The token that a request for metrics has to bring, read now where a file or the environment holds it.
+
+    Returns "" where `MESSAGING_METRICS` has none. Raises ConfigurationError for whatever the system checks call an
+    error, BrokerUnavailable where it cannot be read.
+    """
+    from messaging.conf import problems
+
+    configured = read_metrics()
+    for problem in problems.of_metrics(configured):
+        raise ConfigurationError(str(problem))
+    token = (configured or {}).get("TOKEN")
+    return token or "" if not isinstance(token, Mapping) else read_secret(token, 'MESSAGING_METRICS["TOKEN"]')
+
+
+def read_metrics() -> Any:
+    """`MESSAGING_METRICS` as it stands; None where web processes count nothing."""
+    return getattr(settings, "MESSAGING_METRICS", None)
 
 
 def aliases() -> tuple[str, ...]:

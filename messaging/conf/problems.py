@@ -1,4 +1,4 @@
-"""What is wrong with `MESSAGING` and `MESSAGING_CONSOLE`, each problem with a stable id and the way out.
+"""What is wrong with `MESSAGING` and the settings beside it, each problem with a stable id and the way out.
 
 The system checks report all of it; `conf.get()` refuses an alias over the first. So what passes the checks can be used.
 """
@@ -81,6 +81,16 @@ def of_console(configured: Any) -> Iterator[Problem]:
     if isinstance(alerts, Mapping):
         yield from _unknown_keys(alerts, values.ALERTS, here, "E013")
         yield from _wrong_values(alerts, values.ALERTS, here, "E013")
+
+
+def of_metrics(configured: Any) -> Iterator[Problem]:
+    """The problems of `MESSAGING_METRICS`."""
+    where = "MESSAGING_METRICS"
+    if not isinstance(configured, Mapping | None):
+        yield Problem("E016", f"{where} is not a dict.", f'Write {where} = {{"TOKEN": {{"env": "METRICS_TOKEN"}}}}.')
+        return
+    yield from _unknown_keys(configured or {}, values.METRICS, where, "E016")
+    yield from _wrong_values(configured or {}, values.METRICS, where, "E016")
 
 
 def suggest(name: Any, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from django.db import transaction
 from django.db.models import CharField, F, QuerySet, Sum, Value
@@ -30,6 +30,19 @@ ASKED = 16  # messages of a batch that are asked how long they waited, each for 
 HOUR = 60  # minutes
 MINUTES_KEPT = 48 * HOUR  # minutes for which each minute stands alone
 HOURS_KEPT = 90 * 24 * HOUR  # minutes
+
+
+class Observer(Protocol):
+    """Who is told of each count as it happens, where metrics are on; from any thread."""
+
+    def count(self, kind: str, alias: str, queue: str, handler: str, number: int) -> None:
+        """See `add()`."""
+
+    def processed(self, alias: str, queue: str, handler: str, seconds: float, ids: Sequence[str]) -> None:
+        """See `add_processed()`."""
+
+
+observer: Observer | None = None  # set where metrics are on
 
 _lock = threading.Lock()
 _SUMS = (*KINDS, "run_seconds", *WAITS, *RUNS)
@@ -55,7 +68,7 @@ class Point:
     runs: tuple[int, ...] = (0,) * len(RUNS)
 
 
-def add(kind: str, alias: str, queue: str, number: int = 1) -> None:
+def add(kind: str, alias: str, queue: str, number: int = 1, *, handler: str = "") -> None:
     """Count messages. From any thread; it takes no longer than a microsecond.
 
     Args:
@@ -63,19 +76,31 @@ def add(kind: str, alias: str, queue: str, number: int = 1) -> None:
         alias: alias of `MESSAGING`.
         queue: theirs; "" for what was published to an exchange.
         number: how many.
+        handler: which one failed; for metrics alone.
     """
     with _lock:
         _counts(alias, queue)[kind] += number
+    tell(kind, alias, queue, handler, number)
 
 
-def add_processed(alias: str, queue: str, seconds: float, ids: Sequence[str]) -> None:
+def tell(kind: str, alias: str, queue: str, handler: str = "", number: int = 1) -> None:
+    """Count for metrics alone, where they are on: what no chart shows, of any kind. See `add()`."""
+    if observer is not None:
+        observer.count(kind, alias, queue, handler, number)
+
+
+def add_processed(
+    alias: str, queue: str, seconds: float, ids: Sequence[str], *, handler: str = "", is_first: bool = True
+) -> None:
     """Count messages that a handler has just processed together. From any thread; it takes a few microseconds.
 
     Args:
         alias: alias of `MESSAGING`.
         queue: theirs.
         seconds: how long the handler ran, its commit included.
-        ids: the id of each of them, which may tell since when it waited; "" for one whose wait is not to be counted.
+        ids: the id of each of them, which may tell since when it waited.
+        handler: which one; for metrics alone.
+        is_first: whether they are on their first round: a retry waits on purpose, and is not counted as waiting.
     """
     began, number = time.time() - seconds, len(ids)
     with _lock:
@@ -84,10 +109,12 @@ def add_processed(alias: str, queue: str, seconds: float, ids: Sequence[str]) ->
         counts["run_seconds"] += seconds
         counts[RUNS[bisect_left(BOUNDS, seconds)]] += number
         every = 1 + (number - 1) // ASKED
-        for message_id in ids[::every]:
+        for message_id in ids[::every] if is_first else ():
             made = made_at(message_id)
             if made is not None:
                 counts[WAITS[bisect_left(BOUNDS, began - made)]] += every
+    if observer is not None:
+        observer.processed(alias, queue, handler, seconds, ids)
 
 
 def write_when_due(database: str) -> None:

@@ -204,8 +204,8 @@ class Attempts:
             self._finish_claimed(work, place, durations.micros(took))
         kill_point("processor.committed")
         duration = time.monotonic() - started
-        told = work.envelope.message_id if work.envelope.round == 1 else ""  # a retry waits on purpose
-        counters.add_processed(place.row.alias, work.queue, duration, (told,))
+        ids, is_first = (work.envelope.message_id,), work.envelope.round == 1
+        counters.add_processed(place.row.alias, work.queue, duration, ids, handler=work.handler.name, is_first=is_first)
         signals.message_processed.send_robust(ProcessedMessage, row=place.row, duration=duration)
 
     def _run_atomic(self, work: Work, place: Place, message: ReceivedMessage, *, last_resort: bool) -> None:

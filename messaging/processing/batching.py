@@ -55,7 +55,8 @@ def run_batch(station: Station, handler: Handler, works: Sequence[Work]) -> bool
             return False
     kill_point("processor.committed")
     duration = time.monotonic() - started
-    counters.add_processed(station.alias, handler.queue, duration, [work.envelope.message_id for work in works])
+    ids = [work.envelope.message_id for work in works]
+    counters.add_processed(station.alias, handler.queue, duration, ids, handler=handler.name)
     if signals.message_processed.has_listeners(ProcessedMessage):
         _tell(station, handler, keys, duration)
     return True

@@ -167,7 +167,7 @@ def _count(row: ProcessedMessage, crash: Crash, **changes: Any) -> None:
             raise AlreadyRecorded
         attempt_of(row, failure, number, crash.entry.round, crash.entry.run).save(using=database, force_insert=True)
     if gives_up:
-        counters.add("failed", row.alias, row.queue)
+        counters.add("failed", row.alias, row.queue, handler=cause.handler)
         failure_groups.add(database, row.alias, cause, is_final=True)
         signals.message_failed.send_robust(type(row), row=row, attempt=number, error=crash.error)
 

@@ -118,7 +118,7 @@ def _record_once(place: Place, failure: Failure, database: str, settings: conf.A
             attempt_of(row, failure, number, before, run).save(using=database, force_insert=True)
         if retrying:
             compose_round(row, _due(decision)).save(using=database, force_insert=True)
-    counters.add("retried" if retrying else "failed", row.alias, row.queue)
+    counters.add("retried" if retrying else "failed", row.alias, row.queue, handler=cause.handler)
     failure_groups.add(database, row.alias, cause, is_final=not retrying)
     signal = signals.message_retrying if retrying else signals.message_failed
     signal.send_robust(type(row), row=row, attempt=number, error=failure.error)

@@ -19,6 +19,7 @@ from messaging.models.base import in_state
 from messaging.models.operations import STOPPED
 from messaging.models.processed import UNCLAIMED
 from messaging.models.spools import Spool
+from messaging.monitoring import counters
 from messaging.processing import crashes, failures, inbox
 from messaging.processing.failures import Failure
 from messaging.processing.inbox import AlreadyRecorded, Place, Verdict
@@ -172,9 +173,9 @@ def give_up(station: Station, database: str, row: ProcessedMessage) -> bool:
 
     Returns False when the claim was no longer held. Raises SetAside when the row is locked.
     """
-    place = inbox.existing(row)
+    place, handler = inbox.existing(row), handler_of(station, row)
     try:
-        if inbox.comes_again(row, handler_of(station, row)):
+        if inbox.comes_again(row, handler):
             # The mark tells its redelivery that nothing is to be counted.
             values: dict[str, Any] = {**UNCLAIMED, "interrupted": True, "error": STOPPED}
             with place.tentative(), transaction.atomic(using=database):
@@ -183,6 +184,7 @@ def give_up(station: Station, database: str, row: ProcessedMessage) -> bool:
             failures.send_round(place, station.worker, database, why=STOPPED)
     except AlreadyRecorded:
         return False
+    counters.tell("interrupted", row.alias, row.queue, handler.name if handler else "")
     return True
 
 
@@ -193,6 +195,7 @@ def end_abandoned(station: Station, database: str, row: ProcessedMessage, handle
         return record_abandoned(station, database, row, handler)
     try:
         failures.send_round(inbox.abandoned(row), row.worker, database, why=why)
+        counters.tell("interrupted", row.alias, row.queue, handler.name if handler else "")
         return True
     except AlreadyRecorded:
         return False

@@ -6,7 +6,7 @@ PostgreSQL's NOTIFY tells them; on other databases they find the row at their ne
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -25,6 +25,8 @@ from messaging.models import PublishedMessage
 from messaging.publishing.rows import Composer
 
 CHANNEL = "messaging_outbox"
+# Told of rows that are saved and not committed, with their database; set where metrics are on.
+on_saved: Callable[[Sequence[PublishedMessage], str], None] | None = None
 
 
 def publish(
@@ -169,6 +171,8 @@ def _save(rows: Sequence[PublishedMessage], database: str, settings: conf.AliasS
     kill_point("publisher.saved")
     if killpoints.armed():
         transaction.on_commit(partial(kill_point, "publisher.committed"), using=database)
+    if on_saved is not None:
+        on_saved(rows, database)
     wake_relays(database, settings)
 
 

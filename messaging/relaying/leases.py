@@ -188,6 +188,11 @@ class Leases:
         return time.monotonic() >= self._not_before
 
     @property
+    def trouble(self) -> str:
+        """Why the database cannot be used; "" while it can."""
+        return self._trouble.reason
+
+    @property
     def has_unmarked(self) -> bool:
         """Whether confirmed rows wait for more, to be marked with them."""
         return bool(self._confirmed) and not self._marker.rows
@@ -350,7 +355,7 @@ class Leases:
         message_unpublishable.send_robust(sender=PublishedMessage, row=row)
         if row.inbox_id is not None:
             for message in row.incoming().filter(state=ProcessedMessage.State.FAILED):
-                counters.add("failed", message.alias, message.queue)
+                counters.add("failed", message.alias, message.queue, handler=message.handler)
                 failure_groups.add(self.database, message.alias, _cause(message), is_final=True)
                 message_failed.send_robust(sender=ProcessedMessage, row=message)
 

@@ -16,6 +16,7 @@ from messaging import conf
 from messaging.backends.base import Fate, Outgoing, SendOutcome
 from messaging.models import PublishedMessage
 from messaging.models.outbox import UNROUTABLE
+from messaging.monitoring import counters
 from messaging.relaying.leases import Held, Unsent
 from messaging.wire.properties import Properties
 
@@ -209,6 +210,7 @@ class Judge:
 
     def _unroutable(self, held: Held, reason: str) -> None:
         row = held.row
+        counters.tell("returned", row.alias, row.queue)
         problem = f"{UNROUTABLE} {reason}".rstrip()
         if row.attempts < len(self._unroutable_pauses):
             held.leases.judged(row, Unsent(problem, self._unroutable_pauses[row.attempts], unrouted=True))

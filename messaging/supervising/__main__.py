@@ -16,13 +16,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 from messaging.supervising import process_setup
 from messaging.supervising.child import Child, Command, stop_signals
 from messaging.supervising.lines import HandedOver
 from messaging.supervising.reloading import FileWatcher
+from messaging.supervising.state import NO_FOLDER, StateFile
 
 logger = logging.getLogger("messaging.supervisor")
 
@@ -60,12 +62,19 @@ class Supervisor:
         self._has_released = False
         self._status = 0
         self._lines: HandedOver | None = None
+        self._state: StateFile | None = None
 
     def hand_over_lines(self) -> None:
         """Have the children write this process's log lines, as the site's `LOGGING` says."""
         self._lines = HandedOver(lambda line: any(child.log(line) for child in self._children))
         logger.addHandler(self._lines)
         logger.setLevel(logging.INFO)
+
+    def show_state(self, alias: str, site: str) -> None:
+        """Say how the children do, for whoever asks on this host; see `state`."""
+        self._state = StateFile.create("consumer", alias, site, len(self._children))
+        if self._state is None:
+            logger.warning(NO_FOLDER)
 
     def run(self) -> int:
         """Supervise until stopped or until every child has finished. Returns the exit status."""
@@ -85,6 +94,8 @@ class Supervisor:
         for child in self._children:
             child.bury(blame=False)
         self._look_after_lines(at_the_end=True)
+        if self._state is not None:
+            self._state.close()
         return self._status
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -112,6 +123,7 @@ class Supervisor:
             child.enforce_life(may_end=not self._stopping)
             child.enforce_stop()
         self._look_after_lines()
+        self._write_state()
         self._limit_memory()
         self._reload_if_changed()
 
@@ -171,6 +183,11 @@ class Supervisor:
         if self._lines is not None:
             self._lines.take_back(child.take_unwritten())
 
+    def _write_state(self) -> None:
+        if self._state is not None and self._state.is_due:
+            children = [child.state() for child in self._children if not child.is_finished]
+            self._state.write({"children": children, "stopping": self._stopping})
+
     def _limit_memory(self) -> None:
         now = time.monotonic()
         if not self._max_memory or self._stopping or now - self._memory_read_at < MEMORY_INTERVAL:
@@ -197,8 +214,7 @@ class Supervisor:
                 child.start_soon()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, supervise, return the exit status."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m messaging.supervising", description=__doc__)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--slots", type=int, default=1, help="worker threads of each process")
@@ -209,17 +225,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--verbosity", type=int, default=1)
     parser.add_argument("--hand-over-lines", action="store_true", help="have the children write the log")
     parser.add_argument("--python-path", help="PYTHONPATH of the children; none if missing")
+    parser.add_argument("--alias", default="", help="whose messages the children consume")
+    parser.add_argument("--site", help="tells sites apart for whoever asks how the children do; nobody can, if missing")
+    parser.add_argument("--metrics-port", type=int, help="where metrics are served; nowhere if missing")
+    parser.add_argument("--metrics-host", default="127.0.0.1")
     parser.add_argument("command", nargs="+")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, supervise, return the exit status."""
+    options = _parser().parse_args(arguments)
     process_setup.open_streams()
     if not options.hand_over_lines:
         process_setup.configure(options.verbosity)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if options.python_path is not None:
         environment["PYTHONPATH"] = options.python_path
+    counts = None
     try:
+        if options.metrics_port is not None:
+            from messaging.supervising.counts import Counts  # where metrics were asked for
+
+            counts = Counts(options.alias)
         supervisor = Supervisor(
-            Command(tuple(options.command), environment, options.slots, options.freeze_timeout),
+            Command(tuple(options.command), environment, options.slots, options.freeze_timeout, counts),
             options.processes,
             stop_timeout=options.stop_timeout,
             max_memory=options.max_memory,
@@ -230,8 +260,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if options.hand_over_lines:
         supervisor.hand_over_lines()
+    if options.site is not None:
+        supervisor.show_state(options.alias, options.site)
     _make_room_for_files(options.slots)
+    if counts is not None and not _serve_metrics(counts.read, options.metrics_host, options.metrics_port):
+        return 1
     return supervisor.run()
+
+
+def _serve_metrics(read: Callable[[], Any], host: str, port: int) -> bool:
+    """Answer scrapes, whatever the children do; False, and said, where the port cannot be had."""
+    from messaging.metrics import exposition
+
+    try:
+        address = exposition.serve(read, host, port)
+    except OSError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return False
+    logger.info("Metrics are served at %s.", address)
+    return True
 
 
 def _make_room_for_files(slots: int) -> None:

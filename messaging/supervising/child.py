@@ -14,11 +14,14 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from messaging.supervising.ledger import Ledger, RunningEntry
 from messaging.supervising.offspring import end, offspring_of
 from messaging.supervising.watchdog import Watch
+
+if TYPE_CHECKING:
+    from messaging.supervising.counts import Counts
 
 logger = logging.getLogger("messaging.supervisor")
 
@@ -42,12 +45,14 @@ class Command:
         environment: its environment.
         slots: how many worker threads it has.
         freeze_timeout: seconds for which it may do nothing beside a handler that holds the interpreter's lock.
+        counts: where it counts; None where nobody asked for metrics.
     """
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     slots: int
     freeze_timeout: float | None = None
+    counts: Counts | None = None
 
 
 class Child:
@@ -57,6 +62,7 @@ class Child:
         self._command = command
         self._index = index
         self._ledger = Ledger.create(command.slots)
+        self._tally = command.counts.place() if command.counts is not None else None
         self._watch = Watch(command.freeze_timeout)
         self._is_frozen = False  # set once it is killed for it
         self._is_unexplained = False  # whether the last one died and nothing that it ran is to blame
@@ -65,6 +71,7 @@ class Child:
         self._received = b""
         self._crashed: list[dict[str, Any]] = []  # not yet recorded by a successor
         self._overdue: list[RunningEntry] = []
+        self._told: dict[str, Any] = {}  # what it last said of itself
         self._files: list[str] = []
         self._offspring: list[int] = []  # to be ended with it
         self._unwritten: list[dict[str, Any]] = []
@@ -85,6 +92,17 @@ class Child:
         """Whether there is a live process."""
         return self._process is not None and self._process.poll() is None
 
+    def state(self) -> dict[str, Any]:
+        """How it does, for a `StateFile`."""
+        return {
+            "pid": self.pid,
+            "runs": self.is_running,
+            "started": self._started_at,
+            "heard": self._watch.heard_at,
+            "next": self._start_at,
+            "told": self._told,
+        }
+
     def may_start(self) -> bool:
         """Whether the pause after the last death is over."""
         return time.monotonic() >= self._start_at
@@ -101,6 +119,7 @@ class Child:
         self._is_frozen = False
         self._overdue, self._leave_by, self._kill_at, self._has_finished = [], None, None, False
         self._received, self._socket, self._started_at = b"", ours, time.monotonic()
+        self._told = {}
         ours.setblocking(False)
         role = {
             "index": self._index,
@@ -109,17 +128,20 @@ class Child:
             "slots": self._ledger.slots,
             "stacks": self._watch.fd,
             "careful": self._is_unexplained,
+            "tally": -1 if self._tally is None else self._tally.fd,
         }
         self._is_unexplained = False
-        inherited = (theirs.fileno(), self._ledger.fd, *([self._watch.fd] if self._watch.fd >= 0 else []))
+        further = [fd for fd in (self._watch.fd, role["tally"]) if fd >= 0]
         # Inherited as blocked: a Ctrl-C that reaches the child while it loads must not kill it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self._process = subprocess.Popen(
                 self._command.arguments,
                 env={**self._command.environment, VARIABLE: json.dumps(role)},
-                pass_fds=inherited,
+                pass_fds=(theirs.fileno(), self._ledger.fd, *further),
             )
+            if self._tally is not None:
+                self._tally.begin()
         except OSError as error:  # such as no memory left for it
             self._socket = None
             ours.close()
@@ -198,6 +220,8 @@ class Child:
         self.read_reports()
         self._socket.close()
         self._socket = None
+        if self._tally is not None:
+            self._tally.end()
         status, running = self._process.returncode, self._ledger.running_entries()
         if status == 0 and self._has_finished:
             self.is_finished = self._leave_by is None
@@ -266,6 +290,7 @@ class Child:
             del self._crashed[:1]
         if report.get("alive"):
             self._watch.heard(self.pid)
+            self._told = report.get("told") or {}
         self._files += report.get("files", ())
         del self._unwritten[: report.get("logged", 0)]
         self._has_finished = self._has_finished or bool(report.get("finished"))
@@ -279,6 +304,8 @@ class Child:
 
     def _note_end(self, status: int, running: list[RunningEntry]) -> None:
         """What the successor has to count, and whose claims ended through no fault of theirs."""
+        if self._tally is not None:
+            self._tally.note_death()
         if self._kill_at is not None or self._overdue:
             late = [found for found in running if found in self._overdue]
             spared = [found for found in running if found not in late and found.entry.token]

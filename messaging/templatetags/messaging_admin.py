@@ -116,7 +116,7 @@ def messaging_charts(context: Any) -> dict[str, Any]:
 @register.inclusion_tag("admin/messaging/queue_table.html", takes_context=True)
 def messaging_queues(context: Any) -> dict[str, Any]:
     """What each queue did within the past hour."""
-    from messaging.admin import readings  # and with it what reads a broker
+    from messaging.monitoring import readings  # and with it what reads a broker
 
     request = context["request"]
     return table(counted(request), look(request), readings.ready, _site(request))

@@ -110,7 +110,9 @@ def test_the_source_distribution_holds_what_the_wheel_is_made_of_and_no_tests(bu
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}
     own = {name for name in names if ".egg-info/" not in name} - {"PKG-INFO", "setup.cfg"}
-    assert own == source_files() | {"messaging/README.md", "LICENSE", "MANIFEST.in", "pyproject.toml"}
+    shipped = {str(path.relative_to(ROOT)) for path in (ROOT / "docs/deploy").rglob("*") if path.is_file()}
+    assert {"docs/deploy/grafana-dashboard.json", "docs/deploy/prometheus-rules.yaml"} <= shipped
+    assert own == source_files() | shipped | {"messaging/README.md", "LICENSE", "MANIFEST.in", "pyproject.toml"}
 
 
 def test_the_metadata_is_valid_and_needs_django_and_pika_alone(wheel: Path) -> None:
@@ -119,7 +121,7 @@ def test_the_metadata_is_valid_and_needs_django_and_pika_alone(wheel: Path) -> N
     metadata = Metadata.from_email(archive.read(name), validate=True)
     needed = {requirement.name for requirement in metadata.requires_dist or () if requirement.marker is None}
     assert needed == {"Django", "pika"}
-    assert metadata.provides_extra == ["postgres", "mysql"]
+    assert metadata.provides_extra == ["postgres", "mysql", "metrics"]
     assert metadata.description_content_type == "text/markdown"
     assert metadata.description is not None
     assert metadata.description.strip() == GUIDE.read_text().strip()

@@ -10,9 +10,9 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from messaging.admin import filters, readings
+from messaging.admin import filters
 from messaging.models import FailureGroup, ProcessedMessage, PublishedMessage
-from messaging.monitoring import failure_groups, snapshot
+from messaging.monitoring import failure_groups, readings, snapshot
 from tests.admin.test_groups import GROUPS
 from tests.admin.test_pages import EVERYTHING
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, outgoing, staff

@@ -12,8 +12,8 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from messaging.admin import readings
 from messaging.models import FailureGroup, Operation
+from messaging.monitoring import readings
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, inline_code, outgoing, staff
 
 pytestmark = pytest.mark.django_db

@@ -14,7 +14,7 @@ from django.db import connections
 from django.test import Client
 from django.utils import timezone
 
-from messaging.admin import actions, databases, readings
+from messaging.admin import actions, databases
 from messaging.handlers import handler, registry
 from messaging.models import (
     AuditRecord,
@@ -28,7 +28,7 @@ from messaging.models import (
     Worker,
 )
 from messaging.monitoring import databases as known_databases
-from messaging.monitoring import snapshot
+from messaging.monitoring import readings, snapshot
 from messaging.monitoring.conditions import conditions
 from messaging.operations.stored import run_waiting
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, outgoing

@@ -14,8 +14,9 @@ from django.test import AsyncClient, Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from messaging.admin import exports, readings
+from messaging.admin import exports
 from messaging.models import AuditRecord, ProcessedMessage, Worker
+from messaging.monitoring import readings
 from messaging.operations import Operator, discard
 from tests.admin_rows import INCOMING, OUTGOING, incoming, outgoing, staff
 

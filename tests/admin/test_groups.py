@@ -13,9 +13,9 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import translation
 
-from messaging.admin import paginator, readings
+from messaging.admin import paginator
 from messaging.models import Attempt, AuditRecord, FailureCount, FailureGroup, Operation, ProcessedMessage
-from messaging.monitoring import counters, failure_groups
+from messaging.monitoring import counters, failure_groups, readings
 from messaging.monitoring.failure_groups import Cause
 from messaging.operations.stored import run_waiting
 from tests.admin.test_pages import EVERYTHING, HOSTILE

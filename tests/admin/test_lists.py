@@ -14,8 +14,9 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from messaging.admin import base, lists, paginator, readings
+from messaging.admin import base, lists, paginator
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage
+from messaging.monitoring import readings
 from tests.admin_rows import INCOMING, OUTGOING, incoming, outgoing, staff
 
 pytestmark = pytest.mark.django_db

@@ -13,8 +13,8 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from messaging.admin import readings
 from messaging.models import Operation, PublishedMessage, tries
+from messaging.monitoring import readings
 from messaging.operations import Operator, stored
 from messaging.operations.stored import run_waiting
 from tests.admin.test_pages import EVERYTHING

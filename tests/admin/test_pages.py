@@ -13,11 +13,12 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from messaging.admin import base, paginator, payload, readings
+from messaging.admin import base, paginator, payload
 from messaging.backends import get_backend
 from messaging.backends.base import QueueSpec, Topology
 from messaging.models import Attempt, AuditRecord, ProcessedMessage, PublishedMessage, QueueControl, Worker
 from messaging.models.operations import STOPPED
+from messaging.monitoring import readings
 from messaging.operations import Operator, requeue
 from messaging.wire.bodies import pack_body
 from messaging.wire.envelope import Envelope

@@ -12,11 +12,11 @@ from django.test import Client
 from django.utils import timezone
 
 from messaging import operations
-from messaging.admin import readings
 from messaging.consuming import housekeeping
 from messaging.consuming.housekeeping import Housekeeper
 from messaging.handlers import Registry
 from messaging.models import QueueControl, Worker
+from messaging.monitoring import readings
 from messaging.operations import Operator
 from messaging.processing.processor import Processor
 from tests.admin_rows import INCOMING, QUEUES, incoming

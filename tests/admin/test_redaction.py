@@ -12,7 +12,7 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.test import Client
 
-from messaging.admin import payload, readings, redaction
+from messaging.admin import payload, redaction
 from messaging.models import (
     Attempt,
     AuditRecord,
@@ -23,6 +23,7 @@ from messaging.models import (
     QueueControl,
     Rehearsal,
 )
+from messaging.monitoring import readings
 from messaging.wire.envelope import Envelope
 from messaging.wire.properties import Properties
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, outgoing, staff

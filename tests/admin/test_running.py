@@ -12,9 +12,10 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from messaging.admin import lengths, readings, running
+from messaging.admin import lengths, running
 from messaging.admin.display import exactly
 from messaging.models import ProcessedMessage, Worker
+from messaging.monitoring import readings
 from tests.admin_rows import INCOMING, QUEUES, incoming, inline_code, outgoing, staff
 
 pytestmark = pytest.mark.django_db

@@ -13,8 +13,9 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from messaging.admin import filters, readings, search
+from messaging.admin import filters, search
 from messaging.models import ProcessedMessage
+from messaging.monitoring import readings
 from tests.admin.test_pages import EVERYTHING
 from tests.admin_rows import INCOMING, OUTGOING, incoming, inline_code, outgoing, staff
 

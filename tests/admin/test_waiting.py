@@ -15,9 +15,10 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
-from messaging.admin import readings, words
+from messaging.admin import words
 from messaging.admin.traces import parts
 from messaging.models import Attempt, AuditRecord, QueueControl, Worker
+from messaging.monitoring import readings
 from messaging.wire.bodies import decode_body
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, outgoing, staff
 

@@ -13,12 +13,12 @@ from django.db.models import Min
 from django.utils import timezone
 
 from messaging import operations
-from messaging.admin import readings
 from messaging.backends import get_backend
 from messaging.backends.base import QueueSpec, Topology
 from messaging.consuming.resending import resend
 from messaging.db.clock import Now
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage
+from messaging.monitoring import readings
 from messaging.operations import Operator
 from messaging.publishing.rounds import LONG, not_back
 from tests.admin.test_pages import EVERYTHING

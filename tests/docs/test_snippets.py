@@ -41,6 +41,7 @@ KINDS = {
     "ini": {"systemd", "environment", "rabbitmq conf"},
     "text": {"", "drawing", "layers", "statements"},
     "html": {"demo template"},
+    "yaml": {"prometheus"},  # test_deploy_files.py
 }
 # And those that only a walk understands.
 IN_WALKS = {"as in the tutorial", "terminal", "output", "shell", "script", "rabbitmqctl", "does", "settings", ""}

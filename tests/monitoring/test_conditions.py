@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from messaging.admin import readings
 from messaging.backends import get_backend
 from messaging.models import QueueControl, Worker
 from messaging.models.failure_groups import BUCKET
-from messaging.monitoring import snapshot
+from messaging.monitoring import readings, snapshot
 from messaging.monitoring.conditions import conditions
 from messaging.monitoring.counters import minute_of
 from messaging.monitoring.snapshot import Outbox, Pause, Snapshot
@@ -109,6 +108,25 @@ def test_a_pause_that_may_have_been_forgotten_is_said() -> None:
 
 def test_workers_that_died_are_said() -> None:
     assert names(workers=(worker(ago=300), relay(), worker())) == {"silent_workers": "warning"}
+
+
+def test_workers_that_newer_ones_stand_in_for_are_not_said() -> None:
+    dead, other = worker(ago=300, name="dead"), worker(ago=400, name="other")
+    newer = worker(started_at=NOW - timedelta(seconds=100), name="newer")
+    assert names(workers=(newer, dead, relay())) == {}
+    assert names(workers=(newer, dead, other, relay())) == {"silent_workers": "warning"}, "for one it does"
+    assert names(workers=(worker(started_at=NOW - HOUR), dead, relay())) == {"silent_workers": "warning"}
+    elsewhere = worker(started_at=NOW - timedelta(seconds=100), queues=["mail"])
+    assert names(workers=(elsewhere, dead, relay())) == {"silent_workers": "warning"}, "for other queues"
+
+
+def test_each_host_is_said_for_itself() -> None:
+    silent = (worker(ago=300, host="a", name="one"), worker(ago=400, host="a", name="two"), worker(ago=300, host="b"))
+    found = [one for one in conditions(Snapshot(NOW, workers=(relay(), *silent))) if one.name == "silent_workers"]
+    assert [(one.subject, one.since) for one in found] == [
+        ("a", NOW - timedelta(seconds=400)), ("b", NOW - timedelta(seconds=300)),
+    ]  # fmt: skip
+    assert "one, two" in found[0].words
 
 
 @pytest.mark.django_db

@@ -24,6 +24,8 @@ from messaging.consuming.consumer import Plan
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
 from messaging.management.base import MessagingCommand
+from messaging.management.metrics import add_metrics, check_metrics
+from messaging.monitoring import health
 from messaging.supervising import process_setup
 
 
@@ -56,6 +58,7 @@ class Command(MessagingCommand):
         parser.add_argument(
             "--max-memory", type=int, default=0, metavar="MB", help="replace a process that uses more (0: no limit)"
         )
+        add_metrics(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run in the role that the environment says."""
@@ -68,6 +71,7 @@ class Command(MessagingCommand):
             reload = settings.DEBUG if options["reload"] is None else options["reload"]
             if process.is_child():
                 sys.exit(process.run(plan, relay=options["relay"], reload=reload))
+            check_metrics(options)
             self._require_tables(plan)
             self._supervise(plan, options, ["--reload"] * reload + ["--hand-over-lines"] * is_sites)
         except ConfigurationError as error:
@@ -165,8 +169,18 @@ def _supervisor_arguments(plan: Plan, options: dict[str, Any]) -> list[str]:
         f"--stop-timeout={conf.get(plan.alias).stop_timeout}",
         f"--max-memory={options['max_memory']}",
         f"--verbosity={options['verbosity']}",
+        f"--alias={plan.alias}",
+        f"--site={health.site()}",
         *([] if freeze_timeout is None else [f"--freeze-timeout={freeze_timeout}"]),
+        *_metrics_arguments(plan, options),
     ]
+
+
+def _metrics_arguments(plan: Plan, options: dict[str, Any]) -> list[str]:
+    if options["metrics_port"] is None:
+        return []
+    where = [f"--metrics-host={options['metrics_host']}", f"--metrics-port={options['metrics_port']}"]
+    return [f"--alias={plan.alias}", *where]
 
 
 def _environment(is_command_line: bool) -> dict[str, str]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from messaging.admin import readings
-from messaging.admin.readings import read
 from messaging.backends import get_backend
 from messaging.backends.base import QueueSpec, Topology
+from messaging.monitoring import readings
+from messaging.monitoring.readings import read
 from tests.waiting import wait_until
 
 

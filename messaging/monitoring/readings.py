@@ -1,4 +1,4 @@
-"""What the broker says about its queues right now: the one door through which the admin reaches the broker.
+"""What the broker says about its queues right now: the one door through which the admin and metrics reach the broker.
 
 A page must neither wait for a broker that is away nor burden one that is not: a reading is taken at most every
 `FRESH` seconds per process, by one thread at a time, and nobody waits for it longer than `PATIENCE`.
@@ -18,10 +18,10 @@ from django.db import connections
 from django.utils.translation import gettext as _
 
 from messaging import conf
-from messaging.admin.filters import queues_of
 from messaging.backends import get_backend
 from messaging.backends.base import QueueDepth
 from messaging.exceptions import ConfigurationError, MessagingError
+from messaging.handlers import queues_of
 
 logger = logging.getLogger("messaging.admin")
 

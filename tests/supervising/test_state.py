@@ -1,0 +1,67 @@
+"""A supervisor says how its children do, in a file that outlives it only if it is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from messaging.supervising import state
+from messaging.supervising.state import State, states
+from tests.site import ROOT
+from tests.waiting import wait_until
+
+
+@contextmanager
+def supervised() -> Iterator[subprocess.Popen[bytes]]:
+    """A supervisor whose only child does nothing, and knows nothing of it."""
+    child = [sys.executable, "-c", "import time; time.sleep(600)"]
+    options = ["--alias=default", "--site=here", "--stop-timeout=0.1"]
+    command = [sys.executable, "-m", "messaging.supervising", *options, "--", *child]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for one in states("here"):
+            for child_pid in (own["pid"] for own in one.facts.get("children", ())):
+                with suppress(ProcessLookupError):
+                    os.kill(child_pid, signal.SIGKILL)
+
+
+def told(pid: int) -> State:
+    def look() -> State | None:
+        return next((one for one in states("here") if one.facts["pid"] == pid), None)
+
+    found = wait_until(look, what="its file")
+    assert found is not None
+    return found
+
+
+def test_its_file_goes_with_it_unless_it_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(state.VARIABLE, str(tmp_path))
+    with supervised() as first:
+        wait_until(lambda: told(first.pid).facts["children"][0]["runs"], what="its child")
+        [child] = told(first.pid).facts["children"]
+        assert (child["heard"], child["told"]) == (None, {})
+        assert told(first.pid).lives
+        os.kill(first.pid, signal.SIGSTOP)
+        wait_until(lambda: told(first.pid).age > 2, what="that it says nothing new")
+        assert told(first.pid).lives
+        first.kill()
+        first.wait()
+        assert not told(first.pid).lives
+        os.kill(child["pid"], signal.SIGKILL)
+    with supervised() as second:
+        told(second.pid)
+        assert [one.facts["pid"] for one in states("here")] == [second.pid], "what its predecessor left is gone"
+        second.terminate()
+        second.wait(60)
+    assert list(tmp_path.iterdir()) == []
