@@ -34,7 +34,7 @@ def password_in(path: Path) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file that others find whole or not at all. The folder keeps it: containers read it as users of their own."""
+    """Write a file that others find whole or not at all. Containers read it as users of their own."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(text)
     new.chmod(0o644)

@@ -44,9 +44,8 @@ def text_of(node: ast.expr, function: ast.AST) -> str | None:
     if isinstance(node, ast.JoinedStr):
         return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
     for assigned in ast.walk(function) if isinstance(node, ast.Name) else ():
-        if isinstance(assigned, ast.Assign) and isinstance(assigned.targets[0], ast.Name):
-            if assigned.targets[0].id == node.id:
-                return text_of(assigned.value, function)
+        if isinstance(assigned, ast.Assign) and ast.unparse(assigned.targets[0]) == ast.unparse(node):
+            return text_of(assigned.value, function)
     return None
 
 
