@@ -134,6 +134,7 @@ def test_the_image_consumes_as_nobody_and_stops_in_order(
     try:
         image.run(["python", "manage.py", "migrate", "--verbosity=0"], env)
         image.run(["python", "manage.py", "topology"], env)
+        image.run(["gunicorn", "--check-config", "shop.wsgi"], env)
         publish = 'from messaging import publish; publish("orders.placed", {"order": 17})'
         image.run(["python", "manage.py", "shell", "-c", publish], env)
         consumer = Started(image, image.command, env, tmp_path / "consumer.log")
