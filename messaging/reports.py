@@ -1,4 +1,4 @@
-"""Django's error mails and debug pages, without the passwords that `MESSAGING` holds."""
+"""Django's error mails and debug pages, without the passwords and webhooks that our settings hold."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ReporterFilter(SafeExceptionReporterFilter):
 
 
 def passwords() -> set[str]:
-    """Every password of `MESSAGING`, as it is and as a URL writes it. Never raises."""
+    """Every password of `MESSAGING`, as it is and as a URL writes it, and the secrets of the console. Never raises."""
     return {password for password in _passwords() if password not in ("", "guest")}
 
 
@@ -75,6 +75,22 @@ def _passwords() -> Iterator[str]:
         elif isinstance(password, Mapping) and rules.is_secret(password):
             with suppress(BrokerUnavailable):
                 yield conf.read_secret(password, "")
+    yield from _of_console()
+
+
+def _of_console() -> Iterator[str]:
+    """Whoever knows the URL of a webhook may write to it."""
+    configured = conf.read_console()
+    configured = configured if isinstance(configured, Mapping) else {}
+    alerts = configured.get("ALERTS")
+    lists = [alerts.get(kind) for kind in ("slack", "webhooks")] if isinstance(alerts, Mapping) else []
+    found = [one for own in lists if isinstance(own, (list, tuple)) for one in own]
+    for source in (*found, configured.get("HEALTH_TOKEN")):
+        if isinstance(source, str):
+            yield source
+        elif isinstance(source, Mapping) and rules.is_secret(source):
+            with suppress(BrokerUnavailable):
+                yield conf.read_secret(source, "")
 
 
 def _urls() -> Iterator[str]:

@@ -21,7 +21,7 @@ from messaging.conf import rules
 from messaging.handlers import Registry
 from messaging.killpoints import POINTS
 from messaging.models import ProcessedMessage, PublishedMessage
-from messaging.monitoring import conditions
+from messaging.monitoring import conditions, telling
 from tests.docs.blocks import DOCS, PAGES, README, blocks_of, prose
 from tests.docs.test_snippets import parser_of, run
 from tests.site import ROOT
@@ -100,7 +100,7 @@ def test_the_consoles_settings_are_all_there_is_with_their_defaults() -> None:
     run(next(block for block in blocks_of(REFERENCE / "settings.md") if "MESSAGING_CONSOLE" in block.text), names)
     shown = names["MESSAGING_CONSOLE"]
     assert list(shown) == list(rules.CONSOLE)
-    assert shown.pop("ALERTS") == conditions.LIMITS
+    assert shown.pop("ALERTS") == {**conditions.LIMITS, **telling.NOBODY}
     with override_settings(MESSAGING_CONSOLE=shown):
         assert conf.console() == conf.ConsoleSettings()
 

@@ -3,7 +3,7 @@
 from django.contrib import admin
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
-from django.urls import path
+from django.urls import include, path
 
 from messaging import publish
 from tests.app.models import Effect
@@ -17,4 +17,8 @@ def place_order(request: HttpRequest) -> HttpResponse:
     return HttpResponse("placed")
 
 
-urlpatterns = [path("admin/", admin.site.urls), path("order/", place_order)]
+urlpatterns = [
+    path("admin/", admin.site.urls),
+    path("order/", place_order),
+    path("messaging/", include("messaging.monitoring.urls")),
+]

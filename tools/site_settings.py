@@ -1,7 +1,8 @@
 """Settings of the sites that tests and tools start as processes: the demo site's, ruled by the environment.
 
 Beside those of `project.settings`: `EXTRA_APPS` (comma-separated), `MESSAGING_QUEUES` and `MESSAGING_OPTIONS` (JSON),
-`SECOND_DATABASE_URL` for a database "second", and `LOG_FILE` for a `LOGGING` of its own.
+`SECOND_DATABASE_URL` for a database "second", `LOG_FILE` for a `LOGGING` of its own, `MESSAGING_CONSOLE` (JSON), and
+`MAIL_FOLDER` for what is mailed.
 """
 
 from project.settings import *  # noqa: F403
@@ -20,6 +21,11 @@ if second := env.str("SECOND_DATABASE_URL", default=""):
 
 MESSAGING["default"]["QUEUES"] = env.json("MESSAGING_QUEUES", default={})
 MESSAGING["default"] |= env.json("MESSAGING_OPTIONS", default={})
+
+MESSAGING_CONSOLE = env.json("MESSAGING_CONSOLE", default={})
+if mail_folder := env.str("MAIL_FOLDER", default=""):
+    EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
+    EMAIL_FILE_PATH = mail_folder
 
 if log_file := env.str("LOG_FILE", default=""):
     LOGGING = {

@@ -10,6 +10,7 @@ import abc
 import enum
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django.utils.functional import cached_property
@@ -327,6 +328,13 @@ class Backend(abc.ABC):
         Raises BrokerUnavailable.
         """
         return None
+
+    def certificates(self) -> dict[str, datetime | None]:
+        """When the certificates of the "broker" and of this "client" end, where there are any; None for one not seen.
+
+        Within a few seconds. Never raises.
+        """
+        return {}
 
     @abc.abstractmethod
     def purge_and_delete(self, topology: Topology) -> None:

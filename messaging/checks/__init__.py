@@ -6,7 +6,7 @@ Every id stands in docs/reference/checks.md. The errors of the settings themselv
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import combinations
 from typing import Any
@@ -137,10 +137,34 @@ def check_console() -> Iterator[CheckMessage]:
         except Exception as error:  # noqa: BLE001  whatever the site's own module raises
             text = f'MESSAGING_CONSOLE["REDACT"] cannot be imported: {type(error).__name__}: {error}'
             yield Error(text, hint=hint, id="messaging.E014")
+    yield from _check_told(console)
     vendor = connections[router.db_for_write(ProcessedMessage)].vendor
     if console.payload_search and vendor != "postgresql":
         text = 'MESSAGING_CONSOLE["PAYLOAD_SEARCH"] has no effect: messages are not in PostgreSQL.'
         yield CheckWarning(text, hint="Remove it.", id="messaging.W013")
+
+
+def _check_told(console: conf.ConsoleSettings) -> Iterator[CheckMessage]:
+    """What keeps alerts, and the details of health, from those whom the settings name."""
+    where = 'MESSAGING_CONSOLE["ALERTS"]'
+    name = console.alerts.get("call")
+    if name is not None:
+        hint = "Until it is put right, it is not told of any alert."
+        try:
+            if not callable(import_string(name)):
+                yield Error(f'{where}["call"] is not a function.', hint=hint, id="messaging.E015")
+        except Exception as error:  # noqa: BLE001  whatever the site's own module raises
+            text = f'{where}["call"] cannot be imported: {type(error).__name__}: {error}'
+            yield Error(text, hint=hint, id="messaging.E015")
+    sources = [(f'{where}["{kind}"]', one) for kind in ("slack", "webhooks") for one in console.alerts.get(kind) or ()]
+    sources.append(('MESSAGING_CONSOLE["HEALTH_TOKEN"]', console.health_token))
+    for place, source in sources:
+        if isinstance(source, Mapping):
+            try:
+                conf.read_secret(source, place)
+            except BrokerUnavailable as error:
+                hint = "Correct its name, or give this user the permission to read it."
+                yield CheckWarning(str(error), hint=hint, id="messaging.W004")
 
 
 def check_queues(alias: str, handlers: list[Handler]) -> Iterator[CheckMessage]:

@@ -164,18 +164,20 @@ class ConsoleSettings:
     Attributes:
         redact: dotted path of the callable that payloads, headers and errors go through before they show.
         banner: what stands above each page of the console, such as "PRODUCTION"; "" for nothing.
-        alerts: numbers that say from when on something is wrong; see `monitoring.conditions`.
+        alerts: from when on something is wrong, see `monitoring.conditions`; and who is told, see `monitoring.telling`.
         edit: whether a failed message may be edited before it is requeued.
         payload_search: whether the search of the lists looks into payloads, which takes PostgreSQL.
         release: what is deployed, as the site calls it; see `release()`.
+        health_token: with which the health view tells details: text, or where that is; None for nobody.
     """
 
     redact: str | None = None
     banner: str = ""
-    alerts: Mapping[str, float] = field(default_factory=dict)
+    alerts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     edit: bool = False
     payload_search: bool = False
     release: str | None = None
+    health_token: str | Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 def console() -> ConsoleSettings:

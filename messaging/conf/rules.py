@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from messaging.exceptions import LONGEST_WAIT
 
@@ -127,6 +128,30 @@ def _is_dotted(value: Any) -> bool:
     return isinstance(value, str) and "." in value and all(part.isidentifier() for part in value.split("."))
 
 
+def _is_list_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, (list, tuple)) and len(value) <= 100 and all(map(accepts, value))
+
+
+def _is_address(value: Any) -> bool:
+    """Whether a value looks like a mail address, on one line."""
+    return is_text(value) and value.isprintable() and bool(value.partition("@")[0] and value.partition("@")[2])
+
+
+def _is_webhook(value: Any) -> bool:
+    """Whether a value is the URL of a webhook, without a user name, or says where that is."""
+    if isinstance(value, Mapping):
+        return is_secret(value)
+    if not is_text(value, 2048) or not value.isprintable() or value != value.strip():
+        return False
+    try:
+        found = urlsplit(value)
+        return (
+            found.scheme in ("http", "https") and bool(found.hostname) and found.port != 0 and "@" not in found.netloc
+        )
+    except ValueError:
+        return False
+
+
 def _is_banner(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= 100 and (not value or value.isprintable())
 
@@ -235,8 +260,12 @@ CONSOLE: Mapping[str, Rule] = {
         _or_none(lambda value: is_text(value, LONGEST_RELEASE)),
         "the name of what is deployed, text of at most 100 bytes, or None",
     ),
+    "HEALTH_TOKEN": Rule(
+        _or_none(lambda value: value != "" and is_secret(value)), f"{_SECRET}; None where nobody is to see details"
+    ),
 }
 
+_WEBHOOK = 'a URL such as "https://host/path", or {"file": "/run/secrets/name"}, or {"env": "NAME"}'
 _SECONDS = Rule(_number(0, LONGEST_WAIT, above=True), "a number of seconds above 0, at most ten years")
 
 ALERTS: Mapping[str, Rule] = {
@@ -245,6 +274,11 @@ ALERTS: Mapping[str, Rule] = {
     "long_pause": _SECONDS,
     "few_failures": Rule(_whole(0, 1_000_000), "a whole number from 0 to 1000000"),
     "rise": Rule(_number(1, 1000), "a number from 1 to 1000"),
+    "certificate_days": Rule(_number(0, 3660), "a number of days, 0 to 3660"),
+    "mail": Rule(_is_list_of(_is_address), 'a list of mail addresses, such as ["ops@example.com"]'),
+    "slack": Rule(_is_list_of(_is_webhook), f"a list of webhooks, each {_WEBHOOK}"),
+    "webhooks": Rule(_is_list_of(_is_webhook), f"a list of webhooks, each {_WEBHOOK}"),
+    "call": Rule(_or_none(_is_dotted), 'the dotted path of a function, such as "shop.alerts.tell", or None'),
 }
 
 HANDLER: Mapping[str, Rule] = {

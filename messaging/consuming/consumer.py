@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from django.db.models import Q
 
@@ -44,6 +45,7 @@ KEEP_CONSUMING = 10.0  # seconds of a database's absence after which the broker 
 FROZEN_SHOWN = 600.0  # seconds for which a worker's state tells that it could do nothing else
 DEAD_PREFETCH = 10
 CAREFUL = 60.0  # seconds for which one message at once is taken from each queue, after a death nobody is blamed for
+LONGEST_STATUS = 200  # characters, for whoever asks on this host
 MAX_PREFETCH = 65535  # that AMQP can ask for
 
 
@@ -150,6 +152,7 @@ class Consumer:
         self._wake = threading.Event()
         self._idle_since: float | None = None
         self._froze = 0.0, -FROZEN_SHOWN  # for how long, and when that ended
+        self._stepped_at: float | None = None  # when its loop last went round
 
     def run(self) -> None:
         """Consume until `stop()`, or with `burst` until there is nothing left.
@@ -176,7 +179,12 @@ class Consumer:
         """A handler kept everything else in this process from running for so long: operators are to read it."""
         self._froze = seconds, time.monotonic()
 
+    def state(self) -> dict[str, Any]:
+        """How it does, for whoever asks on this host: its status, and when its loop last went round."""
+        return {"status": self._status()[:LONGEST_STATUS], "stepped": self._stepped_at}
+
     def _step(self) -> None:
+        self._stepped_at = time.monotonic()
         self._look_after_claims()
         self._backlog.drop_stale()
         self._subscription.follow(self._wanted(), self._wide())

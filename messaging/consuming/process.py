@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from django.db import connections
@@ -21,6 +22,7 @@ from messaging.consuming.consumer import Consumer, Plan
 from messaging.consuming.deaths import Deaths
 from messaging.db import forks
 from messaging.exceptions import ConfigurationError, TopologyError
+from messaging.monitoring.alerts import AlertThread
 from messaging.operations import rehearsals
 from messaging.operations.stored import Runner, run_waiting
 from messaging.processing.processor import Processor
@@ -35,6 +37,7 @@ logger = logging.getLogger("messaging.consumer")
 
 LOOK_FOR_FILES = 2.0  # seconds between two looks at which source files are loaded
 RELAY_PAUSE = 5.0  # seconds until a relay that failed is started again
+FAILED = "it failed, and is started again; the log has the reason"
 KEEP_CONNECTIONS = 600  # seconds; a new connection per message would cost more than most handlers
 
 
@@ -101,6 +104,11 @@ class Control(threading.Thread):
         return order
 
 
+def _beat(control: Control, known: list[Callable[[], dict[str, Any]]]) -> None:
+    """Give the supervisor a sign of life, with what whoever asks on this host is to know."""
+    control.report(alive=True, told={name: value for tell in known for name, value in tell().items()})
+
+
 def is_child() -> bool:
     """Whether a supervisor started this process."""
     return VARIABLE in os.environ
@@ -132,14 +140,16 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
         ledger = Ledger.attach(role["ledger"], role["slots"])
         consumer = Consumer(plan, name, ledger, is_careful=role.get("careful", False))
         release.processor = consumer.processor
-        Pulse(role.get("stacks", -1), lambda: control.report(alive=True), consumer.note_freeze).start()
+        sender = _RelayThread(plan, name, stopping) if relay and (plan.burst or role["index"] == 0) else None
+        known = [consumer.state, *([sender.state] if sender is not None else [])]
+        Pulse(role.get("stacks", -1), partial(_beat, control, known), consumer.note_freeze).start()
         deaths = Deaths(crashed, consumer.processor, lambda: control.report(recorded=1), stopping)
         deaths.record()
-        sender = _RelayThread(plan, name, stopping) if relay and (plan.burst or role["index"] == 0) else None
         threading.Thread(target=_stop, args=(stopping, consumer, sender), name="messaging-stop", daemon=True).start()
         if role["index"] == 0 and not plan.burst:
             for work in (run_waiting, rehearsals.run_waiting):
                 Runner(tuple(consumer.processor.databases), name, stopping, work).start()
+            AlertThread(stopping).start()
         set_loaded_aside()
         if sender is not None:
             sender.start()
@@ -189,6 +199,14 @@ class _RelayThread(threading.Thread):
         super().__init__(name="messaging-relay", daemon=True)
         self._relay = Relay(plan.alias, name=f"{name}:relay", held_bytes=plan.held_bytes)
         self._stopping = stopping
+        self._failed_at: float | None = None
+
+    def state(self) -> dict[str, Any]:
+        """How it does, for whoever asks on this host."""
+        now = time.monotonic()
+        if self._failed_at is not None and now - self._failed_at < 2 * RELAY_PAUSE:
+            return {"relay": FAILED, "looped": now}
+        return {"relay": self._relay.status, "looped": self._relay.looped_at}
 
     def run(self) -> None:
         before = ""
@@ -196,7 +214,7 @@ class _RelayThread(threading.Thread):
             try:
                 self._relay.run(self._stopping)
             except Exception as error:
-                is_known, before = repr(error) == before, repr(error)
+                is_known, before, self._failed_at = repr(error) == before, repr(error), time.monotonic()
                 level = logging.DEBUG if is_known else logging.ERROR
                 logger.log(level, "The relay failed; it is started again each %g s.", RELAY_PAUSE, exc_info=True)
                 self._stopping.wait(RELAY_PAUSE)

@@ -1,5 +1,6 @@
 """The rows behind the road: outbox, inbox, attempts, what failed alike, what operators did, the embedded broker."""
 
+from messaging.models.alerts import Alert, AlertMessage
 from messaging.models.counting import Counter
 from messaging.models.embedded import (
     EmbeddedBinding,
@@ -16,6 +17,8 @@ from messaging.models.rehearsals import Rehearsal
 from messaging.models.templates import MessageTemplate
 
 __all__ = [
+    "Alert",
+    "AlertMessage",
     "Attempt",
     "AuditRecord",
     "Counter",

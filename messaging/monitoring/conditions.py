@@ -5,10 +5,11 @@ All is concluded from a `Snapshot`: nothing here asks a database or a broker.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlencode
 
 from django.utils.translation import gettext as _
@@ -31,6 +32,7 @@ LIMITS = {
     "long_pause": 3600.0,  # seconds after which somebody may have forgotten a pause
     "few_failures": 5.0,  # in twenty minutes, which are no alarm whatever was before
     "rise": 3.0,  # times as many as before
+    "certificate_days": 14.0,  # before a certificate ends
 }
 
 # What workers say in their status, as far as something follows from it.
@@ -53,6 +55,7 @@ class Condition:
         fix: what to do.
         link: where the admin shows more, below the app's own page; "" for nowhere.
         since: when it began, as far as that is known.
+        alias: alias of `MESSAGING`, where it is about one.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Condition:
     fix: str
     link: str = ""
     since: datetime | None = None
+    alias: str = ""
 
 
 def conditions(now: Snapshot) -> list[Condition]:
@@ -86,7 +90,7 @@ def broker_away(now: Snapshot) -> Iterator[Condition]:
             "Check that the broker runs and that these hosts reach it; nothing is lost meanwhile: what is published "
             "waits in the outbox."
         )
-        yield Condition("broker_away", "critical", alias, words.strip(), fix, "worker/")
+        yield Condition("broker_away", "critical", alias, words.strip(), fix, "worker/", alias=alias)
 
 
 def broker_full(now: Snapshot) -> Iterator[Condition]:
@@ -95,7 +99,7 @@ def broker_full(now: Snapshot) -> Iterator[Condition]:
         if worker.kind == "relay" and worker.status and not _lacks_broker(worker):
             words = _("The broker takes no messages for now: %(reason)s.") % {"reason": worker.status.rstrip(".")}
             fix = _("Look at the broker's alarms: its memory or disk is nearly full. Messages wait in the outbox.")
-            yield Condition("broker_full", "critical", worker.name, words, fix, "worker/")
+            yield Condition("broker_full", "critical", worker.name, words, fix, "worker/", alias=worker.alias)
 
 
 def database_away(now: Snapshot) -> Iterator[Condition]:
@@ -124,9 +128,9 @@ def no_relay(now: Snapshot) -> Iterator[Condition]:
             fix = _("This site's settings forbid to send from here: start the relay where it is allowed.")
         else:
             fix = _("Start one: manage.py consume has a relay inside, manage.py relay is one alone.")
-        yield Condition(
-            "no_relay", "critical" if waits else "warning", alias, words, fix, _of(box.database, _PENDING), box.oldest
-        )
+        level: Level = "critical" if waits else "warning"
+        link = _of(box.database, _PENDING)
+        yield Condition("no_relay", level, alias, words, fix, link, box.oldest, alias)
 
 
 def oldest_due(now: Snapshot) -> Iterator[Condition]:
@@ -141,7 +145,7 @@ def oldest_due(now: Snapshot) -> Iterator[Condition]:
             "manage.py relay."
         )
         level: Level = "critical" if seconds > limit("far_too_late") else "warning"
-        yield Condition("oldest_due", level, alias, words, fix, _of(box.database, _PENDING), box.oldest)
+        yield Condition("oldest_due", level, alias, words, fix, _of(box.database, _PENDING), box.oldest, alias)
 
 
 def unrouted(now: Snapshot) -> Iterator[Condition]:
@@ -151,7 +155,7 @@ def unrouted(now: Snapshot) -> Iterator[Condition]:
             words = _("No queue takes %(count)s outgoing messages.") % {"count": _number(box.unrouted)}
             fix = _("Bind a queue to their routing keys: deploy the handler, then run manage.py topology.")
             link = _of(box.unrouted_in, "publishedmessage/?state=waiting")
-            yield Condition("unrouted", "warning", alias, words, fix, link, box.unrouted_since)
+            yield Condition("unrouted", "warning", alias, words, fix, link, box.unrouted_since, alias)
 
 
 def not_consumed(now: Snapshot) -> Iterator[Condition]:
@@ -165,7 +169,7 @@ def not_consumed(now: Snapshot) -> Iterator[Condition]:
             "count": f"{ready:,}",
         }
         fix = _("Start a consumer: manage.py consume %(queue)s") % {"queue": queue}
-        yield Condition("not_consumed", "critical", queue, words, fix, "queuecontrol/")
+        yield Condition("not_consumed", "critical", queue, words, fix, "queuecontrol/", alias=alias)
 
 
 def failures_rising(now: Snapshot) -> Iterator[Condition]:
@@ -188,7 +192,7 @@ def failures_rising(now: Snapshot) -> Iterator[Condition]:
         if silenced:
             words += " " + _("Beside them %(count)s of silenced groups.") % {"count": f"{silenced:,}"}
         fix = _("Look at what they have in common: often the newest release, or a service that is away.")
-        yield Condition("failures_rising", "warning", alias, words, fix, "failuregroup/")
+        yield Condition("failures_rising", "warning", alias, words, fix, "failuregroup/", alias=alias)
 
 
 def long_paused(now: Snapshot) -> Iterator[Condition]:
@@ -197,16 +201,42 @@ def long_paused(now: Snapshot) -> Iterator[Condition]:
         if _seconds(now, pause.since) > limit("long_pause"):
             words = _("The queue %(queue)s is paused.") % {"queue": pause.queue}
             fix = _("Resume it on the page of queues, once the reason for the pause is gone.")
-            yield Condition("long_paused", "warning", pause.queue, words, fix, "queuecontrol/", pause.since)
+            yield Condition(
+                "long_paused", "warning", pause.queue, words, fix, "queuecontrol/", pause.since, pause.alias
+            )
 
 
 def silent_workers(now: Snapshot) -> Iterator[Condition]:
-    """Workers that have neither signed off nor been seen lately."""
-    silent = [worker for worker in now.workers if _seconds(now, worker.seen_at) > SILENT]
-    if silent:
-        words = _("Workers say nothing any more: %(names)s.") % {"names": _names(worker.name for worker in silent)}
+    """Workers that have neither signed off nor been seen lately, and that no newer one has taken the place of."""
+    places = Counter(_place(worker) for worker in alive(now))
+    silent: dict[str, list[Worker]] = {}
+    for worker in sorted(now.workers, key=lambda one: in_utc(one.seen_at), reverse=True):
+        if _seconds(now, worker.seen_at) > SILENT and not _is_replaced(now, worker, places):
+            silent.setdefault(worker.host, []).append(worker)
+    for host, workers in sorted(silent.items()):
+        words = _("Workers say nothing any more: %(names)s.") % {"names": _names(worker.name for worker in workers)}
         fix = _("Look at these processes and their hosts. What they ran goes round again when their leases end.")
-        yield Condition("silent_workers", "warning", silent[0].name, words, fix, "worker/", silent[0].seen_at)
+        yield Condition("silent_workers", "warning", host, words, fix, "worker/", in_utc(workers[-1].seen_at))
+
+
+def _place(worker: Worker) -> tuple[str, str, frozenset[str]]:
+    """What another worker has to do to stand in for this one."""
+    return worker.kind, worker.alias, frozenset(worker.queues)
+
+
+def _is_replaced(now: Snapshot, worker: Worker, places: Counter[tuple[str, str, frozenset[str]]]) -> bool:
+    """Whether one that lives began after it was last seen, and stands in for no other."""
+    place, seen_at = _place(worker), in_utc(worker.seen_at)
+    began = sum(_place(one) == place and _began_after(one, seen_at) for one in alive(now))
+    if not min(began, places[place]):
+        return False
+    places[place] -= 1
+    return True
+
+
+def _began_after(worker: Worker, moment: datetime) -> bool:
+    began: Any = worker.started_at  # an expression as long as the row is not written
+    return isinstance(began, datetime) and in_utc(began) > moment
 
 
 LOOKS: tuple[Callable[[Snapshot], Iterator[Condition]], ...] = (
@@ -219,7 +249,7 @@ _PENDING = "publishedmessage/?state=pending"
 def limit(name: str) -> float:
     """One of `LIMITS`, as the site has it; ours where its setting cannot be read."""
     try:
-        return conf.console().alerts.get(name, LIMITS[name])
+        return float(conf.console().alerts.get(name, LIMITS[name]))
     except ConfigurationError:
         return LIMITS[name]
 

@@ -188,6 +188,11 @@ class Leases:
         return time.monotonic() >= self._not_before
 
     @property
+    def trouble(self) -> str:
+        """Why the database cannot be used; "" while it can."""
+        return self._trouble.reason
+
+    @property
     def has_unmarked(self) -> bool:
         """Whether confirmed rows wait for more, to be marked with them."""
         return bool(self._confirmed) and not self._marker.rows

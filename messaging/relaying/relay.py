@@ -96,6 +96,7 @@ class Relay:
         self._body_size = self._window_bytes / 16  # bytes of a typical body; unknown at first, so begin with few
         self._woken = threading.Event()
         self._last_look = self._next_look = self._next_report = self._busy_until = 0.0
+        self.looped_at = time.monotonic()  # when it last went round
 
     def run(self, stop: threading.Event, *, burst: bool = False) -> None:
         """Relay until `stop` is set (call `wake()` after setting it), or with `burst` until nothing is due.
@@ -117,6 +118,7 @@ class Relay:
             timeout: seconds to wait for news; None for as long as there is nothing to do.
         """
         reset_queries()  # which DEBUG collects
+        self.looped_at = time.monotonic()
         self._report()
         if not self._uplink.connect():
             for held in (*self._judge.suspects.drain(), *self._heavy):  # another relay may reach the broker
@@ -138,6 +140,12 @@ class Relay:
         """Look at the outbox now. From any thread."""
         self._woken.set()
         self._uplink.wake()
+
+    @property
+    def status(self) -> str:
+        """What is wrong, with the broker or with a database; "" while all is well. From any thread."""
+        troubles = [self._uplink.status, *(f"database: {one.trouble}" for one in self._leases if one.trouble)]
+        return storable(next(filter(None, troubles), ""), 200)
 
     @property
     def is_idle(self) -> bool:

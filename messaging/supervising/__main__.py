@@ -23,6 +23,7 @@ from messaging.supervising import process_setup
 from messaging.supervising.child import Child, Command, stop_signals
 from messaging.supervising.lines import HandedOver
 from messaging.supervising.reloading import FileWatcher
+from messaging.supervising.state import NO_FOLDER, StateFile
 
 logger = logging.getLogger("messaging.supervisor")
 
@@ -60,12 +61,19 @@ class Supervisor:
         self._has_released = False
         self._status = 0
         self._lines: HandedOver | None = None
+        self._state: StateFile | None = None
 
     def hand_over_lines(self) -> None:
         """Have the children write this process's log lines, as the site's `LOGGING` says."""
         self._lines = HandedOver(lambda line: any(child.log(line) for child in self._children))
         logger.addHandler(self._lines)
         logger.setLevel(logging.INFO)
+
+    def show_state(self, alias: str, site: str) -> None:
+        """Say how the children do, for whoever asks on this host; see `state`."""
+        self._state = StateFile.create("consumer", alias, site, len(self._children))
+        if self._state is None:
+            logger.warning(NO_FOLDER)
 
     def run(self) -> int:
         """Supervise until stopped or until every child has finished. Returns the exit status."""
@@ -85,6 +93,8 @@ class Supervisor:
         for child in self._children:
             child.bury(blame=False)
         self._look_after_lines(at_the_end=True)
+        if self._state is not None:
+            self._state.close()
         return self._status
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -112,6 +122,7 @@ class Supervisor:
             child.enforce_life(may_end=not self._stopping)
             child.enforce_stop()
         self._look_after_lines()
+        self._write_state()
         self._limit_memory()
         self._reload_if_changed()
 
@@ -171,6 +182,11 @@ class Supervisor:
         if self._lines is not None:
             self._lines.take_back(child.take_unwritten())
 
+    def _write_state(self) -> None:
+        if self._state is not None and self._state.is_due:
+            children = [child.state() for child in self._children if not child.is_finished]
+            self._state.write({"children": children, "stopping": self._stopping})
+
     def _limit_memory(self) -> None:
         now = time.monotonic()
         if not self._max_memory or self._stopping or now - self._memory_read_at < MEMORY_INTERVAL:
@@ -209,6 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--verbosity", type=int, default=1)
     parser.add_argument("--hand-over-lines", action="store_true", help="have the children write the log")
     parser.add_argument("--python-path", help="PYTHONPATH of the children; none if missing")
+    parser.add_argument("--alias", default="", help="whose messages the children consume")
+    parser.add_argument("--site", help="tells sites apart for whoever asks how the children do; nobody can, if missing")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(arguments)
     process_setup.open_streams()
@@ -230,6 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if options.hand_over_lines:
         supervisor.hand_over_lines()
+    if options.site is not None:
+        supervisor.show_state(options.alias, options.site)
     _make_room_for_files(options.slots)
     return supervisor.run()
 

@@ -65,6 +65,7 @@ class Child:
         self._received = b""
         self._crashed: list[dict[str, Any]] = []  # not yet recorded by a successor
         self._overdue: list[RunningEntry] = []
+        self._told: dict[str, Any] = {}  # what it last said of itself
         self._files: list[str] = []
         self._offspring: list[int] = []  # to be ended with it
         self._unwritten: list[dict[str, Any]] = []
@@ -85,6 +86,17 @@ class Child:
         """Whether there is a live process."""
         return self._process is not None and self._process.poll() is None
 
+    def state(self) -> dict[str, Any]:
+        """How it does, for a `StateFile`."""
+        return {
+            "pid": self.pid,
+            "runs": self.is_running,
+            "started": self._started_at,
+            "heard": self._watch.heard_at,
+            "next": self._start_at,
+            "told": self._told,
+        }
+
     def may_start(self) -> bool:
         """Whether the pause after the last death is over."""
         return time.monotonic() >= self._start_at
@@ -101,6 +113,7 @@ class Child:
         self._is_frozen = False
         self._overdue, self._leave_by, self._kill_at, self._has_finished = [], None, None, False
         self._received, self._socket, self._started_at = b"", ours, time.monotonic()
+        self._told = {}
         ours.setblocking(False)
         role = {
             "index": self._index,
@@ -266,6 +279,7 @@ class Child:
             del self._crashed[:1]
         if report.get("alive"):
             self._watch.heard(self.pid)
+            self._told = report.get("told") or {}
         self._files += report.get("files", ())
         del self._unwritten[: report.get("logged", 0)]
         self._has_finished = self._has_finished or bool(report.get("finished"))

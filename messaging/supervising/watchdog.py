@@ -42,6 +42,11 @@ class Watch:
         self.fd = os.memfd_create("messaging-stacks") if _SIGNAL and hasattr(os, "memfd_create") else -1
         self.begin()
 
+    @property
+    def heard_at(self) -> float | None:
+        """When it last gave a sign of life, CLOCK_MONOTONIC; None before the first."""
+        return self._heard_at
+
     def begin(self) -> None:
         """Another process starts, of which nothing has been heard."""
         self._heard_at: float | None = None

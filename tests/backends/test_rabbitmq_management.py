@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from messaging.backends.rabbitmq import http
+from messaging.backends import http
 from messaging.backends.rabbitmq.management import Management
 from messaging.conf import AliasSettings
 from messaging.conf.urls import parse_url

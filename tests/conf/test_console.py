@@ -15,6 +15,8 @@ from messaging.conf import rules
 from messaging.exceptions import ConfigurationError
 from messaging.monitoring.conditions import LIMITS, limit, long_paused
 from messaging.monitoring.snapshot import Pause, Snapshot
+from messaging.monitoring.telling import NOBODY
+from messaging.reports import passwords
 
 REDACT = f"{__name__}.redact"
 not_callable = 5
@@ -38,11 +40,14 @@ def test_nothing_needs_to_be_set(settings: Any) -> None:
 def test_everything_can_be_set(settings: Any) -> None:
     every = {
         "REDACT": REDACT, "BANNER": "PRODUCTION", "ALERTS": {"late": 5}, "EDIT": True, "PAYLOAD_SEARCH": False,
-        "RELEASE": "2026.5",
+        "RELEASE": "2026.5", "HEALTH_TOKEN": {"env": "PATH"},
     }  # fmt: skip
     assert set(every) == set(rules.CONSOLE)
     assert checked(settings, every) == []
-    assert conf.console() == conf.ConsoleSettings(REDACT, "PRODUCTION", {"late": 5}, edit=True, release="2026.5")
+    token = {"env": "PATH"}
+    assert conf.console() == conf.ConsoleSettings(
+        REDACT, "PRODUCTION", {"late": 5}, edit=True, release="2026.5", health_token=token
+    )
     assert checked(settings, {"REDACT": None, "BANNER": None}) == []
     assert conf.console().banner == ""
 
@@ -63,6 +68,16 @@ def test_everything_can_be_set(settings: Any) -> None:
         ({"ALERTS": {"lat": 5}}, 'Did you mean "late"?'),
         ({"ALERTS": {"late": "5"}}, "number of seconds"),
         ({"ALERTS": {"rise": 0}}, "from 1 to 1000"),
+        ({"ALERTS": {"mail": "ops@example.com"}}, "a list of mail addresses"),
+        ({"ALERTS": {"mail": ["ops"]}}, "a list of mail addresses"),
+        ({"ALERTS": {"mail": ["ops@example.com\nBcc: all@example.com"]}}, "a list of mail addresses"),
+        ({"ALERTS": {"slack": ["ftp://host/"]}}, "a list of webhooks"),
+        ({"ALERTS": {"webhooks": ["https://user:secret@host/"]}}, "a list of webhooks"),
+        ({"ALERTS": {"webhooks": ["https://host:port/"]}}, "a list of webhooks"),
+        ({"ALERTS": {"call": redact}}, "the dotted path"),
+        ({"ALERTS": {"certificate_days": -1}}, "a number of days"),
+        ({"HEALTH_TOKEN": ""}, "None where nobody"),
+        ({"HEALTH_TOKEN": 5}, "None where nobody"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_way_out(settings: Any, value: Any, words: str) -> None:
@@ -78,6 +93,23 @@ def test_a_callable_that_is_not_there_is_an_error(settings: Any, name: str) -> N
     [problem] = checked(settings, {"REDACT": f"{__name__}.{name}"})
     assert problem.id == "messaging.E014"
     assert "withholds every payload" in str(problem.hint)
+
+
+def test_who_is_told_can_be_told(settings: Any) -> None:
+    told = {"mail": ["ops@example.com"], "slack": [{"env": "PATH"}], "webhooks": ["https://host/x"], "call": REDACT}
+    assert checked(settings, {"ALERTS": told}) == []
+    assert "host/x" not in repr(conf.console())
+    [problem] = checked(settings, {"ALERTS": {"call": f"{__name__}.missing"}})
+    assert problem.id == "messaging.E015"
+    [problem] = checked(settings, {"ALERTS": {"slack": [{"file": "/nowhere"}]}})
+    assert problem.id == "messaging.W004"
+    [problem] = checked(settings, {"HEALTH_TOKEN": {"env": "NO_SUCH_VARIABLE"}})
+    assert problem.id == "messaging.W004"
+
+
+def test_error_reports_hide_webhooks_and_tokens(settings: Any) -> None:
+    settings.MESSAGING_CONSOLE = {"ALERTS": {"slack": ["https://hooks/secret"]}, "HEALTH_TOKEN": "token-of-ours"}
+    assert {"https://hooks/secret", "token-of-ours"} <= passwords()
 
 
 @pytest.mark.parametrize("configured", [{"default": {"URL": "database://"}}, []])
@@ -111,7 +143,7 @@ def test_a_search_without_an_index_is_told_with_the_statement_that_makes_it(sett
 
 
 def test_alerts_say_from_when_on_something_is_wrong(settings: Any) -> None:
-    assert set(LIMITS) == set(rules.ALERTS)
+    assert {*LIMITS, *NOBODY} == set(rules.ALERTS)
     now = datetime.now(UTC)
     paused = Snapshot(now=now, pauses=(Pause("default", "billing", now - timedelta(seconds=100)),))
     assert list(long_paused(paused)) == []

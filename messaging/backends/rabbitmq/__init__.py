@@ -8,10 +8,11 @@ thread, and on `frames`, which reads what pika would not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import datetime
 
 from messaging.backends.allowance import Allowance
 from messaging.backends.base import Backend, Delivery, Difference, QueueDepth, Topology
-from messaging.backends.rabbitmq import parameters
+from messaging.backends.rabbitmq import certificates, parameters
 from messaging.backends.rabbitmq.errors import ChannelRefused, QueueUnavailable
 from messaging.backends.rabbitmq.logs import logger
 from messaging.backends.rabbitmq.management import Management
@@ -103,6 +104,10 @@ class RabbitMQ(Backend):
         if not self.settings.management_url:
             return None
         return Management(self.settings, _READING_SECONDS).routes(exchange, routing_key)
+
+    def certificates(self) -> dict[str, datetime | None]:
+        """When the broker's certificate and the client's own end; see the contract."""
+        return certificates.ends(self.settings)
 
     def purge_and_delete(self, topology: Topology) -> None:
         """Delete these queues and exchanges with all they hold. For tests."""

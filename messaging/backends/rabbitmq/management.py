@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote
 
+from messaging.backends import http
 from messaging.backends.base import QueueDepth
-from messaging.backends.rabbitmq import http, parameters
+from messaging.backends.rabbitmq import parameters
 from messaging.conf import AliasSettings
 from messaging.conf.urls import parse_management_url
 from messaging.exceptions import BrokerUnavailable

@@ -24,6 +24,7 @@ from messaging.consuming.consumer import Plan
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import registry
 from messaging.management.base import MessagingCommand
+from messaging.monitoring import health
 from messaging.supervising import process_setup
 
 
@@ -165,6 +166,8 @@ def _supervisor_arguments(plan: Plan, options: dict[str, Any]) -> list[str]:
         f"--stop-timeout={conf.get(plan.alias).stop_timeout}",
         f"--max-memory={options['max_memory']}",
         f"--verbosity={options['verbosity']}",
+        f"--alias={plan.alias}",
+        f"--site={health.site()}",
         *([] if freeze_timeout is None else [f"--freeze-timeout={freeze_timeout}"]),
     ]
 

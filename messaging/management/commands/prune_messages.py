@@ -10,7 +10,9 @@ from messaging import conf
 from messaging.checks.databases import require
 from messaging.exceptions import ConfigurationError
 from messaging.management.base import MessagingCommand
-from messaging.monitoring import counters, failure_groups
+from messaging.models import Alert
+from messaging.monitoring import alerts, counters, failure_groups
+from messaging.monitoring.databases import home
 from messaging.retention import BATCH, deletable, ended_operations, ended_rehearsals, expired, prune, prune_operations
 
 
@@ -21,7 +23,7 @@ class Command(MessagingCommand):
         "Delete messages that ended well, or were discarded, longer ago than RETENTION says. "
         "Pending, failed and retrying messages are never deleted, nor are audit records. "
         "What was counted by minute is added up by hour after two days, and deleted after 90. "
-        "So are failure groups of which no message is left, unless they have a note or are silenced."
+        "So are failure groups of which no message is left, unless they have a note or are silenced, and alerts."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -52,6 +54,7 @@ class Command(MessagingCommand):
             for database in sorted(databases):
                 counters.prune(database)
                 failure_groups.prune(database)
+            alerts.prune(home(Alert))
 
     def _prune(self, alias: str, database: str, batch: int, dry_run: bool) -> None:
         for what, rows in expired(alias, database):

@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -15,6 +17,8 @@ from messaging import conf
 from messaging.checks.databases import require
 from messaging.exceptions import ConfigurationError
 from messaging.management.base import MessagingCommand
+from messaging.monitoring import health
+from messaging.monitoring.alerts import AlertThread
 from messaging.operations import rehearsals
 from messaging.operations.stored import Runner, run_waiting
 from messaging.relaying.relay import Relay
@@ -49,11 +53,43 @@ class Command(MessagingCommand):
             if not burst:
                 for work in (run_waiting, rehearsals.run_waiting):
                     Runner(relay.settings.databases, relay.name, stop, work).start()
+                AlertThread(stop).start()
             logger.info("Relay %s serves %s.", relay.name, relay.settings.safe_url)
-            relay.run(stop, burst=burst)
+            with _shown(relay):
+                relay.run(stop, burst=burst)
         except ConfigurationError as error:
             raise CommandError(str(error)) from error
         logger.info("Relay %s has stopped.", relay.name)
+
+
+@contextmanager
+def _shown(relay: Relay) -> Iterator[None]:
+    """Say each second how it does, for whoever asks on this host: from a thread, since the relay may wait for long."""
+    if os.name != "posix":
+        yield
+        return
+    from messaging.supervising.state import EVERY, NO_FOLDER, StateFile
+
+    file = StateFile.create("relay", relay.alias, health.site())
+    if file is None:
+        logger.warning(NO_FOLDER)
+        yield
+        return
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            file.write({"relay": relay.status, "looped": relay.looped_at})
+            over.wait(EVERY)
+
+    thread = threading.Thread(target=write, name="messaging-state", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        file.close()
 
 
 def _stop_on_signals(relay: Relay, stop: threading.Event) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from django.core.management.base import CommandError, CommandParser, DjangoHelpFormatter
+from django.core.management.base import CommandError
 
 from messaging import conf, topology
 from messaging.backends import get_backend
@@ -36,10 +36,6 @@ STATUS = """exit status:
 """
 
 
-class _Formatter(DjangoHelpFormatter, RawDescriptionHelpFormatter):
-    """Django's order of the options, and line breaks as they are written."""
-
-
 class Command(MessagingCommand):
     """Declares, or compares, for every alias or one."""
 
@@ -47,10 +43,7 @@ class Command(MessagingCommand):
         "Declare the exchanges, queues and bindings of settings and handlers. Nothing that exists is\n"
         "changed or deleted. --check compares with the broker instead, and explains every difference."
     )
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        """The parser, with the exit status explained below the options."""
-        return super().create_parser(prog_name, subcommand, epilog=STATUS, formatter_class=_Formatter, **kwargs)
+    epilog = STATUS
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The command line."""

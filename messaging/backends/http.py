@@ -20,15 +20,31 @@ class NoAnswer(Exception):
 
 
 def get(url: str, headers: Mapping[str, str], seconds: float, tls: ssl.SSLContext | None = None) -> tuple[int, bytes]:
-    """Status and body of a GET request. Redirects are not followed: the headers may hold credentials.
+    """Status and body of a GET request; see `ask()`."""
+    return ask("GET", url, headers, seconds, tls)
+
+
+def ask(
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    seconds: float,
+    tls: ssl.SSLContext | None = None,
+    body: bytes | None = None,
+    most: int | None = None,
+) -> tuple[int, bytes]:
+    """Status and body of a request's answer. Redirects are not followed: headers, body and URL may hold credentials.
 
     Args:
+        method: "GET" or "POST".
         url: with a scheme of http, or of https and `tls`; proxies of the environment are not used.
         headers: to send.
-        seconds: for all of it, from the connection to the last byte.
+        seconds: for all of it, from the connection to the last byte; to resolve the host's name may take longer.
         tls: how to verify the server.
+        body: to send.
+        most: bytes that the answer may have; `MOST` unless given.
 
-    Raises NoAnswer.
+    Raises NoAnswer, which does not repeat the URL.
     """
     address, deadline = urlsplit(url), time.monotonic() + seconds
     path = f"{address.path}?{address.query}" if address.query else address.path
@@ -36,22 +52,23 @@ def get(url: str, headers: Mapping[str, str], seconds: float, tls: ssl.SSLContex
     try:
         with _connect(connection.host, connection.port, deadline, tls) as wire:
             connection.sock = _Timed(wire, deadline)
-            connection.request("GET", path, headers={**headers, "Connection": "close"})
+            connection.request(method, path, body, headers={**headers, "Connection": "close"})
             with connection.getresponse() as response:
-                return response.status, _body(response)
+                return response.status, _body(response, most or MOST)
     except TimeoutError:
         raise NoAnswer(f"no whole answer came within {seconds:g} seconds") from None
     except (OSError, ValueError, HTTPException) as error:
         raise NoAnswer(getattr(error, "strerror", None) or str(error) or type(error).__name__) from None
 
 
-def _body(response: io.BufferedIOBase) -> bytes:
+def _body(response: io.BufferedIOBase, most: int) -> bytes:
     pieces, size = [], 0
     while piece := response.read(PIECE):
         pieces.append(piece)
         size += len(piece)
-        if size > MOST:
-            raise NoAnswer(f"the answer has more than {MOST // 1024 // 1024} MiB")
+        if size > most:
+            size_told = f"{most // 1024 // 1024} MiB" if most >= 1024 * 1024 else f"{most // 1024} KiB"
+            raise NoAnswer(f"the answer has more than {size_told}")
     return b"".join(pieces)
 
 
