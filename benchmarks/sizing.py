@@ -94,10 +94,11 @@ def logged(stage: Stage, act: Callable[[], None]) -> float:
 
 
 def size(stage: Stage, name: str, table: str) -> str:
-    """What a row of a table takes, with its indexes."""
+    """What a row of a table takes: itself, with the space of versions that are gone, and its indexes."""
     rows = int(stage.value(f"SELECT count(*) FROM {table}"))
+    own = float(stage.value(f"SELECT avg(pg_column_size(t.*)) FROM {table} AS t"))
     heap, whole = (int(stage.value(f"SELECT {of}('{table}')")) for of in ("pg_table_size", "pg_total_relation_size"))
-    return f"{name}: {heap / rows:.0f} bytes a row, and {(whole - heap) / rows:.0f} of indexes"
+    return f"{name}: {own:.0f} bytes a row, {heap / rows:.0f} of the table, and {(whole - heap) / rows:.0f} of indexes"
 
 
 if __name__ == "__main__":

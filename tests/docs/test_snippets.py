@@ -211,6 +211,14 @@ def test_commands_for_containers_name_files_and_services_that_are_shipped(block:
             assert next(word for word in words[3:] if not word.startswith("-")) in services
 
 
+def test_the_commands_of_a_restore_are_run_elsewhere() -> None:
+    for kind in ("save", "restore", "send again"):
+        (block,) = find(kind)
+        assert f'"{kind}"' in (ROOT / "tests/deploy/test_backup.py").read_text()
+        for line in block.text.splitlines():
+            assert line.split()[0] in {"pg_dump", "createdb", "pg_restore", "rabbitmqctl"} or check_shell(line)
+
+
 @pytest.mark.parametrize("block", find("environment"), ids=str)
 def test_the_environment_file_holds_what_the_units_read(block: Block) -> None:
     values = dict(line.split("=", 1) for line in block.text.splitlines())
