@@ -105,7 +105,7 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None
     assert {"messaging/py.typed", "messaging/locale/zh_Hans/LC_MESSAGES/django.mo"} < names
 
 
-def test_the_source_distribution_holds_what_the_wheel_is_made_of_and_no_tests(built: Path) -> None:
+def test_the_source_distribution_holds_what_the_wheel_is_made_of_and_docs_deploy_and_no_tests(built: Path) -> None:
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from django.core.management import call_command, get_commands, load_command_class
 from django.core.management.base import CommandParser
 from django.db import connection
@@ -34,11 +35,12 @@ from tools.cluster import CONFIG
 DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 # The kinds that are tested on any page, by language; "" is a block without a comment before it. All are tested here but
 # "testing" and "cluster", whose pages are run by test_pytest_plugin.py and test_cluster.py in tests/acceptance/, and
-# "permissions", which tests/backends/test_rabbitmq_permissions.py gives to accounts.
+# "permissions", which tests/backends/test_rabbitmq_permissions.py gives to accounts; "certificates" and the commands of
+# a backup are run in tests/deploy/.
 KINDS = {
     "python": {"runs", "handlers", "settings", "signals", "pika", "testing", "redact"},
-    "sh": {"", "systemctl", "cluster", "permissions"},
-    "ini": {"systemd", "environment", "rabbitmq conf"},
+    "sh": {"", "systemctl", "cluster", "permissions", "certificates", "containers", "save", "restore", "send again"},
+    "ini": {"systemd", "environment", "rabbitmq conf", "shipped"},
     "text": {"", "drawing", "layers", "statements"},
     "html": {"demo template"},
     "yaml": {"prometheus"},  # test_deploy_files.py
@@ -190,6 +192,32 @@ def test_systemctl_is_given_units_that_are_shown(block: Block) -> None:
         program, verb, *rest = line.split()
         assert (program, verb in {"daemon-reload", "enable", "restart"}) == ("systemctl", True)
         assert {word for word in rest if not word.startswith("--")} <= units
+
+
+@pytest.mark.parametrize("block", find("shipped"), ids=str)
+def test_what_is_shown_of_a_shipped_file_is_in_it(block: Block) -> None:
+    assert block.text == (DOCS / "deploy" / block.argument).read_text()
+
+
+@pytest.mark.parametrize("block", find("containers"), ids=str)
+def test_commands_for_containers_name_files_and_services_that_are_shipped(block: Block) -> None:
+    services = yaml.safe_load((DOCS / "deploy" / "compose.yaml").read_text())["services"]
+    for words in map(shlex.split, block.text.splitlines()):
+        assert words[0] in {"cp", "cat", "python", "docker", "kubectl"}, words
+        for word in words:
+            assert not word.startswith("docs/deploy") or (ROOT / word).exists(), word
+        if "manage.py" in words and words[-1] != "createsuperuser":
+            check_shell(shlex.join(words))
+        if words[:2] == ["docker", "compose"] and words[2] in {"run", "exec"}:
+            assert next(word for word in words[3:] if not word.startswith("-")) in services
+
+
+def test_the_commands_of_a_restore_are_run_elsewhere() -> None:
+    for kind in ("save", "restore", "send again"):
+        (block,) = find(kind)
+        assert f'"{kind}"' in (ROOT / "tests/deploy/test_backup.py").read_text()
+        for line in block.text.splitlines():
+            assert line.split()[0] in {"pg_dump", "createdb", "pg_restore", "rabbitmqctl"} or check_shell(line)
 
 
 @pytest.mark.parametrize("block", find("environment"), ids=str)
