@@ -81,8 +81,8 @@ class Attempts:
                 return
         if work.left_over:
             self._retire_others(work, place)
-        name = work.name if place.token else ""
-        with station.claims.held(place.token, work.database, name=name, at_broker=work.handler.atomic):
+        work.attempt = place.row.attempts + 1
+        with station.claims.held(place.token, work.database, work=work, at_broker=work.handler.atomic):
             if not work.handler.atomic:
                 work.ack()
                 work.acked = True
@@ -213,7 +213,7 @@ class Attempts:
         # locks everybody out: so the first run begins as a reader, and a rerun as a writer.
         mode = "IMMEDIATE" if last_resort else "DEFERRED"
         first = inserts_first(work.database)
-        with place.tentative(), proven_commit(work.database, message, mode=mode) as proof:
+        with place.tentative(), proven_commit(work.database, message, work.about, mode=mode) as proof:
             if first:
                 began = None if place.is_new else datetime.now(UTC)
                 self._write_processed(place, work, durations.UNMEASURED, proof.local(work.handler.timeout), began)
@@ -274,11 +274,11 @@ class Attempts:
                 if is_lost(error, work.database):
                     reconnect(work.database)
                 if not waits:
-                    logger.warning("%s %s: %s", work.name, words[0], one_line(error))
+                    logger.warning("%s %s: %s", work.name, words[0], one_line(error), extra=work.about())
                 waits = True
             time.sleep(1)
         if waits:
-            logger.warning("%s %s.", work.name, words[1])
+            logger.warning("%s %s.", work.name, words[1], extra=work.about())
 
     def _write_processed(
         self, place: Place, work: Work, duration: int, local: Local = (), began: datetime | None = None

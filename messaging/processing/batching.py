@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from django.db import DatabaseError, connections
@@ -26,6 +27,7 @@ from messaging.processing import durations, inbox
 from messaging.processing.execution import proven_commit
 from messaging.processing.inbox import TWIN_WAIT
 from messaging.processing.station import Station, Work, inserts_first
+from messaging.supervising.log_records import about
 
 logger = logging.getLogger("messaging.processor")
 
@@ -87,8 +89,9 @@ def _run(
     database = handler.database
     first = inserts_first(database)
     messages = [ReceivedMessage(work.envelope, queue=work.queue) for work in works]
+    name, facts = f"a batch of {len(works)}", partial(_about, handler)
     entry = works[0].entry(station, witness, shared["started_at"].timestamp(), batch=len(works))
-    with station.running(entry), proven_commit(database, f"a batch of {len(works)}", mode="DEFERRED") as proof:
+    with station.running(entry), proven_commit(database, name, facts, mode="DEFERRED") as proof:
         if first:
             _insert_all(works, keys, shared, database, proof.local(handler.timeout))
             proof.recorded(witness.row)
@@ -135,4 +138,10 @@ def _tell(station: Station, handler: Handler, keys: Sequence[uuid.UUID], duratio
         for row in _rows(station, handler, keys).order_by("id"):
             signals.message_processed.send_robust(ProcessedMessage, row=row, duration=duration)
     except DatabaseError:
-        logger.exception("A batch of %d is processed, but nobody could be told.", len(keys))
+        text = "A batch of %d is processed, but nobody could be told."
+        logger.exception(text, len(keys), extra=_about(handler))
+
+
+def _about(handler: Handler) -> dict[str, Any]:
+    """What a log record says of a batch."""
+    return about(alias=handler.using, queue=handler.queue, handler=handler.name)

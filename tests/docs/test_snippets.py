@@ -33,10 +33,11 @@ from tools.cluster import CONFIG
 
 DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 # The kinds that are tested on any page, by language; "" is a block without a comment before it. All are tested here but
-# "testing" and "cluster", whose pages are run by test_pytest_plugin.py and test_cluster.py in tests/acceptance/, and
-# "permissions", which tests/backends/test_rabbitmq_permissions.py gives to accounts.
+# "testing" and "cluster", whose pages are run by test_pytest_plugin.py and test_cluster.py in tests/acceptance/,
+# "logging" and "sentry", which test_logs.py there gives to a site, and "permissions", which
+# tests/backends/test_rabbitmq_permissions.py gives to accounts.
 KINDS = {
-    "python": {"runs", "handlers", "settings", "signals", "pika", "testing", "redact"},
+    "python": {"runs", "handlers", "settings", "signals", "pika", "testing", "redact", "logging", "sentry"},
     "sh": {"", "systemctl", "cluster", "permissions"},
     "ini": {"systemd", "environment", "rabbitmq conf"},
     "text": {"", "drawing", "layers", "statements"},
