@@ -19,11 +19,12 @@ class MessagingConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Find the handlers of every installed app, register system checks, log what fails, mask error reports."""
+        """Find the handlers of every installed app, register system checks, log and trace, mask error reports."""
         from messaging.db import django_internals
 
         django_internals.require()
         from messaging.handlers import registry
+        from messaging.monitoring import traces
         from messaging.processing import failure_log
 
         registry.discover()
@@ -31,6 +32,7 @@ class MessagingConfig(AppConfig):
         register(_later("check_servers"), Tags.database)
         register(_later("check_deployment"), "messaging", deploy=True)
         failure_log.connect()
+        traces.watch()
         _mask_reports()
 
 

@@ -6,10 +6,12 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from django.db import connections, reset_queries
 
+from messaging import signals
 from messaging.consuming.backlog import Backlog, Item, Job
 from messaging.db.connections import close_old, is_unfit, reconnect
 from messaging.exceptions import DatabaseUnavailable
@@ -143,10 +145,16 @@ class WorkerThread(threading.Thread):
         if head.batch is not None and head.handler is not None:
             return self._processor.process_batch(head.handler, [item.delivery for item in job.items])
         # A handler without a transaction makes no room, and needs none.
-        return [self._processor.process(head.delivery, head.ack, alone=job.is_alone or head.is_urgent)]
+        return [self._processor.process(head.delivery, partial(self._ack, head), alone=job.is_alone or head.is_urgent)]
 
     def _settle(self, item: Item, settlement: Settlement) -> None:
         if settlement.action == "ack":
-            item.ack()
+            self._ack(item)
         elif settlement.action == "set_aside":
             self._backlog.put_back([item], settlement.after, held=settlement.held, alone=settlement.alone)
+
+    def _ack(self, item: Item) -> None:
+        if signals.tracing is None:
+            item.ack()
+        else:
+            signals.tracing.settle(item, self._processor.settings)

@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,6 +50,7 @@ DEFAULT_DELIVERY_LIMIT = 20  # RabbitMQ 4's, on queues whose limit we did not se
 BRIEF = 1.0  # seconds after which a connection may be lost once more and the handler be innocent
 WAITS_TO_BEGIN = "is claimed and waits to begin", "begins now"
 WAITS_TO_BE_RECORDED = "has run and waits to be recorded", "is recorded now"
+UNTRACED = nullcontext()
 DELIVERY_COUNT = "x-delivery-count"
 
 
@@ -92,8 +94,14 @@ class Attempts:
                 kill_point("processor.begun")
             started = time.monotonic()
             # In the ledger until the attempt is recorded: a process that dies before has an attempt to be counted.
-            with station.running(work.entry(station, place, time.time())) as work.lift:
+            with station.running(work.entry(station, place, time.time())) as work.lift, self._span(work):
                 self._try(work, place, started)
+
+    def _span(self, work: Work) -> AbstractContextManager[None]:
+        if signals.tracing is None:
+            return UNTRACED
+        span: AbstractContextManager[None] = signals.tracing.process(work, self._station.settings)
+        return span
 
     def _begin(self, work: Work, place: Place) -> None:
         """Commit that the handler of a claim begins: what dies before has cost no attempt.

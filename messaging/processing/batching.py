@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -46,9 +47,11 @@ def run_batch(station: Station, handler: Handler, works: Sequence[Work]) -> bool
     began, started = datetime.now(UTC), time.monotonic()
     shared = _shared(station, handler, began)
     witness = inbox.Place(ProcessedMessage(key=keys[0], **shared))  # one stands for all: they are written together
+    traced = nullcontext() if signals.tracing is None else signals.tracing.process_batch(works, station.settings)
     with station.outages.watch(handler.database):
         try:
-            _run(station, handler, works, keys, shared, witness)
+            with traced:
+                _run(station, handler, works, keys, shared, witness)
         except BaseException as error:  # noqa: BLE001  SystemExit is a failed attempt as well
             station.outages.raise_if_away(error, handler.database)
             renew(connections[handler.database])
@@ -96,7 +99,7 @@ def _run(
             _insert_all(works, keys, shared, database, proof.local(handler.timeout))
             proof.recorded(witness.row)
         try:
-            began = time.monotonic()
+            began, works[0].has_begun = time.monotonic(), True
             station.call(handler, messages, HandlerContext(None, database, True, None))
             took = time.monotonic() - began
             kill_point("processor.handled")

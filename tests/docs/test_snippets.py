@@ -34,10 +34,10 @@ from tools.cluster import CONFIG
 DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 # The kinds that are tested on any page, by language; "" is a block without a comment before it. All are tested here but
 # "testing" and "cluster", whose pages are run by test_pytest_plugin.py and test_cluster.py in tests/acceptance/,
-# "logging" and "sentry", which test_logs.py there gives to a site, and "permissions", which
-# tests/backends/test_rabbitmq_permissions.py gives to accounts.
+# "logging" and "sentry", which test_logs.py there gives to a site, "permissions", which
+# tests/backends/test_rabbitmq_permissions.py gives to accounts, and "tracing", run by tests/monitoring/test_spans.py.
 KINDS = {
-    "python": {"runs", "handlers", "settings", "signals", "pika", "testing", "redact", "logging", "sentry"},
+    "python": {"runs", "handlers", "settings", "signals", "pika", "testing", "redact", "logging", "sentry", "tracing"},
     "sh": {"", "systemctl", "cluster", "permissions"},
     "ini": {"systemd", "environment", "rabbitmq conf"},
     "text": {"", "drawing", "layers", "statements"},

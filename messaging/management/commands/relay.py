@@ -15,6 +15,7 @@ from messaging import conf
 from messaging.checks.databases import require
 from messaging.exceptions import ConfigurationError
 from messaging.management.base import MessagingCommand
+from messaging.monitoring import traces
 from messaging.operations import rehearsals
 from messaging.operations.stored import Runner, run_waiting
 from messaging.relaying.relay import Relay
@@ -39,6 +40,7 @@ class Command(MessagingCommand):
         """Run until a signal."""
         process_setup.configure(options["verbosity"])
         try:
+            traces.begin()
             relay = Relay(using)
             is_command_line = getattr(self, "_called_from_command_line", False)
             require(relay.settings.databases, shared=is_command_line)
