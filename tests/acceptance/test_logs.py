@@ -13,11 +13,15 @@ from tests.waiting import wait_until
 
 HANDLERS = """
 import os
-from messaging import handler
+from messaging import Retry, handler
 
 @handler("billing", "orders.placed", max_attempts=2, backoff=0)
 def bill(message):
     raise ValueError("no such order")
+
+@handler("later", "later.*", max_attempts=2)
+def wait(message):
+    raise Retry("not yet")
 
 @handler("fatal", "fatal.*", max_attempts=1)
 def die(message):
@@ -37,10 +41,11 @@ class Memory(Transport):
         if (event := envelope.get_event()) is not None:
             events.append(event)
 
-sentry_sdk.init = partial(sentry_sdk.init, transport=Memory)
+sentry_sdk.init = partial(sentry_sdk.init, transport=Memory, ignore_errors=["messaging.exceptions.Retry"])
 exec({block!r})
 from messaging import publish
 publish("orders.placed", {{"order": 1}}, message_id="order-1")
+publish("later.please", {{}})
 drain(within=60, raise_errors=False)
 print(json.dumps([[one.get("tags"), one["exception"]["values"][-1]["type"], one["level"]] for one in events]))
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import threading
@@ -293,6 +294,29 @@ def test_a_handler_without_a_transaction_has_a_span_and_no_rerun_makes_another_m
     (created,) = traced.of("create", "messaging")
     assert is_child(created, first)
     assert row.headers["traceparent"].split("-")[2] == f"{created.context.span_id:016x}"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_line_about_a_failed_attempt_is_written_within_its_span(
+    traced: Traced, processor: Callable[..., Processor]
+) -> None:
+    written: list[int] = []
+
+    class Noting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            written.append(here())
+
+    def fails(message: ReceivedMessage) -> None:
+        raise ValueError("no")
+
+    noting, logger = Noting(), logging.getLogger("messaging.consumer")
+    logger.addHandler(noting)
+    try:
+        processor(fails).process(arrived("x"), lambda: None)
+    finally:
+        logger.removeHandler(noting)
+    (span,) = traced.of("process")
+    assert written == [span.context.span_id]
 
 
 class Broken(Sampler):
