@@ -235,10 +235,13 @@ def _end_sending(span: Span, fate: str, reason: str) -> None:
     span.end()
 
 
+@_harmless
 def _leave_with_commit(made: list[tuple[PublishedMessage, Span]], saved: Sequence[Any], database: str) -> None:
     ended, kept = time.time_ns(), {id(row) for row in saved}  # a run before may have saved one
     spans = [span for row, span in made if id(row) in kept]
-    if spans:
+    connection = transaction.get_connection(database)
+    is_told = connection.in_atomic_block or connection.get_autocommit()  # else nobody says when it is committed
+    if spans and is_told:
         transaction.on_commit(partial(_end, spans, ended), using=database, robust=True)
 
 

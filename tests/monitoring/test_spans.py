@@ -205,6 +205,18 @@ def test_nothing_is_sent_for_what_rolled_back(traced: Traced) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
+def test_in_a_transaction_by_hand_a_message_is_published_without_a_span(traced: Traced) -> None:
+    transaction.set_autocommit(False)
+    try:
+        publish("a.b", {})
+        transaction.commit()
+    finally:
+        transaction.set_autocommit(True)
+    assert PublishedMessage.objects.get().headers["traceparent"]
+    assert traced.of() == []
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_context_that_the_publisher_gave_stays(traced: Traced, processor: Callable[..., Processor]) -> None:
     with traced.request():
         row = publish("work.do", {}, queue="work", headers={"traceparent": OWN})
