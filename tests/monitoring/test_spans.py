@@ -41,7 +41,7 @@ from messaging.publishing.rows import seal
 from messaging.wire.properties import Properties
 from tests.deliveries import arrived, registered, sent
 from tests.docs.blocks import find
-from tests.relays import relaying
+from tests.relays import Desk, burst, relaying, try_unroutable_again_after
 from tests.site import ROOT
 from tests.waiting import wait_until
 
@@ -182,6 +182,19 @@ def test_one_trace_leads_from_a_request_to_the_second_handler_through_a_retry_an
     assert (said[spans.SYSTEM], said[spans.MESSAGE_ID], said[spans.ROUTING_KEY]) == ("rabbitmq", "first", "first.do")
     assert {span.kind for span in traced.of("send")} == {SpanKind.CLIENT}
     assert all(is_child(span, created) for span in traced.of("send", "first") + traced.of("settle", "first"))
+
+
+@pytest.mark.broker
+@pytest.mark.django_db(transaction=True)
+def test_a_try_to_send_that_comes_to_nothing_says_why(desk: Desk, settings: Settings, traced: Traced) -> None:
+    try_unroutable_again_after(settings)  # never
+    row = publish("nobody.cares", {})
+    burst()
+    row.refresh_from_db()
+    assert row.state == "failed"
+    (span,) = traced.of("send")
+    assert (span.status.status_code, attributes(span)[spans.ERROR_TYPE]) == (StatusCode.ERROR, "unroutable")
+    assert "No queue takes it" in (span.status.description or "")
 
 
 def publish_in_vain() -> None:
