@@ -19,11 +19,12 @@ class MessagingConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Find the handlers of every app, register system checks, log what fails, mask error reports, count."""
+        """Find every app's handlers, register checks, log what fails, mask error reports, count and trace."""
         from messaging.db import django_internals
 
         django_internals.require()
         from messaging.handlers import registry
+        from messaging.monitoring import traces
         from messaging.processing import failure_log
 
         registry.discover()
@@ -35,6 +36,7 @@ class MessagingConfig(AppConfig):
             from messaging.monitoring import metrics
 
             metrics.start()
+        traces.watch()
         _mask_reports()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.dispatch import Signal
 
 message_published = Signal()
@@ -19,3 +21,6 @@ message_retrying = Signal()
 message_failed = Signal()
 """A message rests as failed until an operator acts (`row`: ProcessedMessage; `attempt` and `error` as above, unless its
 retry could not be sent)."""
+
+tracing: Any = None
+"""What makes spans, where there are traces: a `monitoring.spans.Spans`. Without them a step does no more than ask."""

@@ -7,6 +7,5 @@ from tools.site_settings import INSTALLED_APPS
 
 INSTALLED_APPS = [*INSTALLED_APPS, "tests.app"]
 ROOT_URLCONF = "tests.urls"
-MAILERS = {"default": {}}  # which Django 6.1 wants where mail is sent
 if "METRICS_TOKEN" in os.environ:
     MESSAGING_METRICS = {"TOKEN": {"env": "METRICS_TOKEN"}}

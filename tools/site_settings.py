@@ -5,6 +5,8 @@ Beside those of `project.settings`: `EXTRA_APPS` (comma-separated), `MESSAGING_Q
 `MAIL_FOLDER` for what is mailed.
 """
 
+from importlib.util import find_spec
+
 from project.settings import *  # noqa: F403
 from project.settings import DATABASES, INSTALLED_APPS, MESSAGING, database, env
 
@@ -24,8 +26,14 @@ MESSAGING["default"] |= env.json("MESSAGING_OPTIONS", default={})
 
 MESSAGING_CONSOLE = env.json("MESSAGING_CONSOLE", default={})
 if mail_folder := env.str("MAIL_FOLDER", default=""):
-    EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
-    EMAIL_FILE_PATH = mail_folder
+    if find_spec("django.core.mail.handler"):  # Django 6.1
+        options = {"file_path": mail_folder}
+        MAILERS = {"default": {"BACKEND": "django.core.mail.backends.filebased.EmailBackend", "OPTIONS": options}}
+    else:
+        EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
+        EMAIL_FILE_PATH = mail_folder
+elif find_spec("django.core.mail.handler"):
+    MAILERS = {"default": {}}
 
 if log_file := env.str("LOG_FILE", default=""):
     LOGGING = {

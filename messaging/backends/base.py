@@ -136,6 +136,11 @@ class Delivery(abc.ABC):
         """The message as it was first published, whatever way a retry took."""
         return Envelope.received(self.exchange, self.routing_key, self.properties, self.body, self.queue)
 
+    @property
+    def message_id(self) -> str:
+        """The id that its publisher gave; "" for none."""
+        return self.properties.message_id or ""
+
     @abc.abstractmethod
     def ack(self) -> bool:
         """Tell the broker that it is done. False when its channel is gone: it will come again."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
 from itertools import combinations
 from typing import Any
 
@@ -47,7 +48,7 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
         found.append(CheckWarning('MESSAGING has no alias "default".', hint=hint, id="messaging.W001"))
     for alias, options in configured.items():
         wrong = [_error(problem) for problem in problems.of_alias(alias, options)]
-        found += wrong or check_effects(conf.get(alias))
+        found += wrong or [*check_effects(conf.get(alias)), *check_traces(alias, options)]
         found += () if wrong else check_queues(alias, registry.all(alias))
     found += check_reports()
     found += check_console()
@@ -104,6 +105,18 @@ def check_effects(settings: conf.AliasSettings) -> Iterator[CheckMessage]:
         if path is not None and not os.access(path, os.R_OK):
             hint = "Correct the path, or give this user the permission to read it."
             yield CheckWarning(f'{where}["TLS"]["{key}"] cannot be read.', hint=hint, id="messaging.W004")
+
+
+def check_traces(alias: str, options: Mapping[str, Any]) -> Iterator[CheckMessage]:
+    """Traces that are asked for and cannot be made; by default they are made where they can be."""
+    try:
+        is_missing = find_spec("opentelemetry.trace") is None
+    except ModuleNotFoundError:
+        is_missing = True
+    if options.get("TRACES") and is_missing:
+        text = f'MESSAGING["{alias}"]["TRACES"] has no effect, because OpenTelemetry is not installed.'
+        hint = 'Install this package with its extra "opentelemetry", or remove the setting.'
+        yield CheckWarning(text, hint=hint, id="messaging.W018")
 
 
 def check_reports() -> Iterator[CheckMessage]:

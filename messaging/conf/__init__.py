@@ -99,6 +99,7 @@ class AliasSettings:
         poll_interval: seconds between a relay's looks at the outbox.
         relay: False where nothing may be sent, as from a copy of another site's database.
         unroutable: seconds before each further try of a message that no queue took.
+        traces: how spans belong to the one that created their message: "parent" or "link"; "" for no spans.
     """
 
     alias: str
@@ -124,6 +125,7 @@ class AliasSettings:
     poll_interval: float = 0.2
     relay: bool = True
     unroutable: tuple[float, ...] = UNROUTABLE
+    traces: str = "parent"
     secrets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
     def credentials(self) -> tuple[str, str]:
@@ -321,6 +323,7 @@ def _settings(alias: str, values: Mapping[str, Any]) -> AliasSettings:
         poll_interval=float(values.get("POLL_INTERVAL", 0.2)),
         relay=values.get("RELAY", True),
         unroutable=tuple(map(float, values.get("UNROUTABLE", UNROUTABLE))),
+        traces=values.get("TRACES", "parent") or "",
     )
 
 

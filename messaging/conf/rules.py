@@ -111,6 +111,10 @@ def _is_name_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(name, str) for name in value)
 
 
+def _is_traces(value: Any) -> bool:
+    return value is False or (isinstance(value, str) and value in ("parent", "link"))
+
+
 def _is_pauses(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) <= 10_000 and all(map(_number(0, LONGEST_WAIT), value))
 
@@ -215,6 +219,7 @@ ALIAS: Mapping[str, Rule] = {
     "POLL_INTERVAL": Rule(_number(0, 86400, above=True), "a number of seconds above 0, at most 86400"),
     "RELAY": _FLAG,
     "UNROUTABLE": Rule(_is_pauses, "a list of pauses in seconds, such as [1, 5, 30]; an empty one gives up at once"),
+    "TRACES": Rule(_is_traces, '"parent", "link", or False for no spans'),
 }
 
 RETRY: Mapping[str, Rule] = {

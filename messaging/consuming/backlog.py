@@ -15,6 +15,7 @@ from messaging.backends.allowance import Allowance
 from messaging.backends.base import Delivery
 from messaging.handlers import Handler
 from messaging.killpoints import kill_point
+from messaging.supervising.log_records import about
 
 logger = logging.getLogger("messaging.consumer")
 
@@ -154,8 +155,7 @@ class Line:
     def take(self) -> list[Item]:
         """Remove the next, and with it those that may run in one batch with it."""
         head = self.head
-        taken: list[Item] = []
-        others: list[Item] = []
+        taken, others = list[Item](), list[Item]()
         while self._items and len(taken) < (head.batch or 1):
             item = self._items.popleft()
             fits = item is head or (item.batch is not None and item.handler is head.handler)
@@ -325,7 +325,7 @@ class Backlog:
         try:
             return self._route(delivery)
         except Exception:
-            logger.exception("No handler could be looked up for a delivery of the queue %s.", delivery.queue)
+            logger.exception('No handler could be looked up for "%s".', delivery.queue, extra=about(delivery))
             return None
 
     def _gave_back(self, delivery: Delivery) -> bool:

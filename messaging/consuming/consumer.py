@@ -34,6 +34,7 @@ from messaging.monitoring.conditions import WAITS_FOR_BROKER, WAITS_FOR_DATABASE
 from messaging.processing.processor import Processor
 from messaging.processing.without_handler import STOPPING
 from messaging.supervising.ledger import Ledger
+from messaging.supervising.log_records import about
 
 logger = logging.getLogger("messaging.consumer")
 
@@ -213,13 +214,14 @@ class Consumer:
             keeper.hurry()
         late = self.processor.late_claims()
         for database in {claim.database for claim in late} - self._late:
-            names = [claim.name for claim in late if claim.database == database]
-            which = " and ".join([names[0], *([f"{len(names) - 1} more"] if len(names) > 1 else [])])
+            claims = [claim for claim in late if claim.database == database]
+            which = " and ".join([claims[0].name, *([f"{len(claims) - 1} more"] if len(claims) > 1 else [])])
             logger.warning(
                 '%s: the claim in the database "%s" cannot be renewed, and is about to lapse; it may be run elsewhere '
                 "as well.",
                 which,
                 database,
+                extra=claims[0].about if len(claims) == 1 else about(alias=self._plan.alias),
             )
         for database in self._late - {claim.database for claim in late}:
             logger.warning('No claim in the database "%s" is about to lapse any more.', database)

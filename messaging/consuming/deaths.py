@@ -13,6 +13,7 @@ from django.db import connections
 from messaging.exceptions import DatabaseUnavailable, HandlerTimeout, MessagingError, ProcessDied
 from messaging.processing.processor import Processor
 from messaging.supervising.ledger import Entry
+from messaging.supervising.log_records import about
 
 logger = logging.getLogger("messaging.consumer")
 
@@ -104,18 +105,21 @@ class Deaths(threading.Thread):
                 self._note(death, str(trouble))
                 self._stopping.wait(PAUSE)
             except Exception:
-                logger.exception("The crash of %s could not be recorded.", death.entry.handler)
+                text = "The crash of %s could not be recorded."
+                logger.exception(text, death.entry.handler, extra=about(death.entry))
                 return True
             else:
                 if not is_recorded:
                     self._note(death, "another run of its message is under way.")
                 elif death.waits:
-                    logger.warning("The crash of %s is recorded now.", death.entry.handler)
+                    text = "The crash of %s is recorded now."
+                    logger.warning(text, death.entry.handler, extra=about(death.entry))
                 return is_recorded
         return False
 
     @staticmethod
     def _note(death: _Death, why: str) -> None:
         if not death.waits:
-            logger.warning("A crash of %s waits to be recorded: %s", death.entry.handler, why)
+            text = "A crash of %s waits to be recorded: %s"
+            logger.warning(text, death.entry.handler, why, extra=about(death.entry))
         death.waits = True

@@ -23,6 +23,7 @@ from messaging.consuming.consumer import Consumer, Plan
 from messaging.consuming.deaths import Deaths
 from messaging.db import forks
 from messaging.exceptions import ConfigurationError, TopologyError
+from messaging.monitoring import traces
 from messaging.monitoring.alerts import AlertThread
 from messaging.operations import rehearsals
 from messaging.operations.stored import Runner, run_waiting
@@ -138,6 +139,7 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
         threading.Thread(target=_report_files, args=(control,), name="messaging-files", daemon=True).start()
     forks.watch(control)
     repeats.limit()
+    traces.begin()
     give_back_large()
     _keep_connections()
     name = f"{socket.gethostname()[:150]}:{os.getpid()}:{secrets.token_hex(2)}"

@@ -6,9 +6,12 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
 
 from django.db import connections, reset_queries
 
+from messaging import signals
 from messaging.consuming.backlog import Backlog, Item, Job
 from messaging.db.connections import close_old, is_unfit, reconnect
 from messaging.exceptions import DatabaseUnavailable
@@ -16,6 +19,7 @@ from messaging.killpoints import kill_point
 from messaging.processing.processor import Processor
 from messaging.processing.station import Settlement
 from messaging.supervising.ledger import Entry, Slot, end_without_memory
+from messaging.supervising.log_records import about
 
 logger = logging.getLogger("messaging.consumer")
 
@@ -93,7 +97,8 @@ class WorkerThread(threading.Thread):
         if len(items) == 1 and tries >= TRIES and self._record(items[0], error):
             return
         pause = min(LONGEST, AFTER_ERROR * 2.0 ** max(0, tries - TRIES))
-        logger.error("The consumer failed on a message; it is tried again in %g s.", pause, exc_info=error)
+        text, extra = "The consumer failed on a message; it is tried again in %g s.", self._about(items)
+        logger.error(text, pause, exc_info=error, extra=extra)
         self._backlog.put_back(items, pause)
 
     def _record(self, item: Item, error: BaseException) -> bool:
@@ -105,11 +110,20 @@ class WorkerThread(threading.Thread):
             self._on_outage(trouble)
             self._backlog.put_back([item])
         except Exception:
-            logger.exception("Nor can it be recorded as failed.")
+            logger.exception("Nor can it be recorded as failed.", extra=self._about([item]))
             return False
         else:
-            logger.error("The consumer failed on a message %d times: it is recorded as failed.", TRIES, exc_info=error)
+            text = "The consumer failed on a message %d times: it is recorded as failed."
+            logger.error(text, TRIES, exc_info=error, extra=self._about([item]))
         return True
+
+    def _about(self, items: list[Item]) -> dict[str, Any]:
+        """What a log record says of a message; of a batch, what its messages have in common."""
+        delivery, handler = items[0].delivery, items[0].handler
+        common = {"alias": self._processor.alias, "queue": delivery.queue, "handler": handler.name if handler else None}
+        if len(items) > 1:
+            return about(**common)
+        return about(delivery, **common)
 
     def _process(self, job: Job) -> list[Settlement]:
         """Once more where only the connection in use was lost or unfit: what was not recorded has not happened."""
@@ -131,10 +145,16 @@ class WorkerThread(threading.Thread):
         if head.batch is not None and head.handler is not None:
             return self._processor.process_batch(head.handler, [item.delivery for item in job.items])
         # A handler without a transaction makes no room, and needs none.
-        return [self._processor.process(head.delivery, head.ack, alone=job.is_alone or head.is_urgent)]
+        return [self._processor.process(head.delivery, partial(self._ack, head), alone=job.is_alone or head.is_urgent)]
 
     def _settle(self, item: Item, settlement: Settlement) -> None:
         if settlement.action == "ack":
-            item.ack()
+            self._ack(item)
         elif settlement.action == "set_aside":
             self._backlog.put_back([item], settlement.after, held=settlement.held, alone=settlement.alone)
+
+    def _ack(self, item: Item) -> None:
+        if signals.tracing is None:
+            item.ack()
+        else:
+            signals.tracing.settle(item, self._processor.settings)

@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,6 +50,7 @@ DEFAULT_DELIVERY_LIMIT = 20  # RabbitMQ 4's, on queues whose limit we did not se
 BRIEF = 1.0  # seconds after which a connection may be lost once more and the handler be innocent
 WAITS_TO_BEGIN = "is claimed and waits to begin", "begins now"
 WAITS_TO_BE_RECORDED = "has run and waits to be recorded", "is recorded now"
+UNTRACED = nullcontext()
 DELIVERY_COUNT = "x-delivery-count"
 
 
@@ -81,8 +83,8 @@ class Attempts:
                 return
         if work.left_over:
             self._retire_others(work, place)
-        name = work.name if place.token else ""
-        with station.claims.held(place.token, work.database, name=name, at_broker=work.handler.atomic):
+        work.attempt = place.row.attempts + 1
+        with station.claims.held(place.token, work.database, work=work, at_broker=work.handler.atomic):
             if not work.handler.atomic:
                 work.ack()
                 work.acked = True
@@ -92,8 +94,14 @@ class Attempts:
                 kill_point("processor.begun")
             started = time.monotonic()
             # In the ledger until the attempt is recorded: a process that dies before has an attempt to be counted.
-            with station.running(work.entry(station, place, time.time())) as work.lift:
+            with station.running(work.entry(station, place, time.time())) as work.lift, self._span(work):
                 self._try(work, place, started)
+
+    def _span(self, work: Work) -> AbstractContextManager[None]:
+        if signals.tracing is None:
+            return UNTRACED
+        span: AbstractContextManager[None] = signals.tracing.process(work, self._station.settings)
+        return span
 
     def _begin(self, work: Work, place: Place) -> None:
         """Commit that the handler of a claim begins: what dies before has cost no attempt.
@@ -213,7 +221,7 @@ class Attempts:
         # locks everybody out: so the first run begins as a reader, and a rerun as a writer.
         mode = "IMMEDIATE" if last_resort else "DEFERRED"
         first = inserts_first(work.database)
-        with place.tentative(), proven_commit(work.database, message, mode=mode) as proof:
+        with place.tentative(), proven_commit(work.database, message, work.about, mode=mode) as proof:
             if first:
                 began = None if place.is_new else datetime.now(UTC)
                 self._write_processed(place, work, durations.UNMEASURED, proof.local(work.handler.timeout), began)
@@ -274,11 +282,11 @@ class Attempts:
                 if is_lost(error, work.database):
                     reconnect(work.database)
                 if not waits:
-                    logger.warning("%s %s: %s", work.name, words[0], one_line(error))
+                    logger.warning("%s %s: %s", work.name, words[0], one_line(error), extra=work.about())
                 waits = True
             time.sleep(1)
         if waits:
-            logger.warning("%s %s.", work.name, words[1])
+            logger.warning("%s %s.", work.name, words[1], extra=work.about())
 
     def _write_processed(
         self, place: Place, work: Work, duration: int, local: Local = (), began: datetime | None = None

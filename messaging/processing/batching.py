@@ -6,7 +6,9 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from django.db import DatabaseError, connections
@@ -26,6 +28,7 @@ from messaging.processing import durations, inbox
 from messaging.processing.execution import proven_commit
 from messaging.processing.inbox import TWIN_WAIT
 from messaging.processing.station import Station, Work, inserts_first
+from messaging.supervising.log_records import about
 
 logger = logging.getLogger("messaging.processor")
 
@@ -44,9 +47,11 @@ def run_batch(station: Station, handler: Handler, works: Sequence[Work]) -> bool
     began, started = datetime.now(UTC), time.monotonic()
     shared = _shared(station, handler, began)
     witness = inbox.Place(ProcessedMessage(key=keys[0], **shared))  # one stands for all: they are written together
+    traced = nullcontext() if signals.tracing is None else signals.tracing.process_batch(works, station.settings)
     with station.outages.watch(handler.database):
         try:
-            _run(station, handler, works, keys, shared, witness)
+            with traced:
+                _run(station, handler, works, keys, shared, witness)
         except BaseException as error:  # noqa: BLE001  SystemExit is a failed attempt as well
             station.outages.raise_if_away(error, handler.database)
             renew(connections[handler.database])
@@ -88,13 +93,14 @@ def _run(
     database = handler.database
     first = inserts_first(database)
     messages = [ReceivedMessage(work.envelope, queue=work.queue) for work in works]
+    name, facts = f"a batch of {len(works)}", partial(_about, handler)
     entry = works[0].entry(station, witness, shared["started_at"].timestamp(), batch=len(works))
-    with station.running(entry), proven_commit(database, f"a batch of {len(works)}", mode="DEFERRED") as proof:
+    with station.running(entry), proven_commit(database, name, facts, mode="DEFERRED") as proof:
         if first:
             _insert_all(works, keys, shared, database, proof.local(handler.timeout))
             proof.recorded(witness.row)
         try:
-            began = time.monotonic()
+            began, works[0].has_begun = time.monotonic(), True
             station.call(handler, messages, HandlerContext(None, database, True, None))
             took = time.monotonic() - began
             kill_point("processor.handled")
@@ -136,4 +142,10 @@ def _tell(station: Station, handler: Handler, keys: Sequence[uuid.UUID], duratio
         for row in _rows(station, handler, keys).order_by("id"):
             signals.message_processed.send_robust(ProcessedMessage, row=row, duration=duration)
     except DatabaseError:
-        logger.exception("A batch of %d is processed, but nobody could be told.", len(keys))
+        text = "A batch of %d is processed, but nobody could be told."
+        logger.exception(text, len(keys), extra=_about(handler))
+
+
+def _about(handler: Handler) -> dict[str, Any]:
+    """What a log record says of a batch."""
+    return about(alias=handler.using, queue=handler.queue, handler=handler.name)

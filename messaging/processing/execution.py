@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -132,7 +132,7 @@ class _Hook:
 
 
 @contextmanager
-def proven_commit(database: str, what: object, *, mode: str) -> Iterator[Proof]:
+def proven_commit(database: str, what: object, about: Callable[[], Mapping[str, Any]], *, mode: str) -> Iterator[Proof]:
     """A transaction that ends either proven to be committed, or with an error.
 
     A handler can leave its transaction normally and yet rolled back: so the `Proof` that is yielded is to be asked
@@ -144,6 +144,7 @@ def proven_commit(database: str, what: object, *, mode: str) -> Iterator[Proof]:
     Args:
         database: where.
         what: named in the log.
+        about: what a log record says of it, as `extra`.
         mode: how SQLite begins the transaction.
     """
     connection, hook = connections[database], _Hook()
@@ -161,7 +162,7 @@ def proven_commit(database: str, what: object, *, mode: str) -> Iterator[Proof]:
     except BaseException:
         if not hook.given:
             raise
-        logger.exception("%r is processed, but a commit hook failed.", what)
+        logger.exception("%r is processed, but a commit hook failed.", what, extra=about())
     leave(connection)
     if not hook.given:
         raise CommitNotProven(UNPROVEN)

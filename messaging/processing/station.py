@@ -8,12 +8,12 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -30,6 +30,7 @@ from messaging.models.spools import Spool
 from messaging.processing.elsewhere import Elsewhere
 from messaging.processing.execution import call
 from messaging.processing.inbox import TWIN_WAIT, AlreadyRecorded, Held, Place, SetAside
+from messaging.supervising import log_records
 from messaging.supervising.ledger import Entry
 from messaging.wire.bodies import one_line, storable
 from messaging.wire.envelope import Envelope
@@ -45,6 +46,7 @@ class Claim:
     Attributes:
         token, database: which row it is.
         name: what the log calls its message.
+        about: what a log record says of it.
         at_broker: whether its handler's transaction is recorded in the row, which it locks while it runs.
         connection: of the thread that runs it.
         renewed_at: when it was last made or renewed, CLOCK_MONOTONIC.
@@ -54,6 +56,7 @@ class Claim:
     token: uuid.UUID
     database: str
     name: str = ""
+    about: Mapping[str, Any] = field(default_factory=dict)
     at_broker: bool = False
     connection: BaseDatabaseWrapper | None = None
     renewed_at: float = field(default_factory=time.monotonic)
@@ -79,13 +82,14 @@ class Claims:
 
     @contextmanager
     def held(
-        self, token: uuid.UUID | None, database: str, *, name: str = "", at_broker: bool = False
+        self, token: uuid.UUID | None, database: str, *, work: Work | None = None, at_broker: bool = False
     ) -> Iterator[None]:
-        """Have a claim renewed while its handler runs; it stays ours whatever goes wrong in between."""
+        """Have a claim renewed while its handler runs, of `work`; it stays ours whatever goes wrong in between."""
         if token is None:
             yield
             return
-        claim = Claim(token, database, name, at_broker, connections[database])
+        name, about = (work.name, work.about()) if work is not None else ("", {})
+        claim = Claim(token, database, name, about, at_broker, connections[database])
         note_line(connections[database])
         with self._lock:
             self._claims[token] = claim
@@ -246,6 +250,8 @@ class Station:
 class Work:
     """One delivery on its way through the processor; `lift` ends its handler's time limit, `has_begun` is its run.
 
+    `attempt` is the number of the one that is made, 1 as long as nobody has looked.
+
     `left_over` are the rows in other databases that wait for it, and no longer do once its own is durable. `alone` says
     that no other atomic handler runs in this process meanwhile.
     """
@@ -258,6 +264,7 @@ class Work:
     acked: bool = False
     lift: Callable[[], None] = lambda: None
     has_begun: bool = False
+    attempt: int = 1
     left_over: Sequence[ProcessedMessage] = ()
     alone: bool = True
 
@@ -270,6 +277,11 @@ class Work:
     def name(self) -> str:
         """What the log calls it."""
         return one_line(f"Message {self.envelope.message_id or 'without id'} of the queue {self.queue}")
+
+    def about(self) -> dict[str, Any]:
+        """What a log record says of it."""
+        own = {"alias": self.handler.using, "queue": self.queue, "handler": self.handler.name, "attempt": self.attempt}
+        return log_records.about(self.envelope, **own)
 
     def entry(self, station: Station, place: Place, started: float, *, batch: int = 1) -> Entry:
         """What the ledger shows while it runs; for a batch its first message stands for all."""

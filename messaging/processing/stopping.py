@@ -27,6 +27,7 @@ from messaging.models.processed import ProcessedMessageQuerySet
 from messaging.processing import without_handler
 from messaging.processing.inbox import SetAside
 from messaging.processing.station import Claim, Station
+from messaging.supervising.log_records import about
 from messaging.wire.bodies import one_line
 
 logger = logging.getLogger("messaging.consumer")
@@ -143,7 +144,8 @@ def _give_up(station: Station, database: str) -> None:
             locked = True
             claims = {held: claim for held, claim in claims.items() if held != token}
         except WireError as error:  # whoever sweeps it fails it
-            logger.warning("%s cannot be sent round again: %s", row, one_line(error))
+            extra = about(row, attempt=row.attempts)
+            logger.warning("%s cannot be sent round again: %s", row, one_line(error), extra=extra)
     for claim in claims.values():
         station.claims.drop(claim)
     if locked:

@@ -15,7 +15,7 @@ from asgiref.sync import sync_to_async
 from django.db import connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from messaging import conf, killpoints
+from messaging import conf, killpoints, signals
 from messaging.db.insert_many import insert_many
 from messaging.db.insert_one import insert
 from messaging.exceptions import ConfigurationError, PublishError
@@ -114,11 +114,15 @@ def publish_many(
     if not is_named:
         _check_transaction(database)
     rows = list(map(composer.compose, messages))
+    end_spans = None if signals.tracing is None else signals.tracing.create(rows, settings)
     if current is not None and not current.atomic:
-        return _save_once(rows, database, settings)
-    if current is not None and current.rehearsed is not None:
-        current.rehearsed += rows
-    _save(rows, database, settings)
+        rows = _save_once(rows, database, settings)
+    else:
+        if current is not None and current.rehearsed is not None:
+            current.rehearsed += rows
+        _save(rows, database, settings)
+    if end_spans is not None:
+        end_spans(rows, database)
     return rows
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from django.db import Error, InterfaceError, OperationalError, connections
 
@@ -24,6 +25,7 @@ from messaging.monitoring import counters, failure_groups
 from messaging.monitoring.failure_groups import Cause
 from messaging.relaying.connection import Trouble
 from messaging.signals import message_failed, message_published, message_unpublishable
+from messaging.supervising.log_records import about
 from messaging.wire.bodies import one_line
 
 IDLE = 30.0  # seconds after which an unused connection is replaced: a firewall may have dropped it without a word
@@ -345,12 +347,14 @@ class Leases:
             raise
         except Error:
             which = ", ".join(str(row.pk) for row in rows[:10]) + (", …" if len(rows) > 10 else "")
-            logger.exception("Could not record what became of outgoing message %s; it will be sent again.", which)
+            text, extra = "Could not record what became of outgoing message %s; it will be sent again.", _about(rows)
+            logger.exception(text, which, extra=extra)
         for row in failed:
             self._announce_failure(row)
 
     def _announce_failure(self, row: PublishedMessage) -> None:
-        logger.error("Outgoing message %s (%s) failed: %s", row.pk, one_line(str(row)), one_line(row.error))
+        text = "Outgoing message %s (%s) failed: %s"
+        logger.error(text, row.pk, one_line(str(row)), one_line(row.error), extra=about(row))
         counters.add("unpublished", row.alias, row.queue)
         message_unpublishable.send_robust(sender=PublishedMessage, row=row)
         if row.inbox_id is not None:
@@ -374,6 +378,11 @@ class Leases:
             if self._failures:
                 self._failures = 0
                 self._trouble.end(f'The database "{self.database}" can be used again; messages are sent.')
+
+
+def _about(rows: Sequence[PublishedMessage]) -> dict[str, Any]:
+    """What a log record says of a message; of several, what they have in common."""
+    return about(rows[0]) if len(rows) == 1 else about(alias=rows[0].alias)
 
 
 def _cause(message: ProcessedMessage) -> Cause:

@@ -14,12 +14,12 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from django.db import connections, reset_queries
 
-from messaging import conf
+from messaging import conf, signals
 from messaging.backends.allowance import default_limit
 from messaging.backends.base import Fate, Outgoing
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
@@ -86,6 +86,7 @@ class Relay:
         self._home = self._leases[0]
         self._listeners: dict[str, Listener] = {}
         self._under_way: dict[str, Held | None] = {}  # None for a probe
+        self._spans: dict[str, Callable[[str, str], None]] = {}  # what ends them, by token, where there are traces
         self._judge = Judge(self.settings.unroutable)
         self._proof = Proof()
         self._tokens = itertools.count(1)
@@ -251,10 +252,13 @@ class Relay:
             outgoing.append(Outgoing(token, exchange, routing_key, properties, body, one.row.mandatory))
             self._under_way[token] = one
             self._bytes += one.row.size
+            if signals.tracing is not None and (end_span := signals.tracing.send(one.row, self.settings)) is not None:
+                self._spans[token] = end_span
         try:
             self._uplink.send(outgoing)
         except BrokerUnavailable:
             for message in outgoing:
+                self._spans.pop(message.token, None)  # nothing was sent
                 held_back = self._under_way.pop(message.token)
                 if held_back is not None:
                     self._bytes -= held_back.row.size
@@ -268,6 +272,8 @@ class Relay:
         outcomes = self._uplink.outcomes(timeout)
         for outcome in outcomes:
             held = self._under_way.pop(outcome.token, None)
+            if self._spans and (end_span := self._spans.pop(outcome.token, None)) is not None:
+                end_span("" if outcome.fate is Fate.CONFIRMED else outcome.fate.value, outcome.reason)
             if not self._proof.holds:
                 self._proof.note(outcome)
             if held is not None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from messaging.supervising.ledger import Ledger, RunningEntry
+from messaging.supervising.log_records import about
 from messaging.supervising.offspring import end, offspring_of
 from messaging.supervising.watchdog import Watch
 
@@ -189,7 +190,8 @@ class Child:
         if overdue and self._process is not None:
             self._overdue = overdue
             for running in overdue:
-                logger.warning("%s %s: killing process %s.", running.entry.handler, _too_long(running), self.pid)
+                entry, text = running.entry, "%s %s: killing process %s."
+                logger.warning(text, entry.handler, _too_long(running), self.pid, extra=_about([running]))
             self._kill()
 
     def enforce_life(self, *, may_end: bool) -> None:
@@ -326,6 +328,7 @@ class Child:
             describe(status),
             ", ".join(self._handlers()) or "no handler",
             pause,
+            extra=_about(running),
         )
 
     def _pause(self, *, grows: bool = True) -> float:
@@ -349,6 +352,11 @@ def stop_signals() -> list[signal.Signals]:
 def _crash(found: RunningEntry, error: str = "", text: str = "") -> dict[str, Any]:
     """An attempt that a process did not survive, as its successor is told; without an error it is not to be counted."""
     return {"entry": found.entry.to_json(), "error": error, "text": text, "since": found.since}
+
+
+def _about(running: list[RunningEntry]) -> dict[str, Any]:
+    """What a log record says of the message that was running, if it was one; its attempts are not known here."""
+    return about(running[0].entry) if len(running) == 1 and running[0].entry.batch == 1 else {}
 
 
 def describe(status: int) -> str:

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from messaging.supervising.log_records import FIELDS
+
 MOST = 1000  # lines that wait
 
 Line = dict[str, Any]
@@ -33,6 +35,7 @@ class HandedOver(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Hand a line over, behind those that wait."""
         line = {"name": record.name, "level": record.levelno, "text": record.getMessage(), "at": time.time()}
+        line["extra"] = {name: record.__dict__[name] for name in FIELDS if name in record.__dict__}
         self._waiting.append(line)
         self.hand_over()
 
@@ -55,6 +58,7 @@ def write(line: Line) -> None:
     """Log a line of the supervisor's, as of when it was said."""
     logger = logging.getLogger(line["name"])
     if logger.isEnabledFor(line["level"]):
-        record = logger.makeRecord(line["name"], line["level"], __file__, 0, line["text"], (), None)
+        extra = line.get("extra")  # a supervisor of the release before gives none
+        record = logger.makeRecord(line["name"], line["level"], __file__, 0, line["text"], (), None, extra=extra)
         record.created = line["at"]
         logger.handle(record)

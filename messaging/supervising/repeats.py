@@ -13,15 +13,17 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from messaging.supervising.log_records import ALIAS, FIELDS, LEFT_OUT, QUEUE
+
 MOST = 20  # lines of one kind within
 SECONDS = 60.0
 LOGGERS = ("messaging.consumer", "messaging.processor", "messaging.relay")
-KIND = "messaging_kind"  # attribute of a record that tells its kind from others of the same text
+KIND = "_messaging_kind"  # attribute of a record that tells its kind, of one alias and queue, from others of its text
 
 
 @dataclass(slots=True)
 class _Kind:
-    """Lines of one kind since `began`."""
+    """Lines of one kind since `began`, like `record`, which keeps no traceback alive, nor what that refers to."""
 
     record: logging.LogRecord
     began: float
@@ -57,7 +59,7 @@ class Repeats(logging.Filter):
             kind = self._kinds.get(key)
             if kind is None or now - kind.began >= self._seconds:
                 over += [kind] if kind is not None else []
-                kind = self._kinds[key] = _Kind(record, now)
+                kind = self._kinds[key] = _Kind(_changed(record), now)
             is_written = kind.written < self._most
             kind.written += is_written
             kind.counted += not is_written
@@ -82,11 +84,22 @@ class Repeats(logging.Filter):
     def _tell(self, kinds: list[_Kind]) -> None:
         for kind in kinds:
             if kind.counted:
-                text = f"{kind.counted} more lines like this one were left out: {kind.record.getMessage()}"
-                line = logging.makeLogRecord({**kind.record.__dict__, "msg": text, "args": (), "exc_info": None})
-                line.exc_text, line.created = None, time.time()
                 # Past this filter, which would count it as well.
-                logging.getLogger(kind.record.name).callHandlers(line)
+                logging.getLogger(kind.record.name).callHandlers(_summary(kind))
+
+
+def _changed(record: logging.LogRecord, **changes: Any) -> logging.LogRecord:
+    """A copy without its traceback."""
+    return logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None, **changes})
+
+
+def _summary(kind: _Kind) -> logging.LogRecord:
+    """The line that stands for those that were left out: of one text for all kinds, and about no one message."""
+    record, text = kind.record, "%d more lines like this one were left out: %s"
+    shared = (ALIAS, QUEUE) if hasattr(record, KIND) else ()
+    own = {name: None for name in FIELDS if hasattr(record, name) and name not in shared}
+    args = (kind.counted, record.getMessage())
+    return _changed(record, msg=text, args=args, created=time.time(), **own, **{LEFT_OUT: kind.counted})
 
 
 def limit() -> None:

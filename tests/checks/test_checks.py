@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from io import StringIO
 from typing import Any
@@ -61,6 +62,16 @@ def test_the_consoles_settings_are_checked_and_a_wrong_one_is_as_none(
     assert conf.release() == ("2026.5" if isinstance(value, dict) and value.get("RELEASE") == "2026.5" else "")
 
 
+def test_traces_that_cannot_be_made_are_told_where_they_are_asked_for(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(settings, {"default": {"TRACES": "link"}}) == []
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", None)
+    assert ids(run(settings, {"default": {"TRACES": "link"}})) == ["messaging.W018"]
+    assert run(settings, {"default": {"TRACES": False}}) == run(settings, {"default": {}}) == []
+
+
 def test_the_defaults_and_a_full_example_are_fine(settings: Settings) -> None:
     assert run(settings, {"default": {}}) == []
     assert run(settings, None) == []
@@ -89,6 +100,7 @@ def test_the_defaults_and_a_full_example_are_fine(settings: Settings) -> None:
         "NOTIFY": False,
         "POLL_INTERVAL": 0.2,
         "UNROUTABLE": [1, 2.5],
+        "TRACES": "link",
         "RELAY": False,
     }
     assert run(settings, {"default": full}) == []
@@ -125,6 +137,7 @@ def test_messaging_must_be_a_dict_of_aliases(settings: Settings, value: Any) -> 
         ({"NOTIFY": "yes"}, "messaging.E004"),
         ({"POLL_INTERVAL": 0}, "messaging.E004"),
         ({"RELAY": 0}, "messaging.E004"),
+        ({"TRACES": True}, "messaging.E004"),
         ({"UNROUTABLE": 30}, "messaging.E004"),
         ({"UNROUTABLE": [-1]}, "messaging.E004"),
         ({"UNROUTABLE": ["5"]}, "messaging.E004"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from messaging.supervising.log_records import FIELDS, about
 from messaging.supervising.repeats import KIND, Repeats
 from tests.waiting import wait_until
 
@@ -17,9 +18,11 @@ class Lines(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.texts: list[str] = []
+        self.records: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         self.texts.append(self.format(record))
+        self.records.append(record)
 
 
 @pytest.fixture
@@ -52,6 +55,25 @@ def test_what_repeats_is_written_a_few_times_and_then_counted(lines: Lines) -> N
     repeats.flush()
     logger.error("message %d failed", 5, extra={KIND: "a"})
     assert lines.texts[1:] == ["message 5 failed"]
+
+
+def test_the_line_that_stands_for_others_is_about_no_one_message(lines: Lines) -> None:
+    logger, repeats = limited(most=1, seconds=600)
+    for number in range(3):
+        try:
+            raise ValueError(number)
+        except ValueError:
+            own = about(alias="default", queue="work", message_id=f"m-{number}", attempt=1) | {KIND: "a"}
+            logger.exception("message %d failed", number, extra=own)
+    assert all(kind.record.exc_info is None for kind in repeats._kinds.values()), "it keeps the frames alive"
+    repeats.flush()
+    summary = lines.records[-1]
+    assert {name: getattr(summary, name) for name in FIELDS if getattr(summary, name) is not None} == {
+        "messaging_alias": "default",
+        "messaging_queue": "work",
+    }
+    assert summary.messaging_left_out == 2  # type: ignore[attr-defined]
+    assert summary.msg == "%d more lines like this one were left out: %s"  # one event of many, for who groups by it
 
 
 def test_the_count_is_told_although_no_further_line_comes(lines: Lines) -> None:

@@ -19,6 +19,7 @@ from tools.chaos import proof
 from tools.chaos.faults import Injector
 from tools.chaos.schedule import plan
 from tools.chaos.stage import DATABASES, Stage
+from tools.log_lines import without_failures
 from tools.services import ServiceFailed
 
 LINE_EVERY = 5.0  # seconds between two lines of progress
@@ -206,7 +207,8 @@ def _count(stage: Stage, result: Result) -> None:
     result.flaws = proof.count(first, proof.FLAWS) | proof.count(first, proof.LEFT, *others)
     if stage.pair.promoted:
         result.costs = {"bytes of the log": stage.pair.forgotten.wal} | proof.count(first, proof.COSTS)
-    tracebacks = {place.name: place.log.read_text(errors="replace").count("Traceback (") for place in stage.places}
+    told = {place.name: without_failures(place.log.read_text(errors="replace")) for place in stage.places}
+    tracebacks = {name: text.count("Traceback (") for name, text in told.items()}
     found = ", ".join(f"{count} in {name}.log" for name, count in tracebacks.items() if count)
     if found:
         result.remarks.append(f"tracebacks: {found}")

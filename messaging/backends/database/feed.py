@@ -25,6 +25,7 @@ from messaging.killpoints import kill_point
 from messaging.models import EmbeddedConnection, EmbeddedMessage, EmbeddedQueue
 from messaging.models.embedded import EmbeddedMessageQuerySet
 from messaging.models.spools import PIECE, Spool
+from messaging.supervising.log_records import about
 
 logger = logging.getLogger("messaging.database")
 
@@ -259,7 +260,8 @@ class Feed:
             try:
                 self._on_delivery(delivery)
             except Exception:
-                logger.exception('A delivery from queue "%s" was not taken and goes back.', delivery.queue)
+                text = 'A delivery from queue "%s" was not taken and goes back.'
+                logger.exception(text, delivery.queue, extra=about(delivery))
                 delivery.requeue()
         if unseen:
             self._messages.free(unseen, self._id, unseen=True)

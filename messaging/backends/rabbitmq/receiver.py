@@ -22,6 +22,7 @@ from messaging.backends.rabbitmq.topology.differences import stream
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable, TopologyError, UnusableQueue
 from messaging.models.spools import Spool
+from messaging.supervising.log_records import about
 
 NO_CHANNEL = (
     'Queue "{}" cannot be consumed from: RabbitMQ allows {} channels on a connection, and each queue takes one, its '
@@ -143,7 +144,8 @@ class RabbitReceiver(Endpoint, Receiver):
         try:
             self._on_delivery(delivery)
         except Exception:  # noqa: BLE001 - it promised not to raise; the message must not hang for that
-            logger.exception('A delivery from queue "%s" was not taken and goes back.', delivery.queue)
+            text = 'A delivery from queue "%s" was not taken and goes back.'
+            logger.exception(text, delivery.queue, extra=about(delivery))
             delivery.requeue()
 
     def fits(self, size: float) -> int:

@@ -18,6 +18,7 @@ from messaging.backends.rabbitmq.frames import Confirm, LosslessConnection, RawP
 from messaging.backends.rabbitmq.logs import logger
 from messaging.conf import AliasSettings
 from messaging.exceptions import BrokerUnavailable, WireError
+from messaging.supervising.log_records import about
 from messaging.wire.envelope import ROW
 from messaging.wire.fields import printable
 from messaging.wire.properties import Properties, prepend_header
@@ -185,12 +186,14 @@ class Lane:
             self._on_stale()
 
     def _on_return(self, _channel: Any, method: Any, properties: RawProperties, _body: bytes) -> None:
-        token = Properties.decode(properties.raw).headers.get(ROW)
+        found = Properties.decode(properties.raw)
+        token = found.headers.get(ROW)
         address = f'exchange "{printable(text(method.exchange))}", routing key "{printable(text(method.routing_key))}"'
         if isinstance(token, str):
             self._returned[token] = f"No queue takes it ({method.reply_code} {text(method.reply_text)}): {address}."
         else:
-            logger.error("The broker returned a message without its %s header: %s.", ROW, address)
+            extra = about(message_id=found.message_id, routing_key=text(method.routing_key))
+            logger.error("The broker returned a message without its %s header: %s.", ROW, address, extra=extra)
 
 
 class RabbitSender(Endpoint, Sender):

@@ -18,7 +18,7 @@ from messaging.checks.databases import require
 from messaging.exceptions import ConfigurationError
 from messaging.management.base import MessagingCommand
 from messaging.management.metrics import add_metrics, check_metrics
-from messaging.monitoring import health
+from messaging.monitoring import health, traces
 from messaging.monitoring.alerts import AlertThread
 from messaging.operations import rehearsals
 from messaging.operations.stored import Runner, run_waiting
@@ -46,6 +46,7 @@ class Command(MessagingCommand):
         process_setup.configure(options["verbosity"])
         serves_metrics = check_metrics(options)
         try:
+            traces.begin()
             relay = Relay(using)
             is_command_line = getattr(self, "_called_from_command_line", False)
             require(relay.settings.databases, shared=is_command_line)
