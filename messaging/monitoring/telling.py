@@ -82,7 +82,7 @@ def headline(content: Content) -> str:
 
 
 def _mail(addresses: list[str], content: Content) -> None:
-    mailers = getattr(mail, "mailers", None)  # from Django 6.1 on, where a site has MAILERS
+    mailers: Any = getattr(mail, "mailers", None)  # from Django 6.1 on, where a site has MAILERS
     is_new = mailers is not None and hasattr(settings, "MAILERS")
     connection: Any = mailers["default"] if is_new else mail.get_connection()
     if getattr(connection, "timeout", SECONDS) is None:  # Django's own waits for ever, unless EMAIL_TIMEOUT is set
