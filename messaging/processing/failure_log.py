@@ -9,13 +9,15 @@ import logging
 from typing import Any
 
 from messaging.models import ProcessedMessage
-from messaging.processing.error_text import without_ours
+from messaging.processing.error_text import describe, without_ours
 from messaging.signals import message_failed, message_retrying
 from messaging.supervising.log_records import about
 from messaging.supervising.repeats import KIND
 from messaging.wire.bodies import one_line
 
 logger = logging.getLogger("messaging.consumer")
+
+CHAIN = 20  # exceptions, each of which led to the one before, that are looked at
 
 
 def connect() -> None:
@@ -45,7 +47,27 @@ def _on_failed(
 
 def _trace(error: BaseException | None) -> Any:
     """As the console shows it: from where the handler's own code begins."""
-    return None if error is None else (type(error), error, without_ours(error.__traceback__))
+    if error is None:
+        return None
+    trace = without_ours(error.__traceback__)
+    if not _is_printable(error):  # the log would lose the line over it
+        error = RuntimeError(one_line(describe(error)))
+    return type(error), error, trace
+
+
+def _is_printable(error: BaseException | None) -> bool:
+    """Whether each text of it, and of what led to it, can be written: half a character cannot."""
+    for _ in range(CHAIN):
+        if error is None:
+            break
+        try:
+            str(error).encode()
+        except UnicodeEncodeError:
+            return False
+        except Exception:  # noqa: S110, BLE001  one without a text is written as such
+            pass
+        error = error.__cause__ or error.__context__
+    return True
 
 
 def _extra(row: ProcessedMessage, attempt: int, round_: int) -> dict[str, Any]:

@@ -53,6 +53,15 @@ def test_a_rejected_message_is_a_line_of_bounded_length(caplog: pytest.LogCaptur
     assert len(line) < 400
 
 
+def test_an_error_that_no_stream_takes_is_told_with_escapes(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(message: ReceivedMessage) -> None:
+        raise ValueError("half a character: " + chr(0xD800))
+
+    process(fails, attempts=1, caplog=caplog)
+    assert caplog.text.encode().decode().count("half a character: \\ud800") == 2, "in the line, and below it"
+    assert "raise ValueError" in caplog.text
+
+
 def test_success_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
     assert process(lambda message: None, attempts=1, caplog=caplog) == []
 
