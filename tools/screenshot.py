@@ -38,6 +38,7 @@ LANGUAGES = ("en", "zh-hans")
 WIDTHS = (1280, 768, 390)
 START_TIMEOUT = 180.0  # seconds; the first start may create the virtual environment
 ROAD_TIMEOUT = 60.0  # seconds until what was ordered has failed or succeeded
+COUNTED = 150.0  # seconds until consumers and relays have written what they have counted
 STOP_TIMEOUT = 60.0
 # A picture does not tell whose machine, and which folder, it was made on.
 RENAMED = ((socket.gethostname(), "web-1"), (str(ROOT), "/srv/shop"))
@@ -87,6 +88,11 @@ class Photographer:
         self.go(f"/admin/messaging/processedmessage/?state={state}")
         return int(self._page.locator("#result_list tbody tr").count())
 
+    def shows(self, path: str, selector: str) -> bool:
+        """Whether a page has an element."""
+        self.go(path)
+        return bool(self._page.locator(selector).count())
+
     def open_first(self) -> None:
         """Open the first message of the list that is shown."""
         self._page.locator("#result_list tbody tr th a").first.click()
@@ -131,11 +137,9 @@ def fill(photographer: Photographer) -> None:
 
 
 def take_pictures(photographer: Photographer) -> None:
-    """The start page, the overview, the queues, what came in, and one message that failed."""
+    """The start page, the queues, what came in, one message that failed, and the overview of it all."""
     photographer.go("/")
     photographer.take("shop")
-    photographer.go("/admin/messaging/")
-    photographer.take("overview")
     photographer.go("/admin/messaging/queuecontrol/")
     photographer.take("queues")
     photographer.go("/admin/messaging/processedmessage/")
@@ -143,6 +147,8 @@ def take_pictures(photographer: Photographer) -> None:
     photographer.go("/admin/messaging/processedmessage/?state=failed")
     photographer.open_first()
     photographer.take("failed")
+    wait_until(lambda: photographer.shows("/admin/messaging/", ".msg-chart"), "what was counted in a minute", COUNTED)
+    photographer.take("overview")
 
 
 def take_all(browser: Any, base: str, signed_in: Any) -> None:
