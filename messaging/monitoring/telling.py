@@ -53,7 +53,7 @@ class Channel:
             _WAYS[self.kind](self.target, content)
         except NotTold:
             raise
-        except Exception as error:  # a mail server's, or whatever the site's own function raises
+        except (Exception, SystemExit) as error:  # a mail server's, or whatever the site's own function raises
             raise NotTold(f"{type(error).__name__}: {one_line(error)}") from error
 
 

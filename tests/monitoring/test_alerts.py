@@ -127,6 +127,27 @@ def test_a_webhook_that_is_down_is_tried_again_for_hours_and_then_given_up(recip
     assert not AlertMessage.objects.exists()
 
 
+def test_a_try_that_kills_its_process_is_not_made_for_ever(recipient: Recipient) -> None:
+    alerts.note(Findings([AWAY]), telling.channels(), home(Alert))
+    for number in range(1, alerts.TRIES + 1):
+        message = alerts._claim(home(Alert))
+        assert message is not None, number
+        assert message.attempts == number
+        later(minutes=3)
+    assert alerts._claim(home(Alert)) is None
+    assert not AlertMessage.objects.exists()
+
+
+def leave(_content: dict[str, Any]) -> None:
+    raise SystemExit(1)
+
+
+def test_a_function_that_leaves_the_process_has_not_told(settings: Any) -> None:
+    settings.MESSAGING_CONSOLE = {"ALERTS": {"call": f"{__name__}.leave"}}
+    assert note(AWAY) == 0
+    assert "SystemExit" in AlertMessage.objects.get().error
+
+
 def test_a_newer_message_takes_the_place_of_one_that_was_not_sent(recipient: Recipient) -> None:
     recipient.status = 503
     note(AWAY)
