@@ -287,6 +287,19 @@ def test_a_broker_that_is_away_is_one_alert(recipient: Recipient, settings: Any)
     assert recipient.events == [("begins", "broker_away")], "sent directly"
 
 
+def test_what_every_worker_says_is_one_alert(recipient: Recipient, settings: Any) -> None:
+    settings.MESSAGING = {"default": {"URL": "database://"}}
+    evaluation._looked_at.clear()
+    for number in range(3):
+        waits = {"kind": "consume", "status": "waiting for the database"}
+        Worker.objects.create(name=f"consumer{number}", host="a", pid=number, **waits)
+        Worker.objects.create(name=f"relay{number}", kind="relay", host="a", pid=number, status="a memory alarm")
+    for number in range(3):
+        Worker.objects.filter(pid=number).update(seen_at=Now())
+        alerts.look(at_once=True)
+    assert sorted(recipient.events) == [("begins", "broker_full"), ("begins", "database_away")]
+
+
 def test_a_reading_never_raises_and_leaves_out_the_embedded_broker_where_that_is_asked(settings: Any) -> None:
     settings.MESSAGING = {
         "default": {"URL": "database://", "QUEUES": {"work": {}}},
