@@ -159,13 +159,18 @@ def _takes_beat(database: str) -> bool:
 
 
 def _begin_again(row: Alert, condition: Condition, told: Sequence[Channel], database: str) -> None:
-    """It was over, and is not. Within an hour of what was last told, people hear nothing of it."""
+    """It was over, and is not. Within an hour of what was last told, people hear nothing of it.
+
+    But for whoever was not told yet that it was over: he hears that it lasts, instead of an end that is none.
+    """
     over = _as_read(row, database)
     values = {**_values(condition), "began_at": Now(), "ended_at": None, "version": F("version") + 1}
     if over.filter(told_at__lte=Now() - AGAIN).update(**values, told_at=Now(), is_told=True):
         _tell(row, BEGINS, condition, told, database)
     else:
-        over.update(**values, is_told=False)
+        unsent = set(_messages(database).filter(alert=row).values_list("channel", flat=True))
+        if over.update(**values, is_told=bool(unsent)):
+            _tell(row, BEGINS, condition, [channel for channel in told if channel.key in unsent], database)
 
 
 def _go_on(row: Alert, condition: Condition, told: Sequence[Channel], database: str) -> None:

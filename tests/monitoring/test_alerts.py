@@ -157,6 +157,16 @@ def test_a_newer_message_takes_the_place_of_one_that_was_not_sent(recipient: Rec
     assert recipient.told[-1]["words"] == AWAY.words
 
 
+def test_nobody_hears_of_an_end_that_is_none(recipient: Recipient) -> None:
+    note(AWAY)
+    recipient.status = 503
+    note()
+    recipient.status = 200
+    assert note(AWAY) == 1
+    assert recipient.events == [("begins", "broker_away"), ("over", "broker_away"), ("begins", "broker_away")]
+    assert note() == 1
+
+
 def test_a_message_that_changes_while_it_is_sent_is_sent_anew(recipient: Recipient) -> None:
     recipient.go_on.clear()
     sender = threading.Thread(target=lambda: (note(AWAY), connections.close_all()))
