@@ -17,7 +17,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db import Error, connections, transaction
+from django.db import InterfaceError, OperationalError, connections, transaction
 from django.db.models import F
 from django.utils.translation import gettext as _
 
@@ -66,7 +66,7 @@ class AlertThread(threading.Thread):
                 close_old()
                 if telling.channels():
                     look()
-            except Error as error:  # who consumes, or relays, says so already
+            except (OperationalError, InterfaceError) as error:  # who consumes, or relays, says so already
                 logger.debug("Alerts wait for a database: %s", one_line(error))
             except Exception:
                 logger.exception("Alerts could not be looked for; it is tried again.")
