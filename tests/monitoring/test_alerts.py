@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -194,6 +195,15 @@ def test_an_answer_is_limited_and_leads_nowhere(recipient: Recipient, answer: di
     error = AlertMessage.objects.get().error
     assert why in error
     assert recipient.url not in error
+
+
+def test_an_url_that_cannot_be_asked_is_not_repeated(settings: Any, tmp_path: Any) -> None:
+    secret = tmp_path / "webhook"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        secret.write_text(f"http://127.0.0.1:{server.getsockname()[1]}/services/SECRET \n")
+        settings.MESSAGING_CONSOLE = {"ALERTS": {"slack": [{"file": str(secret)}]}}
+        assert note(AWAY) == 0
+    assert "characters that no URL has" in AlertMessage.objects.get().error
 
 
 def test_of_many_that_look_at_once_one_writes(recipient: Recipient) -> None:
