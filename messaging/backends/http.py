@@ -7,7 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, InvalidURL
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,8 +48,9 @@ def ask(
     """
     address, deadline = urlsplit(url), time.monotonic() + seconds
     path = f"{address.path}?{address.query}" if address.query else address.path
-    connection: Any = HTTPConnection(address.hostname or "", address.port or (443 if tls else 80))
+    host, port = address.hostname or "", address.port or (443 if tls else 80)
     try:
+        connection: Any = HTTPConnection(host, port)
         with _connect(connection.host, connection.port, deadline, tls) as wire:
             connection.sock = _Timed(wire, deadline)
             connection.request(method, path, body, headers={**headers, "Connection": "close"})
@@ -57,6 +58,8 @@ def ask(
                 return response.status, _body(response, most or MOST)
     except TimeoutError:
         raise NoAnswer(f"no whole answer came within {seconds:g} seconds") from None
+    except InvalidURL:  # whose text has the path
+        raise NoAnswer("its URL has characters that no URL has") from None
     except (OSError, ValueError, HTTPException) as error:
         raise NoAnswer(getattr(error, "strerror", None) or str(error) or type(error).__name__) from None
 

@@ -145,7 +145,7 @@ def _is_webhook(value: Any) -> bool:
     """Whether a value is the URL of a webhook, without a user name, or says where that is."""
     if isinstance(value, Mapping):
         return is_secret(value)
-    if not is_text(value, 2048) or not value.isprintable() or value != value.strip():
+    if not is_text(value, 2048) or not value.isprintable() or any(map(str.isspace, value)):
         return False
     try:
         found = urlsplit(value)

@@ -112,8 +112,8 @@ class Deaths(threading.Thread):
                 if not is_recorded:
                     self._note(death, "another run of its message is under way.")
                 elif death.waits:
-                    text = "The crash of %s is recorded now."
-                    logger.warning(text, death.entry.handler, extra=about(death.entry))
+                    ended = "The crash of %s is recorded now."
+                    logger.warning(ended, death.entry.handler, extra=about(death.entry))
                 return is_recorded
         return False
 

@@ -88,8 +88,12 @@ class Tally:
                 self._numbers[at + 1] = now
 
     def read(self) -> Found:
-        """Everything that was counted or set, whoever counts."""
-        return dict(_read(self._memory))
+        """Everything that was counted or set, whoever counts; where something else has written, what is before that."""
+        found: Found = {}
+        with suppress(ValueError):
+            for key, numbers in _read(self._memory):
+                found[key] = numbers
+        return found
 
     def clear(self) -> None:
         """Forget everything, for another process to count here. Nobody counts now."""
@@ -126,7 +130,8 @@ class Tally:
             return None
         _SERIES.pack_into(self._memory, self._end, len(key), family.size)
         self._memory[self._end + _SERIES.size : first] = key
-        # The numbers are zero already. Whoever dies in between has made none.
+        # Who died here before has made no series, and may have left a longer key.
+        self._memory[first:end] = bytes(end - first)
         self._end = end
         _HEAD.pack_into(self._memory, 0, _MAGIC, end)
         self._places[family, labels] = first // _NUMBER
@@ -175,7 +180,7 @@ def read_folder(folder: Path) -> list[Found]:
     """What all processes have counted that count in a folder. What is no tally is left out."""
     found = []
     for path in sorted(folder.glob(PATTERN.format("*"))):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             found.append(dict(_read(path.read_bytes())))
     return found
 
@@ -227,16 +232,22 @@ def _read(memory: mmap.mmap | bytes) -> Iterator[tuple[Key, tuple[float, ...]]]:
 
 
 def _series(memory: mmap.mmap | bytes) -> Iterator[tuple[Key, int, int]]:
-    """Each series of a metric that this release knows, where its numbers begin, and how many they are."""
+    """Each series of a metric that this release knows, where its numbers begin, and how many they are.
+
+    Raises ValueError where something else has written there.
+    """
     if len(memory) < SIZE:
         return
     magic, end = _HEAD.unpack_from(memory)
     at = _HEAD.size
     while magic == _MAGIC and at < min(end, SIZE):
-        length, size = _SERIES.unpack_from(memory, at)
-        first = at + _SERIES.size + length
-        name, *labels = json.loads(memory[at + _SERIES.size : first].decode())
-        family = BY_NAME.get(name)
+        try:
+            length, size = _SERIES.unpack_from(memory, at)
+            first = at + _SERIES.size + length
+            name, *labels = json.loads(memory[at + _SERIES.size : first].decode())
+            family = BY_NAME.get(name)
+        except (struct.error, TypeError) as error:
+            raise ValueError("It is no tally.") from error
         if family is not None and family.size == size and len(family.labels) == len(labels):
             yield (name, tuple(labels)), first, size
         at = first + size * _NUMBER

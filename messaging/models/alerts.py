@@ -44,8 +44,9 @@ class Alert(models.Model):
 class AlertMessage(models.Model):
     """What one recipient is still to be told of an alert. Written in the transaction that changes the alert.
 
-    Whoever sends it pushes `due_at` into the future under a token of its own: if that process dies, it is due again. A
-    newer message of the same alert takes its place. The row goes once it is sent, or was tried often enough.
+    Whoever sends it counts a try, and pushes `due_at` into the future under a token of its own: if that process dies,
+    it is due again. A newer message of the same alert takes its place. The row goes once it is sent, or was tried often
+    enough.
     """
 
     alert = models.ForeignKey(Alert, on_delete=models.CASCADE, related_name="message_set")

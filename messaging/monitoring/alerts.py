@@ -2,7 +2,8 @@
 
 What is to be told is a row for each recipient, written in the transaction that notes it in the alert's own row. Both
 are changed by comparing first, so that of many processes one writes, and one sends. Killed before it was sent, a
-message is due again; killed after, it is sent twice.
+message is due again; killed after, it is sent twice. A try counts as it begins: one that kills its process, or never
+ends, is not made for ever.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db import Error, connections, transaction
+from django.db import InterfaceError, OperationalError, connections, transaction
 from django.db.models import F
 from django.utils.translation import gettext as _
 
@@ -65,7 +66,7 @@ class AlertThread(threading.Thread):
                 close_old()
                 if telling.channels():
                     look()
-            except Error as error:  # who consumes, or relays, says so already
+            except (OperationalError, InterfaceError) as error:  # who consumes, or relays, says so already
                 logger.debug("Alerts wait for a database: %s", one_line(error))
             except Exception:
                 logger.exception("Alerts could not be looked for; it is tried again.")
@@ -158,13 +159,18 @@ def _takes_beat(database: str) -> bool:
 
 
 def _begin_again(row: Alert, condition: Condition, told: Sequence[Channel], database: str) -> None:
-    """It was over, and is not. Within an hour of what was last told, people hear nothing of it."""
+    """It was over, and is not. Within an hour of what was last told, people hear nothing of it.
+
+    But for whoever was not told yet that it was over: he hears that it lasts, instead of an end that is none.
+    """
     over = _as_read(row, database)
     values = {**_values(condition), "began_at": Now(), "ended_at": None, "version": F("version") + 1}
     if over.filter(told_at__lte=Now() - AGAIN).update(**values, told_at=Now(), is_told=True):
         _tell(row, BEGINS, condition, told, database)
     else:
-        over.update(**values, is_told=False)
+        unsent = set(_messages(database).filter(alert=row).values_list("channel", flat=True))
+        if over.update(**values, is_told=bool(unsent)):
+            _tell(row, BEGINS, condition, [channel for channel in told if channel.key in unsent], database)
 
 
 def _go_on(row: Alert, condition: Condition, told: Sequence[Channel], database: str) -> None:
@@ -198,9 +204,14 @@ def _claim(database: str) -> AlertMessage | None:
     """Take the message that has been due for longest; None where none is."""
     due = AlertMessage.objects.using(database).filter(due_at__lte=Now())
     while (message := due.order_by("due_at", "pk").first()) is not None:
+        as_read = due.filter(pk=message.pk, token=message.token, attempts=message.attempts)
+        if message.attempts >= TRIES:  # whoever tried the last time did not survive it
+            if as_read.delete()[0]:
+                _give_up(message, "nobody came back from sending it")
+            continue
         token = uuid.uuid4()
-        if due.filter(pk=message.pk, token=message.token).update(token=token, due_at=Now() + LEASE):
-            message.token = token
+        if as_read.update(token=token, due_at=Now() + LEASE, attempts=F("attempts") + 1):
+            message.token, message.attempts = token, message.attempts + 1
             return message
     return None
 
@@ -220,16 +231,23 @@ def _send(message: AlertMessage, told: dict[str, Channel], database: str) -> boo
 
 
 def _put_off(message: AlertMessage, mine: Any, problem: str) -> None:
-    tries = message.attempts + 1
-    text = "An alert could not be told to %s (%s), try %d: %s"
-    what = one_line(message.content.get("words", ""))
-    if tries >= TRIES:
-        logger.error("It is given up: %s", text % (message.channel, what, tries, problem))
+    if message.attempts >= TRIES:
         mine.delete()
+        _give_up(message, problem)
         return
-    logger.warning(text, message.channel, what, tries, problem)
-    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**message.attempts) * random.uniform(0.75, 1.0)
-    mine.update(token=None, due_at=Now() + timedelta(seconds=pause), attempts=tries, error=storable(problem))
+    text = "An alert could not be told to %s (%s), try %d: %s"
+    logger.warning(text, message.channel, _words(message), message.attempts, problem)
+    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (message.attempts - 1)) * random.uniform(0.75, 1.0)
+    mine.update(token=None, due_at=Now() + timedelta(seconds=pause), error=storable(problem))
+
+
+def _give_up(message: AlertMessage, problem: str) -> None:
+    text = "It is given up: an alert could not be told to %s (%s), try %d: %s"
+    logger.error(text, message.channel, _words(message), message.attempts, problem)
+
+
+def _words(message: AlertMessage) -> str:
+    return one_line(message.content.get("words", ""))
 
 
 def _values(condition: Condition) -> dict[str, str]:

@@ -6,9 +6,9 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from django.db import Error, connections, models, router
+from django.db import Error, connections, models, router, transaction
 
 from messaging import conf
 from messaging.exceptions import ConfigurationError
@@ -21,6 +21,7 @@ LEFT_ALONE = 10.0  # seconds for which a database that could not be read is not 
 
 _away: dict[str, float] = {}  # until when
 _Told = TypeVar("_Told")
+_View = TypeVar("_View", bound=Callable[..., Any])
 
 
 def home(model: type[models.Model] = PublishedMessage) -> str:
@@ -59,6 +60,13 @@ def ask_each(ask: Callable[[str], _Told], databases: Iterable[str] | None = None
 def is_away(database: str) -> bool:
     """Whether it could not be read a moment ago."""
     return time.monotonic() < _away.get(database, 0.0)
+
+
+def outside_transactions(view: _View) -> _View:
+    """A view for which no database is asked for a transaction, whatever `ATOMIC_REQUESTS` says: it may be away."""
+    for database in connections.settings:
+        transaction.non_atomic_requests(using=database)(view)
+    return view
 
 
 class _Unreadable(Exception):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -62,7 +62,7 @@ def evaluate() -> Findings:
     reading = depths.read()
     now = snapshot.read(reading.ready)
     ending, unseen = certificates()
-    found = [*unreached(now, reading), *new_failures(), *conditions(now), *ending]
+    found = [*unreached(now, reading), *new_failures(), *_of_all_workers(now), *ending]
     unknown = {(kind, "") for kind in OF_TABLES} if now.away else set()
     unknown |= {("not_consumed", queue) for alias in reading.away for queue in depths.queues_of(alias)}
     unknown |= {("certificate", subject) for subject in unseen}
@@ -80,6 +80,18 @@ def unreached(now: Snapshot, reading: depths.Reading) -> Iterator[Condition]:
         fix = _("Check that the broker runs, then start consumers and relays.")
         told = words % {"alias": alias, "reason": reading.away.get(alias, "")}
         yield Condition("broker_away", "critical", alias, told, fix, "worker/", alias=alias)
+
+
+def _of_all_workers(now: Snapshot) -> Iterator[Condition]:
+    """What is wrong, whichever worker says so: all do, and who was seen last is another each time."""
+    workers = {worker.name for worker in now.workers}
+    told = set()
+    for one in conditions(now):
+        if one.subject not in workers:
+            yield one
+        elif (one.name, one.alias) not in told:
+            told.add((one.name, one.alias))
+            yield replace(one, subject=one.alias)
 
 
 # Failure groups

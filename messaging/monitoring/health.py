@@ -147,7 +147,7 @@ class _Asking(threading.Thread):
         """The question with this name, which is asked now unless it is already."""
         with cls._guard:
             asking = cls._under_way.get(key)
-            if asking is None:
+            if asking is None or not asking.is_alive():  # as in a process that was forked meanwhile
                 asking = cls._under_way[key] = cls(key, ask)
                 asking.start()
         return asking
@@ -160,7 +160,8 @@ class _Asking(threading.Thread):
         finally:
             connections.close_all()  # of this thread
             with self._guard:
-                self._under_way.pop(self._key, None)
+                if self._under_way.get(self._key) is self:
+                    del self._under_way[self._key]
 
     def told(self, seconds: float) -> Any:
         """The answer, or the exception instead; None where none comes within so many seconds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, JsonResponse
 from django.utils.crypto import constant_time_compare
 from django.views.decorators.cache import never_cache
@@ -13,8 +14,11 @@ from django.views.decorators.http import require_safe
 from messaging import conf
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
 from messaging.monitoring import health
+from messaging.monitoring.databases import outside_transactions
 
 
+@login_not_required
+@outside_transactions
 @never_cache
 @require_safe
 def live(_request: HttpRequest) -> JsonResponse:
@@ -22,6 +26,8 @@ def live(_request: HttpRequest) -> JsonResponse:
     return JsonResponse({"status": "ok"})
 
 
+@login_not_required
+@outside_transactions
 @never_cache
 @require_safe
 def ready(request: HttpRequest) -> JsonResponse:
@@ -38,6 +44,7 @@ def ready(request: HttpRequest) -> JsonResponse:
     return JsonResponse(answer, status=200 if status == "ok" else 503)
 
 
+@outside_transactions
 @never_cache
 @require_safe
 def details(_request: HttpRequest) -> JsonResponse:

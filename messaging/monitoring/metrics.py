@@ -127,7 +127,7 @@ def start(tally: Tally | None = None) -> Counting:
             `PROMETHEUS_MULTIPROC_DIR` names, else in memory of its own.
     """
     global _counting
-    if _counting is None:
+    if _counting is None and hasattr(os, "register_at_fork"):  # Windows does not fork
         os.register_at_fork(after_in_child=_after_fork)
     # What a handler forks is no child of the supervisor's: nobody asks it.
     _counting = Counting(_own, None) if tally is None else Counting(Tally, tally)
@@ -250,7 +250,7 @@ def _own() -> Tally:
     if folder is not None:
         try:
             return open_in(folder)
-        except OSError as error:
+        except (OSError, ImportError) as error:  # Windows has no locks of that kind
             logger.warning("Metrics of this process are not added up with others: %s", one_line(error))
     return Tally()
 

@@ -53,7 +53,7 @@ class Channel:
             _WAYS[self.kind](self.target, content)
         except NotTold:
             raise
-        except Exception as error:  # a mail server's, or whatever the site's own function raises
+        except (Exception, SystemExit) as error:  # a mail server's, or whatever the site's own function raises
             raise NotTold(f"{type(error).__name__}: {one_line(error)}") from error
 
 
@@ -82,9 +82,8 @@ def headline(content: Content) -> str:
 
 
 def _mail(addresses: list[str], content: Content) -> None:
-    mailers: Any = getattr(mail, "mailers", None)  # from Django 6.1 on, where a site has MAILERS
-    is_new = mailers is not None and hasattr(settings, "MAILERS")
-    connection: Any = mailers["default"] if is_new else mail.get_connection()
+    mailers: Any = getattr(mail, "mailers", None)  # from Django 6.1 on, whether or not a site has MAILERS
+    connection: Any = mail.get_connection() if mailers is None else mailers["default"]
     if getattr(connection, "timeout", SECONDS) is None:  # Django's own waits for ever, unless EMAIL_TIMEOUT is set
         connection.timeout = SECONDS
     facts = [
@@ -93,10 +92,8 @@ def _mail(addresses: list[str], content: Content) -> None:
         "",
         *(f"{name}: {content[name]}" for name in _FACTS if content.get(name)),
     ]
-    message = mail.EmailMessage(
-        headline(content), "\n".join(facts), settings.DEFAULT_FROM_EMAIL, addresses, connection=connection
-    )
-    if not message.send():
+    message = mail.EmailMessage(headline(content), "\n".join(facts), settings.DEFAULT_FROM_EMAIL, addresses)
+    if not connection.send_messages([message]):
         raise NotTold("no mail was sent")
 
 

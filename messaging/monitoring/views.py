@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from django.contrib.auth.decorators import login_not_required
-from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseNotFound
 from django.utils.crypto import constant_time_compare
 from django.views.decorators.cache import never_cache
@@ -11,6 +10,7 @@ from django.views.decorators.http import require_safe
 
 from messaging import conf
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
+from messaging.monitoring.databases import outside_transactions
 
 TEXT = "text/plain; charset=utf-8"
 
@@ -18,7 +18,7 @@ TEXT = "text/plain; charset=utf-8"
 @require_safe
 @never_cache
 @login_not_required
-@transaction.non_atomic_requests
+@outside_transactions
 def metrics(request: HttpRequest) -> HttpResponse:
     """Every metric that this process can tell, for whoever asks: put a decorator of your own around it."""
     from messaging.metrics import exposition  # where metrics are asked for
@@ -34,7 +34,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
 
 
 @login_not_required
-@transaction.non_atomic_requests
+@outside_transactions
 def metrics_with_token(request: HttpRequest) -> HttpResponse:
     """The same for who knows `MESSAGING_METRICS["TOKEN"]`; without that setting it is as if nothing were here."""
     try:

@@ -260,11 +260,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if options.hand_over_lines:
         supervisor.hand_over_lines()
-    if options.site is not None:
-        supervisor.show_state(options.alias, options.site)
     _make_room_for_files(options.slots)
     if counts is not None and not _serve_metrics(counts.read, options.metrics_host, options.metrics_port):
         return 1
+    if options.site is not None:
+        supervisor.show_state(options.alias, options.site)
     return supervisor.run()
 
 

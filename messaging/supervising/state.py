@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -25,11 +26,14 @@ SHARED_MEMORY = "/dev/shm"  # noqa: S108  ours within it is checked; writable in
 EVERY = 1.0  # seconds between two writings
 ROOM, ROOM_FOR_EACH = 2048, 1024  # bytes, and for each child
 FORGOTTEN = 86400.0  # seconds after which nobody asks any more what became of a process
+UNFINISHED = 60.0  # seconds that a process may take to make its file
 NO_FOLDER = (
     "No folder takes the file that says how this process does, so manage.py messaging_health cannot tell: let "
     f"{VARIABLE} name one that can be written to."
 )
 _HEAD = 18  # bytes: length and checksum
+_ENDING, _NEW = ".state", ".new"  # of the names of files, and of those of unfinished ones behind that
+_NAME = re.compile(rf"[a-z]+-\d+-[0-9a-f]{{8}}{re.escape(_ENDING)}(?P<new>{re.escape(_NEW)})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +100,10 @@ class StateFile:
         now = time.monotonic()
         self._due = now + EVERY
         text = json.dumps({**self._facts, **facts, "at": now}).encode()
+        record = b"%08x %08x\n" % (len(text), zlib.crc32(text)) + text
         try:
-            os.pwrite(self._fd, b"%08x %08x\n" % (len(text), zlib.crc32(text)) + text, 0)
+            if os.pwrite(self._fd, record, 0) < len(record):
+                self.close()
         except OSError:
             self.close()
 
@@ -175,32 +181,49 @@ def _make(folder: str) -> None:
 
 
 def _create(folder: str, kind: str, size: int) -> tuple[int, str]:
-    """A new file, locked, with room in it. Its number is not enough for a name: containers may share the folder."""
-    path = os.path.join(folder, f"{kind}-{os.getpid()}-{secrets.token_hex(4)}.state")
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    """A new file, locked, with room in it. Its number is not enough for a name: containers may share the folder.
+
+    Nobody sees it before it is locked: whoever reads it takes the lock for a moment.
+    """
+    path = os.path.join(folder, f"{kind}-{os.getpid()}-{secrets.token_hex(4)}{_ENDING}")
+    fd = os.open(path + _NEW, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.pwrite(fd, bytes(size), 0) < size:
             raise OSError("There is no room.")
+        os.rename(path + _NEW, path)
     except OSError:
         os.close(fd)
-        os.unlink(path)
+        with suppress(FileNotFoundError):
+            os.unlink(path + _NEW)
         raise
     return fd, path
 
 
 def _sweep(folder: str, facts: Mapping[str, Any]) -> None:
-    """Remove what the dead of the same kind have left, whom this process follows."""
+    """Remove what the dead of the same kind have left, whom this process follows, and what tells nobody anything."""
     same = ("site", "kind", "alias")
-    for state in _states(folder):
-        if not state.lives and all(state.facts.get(name) == facts[name] for name in same):
-            with suppress(OSError):
-                os.unlink(state.path)
+    others = (state for state in _states(folder) if any(state.facts.get(name) != facts[name] for name in same))
+    kept = {state.path for state in others}
+    for name in filter(None, map(_NAME.fullmatch, os.listdir(folder))):
+        path = os.path.join(folder, name[0])
+        with suppress(OSError):
+            is_unfinished = name["new"] and time.time() - os.stat(path).st_mtime < UNFINISHED
+            if path not in kept and not is_unfinished and not _is_held(path):
+                os.unlink(path)
+
+
+def _is_held(path: str) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return _is_locked(fd)
+    finally:
+        os.close(fd)
 
 
 def _states(folder: str) -> Iterator[State]:
     try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".state"))
+        names = sorted(name for name in os.listdir(folder) if name.endswith(_ENDING))
     except OSError:
         return
     for name in names:

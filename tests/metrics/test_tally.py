@@ -184,3 +184,22 @@ def test_series_of_another_release_are_left_alone() -> None:
     own._memory[own._end + 8 : own._end + 8 + len(key)] = key
     struct.pack_into("<8sQ", own._memory, 0, b"DDMSUM01", own._end + 8 + len(key) + 8)
     assert own.read() == before
+
+
+def test_what_was_damaged_stops_nobody(tmp_path: Path) -> None:
+    own = Tally()
+    own.add(PROCESSED, BILLING)
+    at = own._end
+    own.add(FAILED, BILLING)
+    own._memory[at + 8 : at + 12] = b"\xff\xff\xff\xff"
+    assert own.read() == {(PROCESSED.name, BILLING): (1.0,)}
+    (tmp_path / "messaging-damaged.tally").write_bytes(own._memory[:])
+    assert read_folder(tmp_path) == []
+    assert open_in(tmp_path).read() == {}, "it counts elsewhere"
+
+
+def test_who_died_while_it_made_a_series_leaves_nothing_in_the_next() -> None:
+    own = Tally()
+    own._memory[own._end + 8 : own._end + 200] = b"x" * 192
+    own.add(FAILED, BILLING)
+    assert own.read() == {(FAILED.name, BILLING): (1.0,)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -127,6 +128,27 @@ def test_a_webhook_that_is_down_is_tried_again_for_hours_and_then_given_up(recip
     assert not AlertMessage.objects.exists()
 
 
+def test_a_try_that_kills_its_process_is_not_made_for_ever(recipient: Recipient) -> None:
+    alerts.note(Findings([AWAY]), telling.channels(), home(Alert))
+    for number in range(1, alerts.TRIES + 1):
+        message = alerts._claim(home(Alert))
+        assert message is not None, number
+        assert message.attempts == number
+        later(minutes=3)
+    assert alerts._claim(home(Alert)) is None
+    assert not AlertMessage.objects.exists()
+
+
+def leave(_content: dict[str, Any]) -> None:
+    raise SystemExit(1)
+
+
+def test_a_function_that_leaves_the_process_has_not_told(settings: Any) -> None:
+    settings.MESSAGING_CONSOLE = {"ALERTS": {"call": f"{__name__}.leave"}}
+    assert note(AWAY) == 0
+    assert "SystemExit" in AlertMessage.objects.get().error
+
+
 def test_a_newer_message_takes_the_place_of_one_that_was_not_sent(recipient: Recipient) -> None:
     recipient.status = 503
     note(AWAY)
@@ -134,6 +156,16 @@ def test_a_newer_message_takes_the_place_of_one_that_was_not_sent(recipient: Rec
     assert note() == 1
     assert recipient.events == [("begins", "broker_away"), ("over", "broker_away")]
     assert recipient.told[-1]["words"] == AWAY.words
+
+
+def test_nobody_hears_of_an_end_that_is_none(recipient: Recipient) -> None:
+    note(AWAY)
+    recipient.status = 503
+    note()
+    recipient.status = 200
+    assert note(AWAY) == 1
+    assert recipient.events == [("begins", "broker_away"), ("over", "broker_away"), ("begins", "broker_away")]
+    assert note() == 1
 
 
 def test_a_message_that_changes_while_it_is_sent_is_sent_anew(recipient: Recipient) -> None:
@@ -163,6 +195,15 @@ def test_an_answer_is_limited_and_leads_nowhere(recipient: Recipient, answer: di
     error = AlertMessage.objects.get().error
     assert why in error
     assert recipient.url not in error
+
+
+def test_an_url_that_cannot_be_asked_is_not_repeated(settings: Any, tmp_path: Any) -> None:
+    secret = tmp_path / "webhook"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        secret.write_text(f"http://127.0.0.1:{server.getsockname()[1]}/services/SECRET \n")
+        settings.MESSAGING_CONSOLE = {"ALERTS": {"slack": [{"file": str(secret)}]}}
+        assert note(AWAY) == 0
+    assert "characters that no URL has" in AlertMessage.objects.get().error
 
 
 def test_of_many_that_look_at_once_one_writes(recipient: Recipient) -> None:
@@ -264,6 +305,19 @@ def test_a_broker_that_is_away_is_one_alert(recipient: Recipient, settings: Any)
     assert "Connection refused" in told.words
     alerts.look(at_once=True)
     assert recipient.events == [("begins", "broker_away")], "sent directly"
+
+
+def test_what_every_worker_says_is_one_alert(recipient: Recipient, settings: Any) -> None:
+    settings.MESSAGING = {"default": {"URL": "database://"}}
+    evaluation._looked_at.clear()
+    for number in range(3):
+        waits = {"kind": "consume", "status": "waiting for the database"}
+        Worker.objects.create(name=f"consumer{number}", host="a", pid=number, **waits)
+        Worker.objects.create(name=f"relay{number}", kind="relay", host="a", pid=number, status="a memory alarm")
+    for number in range(3):
+        Worker.objects.filter(pid=number).update(seen_at=Now())
+        alerts.look(at_once=True)
+    assert sorted(recipient.events) == [("begins", "broker_full"), ("begins", "database_away")]
 
 
 def test_a_reading_never_raises_and_leaves_out_the_embedded_broker_where_that_is_asked(settings: Any) -> None:

@@ -186,6 +186,14 @@ def test_a_database_that_says_nothing_is_not_waited_for(client: Client) -> None:
     assert client.get("/messaging/health/live/").json() == {"status": "ok"}
 
 
+def test_a_probe_neither_logs_in_nor_opens_a_transaction(
+    client: Client, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
+    monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", True)
+    assert client.get("/messaging/health/live/").json() == {"status": "ok"}, "no database may be asked"
+
+
 @pytest.mark.django_db(transaction=True)
 def test_details_take_the_sites_token(client: Client, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "SECONDS", 30.0)

@@ -65,3 +65,20 @@ def test_its_file_goes_with_it_unless_it_is_killed(tmp_path: Path, monkeypatch: 
         second.terminate()
         second.wait(60)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_process_left_before_it_said_anything_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(state.VARIABLE, str(tmp_path))
+    (tmp_path / "consumer-1-0a1b2c3d.state").write_bytes(bytes(64))
+    (tmp_path / "consumer-2-0a1b2c3d.state.new").write_bytes(b"")
+    (tmp_path / "somebody-elses.state").write_bytes(b"")
+    other = state.StateFile.create("consumer", "default", "another")
+    assert other is not None
+    monkeypatch.setattr(state, "UNFINISHED", -1.0)
+    own = state.StateFile.create("consumer", "default", "here")
+    assert own is not None
+    other.write({})
+    assert [one.facts["site"] for one in states("another")] == ["another"], "one that lives stays, whatever it says"
+    own.close()
+    other.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["somebody-elses.state"]

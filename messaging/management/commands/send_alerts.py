@@ -8,10 +8,11 @@ from typing import Any
 from django.core.management.base import CommandError
 from django.db import Error as DatabaseError
 
+from messaging.db.patience import bound_here
 from messaging.management.base import MessagingCommand
 from messaging.models import Alert
 from messaging.monitoring import alerts, health, telling, unrecorded
-from messaging.monitoring.databases import home
+from messaging.monitoring.databases import home, known
 from messaging.monitoring.evaluation import evaluate
 from messaging.monitoring.telling import Channel
 from messaging.wire.bodies import one_line
@@ -42,6 +43,8 @@ class Command(MessagingCommand):
             self._report(alerts.test(told))
             return
         is_up = health.answers(home(Alert), SECONDS)
+        for database in known():  # one that falls silent meanwhile is not waited for until the next run
+            bound_here(database, alerts.PATIENCE)
         try:
             if is_up and dry_run:
                 self._show()
