@@ -1,5 +1,7 @@
 """URLs of the tests: the admin, and a view that saves and publishes."""
 
+from importlib.util import find_spec
+
 from django.contrib import admin
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
@@ -17,8 +19,6 @@ def place_order(request: HttpRequest) -> HttpResponse:
     return HttpResponse("placed")
 
 
-urlpatterns = [
-    path("admin/", admin.site.urls),
-    path("order/", place_order),
-    path("messaging/", include("messaging.monitoring.urls")),
-]
+urlpatterns = [path("admin/", admin.site.urls), path("order/", place_order)]
+if find_spec("messaging.monitoring.urls"):  # which the release before lacks
+    urlpatterns.append(path("messaging/", include("messaging.monitoring.urls")))

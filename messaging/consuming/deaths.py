@@ -105,15 +105,15 @@ class Deaths(threading.Thread):
                 self._note(death, str(trouble))
                 self._stopping.wait(PAUSE)
             except Exception:
-                text = "The crash of %s could not be recorded."
-                logger.exception(text, death.entry.handler, extra=about(death.entry))
+                facts = about(death.entry)
+                logger.exception("The crash of %s could not be recorded.", death.entry.handler, extra=facts)
                 return True
             else:
                 if not is_recorded:
                     self._note(death, "another run of its message is under way.")
                 elif death.waits:
-                    ended = "The crash of %s is recorded now."
-                    logger.warning(ended, death.entry.handler, extra=about(death.entry))
+                    facts = about(death.entry)
+                    logger.warning("The crash of %s is recorded now.", death.entry.handler, extra=facts)
                 return is_recorded
         return False
 

@@ -139,7 +139,7 @@ def run(plan: Plan, *, relay: bool, reload: bool) -> int:
         threading.Thread(target=_report_files, args=(control,), name="messaging-files", daemon=True).start()
     forks.watch(control)
     repeats.limit()
-    traces.begin()
+    traces.look()
     give_back_large()
     _keep_connections()
     name = f"{socket.gethostname()[:150]}:{os.getpid()}:{secrets.token_hex(2)}"

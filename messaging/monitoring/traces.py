@@ -7,6 +7,7 @@ a worker begins, with the first connection to a database, and with each request.
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,27 @@ from messaging import signals
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
+logger = logging.getLogger("messaging.traces")
+
 API = "opentelemetry.trace"
 
 
 def watch() -> None:
     """Look for a tracer provider now, and later as long as there is none."""
-    if not begin():
-        request_started.connect(_on_request, dispatch_uid=__name__)
-        connection_created.connect(_on_connection, dispatch_uid=__name__)
+    if look():
+        return
+    request_started.connect(_on_request, dispatch_uid=__name__)
+    connection_created.connect(_on_connection, dispatch_uid=__name__)
+
+
+def look() -> bool:
+    """Look for one now. Returns whether that need not be done again: nothing else fails because of what is found."""
+    try:
+        return begin()
+    except Exception:
+        request_started.disconnect(dispatch_uid=__name__)
+        logger.warning("No spans are made: OpenTelemetry cannot be used.", exc_info=True)
+        return True
 
 
 def begin(provider: TracerProvider | None = None) -> bool:
@@ -48,9 +62,10 @@ def begin(provider: TracerProvider | None = None) -> bool:
             return False
     from messaging.monitoring import spans
 
+    made = spans.Spans(provider)
     signals.message_retrying.connect(spans.note_failure, dispatch_uid=__name__)
     signals.message_failed.connect(spans.note_failure, dispatch_uid=__name__)
-    signals.tracing = spans.Spans(provider)
+    signals.tracing = made
     request_started.disconnect(dispatch_uid=__name__)
     return True
 
@@ -63,10 +78,10 @@ def end() -> None:
 
 
 def _on_request(**_facts: Any) -> None:
-    begin()
+    look()
 
 
 def _on_connection(**_facts: Any) -> None:
     """Once: some sites make a connection for each message."""
     connection_created.disconnect(dispatch_uid=__name__)
-    begin()
+    look()

@@ -430,3 +430,13 @@ def test_nothing_is_imported_before_there_is_a_tracer_provider(before: str, afte
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert (done.stdout.strip(), done.stderr) == (said, "")
+
+
+def test_a_provider_that_cannot_be_used_is_told_and_keeps_no_connection_from_being_made() -> None:
+    code = NOTHING.format(before="", after="from opentelemetry import trace; trace._TRACER_PROVIDER = object()")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout.strip() == "False True True"
+    assert done.stderr.startswith("No spans are made: ")
+    assert done.stderr.count("Traceback") == 1

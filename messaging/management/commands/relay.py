@@ -46,7 +46,7 @@ class Command(MessagingCommand):
         process_setup.configure(options["verbosity"])
         serves_metrics = check_metrics(options)
         try:
-            traces.begin()
+            traces.look()
             relay = Relay(using)
             is_command_line = getattr(self, "_called_from_command_line", False)
             require(relay.settings.databases, shared=is_command_line)
