@@ -22,6 +22,7 @@ TOLD = "how long a run took, which decides nothing"
 STORED = "which messages an operation is about, and how far it is; to each message it does what its verb does"
 REHEARSED = "what became of a rehearsal: its handler's work is rolled back, and no row of a message changes"
 COUNTED = "how many messages ended how, for charts; it decides nothing"
+ALERTED = "what people are told of; it decides nothing"
 GROUPED = "what failures have in common, told to people; it decides nothing"
 OUTSIDE = {
     "messaging.monitoring.failure_groups._end_silence": GROUPED,
@@ -30,6 +31,18 @@ OUTSIDE = {
     "messaging.monitoring.failure_groups.prune": GROUPED,
     "messaging.monitoring.failure_groups.write": GROUPED,
     "messaging.operations.failure_groups._change": GROUPED,
+    "messaging.supervising.__main__.Supervisor.show_state": "creates a file, no row",
+    "messaging.supervising.counts.Place.__init__": "creates shared memory, no row",
+    "messaging.monitoring.alerts._begin_again": ALERTED,
+    "messaging.monitoring.alerts._claim": ALERTED,
+    "messaging.monitoring.alerts._end": ALERTED,
+    "messaging.monitoring.alerts._go_on": ALERTED,
+    "messaging.monitoring.alerts._put_off": ALERTED,
+    "messaging.monitoring.alerts._send": ALERTED,
+    "messaging.monitoring.alerts._takes_beat": ALERTED,
+    "messaging.monitoring.alerts._tell": ALERTED,
+    "messaging.monitoring.alerts.note": ALERTED,
+    "messaging.monitoring.alerts.prune": ALERTED,
     "messaging.operations.failure_groups.act_on": STORED,
     "messaging.backends.database.DatabaseBroker.purge_and_delete": "for tests",
     "messaging.backends.database.catalog._declare_queue": BROKER,
