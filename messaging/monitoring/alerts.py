@@ -12,8 +12,8 @@ import logging
 import random
 import threading
 import uuid
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -92,23 +92,13 @@ def note(findings: Findings, told: Sequence[Channel], database: str) -> None:
     """Write what has begun, goes on and is over since the last look, and what is to be told of it."""
     rows = {(row.kind, row.subject): row for row in _rows(database).exclude(kind=Alert.BEAT)}
     for condition in findings.wrong:
-        kind, subject = _key(condition)
-        with transaction.atomic(using=database):
-            row = rows.get((kind, subject))
-            if row is None:
-                row, is_new = _rows(database).get_or_create(
-                    kind=kind, subject=subject, defaults={**_values(condition), "told_at": Now(), "is_told": True}
-                )
-                if is_new:
-                    _tell(row, BEGINS, condition, told, database)
-            elif row.ended_at is not None:
-                _begin_again(row, condition, told, database)
-            else:
-                _go_on(row, condition, told, database)
+        with _apart_from_others(_key(condition)):
+            _note(condition, rows.get(_key(condition)), told, database)
     lasting = {_key(condition) for condition in (*findings.wrong, *findings.follows)}
     for key, row in rows.items():
         if row.ended_at is None and key not in lasting and not findings.is_unknown(*key):
-            _end(row, told, database)
+            with _apart_from_others(key):
+                _end(row, told, database)
 
 
 def send_due(told: Sequence[Channel], database: str) -> int:
@@ -156,6 +146,31 @@ def _takes_beat(database: str) -> bool:
         return False
     _row, is_new = _rows(database).get_or_create(**own, defaults={"told_at": Now()})
     return bool(is_new)
+
+
+@contextmanager
+def _apart_from_others(key: tuple[str, str]) -> Iterator[None]:
+    """Let an alert that cannot be written keep no other one from being told. A database that is away still raises."""
+    try:
+        yield
+    except (OperationalError, InterfaceError):
+        raise
+    except Exception:
+        logger.exception("The alert %s could not be written; the others are.", one_line(" ".join(key)))
+
+
+def _note(condition: Condition, row: Any, told: Sequence[Channel], database: str) -> None:
+    kind, subject = _key(condition)
+    with transaction.atomic(using=database):
+        if row is None:
+            values = {**_values(condition), "told_at": Now(), "is_told": True}
+            row, is_new = _rows(database).get_or_create(kind=kind, subject=subject, defaults=values)
+            if is_new:
+                _tell(row, BEGINS, condition, told, database)
+        elif row.ended_at is not None:
+            _begin_again(row, condition, told, database)
+        else:
+            _go_on(row, condition, told, database)
 
 
 def _begin_again(row: Alert, condition: Condition, told: Sequence[Channel], database: str) -> None:

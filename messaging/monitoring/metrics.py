@@ -239,10 +239,14 @@ _last: tuple[float, Iterable[Gauge]] = (-FRESH, ())
 
 def _fresh_gauges() -> Iterable[Gauge]:
     global _last
-    with _guard:  # of several that ask at once, one looks
+    if not _guard.acquire(timeout=FRESH):  # of several that ask at once, one looks, as long as that may take
+        return _last[1]
+    try:
         if time.monotonic() - _last[0] >= FRESH:
             _last = time.monotonic(), gauges()
         return _last[1]
+    finally:
+        _guard.release()
 
 
 def _own() -> Tally:

@@ -102,10 +102,20 @@ class StateFile:
         text = json.dumps({**self._facts, **facts, "at": now}).encode()
         record = b"%08x %08x\n" % (len(text), zlib.crc32(text)) + text
         try:
+            if not os.fstat(self._fd).st_nlink:
+                self._make_another()
             if os.pwrite(self._fd, record, 0) < len(record):
                 self.close()
         except OSError:
             self.close()
+
+    def _make_another(self) -> None:
+        """Somebody has tidied up: without a file this process would be missed. Raises OSError."""
+        folder = os.path.dirname(self._path)
+        _make(folder)
+        fd, path = _create(folder, str(self._facts["kind"]), os.fstat(self._fd).st_size)
+        os.close(self._fd)
+        self._fd, self._path = fd, path
 
     def close(self) -> None:
         """This process ends in order."""

@@ -104,9 +104,9 @@ def test_a_manifest_is_what_kubernetes_takes(path: Path, version: str) -> None:
             kubernetes_validate.validate({**document, "sepc": {}}, version, strict=True)
 
 
-def test_the_kustomization_lists_every_manifest_but_the_job_of_a_release() -> None:
+def test_the_kustomization_lists_every_manifest_but_the_job_of_a_release_and_what_needs_keda() -> None:
     (listed,) = documents(DEPLOY / "kubernetes" / "kustomization.yaml")
-    assert set(listed["resources"]) == names("kubernetes") - {"kustomization.yaml", "release.yaml"}
+    assert set(listed["resources"]) == names("kubernetes") - {"kustomization.yaml", "release.yaml", "autoscaling.yaml"}
 
 
 def test_what_selects_pods_finds_them() -> None:

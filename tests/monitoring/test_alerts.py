@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -68,6 +69,22 @@ def test_it_is_told_once_again_after_an_hour_and_when_it_is_over(recipient: Reci
     assert (first["subject"], first["level"], first["words"]) == ("default", "critical", AWAY.words)
     assert datetime.fromisoformat(first["since"]) <= datetime.now(UTC)
     assert not AlertMessage.objects.exists()
+
+
+def test_one_that_cannot_be_written_keeps_no_other_from_being_told(
+    recipient: Recipient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = alerts._values
+
+    def fail(condition: Condition) -> dict[str, str]:
+        if condition.name == "odd":
+            raise ValueError("refused")
+        return values(condition)
+
+    monkeypatch.setattr(alerts, "_values", fail)
+    assert note(replace(AWAY, name="odd"), AWAY) == 1
+    assert recipient.events == [("begins", "broker_away")]
+    assert "The alert odd default could not be written" in caplog.text
 
 
 def test_what_comes_and_goes_is_told_once_an_hour(recipient: Recipient) -> None:

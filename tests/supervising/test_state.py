@@ -67,6 +67,23 @@ def test_its_file_goes_with_it_unless_it_is_killed(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_somebody_has_tidied_up_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv(state.VARIABLE, str(folder))
+    own = state.StateFile.create("relay", "default", "here")
+    assert own is not None
+    own.write({})
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    assert states("here") == []
+    own.write({"relay": ""})
+    assert [one.lives for one in states("here")] == [True]
+    own.close()
+    assert list(folder.iterdir()) == []
+
+
 def test_what_a_process_left_before_it_said_anything_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(state.VARIABLE, str(tmp_path))
     (tmp_path / "consumer-1-0a1b2c3d.state").write_bytes(bytes(64))

@@ -9,6 +9,7 @@ from django.core.management.base import CommandError
 from django.db import Error as DatabaseError
 
 from messaging.db.patience import bound_here
+from messaging.exceptions import ConfigurationError
 from messaging.management.base import MessagingCommand
 from messaging.models import Alert
 from messaging.monitoring import alerts, health, telling, unrecorded
@@ -24,6 +25,7 @@ NOBODY = 'Nobody is told: name somebody in MESSAGING_CONSOLE["ALERTS"], such as 
 class Command(MessagingCommand):
     """Looks at everything once, and tells who is to be told."""
 
+    requires_system_checks = ()  # what is wrong with a setting of another app is no reason for silence
     help = (
         "Look for what is wrong and tell those whom the settings name, as consumers and relays do each minute. "
         "For cron: it works where all of these are dead, or the database is away."
@@ -36,7 +38,10 @@ class Command(MessagingCommand):
 
     def handle(self, *args: Any, dry_run: bool, test: bool, **options: Any) -> None:
         """Look and tell. Where somebody cannot be told, the exit status is 1."""
-        told = telling.channels()
+        try:
+            told = telling.channels()
+        except ConfigurationError as error:
+            raise CommandError(str(error)) from error
         if not told and not dry_run:
             raise CommandError(NOBODY)
         if test:
