@@ -23,7 +23,7 @@ from tools import rabbitmq
 from tools.janitor import Janitor
 from tools.services import ServiceMissing
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 HANDLERS = """
 from messaging import handler
