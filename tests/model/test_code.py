@@ -41,7 +41,7 @@ OUTSIDE = {
     "messaging.monitoring.alerts._send": ALERTED,
     "messaging.monitoring.alerts._takes_beat": ALERTED,
     "messaging.monitoring.alerts._tell": ALERTED,
-    "messaging.monitoring.alerts.note": ALERTED,
+    "messaging.monitoring.alerts._note": ALERTED,
     "messaging.monitoring.alerts.prune": ALERTED,
     "messaging.operations.failure_groups.act_on": STORED,
     "messaging.backends.database.DatabaseBroker.purge_and_delete": "for tests",
