@@ -196,6 +196,7 @@ def test_a_forked_process_has_a_database_session_of_its_own_and_records_nothing(
     assert running.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_pool_can_end_its_processes(doing: Site) -> None:
     running = consume(doing)
     send(doing, "work", *((f"pool-{number}", "pool") for number in range(3)))
