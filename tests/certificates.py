@@ -1,4 +1,4 @@
-"""A certificate authority for one test: what a broker over TLS, and a client that it asks for a certificate, need."""
+"""A certificate authority for tests: what a broker over TLS, and a client that it asks for a certificate, need."""
 
 from __future__ import annotations
 

@@ -21,13 +21,6 @@ from tests.certificates import Authority
 SOON = timedelta(days=1), timedelta(days=2, minutes=1)  # for which ours are valid
 
 
-@pytest.fixture(scope="module")
-def authority() -> Iterator[Authority]:
-    own = Authority()
-    yield own
-    own.close()
-
-
 @pytest.fixture
 def port(authority: Authority) -> Iterator[int]:
     """A server that shows its certificate, and asks for the client's."""

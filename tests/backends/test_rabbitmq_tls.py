@@ -42,13 +42,6 @@ class Answer(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def authority() -> Iterator[Authority]:
-    authority = Authority()
-    yield authority
-    authority.close()
-
-
-@pytest.fixture
 def port(authority: Authority) -> Iterator[int]:
     """Where a management API answers over TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
