@@ -275,6 +275,11 @@ class QueueDepth:
     exists: bool = True
     source: str = ""
 
+    @property
+    def unattended(self) -> int:
+        """How many messages are known to wait in it while nobody is known to consume them."""
+        return (self.ready or 0) if self.exists and not self.consumers else 0
+
 
 class Backend(abc.ABC):
     """A broker as one alias of `MESSAGING` describes it."""

@@ -210,8 +210,12 @@ def metrics_token() -> str:
     configured = read_metrics()
     for problem in problems.of_metrics(configured):
         raise ConfigurationError(str(problem))
-    token = (configured or {}).get("TOKEN")
-    return token or "" if not isinstance(token, Mapping) else read_secret(token, 'MESSAGING_METRICS["TOKEN"]')
+    return text_of((configured or {}).get("TOKEN"), 'MESSAGING_METRICS["TOKEN"]')
+
+
+def text_of(source: str | Mapping[str, Any] | None, where: str) -> str:
+    """A secret that stands in a setting, or where that says that it is; "" for none. Raises as `read_secret()`."""
+    return read_secret(source, where) if isinstance(source, Mapping) else source or ""
 
 
 def read_metrics() -> Any:

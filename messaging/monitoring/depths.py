@@ -57,5 +57,5 @@ def read(*, brokers_alone: bool = False) -> Reading:
         except Exception as error:  # noqa: BLE001  whatever a broker answers, the others are asked
             away[alias] = f"{type(error).__name__}: {one_line(error)}"
         else:
-            ready |= {(alias, one.queue): one.ready for one in found if one.exists and one.ready and not one.consumers}
+            ready |= {(alias, one.queue): one.unattended for one in found if one.unattended}
     return Reading(ready, away, frozenset(unreachable))

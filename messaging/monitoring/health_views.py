@@ -7,7 +7,6 @@ from typing import Any
 
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, JsonResponse
-from django.utils.crypto import constant_time_compare
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
@@ -15,6 +14,7 @@ from messaging import conf
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
 from messaging.monitoring import health
 from messaging.monitoring.databases import outside_transactions
+from messaging.monitoring.views import brings
 
 
 @login_not_required
@@ -58,11 +58,7 @@ def details(_request: HttpRequest) -> JsonResponse:
 def _may_see(request: HttpRequest) -> bool:
     """Whether the request shows the site's token; never, where it has none or that cannot be read."""
     try:
-        source = conf.console().health_token
-        if source is None:
-            return False
-        token = source if isinstance(source, str) else conf.read_secret(source, "HEALTH_TOKEN")
+        token = conf.text_of(conf.console().health_token, "HEALTH_TOKEN")
     except (ConfigurationError, BrokerUnavailable):
         return False
-    kind, _, shown = request.headers.get("Authorization", "").partition(" ")
-    return bool(token) and kind.lower() == "bearer" and constant_time_compare(shown.strip(), token)
+    return bool(token) and brings(request, token)

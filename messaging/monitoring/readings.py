@@ -90,8 +90,8 @@ def unattended() -> dict[tuple[str, str], int]:
         if reading.error or reading.age is None or reading.age > OLD:
             continue
         for queue, depth in reading.depths.items():
-            if depth.exists and depth.ready and not depth.consumers and queue in queues_of(reading.alias):
-                found[reading.alias, queue] = depth.ready
+            if depth.unattended and queue in queues_of(reading.alias):
+                found[reading.alias, queue] = depth.unattended
     return found
 
 

@@ -43,7 +43,12 @@ def metrics_with_token(request: HttpRequest) -> HttpResponse:
         token = ""
     if not token:
         return HttpResponseNotFound("Not found\n", TEXT)
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not constant_time_compare(given.strip(), token):
+    if not brings(request, token):
         return HttpResponse("Unauthorized\n", TEXT, status=401, headers={"WWW-Authenticate": "Bearer"})
     return metrics(request)
+
+
+def brings(request: HttpRequest, token: str) -> bool:
+    """Whether a request has this token, in the header `Authorization: Bearer <token>`."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and constant_time_compare(given.strip(), token)

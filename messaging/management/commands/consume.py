@@ -172,15 +172,14 @@ def _supervisor_arguments(plan: Plan, options: dict[str, Any]) -> list[str]:
         f"--alias={plan.alias}",
         f"--site={health.site()}",
         *([] if freeze_timeout is None else [f"--freeze-timeout={freeze_timeout}"]),
-        *_metrics_arguments(plan, options),
+        *_metrics_arguments(options),
     ]
 
 
-def _metrics_arguments(plan: Plan, options: dict[str, Any]) -> list[str]:
+def _metrics_arguments(options: dict[str, Any]) -> list[str]:
     if options["metrics_port"] is None:
         return []
-    where = [f"--metrics-host={options['metrics_host']}", f"--metrics-port={options['metrics_port']}"]
-    return [f"--alias={plan.alias}", *where]
+    return [f"--metrics-host={options['metrics_host']}", f"--metrics-port={options['metrics_port']}"]
 
 
 def _environment(is_command_line: bool) -> dict[str, str]:
