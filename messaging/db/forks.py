@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import sys
+import threading
 import traceback
 from contextlib import suppress
 from typing import Any, NoReturn, Protocol
@@ -29,6 +30,7 @@ class Line(Protocol):
 
 _lines: WeakSet[Any] = WeakSet()
 _databases: WeakSet[Any] = WeakSet()  # Django's connections, whose descriptors change
+_forking = threading.local()
 
 
 def watch(*lines: Line) -> None:
@@ -40,6 +42,7 @@ def watch(*lines: Line) -> None:
     _lines.update(lines)
     connection_created.connect(_note, dispatch_uid="messaging.db.forks")
     os.register_at_fork(after_in_child=_part)
+    os.register_at_fork(before=_hold_signal, after_in_parent=_release_signal, after_in_child=_release_signal)
 
 
 def keep(line: Line) -> None:
@@ -65,6 +68,18 @@ def _note(connection: Any, **_: Any) -> None:
     _databases.add(connection)
     with suppress(Exception):  # SQLite has none; others' drivers do so themselves, or forget to
         os.set_inheritable(connection.connection.fileno(), False)
+
+
+def _hold_signal() -> None:
+    """Have a SIGTERM wait until the new process has the answer to it that `multiprocessing` counts on.
+
+    What arrives earlier meets ours, which does nothing, and a pool that ends a worker at once would wait for ever.
+    """
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _release_signal() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
 
 
 def _part() -> None:

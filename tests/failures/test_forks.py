@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.broker
 
 HANDLERS = """
-import ctypes, multiprocessing, os, sys, time
+import ctypes, multiprocessing, os, signal, sys, time
 from pathlib import Path
 from messaging import handler
 from tests.app.models import Effect
@@ -37,6 +37,15 @@ def work(message):
 def pool(message):
     with FORK.Pool(2) as pool:
         assert pool.map(abs, [-1, -2]) == [1, 2]
+
+def end_at_once(message):
+    for _ in range(50):
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(900)
+        note(pid)
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
 
 def hang(message):
     pool = FORK.Pool(2)
@@ -88,6 +97,7 @@ def write_on():
 
 DEEDS = {
     "pool": pool,
+    "end at once": end_at_once,
     "hang": hang,
     "die": die,
     "query": query,
@@ -196,10 +206,10 @@ def test_a_forked_process_has_a_database_session_of_its_own_and_records_nothing(
     assert running.stop() == 0
 
 
-@pytest.mark.slow
-def test_a_pool_can_end_its_processes(doing: Site) -> None:
+@pytest.mark.parametrize("do", ["pool", "end at once"])
+def test_a_pool_can_end_its_processes(doing: Site, do: str) -> None:
     running = consume(doing)
-    send(doing, "work", *((f"pool-{number}", "pool") for number in range(3)))
+    send(doing, "work", *((f"pool-{number}", do) for number in range(3)))
     settled(doing, processed=3)
     assert attempts(doing) == {}
     assert running.stop() == 0
