@@ -27,6 +27,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 AWAY = Condition("broker_away", "critical", "default", "The broker <is> away.", "Start it.", alias="default")
 CALLED: list[dict[str, Any]] = []
+LOCMEM = "django.core.mail.backends.locmem.EmailBackend"
 
 
 def call(content: dict[str, Any]) -> None:
@@ -116,6 +117,7 @@ def test_everybody_is_told_in_his_own_way(recipient: Recipient, settings: Any, t
     secret.write_text(f"{recipient.url}\n")
     told = {"mail": ["ops@example.com"], "slack": [{"file": str(secret)}], "webhooks": [recipient.url]}
     settings.MESSAGING_CONSOLE = {"BANNER": "PRODUCTION", "ALERTS": {**told, "call": f"{__name__}.call"}}
+    settings.MAILERS = {"default": {"BACKEND": LOCMEM}}  # which Django 6.1 wants where mail is sent
     assert note(AWAY) == 4
     [letter] = mail.outbox
     assert letter.to == ["ops@example.com"]
