@@ -1,7 +1,8 @@
 """Middleware in Django's own form: what the settings name, each around the next, with the real work innermost.
 
-A factory takes `get_outcome` and returns what is called in its place. Whether that is a function, an `async def` or either
-it says as Django's middleware does, with the decorators of `django.utils.decorators`. `get_outcome` is of the same kind.
+A factory takes `get_outcome` and returns what is called in its place. Whether that is a function, an `async def` or
+either it says as Django's middleware does, with the decorators of `django.utils.decorators`. `get_outcome` is of the
+same kind.
 """
 
 from __future__ import annotations

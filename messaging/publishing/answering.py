@@ -22,7 +22,7 @@ from messaging.publishing.publisher import publish, whole
 from messaging.publishing.rows import REPLIES
 from messaging.wire.bodies import one_line
 
-DIRECT = f"{REPLIES}."  # with what the broker adds: a waiting client, which it returns as "no queue" even if it is there
+DIRECT = f"{REPLIES}."  # before a waiting client's number; to the broker it is no queue even while that waits
 
 
 def answer(
@@ -41,19 +41,25 @@ def answer(
 ) -> PublishedMessage:
     """Answer a message from within its handler: the answer is sent if the handler's transaction commits.
 
-    It goes straight to the queue that `message.reply_to` names, with the same correlation id: the message's own id where
-    it has none. The further arguments are those of `publish()`.
+    It goes straight to the queue that `message.reply_to` names, with the same correlation id: the message's own id
+    where it has none.
 
     Args:
         message: what is answered; in a batch, one of its messages.
         payload: the answer.
-        headers, message_id, content_type, content_encoding, type, priority, expiration: as of any message.
+        headers: as for `publish()`, and so is what follows.
+        message_id: up to 255 bytes; a UUID unless given.
+        content_type: decides how text is encoded; guessed from the payload unless given.
+        content_encoding: "gzip" or "deflate" compress what is not bytes.
+        type: the answer's type, up to 255 bytes.
         reply_to: the queue that expects an answer to the answer.
+        priority: 0 to 255.
+        expiration: seconds after which the broker may drop it from a queue.
         mandatory: whether it is an error that its queue is gone. Say so where that is a lasting queue of a service.
 
-    Returns the outbox row. Raises Reject where the message does not say where to, or says nothing that can be used: that
-    fails the message for good, since it will never say more. Raises PublishError for an answer that can never be sent,
-    and outside of handlers.
+    Returns the outbox row. Raises Reject where the message does not say where to, or says nothing that can be used:
+    that fails the message for good, since it will never say more. Raises PublishError for an answer that can never be
+    sent, and outside of handlers.
     """
     current = handler_context.get()
     if current is None:
@@ -95,7 +101,7 @@ def _queue_of(message: ReceivedMessage, current: HandlerContext) -> str:
     if not is_name(queue) or queue != name_of(queue) or queue == REPLIES:
         raise Reject(f'The reply_to "{one_line(queue)}" of the message cannot be the name of a queue.')
     if queue == message.queue:
-        raise Reject(f'The reply_to of the message is its own queue "{queue}", where the answer would be handled again.')
+        raise Reject(f'The reply_to of the message is its own queue "{queue}", where answers would be handled again.')
     if living_queue(queue) in queues_of(current.using) - {queue}:
         raise Reject(f'The reply_to "{queue}" of the message is for dead letters, and no answer is one.')
     return queue

@@ -1,7 +1,7 @@
 """What `PUBLISH_MIDDLEWARE` names, around the making of each outbox row.
 
-The row is made from the message that the innermost one passes on. So what is added on the way counts as if the caller had
-given it: in ids that derive from content, and for consumers that compare what comes twice.
+The row is made from the message that the innermost one passes on. So what is added on the way counts as if the caller
+had given it: in ids that derive from content, and for consumers that compare what comes twice.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def ask(
     A relay and whoever answers have to run elsewhere. Not for web requests: see *Request and reply*.
 
     Args:
-        routing_key, payload: of the question.
+        routing_key: of the question.
+        payload: of the question.
         timeout: seconds to wait for the answer.
         using: alias of `MESSAGING`.
         options: further arguments of `publish()`, but for `reply_to` and `correlation_id`.
@@ -39,9 +40,10 @@ def ask(
     """
     if any(connection.in_atomic_block for connection in connections.all(initialized_only=True)):
         raise RuntimeError("ask() was called inside a transaction: the question would be sent only after its end.")
-    asked, deadline = str(uuid.uuid4()), time.monotonic() + timeout
+    asked = str(uuid.uuid4())
     with _answers(using, f"answers-{asked}", timeout) as (receiver, queue, arrived):
         publish(routing_key, payload, using=using, reply_to=queue, correlation_id=asked, **options)
+        deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
             try:
                 delivery = arrived.get(timeout=left)
@@ -56,9 +58,7 @@ def ask(
 
 
 @contextmanager
-def _answers(
-    using: str, queue: str, timeout: float
-) -> Iterator[tuple[Receiver, str, SimpleQueue[Delivery | None]]]:
+def _answers(using: str, queue: str, timeout: float) -> Iterator[tuple[Receiver, str, SimpleQueue[Delivery | None]]]:
     """A queue of one's own while it lasts, and what arrives in it; None for a change of the connection."""
     backend, arrived = get_backend(using), SimpleQueue[Delivery | None]()
     kept = {} if conf.get(using).broker_database else {"x-expires": int((timeout + SPARE) * 1000)}

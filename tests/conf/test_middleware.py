@@ -1,4 +1,4 @@
-"""What can be put around something is told from what cannot, by the system checks and in the same words when it is used."""
+"""What can be put around something is told from what cannot: by the system checks, and in the same words in use."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class AsyncUnsaid(Fine):
 
 @async_only_middleware
 def async_in_word_only(get_outcome: Any) -> Any:
-    return lambda message: get_outcome(message)
+    return lambda message: get_outcome(message + 1)
 
 
 @sync_and_async_middleware
@@ -138,7 +138,10 @@ NO_FORM = [
     ("never_sync", "for a get_outcome that is none"),
     ("Neither", "neither sync_capable nor async_capable"),
 ]
-NOT_THERE = [("no.such.module", "cannot be imported: ModuleNotFoundError"), (f"{__name__}.absent", "cannot be imported")]
+NOT_THERE = [
+    ("no.such.module", "cannot be imported: ModuleNotFoundError"),
+    (f"{__name__}.absent", "cannot be imported"),
+]
 NOT_THERE += [(f"{__name__}.number", "is int, not a function")]
 WRONG = [(f"{__name__}.{name}", "messaging.E019", text) for name, text in NO_FORM]
 WRONG += [(path, "messaging.E018", text) for path, text in NOT_THERE]

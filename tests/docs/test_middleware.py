@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import structlog
+import structlog.testing
 from asgiref.sync import async_to_sync
 from django.db import connection
 from django.utils import translation
 from pytest_django import Settings
 
-from messaging import publish, publish_many
+from messaging import apublish, publish, publish_many
 from messaging.checks import check_messaging
 from messaging.handlers import handler, registry
 from messaging.message import Message, ReceivedMessage
@@ -148,8 +149,6 @@ def test_a_request_id_is_in_each_log_line(shop: Shop, is_async: bool) -> None:
             log.info("second")
 
         async def view() -> str:
-            from messaging import apublish
-
             return (await apublish("orders.placed", 1)).message_id
 
         with structlog.contextvars.bound_contextvars(request_id="r-1"):
@@ -176,7 +175,7 @@ def tenants_library() -> dict[str, ModuleType]:
     def switch(name: str) -> None:
         connection.schema_name = name  # type: ignore[attr-defined]
         with connection.cursor() as cursor:
-            cursor.execute(f'SET search_path TO "{name}", public')
+            cursor.execute(f'SET LOCAL search_path TO "{name}", public')
 
     @contextmanager
     def schema_context(name: str) -> Iterator[None]:
@@ -214,7 +213,7 @@ def schemas() -> Iterator[None]:
             cursor.execute(f"CREATE SCHEMA {name}; CREATE TABLE {name}.note (text text)")
     yield
     with connection.cursor() as cursor:
-        cursor.execute("SET search_path TO DEFAULT; DROP SCHEMA acme CASCADE; DROP SCHEMA umbrella CASCADE")
+        cursor.execute("DROP SCHEMA acme CASCADE; DROP SCHEMA umbrella CASCADE")
 
 
 @pytest.mark.skipif("connection.vendor != 'postgresql'", reason="PostgreSQL has schemas within a database")

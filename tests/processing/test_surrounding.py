@@ -1,4 +1,4 @@
-"""Middleware around handlers: inside the transaction, in every mode, and unable to have a message count that did not run."""
+"""Middleware around handlers: inside the transaction, in every mode, and no way to lose a message that did not run."""
 
 from __future__ import annotations
 
@@ -179,7 +179,13 @@ def decorated(message: Any) -> Any:
     return as_async(message)
 
 
-CHAINS = [(in_async,), (in_both, in_async), (in_async, Inner), (Inner, in_async, outer), (AsyncObject, in_async, in_both)]
+CHAINS = [
+    (in_async,),
+    (in_both, in_async),
+    (in_async, Inner),
+    (Inner, in_async, outer),
+    (AsyncObject, in_async, in_both),
+]
 
 
 @pytest.mark.parametrize("function", [in_sync, as_async, twice, decorated])
@@ -388,9 +394,13 @@ def generate(message: Any) -> Iterator[int]:
     yield 1
 
 
+def generating(message: Any) -> Iterator[int]:
+    return generate(message)
+
+
 def test_a_handler_of_which_nothing_ran_has_not_run_whatever_is_kept(use: Use, handle: Handle) -> None:
     use(keeping_all)
-    handle(lambda message: generate(message)).process(arrived(), nothing)
+    handle(generating).process(arrived(), nothing)
     assert only_row().exception_type == "messaging.exceptions.HandlerNotRun"
 
 
@@ -398,7 +408,7 @@ def keeping_all(get_outcome: Any) -> Any:
     def around(message: Any) -> None:
         try:
             get_outcome(message)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  as bad code does
             seen.append(error)
 
     return around
@@ -432,7 +442,6 @@ def test_its_errors_are_as_the_handlers(use: Use, handle: Handle, payload: str, 
     use(refusing)
     handle(effect).process(arrived(payload), nothing)
     assert (only_row().state, only_row().exception_type) == (state, error)
-    assert "refusing" in only_row().traceback or payload == "reject"
 
 
 def repeating(get_outcome: Any) -> Any:
@@ -519,7 +528,7 @@ def test_a_handler_that_drain_finds_not_called_raises(use: Use) -> None:
     use(forgetting)
     handler("work", "work.#")(ignore)
     publish("work.do", 1)
-    with pytest.raises(HandlerNotRun, match="test_surrounding|tools.ignore"):
+    with pytest.raises(HandlerNotRun, match=r"tools\.ignore has not run to its end"):
         drain()
 
 

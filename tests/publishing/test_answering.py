@@ -17,7 +17,7 @@ from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.processing.processor import Processor
 from messaging.publishing.rows import seal
 from messaging.wire.properties import Properties
-from tests.deliveries import Arrived, arrived, registered
+from tests.deliveries import Arrived, arrived, registered, sent
 
 pytestmark = pytest.mark.django_db(transaction=True)
 rows = PublishedMessage.objects.filter(round=1)
@@ -83,8 +83,6 @@ def test_an_answer_is_taken_back_with_the_handlers_transaction() -> None:
 
 
 def test_without_a_transaction_it_is_there_once_however_often_the_handler_runs() -> None:
-    from tests.deliveries import sent
-
     known = Registry()
     registered(known, tell_twice, atomic=False)
     processor = Processor("default", "worker-1", handlers=known)
@@ -140,7 +138,7 @@ def test_it_can_be_an_error_that_nobody_takes_it_but_for_a_waiting_client() -> N
 
 def test_outside_of_a_handler_the_way_is_told() -> None:
     message = ReceivedMessage(arrived(reply_to="asker").envelope, queue="work")
-    with pytest.raises(PublishError, match="queue=message.reply_to"):
+    with pytest.raises(PublishError, match=r"queue=message\.reply_to"):
         answer(message, 1)
     assert publish("asker", 1, queue=message.reply_to).queue == "asker"
 
