@@ -53,11 +53,12 @@ def build(where: str, paths: Sequence[str], innermost: Outcome, watch: Watch | N
 def load(path: str) -> Factory:
     """The factory at a dotted path. Raises ConfigurationError, whose text goes on after "which"."""
     try:
-        factory: Any = import_string(path)
+        found: Any = import_string(path)
     except Exception as error:  # whatever the site's own module raises
         raise ConfigurationError(f"cannot be imported: {type(error).__name__}: {error}") from error
-    if not callable(factory):
-        raise ConfigurationError(f"is {type(factory).__name__}, not a function.")
+    if not callable(found):
+        raise ConfigurationError(f"is {type(found).__name__}, not a function.")
+    factory: Factory = found
     return factory
 
 
