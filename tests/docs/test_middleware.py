@@ -242,7 +242,7 @@ def test_each_message_is_handled_in_its_tenants_schema(shop: Shop, schemas: None
     drain(raise_errors=False)
     with connection.cursor() as cursor:
         for name in ("acme", "umbrella"):
-            cursor.execute(f"SELECT text FROM {name}.note ORDER BY text")
-            assert [text for (text,) in cursor.fetchall()] == [name, f"billed {name}"]
+            cursor.execute(f"SELECT text FROM {name}.note")
+            assert {text for (text,) in cursor.fetchall()} == {name, f"billed {name}"}
     states = dict(ProcessedMessage.objects.filter(queue="first").values_list("body", "state"))
     assert states == {"acme": "processed", "umbrella": "processed", "fails": "retrying", "stranger's": "failed"}
