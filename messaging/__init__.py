@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from messaging.exceptions import Reject, Retry
     from messaging.handlers import handler
     from messaging.message import Message, ReceivedMessage
+    from messaging.publishing.answering import aanswer, answer
     from messaging.publishing.publisher import apublish, apublish_many, publish, publish_many
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "ReceivedMessage",
     "Reject",
     "Retry",
+    "aanswer",
+    "answer",
     "apublish",
     "apublish_many",
     "handler",
@@ -31,6 +34,8 @@ _HOMES = {
     "ReceivedMessage": "messaging.message",
     "Reject": "messaging.exceptions",
     "Retry": "messaging.exceptions",
+    "aanswer": "messaging.publishing.answering",
+    "answer": "messaging.publishing.answering",
     "apublish": "messaging.publishing.publisher",
     "apublish_many": "messaging.publishing.publisher",
     "handler": "messaging.handlers",

@@ -11,6 +11,7 @@ from typing import Any
 
 from django.utils.functional import cached_property
 
+from messaging import conf
 from messaging.wire.bodies import decode_body, one_line
 from messaging.wire.envelope import CAUSATION, OURS, Envelope, header_text, new_id
 
@@ -113,7 +114,9 @@ class HandlerContext:
         cause: what the ids of its messages derive from; None where a transaction takes them back with the rest.
         derivation: what else they derive from: 1 for all that a message is; None, as the release before did it, for its
             address alone.
+        using: alias of `MESSAGING` whose message it handles.
         rehearsed: what it publishes is noted here, where it is run as a rehearsal.
+        has_run: whether it has returned or raised; noted where middleware is around it.
     """
 
     message: ReceivedMessage | None
@@ -121,8 +124,10 @@ class HandlerContext:
     atomic: bool
     cause: uuid.UUID | None
     derivation: int | None = 1
+    using: str = conf.DEFAULT_ALIAS
     published: dict[str, int] = field(default_factory=dict)
     rehearsed: list[Any] | None = None
+    has_run: bool = False
 
     def next_id(self, what: str) -> uuid.UUID:
         """An id for the next message of its kind, so that a rerun of a handler without a transaction does not double.

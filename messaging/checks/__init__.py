@@ -28,7 +28,7 @@ from messaging.checks.databases import (
     check_sqlite,
     used_databases,
 )
-from messaging.conf import problems
+from messaging.conf import middleware, problems
 from messaging.conf.problems import Problem, shown, suggest
 from messaging.conf.rules import living_queue
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
@@ -49,6 +49,7 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
     for alias, options in configured.items():
         wrong = [_error(problem) for problem in problems.of_alias(alias, options)]
         found += wrong or [*check_effects(conf.get(alias)), *check_traces(alias, options)]
+        found += () if wrong else check_middleware(conf.get(alias))
         found += () if wrong else check_queues(alias, registry.all(alias))
     found += check_reports()
     found += check_console()
@@ -117,6 +118,24 @@ def check_traces(alias: str, options: Mapping[str, Any]) -> Iterator[CheckMessag
         text = f'MESSAGING["{alias}"]["TRACES"] has no effect, because OpenTelemetry is not installed.'
         hint = 'Install this package with its extra "opentelemetry", or remove the setting.'
         yield CheckWarning(text, hint=hint, id="messaging.W018")
+
+
+def check_middleware(settings: conf.AliasSettings) -> Iterator[CheckMessage]:
+    """What `MIDDLEWARE` and `PUBLISH_MIDDLEWARE` name and cannot be put around anything; each factory is called."""
+    named = {"MIDDLEWARE": settings.middleware, "PUBLISH_MIDDLEWARE": settings.publish_middleware}
+    for key, path in ((key, path) for key, paths in named.items() for path in paths):
+        where = f'MESSAGING["{settings.alias}"]["{key}"] names "{path}", which'
+        try:
+            factory = middleware.load(path)
+        except ConfigurationError as error:
+            hint = "Correct the path, or what keeps its module from being imported."
+            yield Error(f"{where} {error}", hint=hint, id="messaging.E018")
+            continue
+        try:
+            middleware.put_around(factory, lambda _: None, is_async=False)
+        except ConfigurationError as error:
+            hint = "It takes get_outcome and returns a function that takes the message, as Django's own middleware."
+            yield Error(f"{where} {error}", hint=hint, id="messaging.E019")
 
 
 def check_reports() -> Iterator[CheckMessage]:

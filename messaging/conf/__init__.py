@@ -100,6 +100,8 @@ class AliasSettings:
         relay: False where nothing may be sent, as from a copy of another site's database.
         unroutable: seconds before each further try of a message that no queue took.
         traces: how spans belong to the one that created their message: "parent" or "link"; "" for no spans.
+        middleware: dotted paths of what is around each call of a handler.
+        publish_middleware: the same around each message that is published.
     """
 
     alias: str
@@ -126,6 +128,8 @@ class AliasSettings:
     relay: bool = True
     unroutable: tuple[float, ...] = UNROUTABLE
     traces: str = "parent"
+    middleware: tuple[str, ...] = ()
+    publish_middleware: tuple[str, ...] = ()
     secrets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
     def credentials(self) -> tuple[str, str]:
@@ -328,6 +332,8 @@ def _settings(alias: str, values: Mapping[str, Any]) -> AliasSettings:
         relay=values.get("RELAY", True),
         unroutable=tuple(map(float, values.get("UNROUTABLE", UNROUTABLE))),
         traces=values.get("TRACES", "parent") or "",
+        middleware=tuple(values.get("MIDDLEWARE", ())),
+        publish_middleware=tuple(values.get("PUBLISH_MIDDLEWARE", ())),
     )
 
 

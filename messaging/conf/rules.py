@@ -190,6 +190,7 @@ _FLAG = Rule(_is_boolean, "True or False")
 _DAYS = Rule(_or_none(_number(0, LONGEST_KEPT)), "a number of days, 0 to 36600, or None to keep them for ever")
 _SECRET = 'text, or {"file": "/run/secrets/name"}, or {"env": "NAME"} for a variable of the environment'
 _PAUSE = "a number of seconds, at most ten years"
+_MIDDLEWARE = Rule(_is_list_of(_is_dotted), 'a list of dotted paths, such as ["shop.messaging.tenant"]')
 
 ALIAS: Mapping[str, Rule] = {
     "URL": Rule(_is_string, 'text such as "amqp://user:password@host:5672/vhost"'),
@@ -220,6 +221,8 @@ ALIAS: Mapping[str, Rule] = {
     "RELAY": _FLAG,
     "UNROUTABLE": Rule(_is_pauses, "a list of pauses in seconds, such as [1, 5, 30]; an empty one gives up at once"),
     "TRACES": Rule(_is_traces, '"parent", "link", or False for no spans'),
+    "MIDDLEWARE": _MIDDLEWARE,
+    "PUBLISH_MIDDLEWARE": _MIDDLEWARE,
 }
 
 RETRY: Mapping[str, Rule] = {

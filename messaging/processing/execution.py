@@ -193,11 +193,11 @@ def _call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], c
     else:
         result = handler.function(argument)
     if result is not None:
-        _finish(result, handler)
+        finish(result, handler)
 
 
-def _finish(result: Any, handler: Handler) -> None:
-    """Do what a handler has left to whoever takes its result, as a decorated one does."""
+def finish(result: Any, handler: Handler) -> None:
+    """Do what a handler has left to whoever takes its result, as a decorated one does. Raises HandlerNotRun."""
     while result is not None:
         if isawaitable(result):
             result = async_to_sync(_awaited)(result)

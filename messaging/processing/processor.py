@@ -42,6 +42,7 @@ from messaging.processing.station import (
     inserts_first,
     set_aside,
 )
+from messaging.processing.surrounding import Surroundings
 from messaging.processing.sweeping import sweep
 from messaging.supervising.ledger import Entry
 from messaging.wire.envelope import Envelope
@@ -79,6 +80,8 @@ class Processor:
         claims = Claims(self.settings.lease, self.outages)
         running = running or (lambda _entry: nullcontext(_nothing))
         elsewhere = Elsewhere(alias, handlers, self.outages, databases)
+        if self.settings.middleware:
+            call = Surroundings(self.settings, handlers.all(alias), call)
         self._station = Station(alias, worker, self.settings, self.outages, claims, handlers, elsewhere, running, call)
         self._attempts = Attempts(self._station)
         self._recognition = Recognition(self._station)

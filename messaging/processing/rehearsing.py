@@ -22,6 +22,7 @@ from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.translation import gettext as _
 
+from messaging import conf
 from messaging.db.connections import is_doomed
 from messaging.exceptions import CommitNotProven, WireError
 from messaging.handlers import Handler, registry
@@ -29,6 +30,7 @@ from messaging.message import HandlerContext, ReceivedMessage
 from messaging.models import ProcessedMessage, Rehearsal
 from messaging.processing.error_text import describe, traceback_of
 from messaging.processing.execution import UNPROVEN, call
+from messaging.processing.surrounding import surrounded
 
 State = Rehearsal.State
 
@@ -108,7 +110,8 @@ def _fit(row: ProcessedMessage, round_: int, handler: Handler | None) -> tuple[H
 
 def _run(handler: Handler, message: ReceivedMessage, watch: _Watch, seconds: float) -> dict[str, Any]:
     connection = watch.connection
-    context = HandlerContext(message, handler.database, True, None, rehearsed=[])
+    context = HandlerContext(message, handler.database, True, None, using=handler.using, rehearsed=[])
+    handler = surrounded(conf.get(handler.using), handler)
     with _mail_in_memory() as mails, watch.alone(), transaction.atomic(using=handler.database, durable=True):
         _limit(connection, seconds)
         began = time.monotonic()

@@ -23,6 +23,7 @@ from messaging.killpoints import kill_point
 from messaging.message import Message, handler_context
 from messaging.models import PublishedMessage
 from messaging.publishing.rows import Composer
+from messaging.publishing.surrounding import compose_all
 
 CHANNEL = "messaging_outbox"
 # Told of rows that are saved and not committed, with their database; set where metrics are on.
@@ -113,7 +114,10 @@ def publish_many(
         )
     if not is_named:
         _check_transaction(database)
-    rows = list(map(composer.compose, messages))
+    if settings.publish_middleware:
+        rows = compose_all(settings, composer, messages)
+    else:
+        rows = list(map(composer.compose, messages))
     end_spans = None if signals.tracing is None else signals.tracing.create(rows, settings)
     if current is not None and not current.atomic:
         rows = _save_once(rows, database, settings)
@@ -128,17 +132,17 @@ def publish_many(
 
 async def apublish(routing_key: str, payload: Any, **options: Any) -> PublishedMessage:
     """`publish()` for async code; takes the same arguments."""
-    return await sync_to_async(lambda: _whole(publish(routing_key, payload, **options)))()
+    return await sync_to_async(lambda: whole(publish(routing_key, payload, **options)))()
 
 
 async def apublish_many(messages: Iterable[Message], **options: Any) -> list[PublishedMessage]:
     """`publish_many()` for async code; takes the same arguments."""
     given = list(messages)
-    return await sync_to_async(lambda: list(map(_whole, publish_many(given, **options))))()
+    return await sync_to_async(lambda: list(map(whole, publish_many(given, **options))))()
 
 
-def _whole(row: PublishedMessage) -> PublishedMessage:
-    """What the database filled in is read here: async code must not wait for a query when it asks for it."""
+def whole(row: PublishedMessage) -> PublishedMessage:
+    """The row. What the database filled in is read here: async code must not wait for a query when it asks for it."""
     deferred = row.get_deferred_fields()
     if deferred and row.pk is not None:
         row.refresh_from_db(fields=deferred)

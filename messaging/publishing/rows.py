@@ -140,7 +140,7 @@ class Composer:
 
     def compose(self, message: Message) -> PublishedMessage:
         """The row of one message. Raises PublishError."""
-        _check_types(message)
+        check_types(message)
         values = self._common | self._address(message) | _content(message)
         if message.at is not None or message.delay is not None:  # else when it is inserted
             values["publish_at"] = values["due_at"] = _due(message)
@@ -252,7 +252,8 @@ def _check_copies(headers: Mapping[str, Any]) -> None:
             _name(f"A routing key in the header {name}", key)
 
 
-def _check_types(message: Any) -> None:
+def check_types(message: Any) -> None:
+    """Raise PublishError where what was given is no message, or one of other types than it says."""
     if not isinstance(message, Message):
         raise PublishError(f"publish_many() takes Message objects, not {type(message).__name__}.")
     if not isinstance(message.routing_key, str):

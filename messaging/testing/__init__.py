@@ -14,11 +14,12 @@ from messaging.exceptions import LONGEST_WAIT
 from messaging.handlers import topic_matches
 from messaging.models import PublishedMessage
 from messaging.processing.error_text import without_ours
+from messaging.testing.asking import ask
 from messaging.testing.comparing import Wanted, differences, listing, report
 from messaging.testing.drained import Drained
 from messaging.testing.draining import Drain, usable
 
-__all__ = ["Drained", "assert_not_published", "assert_published", "drain", "published"]
+__all__ = ["Drained", "ask", "assert_not_published", "assert_published", "drain", "published"]
 
 LIMIT = 1000  # messages that one drain() sends at most
 

@@ -1,0 +1,115 @@
+"""Answering a message: straight to the queue that it names, through the outbox, within the handler's transaction.
+
+Who asked may have gone meanwhile, and its queue with it. That is nobody's failure, so an answer that no queue takes is
+dropped by the broker unless the caller says otherwise: it would keep an operator busy who can do nothing about it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from asgiref.sync import sync_to_async
+
+from messaging.conf.rules import is_name, is_text, living_queue, name_of
+from messaging.exceptions import PublishError, Reject
+from messaging.handlers import queues_of
+from messaging.message import HandlerContext, ReceivedMessage, handler_context
+from messaging.models import PublishedMessage
+from messaging.publishing.publisher import publish, whole
+from messaging.publishing.rows import REPLIES
+from messaging.wire.bodies import one_line
+
+DIRECT = f"{REPLIES}."  # before a waiting client's number; to the broker it is no queue even while that waits
+
+
+def answer(
+    message: ReceivedMessage,
+    payload: Any,
+    *,
+    headers: Mapping[str, Any] | None = None,
+    message_id: str | uuid.UUID | None = None,
+    content_type: str | None = None,
+    content_encoding: str | None = None,
+    type: str | None = None,  # noqa: A002  AMQP's own name
+    reply_to: str | None = None,
+    priority: int | None = None,
+    expiration: float | timedelta | None = None,
+    mandatory: bool = False,
+) -> PublishedMessage:
+    """Answer a message from within its handler: the answer is sent if the handler's transaction commits.
+
+    It goes straight to the queue that `message.reply_to` names, with the same correlation id: the message's own id
+    where it has none.
+
+    Args:
+        message: what is answered; in a batch, one of its messages.
+        payload: the answer.
+        headers: as for `publish()`, and so is what follows.
+        message_id: up to 255 bytes; a UUID unless given.
+        content_type: decides how text is encoded; guessed from the payload unless given.
+        content_encoding: "gzip" or "deflate" compress what is not bytes.
+        type: the answer's type, up to 255 bytes.
+        reply_to: the queue that expects an answer to the answer.
+        priority: 0 to 255.
+        expiration: seconds after which the broker may drop it from a queue.
+        mandatory: whether it is an error that its queue is gone. Say so where that is a lasting queue of a service.
+
+    Returns the outbox row. Raises Reject where the message does not say where to, or says nothing that can be used:
+    that fails the message for good, since it will never say more. Raises PublishError for an answer that can never be
+    sent, and outside of handlers.
+    """
+    current = handler_context.get()
+    if current is None:
+        raise PublishError(
+            "answer() is for handlers. Elsewhere call publish() with queue=message.reply_to and "
+            "correlation_id=message.correlation_id."
+        )
+    queue = _queue_of(message, current)
+    return publish(
+        queue,
+        payload,
+        queue=queue,
+        headers=headers,
+        message_id=message_id,
+        correlation_id=_correlation_of(message),
+        content_type=content_type,
+        content_encoding=content_encoding,
+        type=type,
+        reply_to=reply_to,
+        priority=priority,
+        expiration=expiration,
+        mandatory=mandatory and not queue.startswith(DIRECT),
+        using=current.using,
+    )
+
+
+async def aanswer(message: ReceivedMessage, payload: Any, **options: Any) -> PublishedMessage:
+    """`answer()` for async handlers; takes the same arguments."""
+    return await sync_to_async(lambda: whole(answer(message, payload, **options)))()
+
+
+def _queue_of(message: ReceivedMessage, current: HandlerContext) -> str:
+    """The queue that a message names. A stranger may have written anything there. Raises Reject."""
+    queue = message.reply_to
+    if not queue:
+        raise Reject(
+            "The message has no reply_to, so that nobody can be answered. Look at message.reply_to where that may be."
+        )
+    if not is_name(queue) or queue != name_of(queue) or queue == REPLIES:
+        raise Reject(f'The reply_to "{one_line(queue)}" of the message cannot be the name of a queue.')
+    if queue == message.queue:
+        raise Reject(f'The reply_to of the message is its own queue "{queue}", where answers would be handled again.')
+    if living_queue(queue) in queues_of(current.using) - {queue}:
+        raise Reject(f'The reply_to "{queue}" of the message is for dead letters, and no answer is one.')
+    return queue
+
+
+def _correlation_of(message: ReceivedMessage) -> str | None:
+    """What the one who asked recognises its answer by. Raises Reject."""
+    known = message.correlation_id or message.id
+    if known and not is_text(known):
+        raise Reject(f'The correlation id "{one_line(known)}" of the message cannot be sent back: it is no text.')
+    return known or None
