@@ -155,24 +155,21 @@ def open_counts(database: str, fingerprints: Iterable[str]) -> dict[tuple[str, s
         return {keys[number]: int(count) for number, count in cursor.fetchall()}
 
 
-def history(database: str, groups: Iterable[int], until: int, minutes: int, step: int) -> dict[int, list[int]]:
-    """How many attempts failed in each group in a period, a number for every `step` minutes.
+def history(database: str, groups: Iterable[int], period: counters.Period) -> dict[int, list[int]]:
+    """How many attempts failed in each group in a period, a number for each of its points.
 
     Args:
         database: where they are.
         groups: their primary keys.
-        until: the last minute, counted from 1970.
-        minutes: how long the period is.
-        step: minutes of a number; a multiple of `BUCKET` and a divisor of `minutes`.
+        period: its step is a multiple of `BUCKET`.
     """
-    first = until - until % step - minutes + step
-    wanted = list(groups)
-    found = {group: [0] * (minutes // step) for group in wanted}
+    step, starts, wanted = period.step, period.starts, list(groups)
+    found = {group: [0] * len(starts) for group in wanted}
     rows = FailureCount.objects.using(database).filter(group__in=wanted)
-    rows = rows.filter(minute__gte=first, minute__lt=first + minutes).order_by()
+    rows = rows.filter(minute__gte=starts[0], minute__lte=period.until).order_by()
     sums = rows.values("group", slot=F("minute") - F("minute") % step).annotate(number=Sum(F("failed") + F("retried")))
     for row in sums:
-        found[row["group"]][(row["slot"] - first) // step] = row["number"]
+        found[row["group"]][starts.index(row["slot"])] = row["number"]
     return found
 
 

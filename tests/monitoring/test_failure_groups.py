@@ -22,6 +22,7 @@ from messaging.models import AuditRecord, FailureCount, FailureGroup, ProcessedM
 from messaging.models.failure_groups import BUCKET
 from messaging.monitoring import failure_groups, snapshot
 from messaging.monitoring.conditions import conditions
+from messaging.monitoring.counters import Period
 from messaging.monitoring.failure_groups import Cause, adopt, history, open_counts, write
 from messaging.operations import Operator
 from messaging.operations.failure_groups import end_silence, silence
@@ -257,8 +258,8 @@ def test_history_has_a_number_for_every_step() -> None:
         ("default", 990, 1, 0), ("other", 990, 1, 1), ("default", 1020, 4, 0), ("default", 980, 9, 9),
     ):  # fmt: skip
         FailureCount.objects.create(group=group, alias=alias, minute=minute, failed=failed, retried=retried)
-    assert history("default", [group.pk], 1025, 60, 30) == {group.pk: [3, 4]}
-    assert history("default", [group.pk, 0], 1025, 90, 30) == {group.pk: [18, 3, 4], 0: [0, 0, 0]}
+    assert history("default", [group.pk], Period(1025, 60, 30)) == {group.pk: [3, 4]}
+    assert history("default", [group.pk, 0], Period(1025, 90, 30)) == {group.pk: [18, 3, 4], 0: [0, 0, 0]}
 
 
 def rising(fingerprint: str, number: int = 10) -> None:
