@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from django.db import connections, transaction
-from django.db.models import F, Sum
+from django.db.models import Exists, F, OuterRef, Sum
 
 from messaging import conf
 from messaging.db.clock import Now
@@ -178,10 +178,10 @@ def prune(database: str) -> int:
     counts = FailureCount.objects.using(database)
     gone, _ = counts.filter(minute__lt=counters._this_minute(database) - MINUTES_KEPT).delete()
     old = FailureGroup.objects.using(database).filter(last_seen__lt=Now() - FORGOTTEN, note="", silenced_at=None)
-    rows = ProcessedMessage.objects.using(database)
-    for pk, fingerprint in list(old.order_by("last_seen", "id").values_list("pk", "fingerprint")[:MOST]):
-        if not rows.filter(in_group(fingerprint)).exists():
-            gone += old.filter(pk=pk).delete()[0]
+    rows = ProcessedMessage.objects.using(database).filter(in_group(OuterRef("fingerprint")))
+    empty = old.filter(~Exists(rows)).order_by("last_seen", "id")
+    for pk in list(empty.values_list("pk", flat=True)[:MOST]):
+        gone += old.filter(pk=pk).delete()[0]
     return gone
 
 

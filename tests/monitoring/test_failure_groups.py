@@ -349,6 +349,18 @@ def test_what_is_long_past_is_forgotten_and_nothing_that_is_left() -> None:
     assert {name[0] for name in FailureCount.objects.values_list("group__fingerprint", flat=True)} == set("bc")
 
 
+def test_groups_that_messages_are_left_of_keep_no_other_from_being_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failure_groups, "MOST", 1)
+    long_ago = datetime.now(UTC) - failure_groups.FORGOTTEN - timedelta(days=1)
+    for number, fingerprint in enumerate(("a" * 32, "b" * 32)):
+        FailureGroup.objects.create(fingerprint=fingerprint)
+        seen = long_ago + timedelta(hours=number)
+        FailureGroup.objects.filter(fingerprint=fingerprint).update(last_seen=seen)
+    incoming("failed", fingerprint="a" * 32)
+    assert failure_groups.prune("default") == 1
+    assert FailureGroup.objects.get().fingerprint == "a" * 32
+
+
 def test_a_rejected_message_and_a_crash_have_groups_too() -> None:
     registry = Registry()
 
