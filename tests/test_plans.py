@@ -26,6 +26,7 @@ from messaging.processing.crashes import Crash, record_crash
 from messaging.processing.processor import Processor
 from messaging.processing.station import Claims
 from messaging.supervising.ledger import Entry
+from tests import many_rows
 from tests.deliveries import arrived, registered, sent
 
 pytestmark = [
@@ -59,13 +60,13 @@ def full() -> None:
     rows.bulk_create([outgoing(n, created_at=OLD, published_at=OLD, **ended) for n in range(FEW)])
     laid_aside = {"state": Out.DISCARDED, "due_at": None, "created_at": OLD, "discarded_at": OLD}
     rows.bulk_create([outgoing(n, **laid_aside) for n in range(FEW)])
-    rows.bulk_create([outgoing(n, published_at=Now(), **ended) for n in range(MANY)])
+    many_rows.create(outgoing(0, published_at=Now(), **ended), MANY)
     for state in (Out.PENDING, Out.FAILED, Out.DRAFT):
         rows.bulk_create([outgoing(n, state=state) for n in range(FEW)])
     inbox = ProcessedMessage.objects
     inbox.bulk_create([incoming(n, state=In.PROCESSED, received_at=OLD, processed_at=OLD) for n in range(FEW)])
     inbox.bulk_create([incoming(n, state=In.DISCARDED, received_at=OLD, discarded_at=OLD) for n in range(FEW)])
-    inbox.bulk_create([incoming(n, state=In.PROCESSED, processed_at=Now()) for n in range(MANY)])
+    many_rows.create(incoming(0, state=In.PROCESSED, processed_at=Now()), MANY)
     for state in (In.FAILED, In.RETRYING):
         inbox.bulk_create([incoming(n, state=state) for n in range(FEW)])
     claim = {"state": In.PROCESSING, "lease_token": uuid.uuid4(), "leased_until": Now(), "wire": b"damaged"}
@@ -80,19 +81,18 @@ def overtaken() -> None:
     """The same when there were no statistics since a backlog began, as after an outage."""
     if connection.vendor != "postgresql":
         pytest.skip("only its plans follow from statistics that are gathered now and then")
-    rows.bulk_create([outgoing(n, state=Out.PUBLISHED, due_at=None, published_at=Now()) for n in range(5 * MANY)])
-    inbox = ProcessedMessage.objects
-    inbox.bulk_create([incoming(n, state=In.PROCESSED, processed_at=Now()) for n in range(5 * MANY)])
+    many_rows.create(outgoing(0, state=Out.PUBLISHED, due_at=None, published_at=Now()), 5 * MANY)
+    many_rows.create(incoming(0, state=In.PROCESSED, processed_at=Now()), 5 * MANY)
     with connection.cursor() as cursor:
         for table in TABLES:
             cursor.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
             cursor.execute(f"VACUUM ANALYZE {table}")
     # An index on a long name is higher than others of as many rows, and so seems to be the dearer one.
-    rows.bulk_create([outgoing(n, alias=LONG) for n in range(6 * MANY)])
-    rows.bulk_create([outgoing(n) for n in range(3 * MANY)])
-    rows.bulk_create([outgoing(n, state=Out.FAILED) for n in range(MANY)])
+    many_rows.create(outgoing(0, alias=LONG), 6 * MANY)
+    many_rows.create(outgoing(0), 3 * MANY)
+    many_rows.create(outgoing(0, state=Out.FAILED), MANY)
     for state in (In.FAILED, In.RETRYING, In.PROCESSING):
-        inbox.bulk_create([incoming(n, state=state) for n in range(MANY)])
+        many_rows.create(incoming(0, state=state), MANY)
 
 
 @pytest.fixture

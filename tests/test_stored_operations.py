@@ -193,3 +193,13 @@ def test_of_nothing_it_is_done_at_once() -> None:
     operation = store(ProcessedMessage.objects.none(), "requeue", BY)
     run_waiting("default", "w")
     assert counts(operation) == ("done", 0, 0, 0, 0)
+
+
+def test_what_only_another_release_can_do_is_left_to_that_and_keeps_nothing_else_waiting() -> None:
+    failed(1)
+    novel = store(all_failed(), "requeue", BY)
+    Operation.objects.update(verb="novel")
+    known = store(all_failed(), "requeue", BY)
+    assert run_waiting("default", "w") == 1
+    assert (counts(novel)[0], counts(known)[0]) == ("waiting", "done")
+    assert not stored.is_waiting("default")

@@ -20,9 +20,8 @@ from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from messaging.admin import databases
+from messaging.admin import databases, lists
 from messaging.admin.filters import newest_pk, number_of
-from messaging.admin.lists import in_words
 from messaging.admin.pages import page
 from messaging.admin.paginator import LIMIT, Bounded, bounded_count
 from messaging.admin.verbs import Verb
@@ -167,7 +166,7 @@ def store_operation(
         rows.filter(verb.eligible),
         verb.name,
         operator(request),
-        scope=scope or _scope(model_admin, request),
+        scope=scope or lists.scope(model_admin.get_changelist_instance(request)),
         rate=rate or None,
         try_one=bool(request.POST.get("try_one")),
     )
@@ -191,15 +190,6 @@ def _rate(text: str) -> float | None:
     except ValueError:
         return None
     return rate if math.isfinite(rate) and stored.SLOWEST <= rate <= FASTEST else None
-
-
-def _scope(model_admin: MessageAdmin, request: HttpRequest) -> str:
-    """The list's filters in words."""
-    shown = model_admin.get_changelist_instance(request)
-    chosen = [
-        f"{title}: {value}" if title else _("search: %(text)s") % {"text": value} for title, value in in_words(shown)
-    ]
-    return "; ".join(chosen) or _("all")
 
 
 def log(model_admin: MessageAdmin, request: HttpRequest, verb: Verb, outcome: Outcome, database: str) -> None:

@@ -58,7 +58,7 @@ def view(model_admin: ReadOnlyAdmin, request: HttpRequest) -> HttpResponseBase:
         raise PermissionDenied
     if kind not in FORMATS:
         return _ask(model_admin, request, page)
-    scope = "; ".join(f"{title}: {value}" if title else value for title, value in lists.in_words(page)) or _("all")
+    scope = lists.scope(page)
     what = f"{model_admin.opts.verbose_name_plural}, {kind.upper()}{', payload' if with_payload else ''}"
     kind_of = str(model_admin.opts.model_name).removesuffix("message")[:20]
     record(request, kind_of, f"{what} · {scope}", page.queryset.db)
@@ -117,13 +117,12 @@ def plain(value: Any, name: str = "", row: Any = None) -> Any:
 
 
 def _ask(model_admin: ReadOnlyAdmin, request: HttpRequest, page: Any) -> HttpResponse:
-    chosen = [f"{title}: {value}" if title else f"“{value}”" for title, value in lists.in_words(page)]
     return pages.page(
         model_admin,
         request,
         "export.html",
         _("Export"),
-        chosen=chosen,
+        chosen=lists.sentences(page),
         formats=[(name, name.upper()) for name in FORMATS],
         may_have_payload=model_admin.has_view_payload_permission(request),
         back=f"../{page.get_query_string()}",

@@ -39,7 +39,7 @@ def facts_of(groups: Sequence[FailureGroup]) -> list[Facts]:
         return []
     database = str(groups[0]._state.db)
     counts = failure_groups.open_counts(database, (group.fingerprint for group in groups))
-    past = failure_groups.history(database, (group.pk for group in groups), _this_minute(), DAY, STEP)
+    past = failure_groups.history(database, (group.pk for group in groups), _past_day())
     states = (ProcessedMessage.State.FAILED, ProcessedMessage.State.RETRYING)
     found = []
     for group in groups:
@@ -68,7 +68,7 @@ def spark(history: Sequence[int]) -> SafeString:
     most = max(history, default=0)
     values = {"total": f"{sum(history):,}", "most": f"{most:,}", "minutes": STEP}
     words = _("%(total)s failed attempts in 24 hours, at most %(most)s in %(minutes)d minutes") % values
-    return sparkline(history, Period(_this_minute(), DAY, STEP).starts, words, "failed")
+    return sparkline(history, _past_day().starts, words, "failed")
 
 
 def ago(value: datetime) -> SafeString:
@@ -77,5 +77,5 @@ def ago(value: datetime) -> SafeString:
     return format_html('<time datetime="{}" title="{}">{}</time>', aware.isoformat(), local(aware), distance(aware))
 
 
-def _this_minute() -> int:
-    return minute_of(datetime.now(UTC))
+def _past_day() -> Period:
+    return Period(minute_of(datetime.now(UTC)), DAY, STEP)

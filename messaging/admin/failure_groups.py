@@ -9,7 +9,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.utils import quote, unquote
 from django.core.exceptions import PermissionDenied
 from django.db.models import Exists, F, OuterRef, QuerySet, Subquery
-from django.db.models.functions import Left
+from django.db.models.functions import Left, Right
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html, format_html_join
@@ -223,7 +223,7 @@ class FailureGroupAdmin(ReadOnlyAdmin):
             "tools": self._tools(request, group, facts),
             "note": note,
             "error": redaction.text(newest.brief, newest) if newest is not None else "",
-            "trace": parts(redaction.text(newest.trace or "", newest)[:TRACEBACK]) if newest is not None else [],
+            "trace": parts(redaction.text(newest.trace or "", newest)[-TRACEBACK:]) if newest is not None else [],
             "samples": [(row, state_badge(row.state, row.get_state_display())) for row in found],
             "operations": self._operations(group),
             "may_change": self.has_silence_permission(request),
@@ -372,7 +372,7 @@ def _newest(group: FailureGroup) -> QuerySet[Any]:
     """The newest failed messages of a group, each with what it says and the traceback of its last attempt."""
     attempts = Attempt.objects.filter(message=OuterRef("pk")).order_by("-pk")
     is_cut = not redaction.is_on()
-    trace = Subquery(attempts.values(text=Left("traceback", TRACEBACK) if is_cut else F("traceback"))[:1])
+    trace = Subquery(attempts.values(text=Right("traceback", TRACEBACK) if is_cut else F("traceback"))[:1])
     rows = _failed(group.fingerprint).using(group._state.db)
     shown = rows.only(*MessageAdmin.sample_fields)[:SHOWN]
     annotated: QuerySet[Any] = shown.annotate(brief=Left("error", TRACEBACK) if is_cut else F("error"), trace=trace)

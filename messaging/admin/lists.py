@@ -10,6 +10,7 @@ from django.contrib.admin.views.main import PAGE_VAR, ChangeList
 from django.core.exceptions import SuspiciousOperation
 from django.db.models import QuerySet, Subquery
 from django.http import HttpRequest, QueryDict
+from django.utils.translation import gettext as _
 
 from messaging.admin import databases
 from messaging.admin.filters import chosen_state
@@ -131,3 +132,14 @@ def in_words(page: ChangeList) -> list[tuple[str, str]]:
         if any(name in page.params for name in spec.expected_parameters()):
             chosen += [(str(spec.title), str(item["display"])) for item in spec.choices(page) if item["selected"]]
     return [*chosen, *([("", page.query)] if page.query else [])]
+
+
+def sentences(page: ChangeList) -> list[str]:
+    """The same as texts; none where the list is whole."""
+    told = in_words(page)
+    return [f"{title}: {text}" if title else _("search: %(text)s") % {"text": text} for title, text in told]
+
+
+def scope(page: ChangeList) -> str:
+    """The same as one text, for records."""
+    return "; ".join(sentences(page)) or _("all")

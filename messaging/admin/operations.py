@@ -60,6 +60,10 @@ class OperationAdmin(ReadOnlyAdmin):
     )
     list_display_links = ("number_column",)
     list_filter = (databases.DatabaseFilter, StateFilter)
+    nothing = gettext_lazy(
+        "No operation was stored. What is done to all of a long list at once is stored here, and carried out in "
+        "batches by consumers, relays or “manage.py run_operations”."
+    )
     ordering = ("-id",)
     exported = (
         "id", "verb", "kind", "scope", "state", "total", "done", "skipped", "failed", "rate", "username", "reason",

@@ -8,12 +8,14 @@ from django.core.paginator import Paginator
 from django.db.models import QuerySet
 from django.utils.functional import cached_property
 
+from messaging.monitoring.snapshot import MOST
+
 if TYPE_CHECKING:
     Base = Paginator[Any]
 else:
     Base = Paginator
 
-LIMIT = 10_000
+LIMIT = MOST  # the same number on every page
 
 
 class Bounded(int):

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from messaging.admin.processed import ProcessedMessageAdmin
 
 State = Rehearsal.State
-EVERY = 3  # seconds after which the page of an unfinished one is loaded again
 
 
 def may_rehearse(model_admin: ProcessedMessageAdmin, request: HttpRequest) -> bool:
@@ -62,7 +61,7 @@ def rehearse_view(model_admin: ProcessedMessageAdmin, request: HttpRequest, key:
 
 
 def rehearsal_view(model_admin: ProcessedMessageAdmin, request: HttpRequest, key: str) -> HttpResponse:
-    """How far a rehearsal is, or how it ended; until then the page is loaded again by itself."""
+    """How far a rehearsal is, or how it ended; until then the page looks again by itself."""
     if not may_rehearse(model_admin, request):
         raise PermissionDenied
     rehearsal = databases.named(Rehearsal, unquote(key)).first()
@@ -79,7 +78,6 @@ def rehearsal_view(model_admin: ProcessedMessageAdmin, request: HttpRequest, key
         badge=state_badge(state, str(state.label)),
         headline=_headline(rehearsal, state),
         is_unfinished=state in Rehearsal.UNFINISHED,
-        every=EVERY,
         error=redaction.text(rehearsal.error, row),
         trace=parts(redaction.text(rehearsal.traceback, row)),
         facts=_facts(rehearsal),

@@ -9,6 +9,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext, pgettext_lazy
 
 from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.monitoring.conditions import BROKER_TROUBLE, WAITS_FOR_BROKER, WAITS_FOR_DATABASE
 
 KINDS = {
     "consume": pgettext_lazy("kind of worker", "consumer"),
@@ -18,8 +19,8 @@ STATES = {**dict(PublishedMessage.State.choices), **dict(ProcessedMessage.State.
 # What a worker's status is made of, and how it is said; what is none of these stays as it is.
 _SAYINGS: tuple[tuple[str, Callable[..., str]], ...] = (
     ("stopping", lambda: _("stopping")),
-    ("waiting for the database", lambda: _("waiting for the database")),
-    ("waiting for the broker", lambda: _("waiting for the broker")),
+    (WAITS_FOR_DATABASE, lambda: _("waiting for the database")),
+    (WAITS_FOR_BROKER, lambda: _("waiting for the broker")),
     (
         r"running (\d+), waiting (\d+)",
         lambda running, waiting: (
@@ -42,7 +43,7 @@ _SAYINGS: tuple[tuple[str, Callable[..., str]], ...] = (
         ),
     ),
     (r"cannot renew its claims in (.+)", lambda names: _("cannot renew its claims in %(names)s") % {"names": names}),
-    (r"broker: (.+)", lambda reason: _("broker: %(reason)s") % {"reason": reason}),
+    (f"{BROKER_TROUBLE}(.+)", lambda reason: _("broker: %(reason)s") % {"reason": reason}),
 )
 
 

@@ -6,8 +6,9 @@ Every id stands in docs/reference/checks.md. The errors of the settings themselv
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from importlib.util import find_spec
 from itertools import combinations
 from typing import Any
@@ -96,16 +97,25 @@ def check_effects(settings: conf.AliasSettings) -> Iterator[CheckMessage]:
         text = f'{where}["USER"] and ["PASSWORD"] have no effect, because its URL starts with "database://".'
         yield CheckWarning(text, hint="Remove them: the embedded broker needs none.", id="messaging.W003")
     for key, source in settings.secrets.items() if settings.scheme != "database" else ():
-        try:
-            conf.read_secret(source, f'{where}["{key}"]')
-        except BrokerUnavailable as error:
-            hint = "Correct its name, or give this user the permission to read it, if it connects to the broker."
-            yield CheckWarning(str(error), hint=hint, id="messaging.W004")
+        read = partial(conf.read_secret, source, f'{where}["{key}"]')
+        yield from _check_read(read, ", if it connects to the broker")
     for key in ("CA_FILE", "CERT_FILE", "KEY_FILE"):
         path = settings.tls.get(key) if is_encrypted else None
         if path is not None and not os.access(path, os.R_OK):
-            hint = "Correct the path, or give this user the permission to read it."
-            yield CheckWarning(f'{where}["TLS"]["{key}"] cannot be read.', hint=hint, id="messaging.W004")
+            yield _unreadable(f'{where}["TLS"]["{key}"] cannot be read.', "the path")
+
+
+def _check_read(read: Callable[[], object], condition: str = "") -> Iterator[CheckMessage]:
+    """Whether a secret can be read here, which matters to this user on a condition."""
+    try:
+        read()
+    except BrokerUnavailable as error:
+        yield _unreadable(str(error), "its name", condition)
+
+
+def _unreadable(text: str, what: str, condition: str = "") -> CheckMessage:
+    hint = f"Correct {what}, or give this user the permission to read it{condition}."
+    return CheckWarning(text, hint=hint, id="messaging.W004")
 
 
 def check_traces(alias: str, options: Mapping[str, Any]) -> Iterator[CheckMessage]:
@@ -193,11 +203,7 @@ def _check_told(console: conf.ConsoleSettings) -> Iterator[CheckMessage]:
     sources.append(('MESSAGING_CONSOLE["HEALTH_TOKEN"]', console.health_token))
     for place, source in sources:
         if isinstance(source, Mapping):
-            try:
-                conf.read_secret(source, place)
-            except BrokerUnavailable as error:
-                hint = "Correct its name, or give this user the permission to read it."
-                yield CheckWarning(str(error), hint=hint, id="messaging.W004")
+            yield from _check_read(partial(conf.read_secret, source, place))
 
 
 def check_metrics() -> Iterator[CheckMessage]:
@@ -213,11 +219,7 @@ def check_metrics() -> Iterator[CheckMessage]:
         exposition.require()
     except ImportError as error:
         yield Error("MESSAGING_METRICS asks for metrics.", hint=str(error), id="messaging.E017")
-    try:
-        conf.metrics_token()
-    except BrokerUnavailable as error:
-        hint = "Correct its name, or give this user the permission to read it, if it serves metrics."
-        yield CheckWarning(str(error), hint=hint, id="messaging.W004")
+    yield from _check_read(conf.metrics_token, ", if it serves metrics")
 
 
 def check_queues(alias: str, handlers: list[Handler]) -> Iterator[CheckMessage]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,6 +13,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.models import CharField, F, Func, Q
 from django.db.models.base import ModelState
+from django.db.models.functions import Coalesce
 from django.db.models.lookups import In
 from django.db.models.sql.compiler import SQLCompiler
 from django.utils.translation import gettext_lazy as _
@@ -130,6 +133,53 @@ class StoredMessage(models.Model):
     def raw_body(self) -> bytes:
         """The payload's bytes."""
         return unpack_body(self.body, self.body_encoding)
+
+
+class Claimable(models.Model):
+    """What an operator has asked for, and a worker carries out under a claim.
+
+    `username` is the operator, and `language` theirs, for what is said. `worker` is who carries it out, from `began_at`
+    to `ended_at`; its claim is `lease_token` with `leased_until`: where that has run out, it is gone. Each kind has a
+    `state`, which is `RUNNING` while a claim is held.
+    """
+
+    RUNNING = "running"
+    UNCLAIMED: dict[str, Any] = {"lease_token": None, "leased_until": None}
+
+    username = models.CharField(_("user name"), max_length=255, blank=True)
+    language = models.CharField(max_length=35, blank=True)
+    created_at = MomentField(_("created"), db_default=Now())
+    began_at = MomentField(_("began"), null=True)
+    ended_at = MomentField(_("ended"), null=True)
+    worker = models.CharField(_("worker"), max_length=200, blank=True)
+    lease_token = models.UUIDField(null=True, editable=False)
+    leased_until = MomentField(null=True, editable=False)
+
+    class Meta:
+        abstract = True
+
+    @classmethod
+    def claim(cls, free: models.QuerySet[Self], worker: str, seconds: float) -> Self | None:
+        """Claim the oldest of the rows that nobody carries out; None where there is none.
+
+        Args:
+            free: those that may be claimed now.
+            worker: who does.
+            seconds: for which the claim holds, unless it is renewed.
+        """
+        while (found := free.order_by("pk").first()) is not None:
+            token, until = uuid.uuid4(), Now() + timedelta(seconds=seconds)
+            values = {"state": cls.RUNNING, "worker": worker[:200], "lease_token": token, "leased_until": until}
+            as_read = free.filter(pk=found.pk, lease_token=found.lease_token)
+            if as_read.update(**values, began_at=Coalesce("began_at", Now())):
+                found.lease_token = token
+                return found
+        return None
+
+    def claimed(self) -> Any:
+        """Its row, as long as the claim holds that it was read with."""
+        rows: Any = type(self)._base_manager.using(self._state.db)
+        return rows.filter(pk=self.pk, state=self.RUNNING, lease_token=self.lease_token)
 
 
 def in_state(*states: str) -> In:

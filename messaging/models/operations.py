@@ -9,7 +9,7 @@ from django.db import models, router
 from django.utils.translation import gettext_lazy as _
 
 from messaging.db.clock import MomentField, Now
-from messaging.models.base import NameField, PolledIndex, set_only
+from messaging.models.base import Claimable, NameField, PolledIndex, set_only
 from messaging.models.failure_groups import FailureGroup
 
 STOPPED = "Interrupted by a stop of its worker."
@@ -101,16 +101,15 @@ class AuditRecord(models.Model):
         return cls(action=action, kind=kind, message_pk=row.pk, state_before=before, state_after=row.state, **own, **by)
 
 
-class Operation(models.Model):
+class Operation(Claimable):
     """A verb that is carried out on many messages by a consumer, a relay or a command, and how far that has come.
 
     Which messages those are was settled when it was stored: its `Item`s name them. A batch of them, their items and
-    these counts change in one transaction, so that whoever dies leaves a whole number of batches. `lease_token` with
-    `leased_until` is the claim of whoever carries it out.
+    these counts change in one transaction, so that whoever dies leaves a whole number of batches. Each batch renews the
+    claim of whoever carries it out.
 
     `rate` is how many messages a second are acted on at most; NULL for as many as can be. `is_trial` says that only the
-    first one is to be acted on, and an operator asked. `language` is that of the user, for the reasons. `group` is
-    whose failures these are, where they are one group's.
+    first one is to be acted on, and an operator asked. `group` is whose failures these are, where they are one group's.
     """
 
     class State(models.TextChoices):
@@ -133,7 +132,6 @@ class Operation(models.Model):
     reasons = models.JSONField(_("reasons"), default=dict)  # why some were skipped or failed: how many
     rate = models.FloatField(_("messages per second at most"), null=True)
     is_trial = models.BooleanField(default=False)
-    language = models.CharField(max_length=35, blank=True)
     group = models.ForeignKey(
         FailureGroup,
         on_delete=models.SET_NULL,
@@ -142,14 +140,7 @@ class Operation(models.Model):
         db_index=False,
         db_constraint=False,
     )
-    username = models.CharField(_("user name"), max_length=255, blank=True)
     reason = models.TextField(_("reason"), blank=True)
-    created_at = MomentField(_("created"), db_default=Now())
-    began_at = MomentField(_("began"), null=True)
-    ended_at = MomentField(_("ended"), null=True)
-    worker = models.CharField(_("worker"), max_length=200, blank=True)
-    lease_token = models.UUIDField(null=True, editable=False)
-    leased_until = MomentField(null=True, editable=False)
 
     class Meta:
         app_label = "messaging"

@@ -5,16 +5,14 @@ from __future__ import annotations
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from messaging.db.clock import MomentField, Now
-from messaging.models.base import PolledIndex
+from messaging.models.base import Claimable, PolledIndex
 
 
-class Rehearsal(models.Model):
+class Rehearsal(Claimable):
     """One rehearsal, from the request to its result. It is run once at most, whatever becomes of who runs it.
 
-    `row` is the number of the incoming message, `round` the one that it was in. `lease_token` with `leased_until` is
-    the claim of whoever runs it: where that has run out, they are gone. `result` is what a success did; `error` and
-    `traceback` say why there was none. `language` is that of the user, for what is said.
+    `row` is the number of the incoming message, `round` the one that it was in. The claim of whoever runs it is never
+    renewed. `result` is what a success did; `error` and `traceback` say why there was none.
     """
 
     class State(models.TextChoices):
@@ -35,14 +33,6 @@ class Rehearsal(models.Model):
     result = models.JSONField(null=True)
     error = models.TextField(_("error"), blank=True)
     traceback = models.TextField(_("traceback"), blank=True)
-    username = models.CharField(_("user name"), max_length=255, blank=True)
-    language = models.CharField(max_length=35, blank=True)
-    created_at = MomentField(_("created"), db_default=Now())
-    began_at = MomentField(_("began"), null=True)
-    ended_at = MomentField(_("ended"), null=True)
-    worker = models.CharField(_("worker"), max_length=200, blank=True)
-    lease_token = models.UUIDField(null=True, editable=False)
-    leased_until = MomentField(null=True, editable=False)
 
     class Meta:
         app_label = "messaging"

@@ -103,9 +103,10 @@ def note(findings: Findings, told: Sequence[Channel], database: str) -> None:
 
 def send_due(told: Sequence[Channel], database: str) -> int:
     """Send every message that is due. Returns how many were sent."""
+    by_key = {name: channel for channel in told for name in (channel.name, channel.key)}
     sent = 0
     while (message := _claim(database)) is not None:
-        sent += _send(message, {channel.key: channel for channel in told}, database)
+        sent += _send(message, by_key, database)
     return sent
 
 
@@ -123,9 +124,9 @@ def tell_all(event: str, condition: Condition, told: Iterable[Channel]) -> dict[
         try:
             channel.tell(content)
         except NotTold as problem:
-            problems[channel.key] = str(problem)
+            problems[channel.name] = str(problem)
         else:
-            problems[channel.key] = ""
+            problems[channel.name] = ""
     return problems
 
 
@@ -185,7 +186,8 @@ def _begin_again(row: Alert, condition: Condition, told: Sequence[Channel], data
     else:
         unsent = set(_messages(database).filter(alert=row).values_list("channel", flat=True))
         if over.update(**values, is_told=bool(unsent)):
-            _tell(row, BEGINS, condition, [channel for channel in told if channel.key in unsent], database)
+            late = [channel for channel in told if unsent & {channel.key, channel.name}]
+            _tell(row, BEGINS, condition, late, database)
 
 
 def _go_on(row: Alert, condition: Condition, told: Sequence[Channel], database: str) -> None:
@@ -222,7 +224,7 @@ def _claim(database: str) -> AlertMessage | None:
         as_read = due.filter(pk=message.pk, token=message.token, attempts=message.attempts)
         if message.attempts >= TRIES:  # whoever tried the last time did not survive it
             if as_read.delete()[0]:
-                _give_up(message, "nobody came back from sending it")
+                _give_up(message, message.channel, "nobody came back from sending it")
             continue
         token = uuid.uuid4()
         if as_read.update(token=token, due_at=Now() + LEASE, attempts=F("attempts") + 1):
@@ -239,26 +241,26 @@ def _send(message: AlertMessage, told: dict[str, Channel], database: str) -> boo
             raise NotTold("the settings do not name it")
         channel.tell(message.content)
     except NotTold as problem:
-        _put_off(message, mine, str(problem))
+        _put_off(message, mine, channel.name if channel else message.channel, str(problem))
         return False
     mine.delete()
     return True
 
 
-def _put_off(message: AlertMessage, mine: Any, problem: str) -> None:
+def _put_off(message: AlertMessage, mine: Any, name: str, problem: str) -> None:
     if message.attempts >= TRIES:
         mine.delete()
-        _give_up(message, problem)
+        _give_up(message, name, problem)
         return
     text = "An alert could not be told to %s (%s), try %d: %s"
-    logger.warning(text, message.channel, _words(message), message.attempts, problem)
+    logger.warning(text, name, _words(message), message.attempts, problem)
     pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (message.attempts - 1)) * random.uniform(0.75, 1.0)
     mine.update(token=None, due_at=Now() + timedelta(seconds=pause), error=storable(problem))
 
 
-def _give_up(message: AlertMessage, problem: str) -> None:
+def _give_up(message: AlertMessage, name: str, problem: str) -> None:
     text = "It is given up: an alert could not be told to %s (%s), try %d: %s"
-    logger.error(text, message.channel, _words(message), message.attempts, problem)
+    logger.error(text, name, _words(message), message.attempts, problem)
 
 
 def _words(message: AlertMessage) -> str:

@@ -50,7 +50,7 @@ class Condition:
     Attributes:
         name: tells its kind from others, for machines.
         level: "critical" where messages do not get on, else "warning".
-        subject: the alias, queue or worker that it is about.
+        subject: the alias, queue or worker that it is about; see `of_queue()`.
         words: what is wrong, in a sentence.
         fix: what to do.
         link: where the admin shows more, below the app's own page; "" for nowhere.
@@ -169,7 +169,8 @@ def not_consumed(now: Snapshot) -> Iterator[Condition]:
             "count": f"{ready:,}",
         }
         fix = _("Start a consumer: manage.py consume %(queue)s") % {"queue": queue}
-        yield Condition("not_consumed", "critical", queue, words, fix, "queuecontrol/", alias=alias)
+        subject = of_queue(alias, queue)
+        yield Condition("not_consumed", "critical", subject, words, fix, "queuecontrol/", alias=alias)
 
 
 def failures_rising(now: Snapshot) -> Iterator[Condition]:
@@ -199,11 +200,10 @@ def long_paused(now: Snapshot) -> Iterator[Condition]:
     """A queue has been paused for so long that somebody may have forgotten it."""
     for pause in now.pauses:
         if _seconds(now, pause.since) > limit("long_pause"):
+            subject = of_queue(pause.alias, pause.queue)
             words = _("The queue %(queue)s is paused.") % {"queue": pause.queue}
             fix = _("Resume it on the page of queues, once the reason for the pause is gone.")
-            yield Condition(
-                "long_paused", "warning", pause.queue, words, fix, "queuecontrol/", pause.since, pause.alias
-            )
+            yield Condition("long_paused", "warning", subject, words, fix, "queuecontrol/", pause.since, pause.alias)
 
 
 def silent_workers(now: Snapshot) -> Iterator[Condition]:
@@ -257,6 +257,11 @@ def limit(name: str) -> float:
         return float(conf.console().alerts.get(name, LIMITS[name]))
     except ConfigurationError:
         return LIMITS[name]
+
+
+def of_queue(alias: str, queue: str) -> str:
+    """The subject of a condition about a queue: its name, behind the alias where that is not the default one."""
+    return queue if alias == conf.DEFAULT_ALIAS else f"{alias}: {queue}"
 
 
 def alive(now: Snapshot, alias: str | None = None) -> Iterator[Worker]:

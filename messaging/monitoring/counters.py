@@ -10,7 +10,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -108,13 +108,19 @@ def add_processed(
         counts["processed"] += number
         counts["run_seconds"] += seconds
         counts[RUNS[bisect_left(BOUNDS, seconds)]] += number
-        every = 1 + (number - 1) // ASKED
-        for message_id in ids[::every] if is_first else ():
-            made = made_at(message_id)
-            if made is not None:
-                counts[WAITS[bisect_left(BOUNDS, began - made)]] += every
+        for made, share in samples(ids) if is_first else ():
+            counts[WAITS[bisect_left(BOUNDS, began - made)]] += share
     if observer is not None:
         observer.processed(alias, queue, handler, seconds, ids)
+
+
+def samples(ids: Sequence[str]) -> Iterator[tuple[float, int]]:
+    """When some of these messages were made, as far as their ids tell, each with the number that it stands for."""
+    every = 1 + (len(ids) - 1) // ASKED
+    for first in range(0, len(ids), every):
+        made = made_at(ids[first])
+        if made is not None:
+            yield made, min(every, len(ids) - first)
 
 
 def write_when_due(database: str) -> None:

@@ -17,11 +17,12 @@ from django.utils.translation import gettext as _
 from messaging import conf
 from messaging.backends import get_backend
 from messaging.db.clock import Now, in_utc
-from messaging.exceptions import MessagingError
+from messaging.exceptions import ConfigurationError, MessagingError
+from messaging.handlers import queues_of
 from messaging.models import FailureCount, FailureGroup
 from messaging.models.failure_groups import is_silenced
-from messaging.monitoring import depths, snapshot
-from messaging.monitoring.conditions import Condition, alive, conditions, limit
+from messaging.monitoring import readings, snapshot
+from messaging.monitoring.conditions import Condition, alive, conditions, limit, of_queue
 from messaging.monitoring.databases import ask_each, known
 from messaging.monitoring.snapshot import Snapshot
 
@@ -35,7 +36,7 @@ CAUSES = {
     "not_consumed": ("broker_away",),
     "failures_rising": ("new_failures",),
 }
-OF_TABLES = ("no_relay", "oldest_due", "unrouted", "new_failures", "failures_rising")
+OF_TABLES = ("no_relay", "oldest_due", "unrouted", "new_failures", "failures_rising", "long_paused")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +60,28 @@ class Findings:
 
 def evaluate() -> Findings:
     """Look at everything. Raises what the database raises when it is away."""
-    reading = depths.read()
+    reading = readings.waiting()
     now = snapshot.read(reading.ready)
     ending, unseen = certificates()
     found = [*unreached(now, reading), *new_failures(), *_of_all_workers(now), *ending]
     unknown = {(kind, "") for kind in OF_TABLES} if now.away else set()
-    unknown |= {("not_consumed", queue) for alias in reading.away for queue in depths.queues_of(alias)}
+    unknown |= {("not_consumed", subject) for alias in conf.aliases() for subject in _unseen_queues(alias, reading)}
     unknown |= {("certificate", subject) for subject in unseen}
     kinds = {(condition.name, condition.alias) for condition in found}
     follows = [one for one in found if any((cause, one.alias) in kinds for cause in CAUSES.get(one.name, ()))]
     return Findings([one for one in found if one not in follows], follows, frozenset(unknown))
 
 
-def unreached(now: Snapshot, reading: depths.Reading) -> Iterator[Condition]:
+def _unseen_queues(alias: str, reading: readings.Waiting) -> list[str]:
+    """Subjects of the queues of which nothing is known; "", for any, where the settings do not tell which there are."""
+    try:
+        conf.get(alias)
+    except ConfigurationError:
+        return [""]
+    return [of_queue(alias, queue) for queue in queues_of(alias)] if alias in reading.away else []
+
+
+def unreached(now: Snapshot, reading: readings.Waiting) -> Iterator[Condition]:
     """A broker cannot be reached from here, and nobody lives who would say so himself."""
     for alias in reading.unreachable:
         if any(True for _worker in alive(now, alias)):

@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from django.db import connections, transaction
-from django.db.models import F, Sum
+from django.db.models import Exists, F, OuterRef, Sum
 
 from messaging import conf
 from messaging.db.clock import Now
@@ -155,24 +155,21 @@ def open_counts(database: str, fingerprints: Iterable[str]) -> dict[tuple[str, s
         return {keys[number]: int(count) for number, count in cursor.fetchall()}
 
 
-def history(database: str, groups: Iterable[int], until: int, minutes: int, step: int) -> dict[int, list[int]]:
-    """How many attempts failed in each group in a period, a number for every `step` minutes.
+def history(database: str, groups: Iterable[int], period: counters.Period) -> dict[int, list[int]]:
+    """How many attempts failed in each group in a period, a number for each of its points.
 
     Args:
         database: where they are.
         groups: their primary keys.
-        until: the last minute, counted from 1970.
-        minutes: how long the period is.
-        step: minutes of a number; a multiple of `BUCKET` and a divisor of `minutes`.
+        period: its step is a multiple of `BUCKET`.
     """
-    first = until - until % step - minutes + step
-    wanted = list(groups)
-    found = {group: [0] * (minutes // step) for group in wanted}
+    step, starts, wanted = period.step, period.starts, list(groups)
+    found = {group: [0] * len(starts) for group in wanted}
     rows = FailureCount.objects.using(database).filter(group__in=wanted)
-    rows = rows.filter(minute__gte=first, minute__lt=first + minutes).order_by()
+    rows = rows.filter(minute__gte=starts[0], minute__lte=period.until).order_by()
     sums = rows.values("group", slot=F("minute") - F("minute") % step).annotate(number=Sum(F("failed") + F("retried")))
     for row in sums:
-        found[row["group"]][(row["slot"] - first) // step] = row["number"]
+        found[row["group"]][starts.index(row["slot"])] = row["number"]
     return found
 
 
@@ -181,10 +178,10 @@ def prune(database: str) -> int:
     counts = FailureCount.objects.using(database)
     gone, _ = counts.filter(minute__lt=counters._this_minute(database) - MINUTES_KEPT).delete()
     old = FailureGroup.objects.using(database).filter(last_seen__lt=Now() - FORGOTTEN, note="", silenced_at=None)
-    rows = ProcessedMessage.objects.using(database)
-    for pk, fingerprint in list(old.order_by("last_seen", "id").values_list("pk", "fingerprint")[:MOST]):
-        if not rows.filter(in_group(fingerprint)).exists():
-            gone += old.filter(pk=pk).delete()[0]
+    rows = ProcessedMessage.objects.using(database).filter(in_group(OuterRef("fingerprint")))
+    empty = old.filter(~Exists(rows)).order_by("last_seen", "id")
+    for pk in list(empty.values_list("pk", flat=True)[:MOST]):
+        gone += old.filter(pk=pk).delete()[0]
     return gone
 
 

@@ -20,7 +20,7 @@ from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from messaging.db.connections import is_up
-from messaging.monitoring import depths, snapshot
+from messaging.monitoring import readings, snapshot
 from messaging.monitoring.conditions import Condition, alive, conditions
 from messaging.monitoring.databases import home, known
 from messaging.monitoring.evaluation import unreached
@@ -102,7 +102,7 @@ def of_web(seconds: float = SECONDS) -> list[Check]:
 
 def of_site(seconds: float = SECONDS, hung: float = HUNG) -> list[Check]:
     """Everything that is wrong on the site, as far as its database and the processes on this host tell."""
-    queues = _Asking.of("queues", depths.read)
+    queues = _Asking.of("queues", readings.waiting)
     tables = _Asking.of("tables", snapshot.read)
     until = time.monotonic() + seconds
     now = tables.told(until - time.monotonic())
@@ -111,7 +111,7 @@ def of_site(seconds: float = SECONDS, hung: float = HUNG) -> list[Check]:
         answer = now if isinstance(now, Exception) else None
         return [_of_database(home(), answer, seconds, "critical"), *found]
     told = queues.told(until - time.monotonic())
-    reading = told if isinstance(told, depths.Reading) else depths.Reading()
+    reading = told if isinstance(told, readings.Waiting) else readings.Waiting()
     wrong = [*unreached(now, reading), *conditions(replace(now, ready=reading.ready))]
     found += [_of_condition(condition) for condition in wrong]
     workers = len(list(alive(now)))

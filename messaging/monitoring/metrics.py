@@ -34,7 +34,6 @@ from messaging.monitoring.snapshot import read as look
 from messaging.publishing import publisher
 from messaging.publishing.rounds import LONG, not_back
 from messaging.wire.bodies import one_line
-from messaging.wire.envelope import made_at
 
 logger = logging.getLogger("messaging.metrics")
 
@@ -82,12 +81,9 @@ class Counting:
         tally, labels, number = self.tally, (alias, queue, handler), len(ids)
         tally.add(names.PROCESSED, labels, number)
         tally.observe(names.DURATION, labels, seconds, number)
-        every = 1 + (number - 1) // counters.ASKED
         now = time.time()
-        for message_id in ids[::every]:
-            made = made_at(message_id)
-            if made is not None:
-                tally.observe(names.CRITICAL, labels, max(0.0, now - made), every)
+        for made, share in counters.samples(ids):
+            tally.observe(names.CRITICAL, labels, max(0.0, now - made), share)
 
     def saved(self, rows: Sequence[PublishedMessage], database: str) -> None:
         """Count rows once their transaction has committed."""

@@ -1,4 +1,4 @@
-"""What the broker says about its queues right now: the one door through which the admin and metrics reach the broker.
+"""What the broker says about its queues now: the one door through which pages, metrics, health and alerts reach it.
 
 A page must neither wait for a broker that is away nor burden one that is not: a reading is taken at most every
 `FRESH` seconds per process, by one thread at a time, and nobody waits for it longer than `PATIENCE`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,8 +20,9 @@ from django.utils.translation import gettext as _
 from messaging import conf
 from messaging.backends import get_backend
 from messaging.backends.base import QueueDepth
-from messaging.exceptions import ConfigurationError, MessagingError
+from messaging.exceptions import BrokerUnavailable, ConfigurationError, MessagingError
 from messaging.handlers import queues_of
+from messaging.wire.bodies import one_line
 
 logger = logging.getLogger("messaging.admin")
 
@@ -40,6 +41,7 @@ class Reading:
         depths: queue name to its last good reading; empty when there never was one.
         taken_at: when that was; None for never.
         error: why there is nothing newer, for people; "" when there is.
+        is_unreachable: whether that is because the broker gives no answer.
     """
 
     alias: str
@@ -47,6 +49,7 @@ class Reading:
     depths: dict[str, QueueDepth] = field(default_factory=dict)
     taken_at: datetime | None = None
     error: str = ""
+    is_unreachable: bool = False
 
     @property
     def age(self) -> float | None:
@@ -59,6 +62,21 @@ class Reading:
         return ", ".join(sorted({depth.source for depth in self.depths.values() if depth.source}))
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits at all brokers for somebody to consume it.
+
+    Attributes:
+        ready: messages that wait in queues without a consumer, by alias and queue.
+        away: why nothing is known of the queues of an alias, by alias.
+        unreachable: the aliases among these whose broker cannot be reached from here.
+    """
+
+    ready: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    away: Mapping[str, str] = field(default_factory=dict)
+    unreachable: frozenset[str] = frozenset()
+
+
 def read(alias: str, queues: Iterable[str]) -> Reading:
     """The newest reading of these queues, at most `FRESH` seconds old where the broker answers. Never raises."""
     try:
@@ -66,6 +84,28 @@ def read(alias: str, queues: Iterable[str]) -> Reading:
     except ConfigurationError as error:
         return Reading(alias, error=str(error))
     return _reader(settings).read(tuple(sorted(set(queues))))
+
+
+def waiting(*, brokers_alone: bool = False) -> Waiting:
+    """What waits in all queues without a consumer, of each broker as by `read()`. Never raises.
+
+    Args:
+        brokers_alone: leave out the embedded broker, which is a database's table.
+    """
+    found: dict[tuple[str, str], int] = {}
+    away: dict[str, str] = {}
+    unreachable = set()
+    for alias in conf.aliases():
+        queues = queues_of(alias)
+        if not queues or (brokers_alone and _is_table(alias)):
+            continue
+        reading = read(alias, queues)
+        if reading.error or not queues <= reading.depths.keys():  # nothing is known of what was not asked
+            away[alias] = one_line(reading.error)
+            unreachable.update([alias] if reading.is_unreachable else [])
+        else:
+            found |= _unattended(reading)
+    return Waiting(found, away, frozenset(unreachable))
 
 
 def routes(alias: str, exchange: str, routing_key: str) -> list[str] | None:
@@ -84,15 +124,25 @@ def unattended() -> dict[tuple[str, str], int]:
     """
     with _guard:
         readers = [reader for reader in _readers.values() if reader.is_current]
-    found = {}
+    found: dict[tuple[str, str], int] = {}
     for reader in readers:
         reading = reader.poke()
         if reading.error or reading.age is None or reading.age > OLD:
             continue
-        for queue, depth in reading.depths.items():
-            if depth.unattended and queue in queues_of(reading.alias):
-                found[reading.alias, queue] = depth.unattended
+        found |= _unattended(reading)
     return found
+
+
+def _unattended(reading: Reading) -> dict[tuple[str, str], int]:
+    depths, known = reading.depths.items(), queues_of(reading.alias)
+    return {(reading.alias, queue): depth.unattended for queue, depth in depths if depth.unattended and queue in known}
+
+
+def _is_table(alias: str) -> bool:
+    try:
+        return bool(conf.get(alias).broker_database)
+    except ConfigurationError:
+        return False
 
 
 def ready(queues: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
@@ -139,7 +189,15 @@ class _Reader:
         return False
 
     def read(self, queues: tuple[str, ...]) -> Reading:
-        with self.lock:
+        reading = self._read(queues)
+        if not reading.error and not set(queues) <= reading.depths.keys():  # it was under way, of other queues
+            reading = self._read(queues)
+        return reading
+
+    def _read(self, queues: tuple[str, ...]) -> Reading:
+        if not self.lock.acquire(timeout=PATIENCE):  # somebody reads a table that gives no sign
+            return self._late()
+        try:
             stale = time.monotonic() - self.asked_at >= FRESH or not set(queues) <= set(self.queues)
             if self.thread is None and stale:
                 if not self.settings.hosts:  # the broker is a table: another thread would see another transaction
@@ -148,19 +206,25 @@ class _Reader:
                     return self.reading
                 self._begin(queues)
             thread = self.thread
+        finally:
+            self.lock.release()
         if thread is not None:
             thread.join(PATIENCE)
             if thread.is_alive():
-                return self._failed(_("It did not answer in time."))
+                return self._late()
         return self.reading
 
     def poke(self, queues: Iterable[str] = ()) -> Reading:
         """The last reading, of whatever age; a newer one is begun where that is due, of these queues as well."""
-        with self.lock:
+        if not self.lock.acquire(blocking=False):  # somebody sees to it already
+            return self.reading
+        try:
             is_due = time.monotonic() - self.asked_at >= FRESH and self.thread is None
             wanted = tuple(sorted({*self.queues, *queues}))
             if is_due and self.settings.hosts and wanted:
                 self._begin(wanted)
+        finally:
+            self.lock.release()
         return self.reading
 
     def _begin(self, queues: tuple[str, ...]) -> None:
@@ -183,6 +247,8 @@ class _Reader:
                 {depth.queue: depth for depth in depths},
                 datetime.now(UTC),
             )
+        except BrokerUnavailable as error:
+            self.reading = self._failed(str(error), is_unreachable=True)
         except MessagingError as error:
             self.reading = self._failed(str(error))
         except Exception as error:  # noqa: BLE001  whatever a broker answers, the page still renders
@@ -190,9 +256,12 @@ class _Reader:
         finally:
             self.thread = None
 
-    def _failed(self, text: str) -> Reading:
+    def _late(self) -> Reading:
+        return self._failed(_("It did not answer in time."), is_unreachable=True)
+
+    def _failed(self, text: str, *, is_unreachable: bool = False) -> Reading:
         last = self.reading
-        return Reading(last.alias, last.address, last.depths, last.taken_at, self._safe(text))
+        return Reading(last.alias, last.address, last.depths, last.taken_at, self._safe(text), is_unreachable)
 
     def _safe(self, text: str) -> str:
         with suppress(MessagingError):

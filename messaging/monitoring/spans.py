@@ -87,6 +87,7 @@ class Spans:
         made = [(row, span) for row in rows if settings.traces and (span := self._create(row, settings)) is not None]
         return partial(_leave_with_commit, made) if made else None
 
+    @_harmless
     def _create(self, row: PublishedMessage, settings: AliasSettings) -> Span | None:
         if any(name.lower() == HEADERS[0] for name in row.headers):
             return None
@@ -245,10 +246,14 @@ def _leave_with_commit(made: list[tuple[PublishedMessage, Span]], saved: Sequenc
         transaction.on_commit(partial(_end, spans, ended), using=database, robust=True)
 
 
-@_harmless
 def _end(spans: list[Span], ended: int | None = None) -> None:
     for span in spans:
-        span.end(ended)
+        _end_one(span, ended)
+
+
+@_harmless
+def _end_one(span: Span, ended: int | None) -> None:
+    span.end(ended)
 
 
 def _extracted(headers: Mapping[str, Any]) -> Context:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import ssl
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +13,7 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core import mail
+from django.db import connections
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext as _
 
@@ -20,6 +23,7 @@ from messaging.exceptions import BrokerUnavailable, ConfigurationError
 from messaging.wire.bodies import one_line
 
 SECONDS = 10.0  # for a webhook's whole answer, and for each step of a mail server's
+CALL_SECONDS = 60.0  # for the site's own function, within `alerts.LEASE`
 MOST = 64 * 1024  # bytes of a webhook's answer
 BEGINS, GOES_ON, OVER, TEST = "begins", "goes_on", "over", "test"  # what a message says of its alert
 
@@ -38,14 +42,17 @@ class Channel:
     """One way to tell.
 
     Attributes:
-        key: names it in rows: "mail", "call", or the kind and the place in its list, such as "slack:0".
+        key: names it in rows: "mail", "call", or the kind and a digest of the target, such as "slack:3f2a9c41d0b7",
+            which does not change with the place in its list.
         kind: "mail", "slack", "webhooks" or "call", as in the settings.
         target: the addresses, the webhook or the dotted path.
+        name: for people: the kind and the place in its list, such as "slack:0". Rows of an earlier release have it.
     """
 
     key: str
     kind: str
     target: Any = field(repr=False)
+    name: str
 
     def tell(self, content: Content) -> None:
         """Raises NotTold."""
@@ -53,7 +60,7 @@ class Channel:
             _WAYS[self.kind](self.target, content)
         except NotTold:
             raise
-        except (Exception, SystemExit) as error:  # a mail server's, or whatever the site's own function raises
+        except (Exception, SystemExit) as error:  # a mail server's, or of a backend of the site's own
             raise NotTold(f"{type(error).__name__}: {one_line(error)}") from error
 
 
@@ -63,10 +70,17 @@ def channels() -> list[Channel]:
         alerts = conf.console().alerts
     except ConfigurationError:  # said by the system checks
         return []
-    found = [Channel("mail", "mail", list(alerts["mail"]))] if alerts.get("mail") else []
+    found = [Channel("mail", "mail", list(alerts["mail"]), "mail")] if alerts.get("mail") else []
     for kind in ("slack", "webhooks"):
-        found += [Channel(f"{kind}:{place}", kind, target) for place, target in enumerate(alerts.get(kind) or ())]
-    return [*found, *([Channel("call", "call", alerts["call"])] if alerts.get("call") else [])]
+        targets = enumerate(alerts.get(kind) or ())
+        found += [Channel(_key(kind, target), kind, target, f"{kind}:{place}") for place, target in targets]
+    return [*found, *([Channel("call", "call", alerts["call"], "call")] if alerts.get("call") else [])]
+
+
+def _key(kind: str, target: Any) -> str:
+    """Tells a webhook from others without telling its address, which is a secret."""
+    text = target if isinstance(target, str) else json.dumps(target, sort_keys=True, default=repr)
+    return f"{kind}:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def headline(content: Content) -> str:
@@ -107,7 +121,35 @@ def _webhook(source: Any, content: Content) -> None:
 
 
 def _call(path: str, content: Content) -> None:
-    import_string(path)(dict(content))
+    """Call the site's own function, in a thread of its own: one that never comes back is left there."""
+    before = _calls.get(path)
+    if before is not None and before.is_alive():
+        raise NotTold("its call before has not come back yet")
+    call = _calls[path] = _Call(path, content)
+    call.start()
+    call.join(CALL_SECONDS)
+    if call.is_alive():
+        raise NotTold(f"it has not come back within {CALL_SECONDS:g} seconds")
+    if call.error is not None:
+        raise NotTold(f"{type(call.error).__name__}: {one_line(call.error)}") from call.error
+
+
+class _Call(threading.Thread):
+    """One call of the site's own function; `error` is what it has raised."""
+
+    def __init__(self, path: str, content: Content) -> None:
+        super().__init__(name="messaging-alert-call", daemon=True)
+        self.path, self.content = path, dict(content)
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Call it."""
+        try:
+            import_string(self.path)(self.content)
+        except BaseException as error:  # noqa: BLE001  whatever it is, nobody was told
+            self.error = error
+        finally:
+            connections.close_all()  # of this thread
 
 
 def _post(source: Any, content: Content) -> None:
@@ -142,6 +184,7 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+_calls: dict[str, _Call] = {}  # the last one of each function
 _FACTS = ("level", "kind", "subject", "alias", "since", "page")
 _WAYS: Mapping[str, Callable[[Any, Content], None]] = {
     "mail": _mail,

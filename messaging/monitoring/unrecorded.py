@@ -12,11 +12,16 @@ from pathlib import Path
 from django.utils.translation import gettext as _
 
 from messaging.models import Alert
-from messaging.monitoring import depths, health
+from messaging.monitoring import health, readings
 from messaging.monitoring.alerts import AGAIN, tell_all
 from messaging.monitoring.conditions import Condition
 from messaging.monitoring.databases import home
 from messaging.monitoring.telling import BEGINS, GOES_ON, OVER, Channel
+
+FORGETFUL = (
+    "No folder keeps the file that remembers what was told, so that each run tells it again: let MESSAGING_STATE_DIR "
+    "name one that can be written to, and that the next run finds as well."
+)
 
 
 def database_away() -> Condition:
@@ -24,7 +29,7 @@ def database_away() -> Condition:
     words = _("The database “%(name)s” does not answer: nothing is published, consumed or recorded.") % {
         "name": home(Alert)
     }
-    away = depths.read(brokers_alone=True).unreachable
+    away = readings.waiting(brokers_alone=True).unreachable
     if away:
         names = {"aliases": ", ".join(sorted(away))}
         words += " " + _("The broker cannot be reached from here either (%(aliases)s).") % names
@@ -43,6 +48,11 @@ def begin(condition: Condition, told: Iterable[Channel]) -> dict[str, str]:
         with suppress(OSError):  # then it is told again at the next look
             file.write_text(json.dumps({"told_at": time.time(), "words": condition.words}))
     return problems
+
+
+def is_remembered() -> bool:
+    """Whether a file knows that it was told."""
+    return _told_at(_file()) is not None
 
 
 def end(told: Iterable[Channel]) -> dict[str, str]:

@@ -15,14 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
 from django.db import connections, transaction
-from django.db.models import QuerySet
 from django.utils import translation
 from django.utils.translation import gettext as _
 
@@ -86,11 +83,12 @@ def run_waiting(database: str, worker: str, stop: threading.Event | None = None)
     """
     stop, count = stop or threading.Event(), 0
     end_abandoned(database)
-    while not stop.is_set() and (rehearsal := _claimed(database, worker)) is not None:
+    waiting, seconds = Rehearsal.objects.using(database).filter(state=State.WAITING), 2 * (START + LIMIT)
+    while not stop.is_set() and (rehearsal := Rehearsal.claim(waiting, worker, seconds)) is not None:
         count += 1
         with translation.override(rehearsal.language or None):
             found = _in_a_process(rehearsal, database, stop)
-        _mine(rehearsal, database).update(**found, ended_at=Now(), lease_token=None, leased_until=None)
+        rehearsal.claimed().update(**found, ended_at=Now(), **Rehearsal.UNCLAIMED)
     return count
 
 
@@ -99,26 +97,8 @@ def end_abandoned(database: str) -> None:
     for rehearsal in Rehearsal.objects.using(database).filter(state=State.RUNNING, leased_until__lte=Now()):
         with translation.override(rehearsal.language or None):
             error = _("The worker %(name)s, which ran it, has died. It is not run again by itself.")
-        _mine(rehearsal, database).update(
-            state=State.DIED, error=error % {"name": rehearsal.worker}, ended_at=Now(), lease_token=None
-        )
-
-
-def _claimed(database: str, worker: str) -> Rehearsal | None:
-    """Claim the oldest that waits; None where there is none."""
-    waiting = Rehearsal.objects.using(database).filter(state=State.WAITING)
-    while (found := waiting.order_by("pk").first()) is not None:
-        token, until = uuid.uuid4(), Now() + timedelta(seconds=2 * (START + LIMIT))
-        values = {"state": State.RUNNING, "worker": worker[:200], "lease_token": token, "leased_until": until}
-        if waiting.filter(pk=found.pk).update(**values, began_at=Now()):
-            found.lease_token = token
-            return found
-    return None
-
-
-def _mine(rehearsal: Rehearsal, database: str) -> QuerySet[Rehearsal]:
-    rows = Rehearsal.objects.using(database).filter(pk=rehearsal.pk, state=State.RUNNING)
-    return rows.filter(lease_token=rehearsal.lease_token)
+        told = error % {"name": rehearsal.worker}
+        rehearsal.claimed().update(state=State.DIED, error=told, ended_at=Now(), **Rehearsal.UNCLAIMED)
 
 
 def _in_a_process(rehearsal: Rehearsal, database: str, stop: threading.Event) -> dict[str, Any]:

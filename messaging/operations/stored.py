@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from django.core.exceptions import EmptyResultSet
@@ -122,7 +123,7 @@ def go_on(operation: Operation) -> bool:
 def cancel(operation: Operation) -> bool:
     """Have nothing more of it done. What was done stays done. False where it has ended."""
     unfinished = _rows(operation).filter(state__in=(*Operation.UNFINISHED, State.HELD))
-    values = {"state": State.CANCELLED, "ended_at": Now(), "lease_token": None, "leased_until": None}
+    values = {"state": State.CANCELLED, "ended_at": Now(), **Operation.UNCLAIMED}
     return bool(unfinished.update(**values))
 
 
@@ -204,17 +205,8 @@ class _Run:
     @classmethod
     def begin(cls, database: str, worker: str) -> _Run | None:
         """Claim the oldest operation that nobody carries out; None where there is none."""
-        found = _free(database).order_by("pk").first()
-        if found is None:
-            return None
-        token = uuid.uuid4()
-        values = {"state": State.RUNNING, "worker": worker[:200], "lease_token": token, "leased_until": _until()}
-        free = _free(database).filter(pk=found.pk, lease_token=found.lease_token)
-        if not free.update(**values):
-            return cls.begin(database, worker)
-        Operation.objects.using(database).filter(pk=found.pk, began_at=None).update(began_at=Now())
-        found.lease_token = token
-        return cls(found, database)
+        found = Operation.claim(_free(database), worker, LEASE)
+        return None if found is None else cls(found, database)
 
     def batch(self) -> bool:
         """Act on the next messages. Returns whether there may be more to do under this claim."""
@@ -229,7 +221,7 @@ class _Run:
     def leave(self) -> None:
         """Give the claim up, if it is still held."""
         with suppress(Error):  # it lapses
-            self._mine().update(lease_token=None, leased_until=None)
+            self._operation.claimed().update(**Operation.UNCLAIMED)
 
     def _size(self) -> int:
         if self._operation.is_trial:
@@ -259,11 +251,11 @@ class _Run:
     def _step(self, size: int, *, is_last_try: bool = False) -> int:
         """One transaction: the claim renewed, messages acted on, what became of them noted. Returns how many."""
         with transaction.atomic(using=self._database):
-            if not self._mine().update(leased_until=_until()):
+            if not self._operation.claimed().update(leased_until=_until()):
                 return 0  # cancelled, or lost to another
             ids = list(self._items.filter(result=None).order_by("row").values_list("row", flat=True)[:size])
             if not ids:
-                self._mine().update(state=State.DONE, ended_at=Now(), lease_token=None, leased_until=None)
+                self._operation.claimed().update(state=State.DONE, ended_at=Now(), **Operation.UNCLAIMED)
                 return 0
             results = self._acted(ids) if not is_last_try else self._tried(ids)
             self._note(results)
@@ -292,7 +284,7 @@ class _Run:
 
     def _note(self, results: dict[tuple[int, str], list[int]]) -> None:
         counts: Counter[int] = Counter()
-        reasons = Counter[str](self._mine().values_list("reasons", flat=True).get())
+        reasons = Counter[str](self._operation.claimed().values_list("reasons", flat=True).get())
         for (result, reason), ids in results.items():
             counts[result] += len(ids)
             note = reason[:NOTE] or None
@@ -306,12 +298,8 @@ class _Run:
             "reasons": dict(reasons),
         }
         if self._operation.is_trial:
-            values |= {"state": State.HELD, "lease_token": None, "leased_until": None}
-        self._mine().update(**values)
-
-    def _mine(self) -> QuerySet[Operation]:
-        token = self._operation.lease_token
-        return _rows(self._operation).filter(lease_token=token, state=State.RUNNING)
+            values |= {"state": State.HELD, **Operation.UNCLAIMED}
+        self._operation.claimed().update(**values)
 
 
 def _add_items(operation: Operation, keys: QuerySet[Any, Any]) -> int:
@@ -335,7 +323,9 @@ def _add_items(operation: Operation, keys: QuerySet[Any, Any]) -> int:
 
 
 def _free(database: str) -> QuerySet[Operation]:
-    unfinished = Operation.objects.using(database).filter(state__in=Operation.UNFINISHED)
+    """What nobody carries out, and this release can: the next one may know more verbs."""
+    known = reduce(or_, (Q(kind=kind, verb__in=list(acts)) for kind, acts in VERBS.items()))
+    unfinished = Operation.objects.using(database).filter(known, state__in=Operation.UNFINISHED)
     return unfinished.filter(Q(lease_token=None) | Q(leased_until__lte=Now()))
 
 

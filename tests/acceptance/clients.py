@@ -14,15 +14,15 @@ connection = pika.BlockingConnection(pika.URLParameters(sys.argv[1]))
 channel = connection.channel()
 {declare}
 channel.basic_publish(
-    exchange="", routing_key="hello", body="Hello World", properties=pika.BasicProperties(delivery_mode=2)
+    exchange="", routing_key=sys.argv[2], body="Hello World", properties=pika.BasicProperties(delivery_mode=2)
 )
 connection.close()
 """
 
 
-def publish_hello(url: str, *, declare: str = "") -> None:
-    """Run a script of its own that publishes "Hello World", persistent, to the queue `hello`."""
-    subprocess.run([sys.executable, "-c", SCRIPT.format(declare=declare), url], check=True, timeout=240)
+def publish_hello(url: str, queue: str = "hello", *, declare: str = "") -> None:
+    """Run a script of its own that publishes "Hello World", persistent, to a queue."""
+    subprocess.run([sys.executable, "-c", SCRIPT.format(declare=declare), url, queue], check=True, timeout=240)
 
 
 def declare(url: str, queue: str, **options: Any) -> None:

@@ -48,7 +48,7 @@ class Terminal:
             folder,
             PORT=str(self.port),
             MANAGEMENT_PORT=str(management_port),
-            MESSAGING_URL=f"amqp://guest:guest@127.0.0.1:{self.broker_port}/",
+            MESSAGING_URL=env.pop("MESSAGING_URL", f"amqp://guest:guest@127.0.0.1:{self.broker_port}/"),
             **env,
         )
         self._browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.broker, pytest.mark.postgres]
 @pytest.mark.parametrize(
     "broker,minutes,rate,effects",
     [
-        ("rabbitmq", "0.4", "25", 250),
+        ("rabbitmq", "0.2", "20", 200),
         pytest.param("rabbitmq", "1", "200", 500, marks=pytest.mark.slow),
         pytest.param("embedded", "0.5", "200", 500, marks=pytest.mark.slow),
     ],

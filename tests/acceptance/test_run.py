@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -18,11 +19,13 @@ from tests.acceptance.terminal import Terminal, environment_of, made_by_make
 from tests.services import missing
 from tests.site import ROOT
 from tests.waiting import wait_until
-from tools import rabbitmq
+from tools import broker, rabbitmq
+from tools.janitor import Janitor
 from tools.services import ServiceMissing, free_ports, is_listening
 
 pytestmark = made_by_make
-MODES = [pytest.param((), id="embedded"), pytest.param(("--rabbitmq",), id="rabbitmq", marks=pytest.mark.broker)]
+PRIVATE = pytest.param("private", id="rabbitmq", marks=[pytest.mark.broker, pytest.mark.slow])
+GIVEN = pytest.param("given", id="a-rabbitmq-that-answers", marks=pytest.mark.broker)
 ADMIN = r"user admin, password (\S+)\)"
 
 
@@ -31,13 +34,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
     """Start the runner in a mode; what is started later goes on with the same data."""
     terminals: list[Terminal] = []
 
-    def start(*mode: str) -> Terminal:
-        if mode:
+    def start(*mode: str, **env: str) -> Terminal:
+        if mode and not env:
             try:
                 rabbitmq.find_scripts()
             except ServiceMissing as error:
                 missing(error)
-        terminals.append(Terminal(tmp_path, *mode))
+        terminals.append(Terminal(tmp_path, *mode, **env))
         return terminals[-1]
 
     yield start
@@ -58,9 +61,12 @@ def processes_of(terminal: Terminal) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_one_command_starts_a_site_whose_orders_are_processed(start: Callable[..., Terminal], mode: tuple[str]) -> None:
-    terminal = start(*mode)
+@pytest.mark.parametrize("on", ["embedded", GIVEN, PRIVATE])
+def test_one_command_starts_a_site_whose_orders_are_processed(
+    start: Callable[..., Terminal], on: str, request: pytest.FixtureRequest
+) -> None:
+    given = {"MESSAGING_URL": request.getfixturevalue("vhost_url")} if on == "given" else {}
+    terminal = start(*([] if on == "embedded" else ["--rabbitmq"]), **given)
     terminal.wait_for(ADMIN)
     terminal.press("order/")
     wait_until(
@@ -68,9 +74,25 @@ def test_one_command_starts_a_site_whose_orders_are_processed(start: Callable[..
         deadline=60,
         what="the steps of the order",
     )
-    assert ("RabbitMQ at 127.0.0.1" if mode else "the embedded broker") in terminal.page()
+    host = urlsplit(given.get("MESSAGING_URL", "")).hostname or "127.0.0.1"
+    assert ("the embedded broker" if on == "embedded" else f"RabbitMQ at {host}") in terminal.page()
+    assert ("a private node" in terminal.output) == (on == "private")
     assert terminal.stop() == 0, terminal.output
     assert terminal.is_quiet
+
+
+@pytest.mark.broker
+def test_a_private_node_stands_in_for_a_broker_that_does_not_answer(tmp_path: Path) -> None:
+    try:
+        rabbitmq.find_scripts()
+    except ServiceMissing as error:
+        missing(error)
+    environment = {"MESSAGING_URL": f"amqp://guest:guest@127.0.0.1:{free_ports(1)[0]}/"}
+    with contextlib.closing(Janitor()) as janitor:
+        node = broker.use_rabbitmq(environment, tmp_path / "rabbitmq", janitor)
+        assert node is not None
+        assert not node.is_running, "it has yet to be started"
+        assert environment == {"MESSAGING_URL": node.url, "MESSAGING_MANAGEMENT_URL": node.management_url}
 
 
 def test_the_shop_shows_what_became_of_an_order_and_leads_to_what_failed(start: Callable[..., Terminal]) -> None:
@@ -106,7 +128,7 @@ def test_every_signal_ends_it_and_it_goes_on_where_it_was(start: Callable[..., T
 
 @pytest.mark.chaos
 @pytest.mark.parametrize(
-    "mode", [MODES[0], pytest.param(("--rabbitmq",), id="rabbitmq", marks=[pytest.mark.broker, pytest.mark.slow])]
+    "mode", [pytest.param((), id="embedded"), pytest.param(("--rabbitmq",), id="rabbitmq", marks=PRIVATE.marks)]
 )
 def test_a_killed_runner_takes_everything_along(start: Callable[..., Terminal], mode: tuple[str]) -> None:
     terminal = start(*mode)

@@ -16,6 +16,7 @@ from messaging.monitoring import failure_groups, readings, snapshot
 from tests.admin.test_groups import GROUPS
 from tests.admin.test_pages import EVERYTHING
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, outgoing, staff
+from tests.many_rows import copy
 from tests.test_plans import TABLES, plans_of
 
 pytestmark = [
@@ -41,27 +42,13 @@ def _no_broker(settings: Any) -> None:
     readings.forget()
 
 
-def repeat(row: Any, number: int, **columns: str) -> None:
-    """Write a row so many times more, with these columns by SQL."""
-    names = [field.column for field in row._meta.concrete_fields if not field.primary_key]
-    values = ", ".join(columns.get(name, f't."{name}"') for name in names)
-    table, quoted = row._meta.db_table, ", ".join(f'"{name}"' for name in names)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"INSERT INTO {table} ({quoted}) SELECT {values} FROM {table} t, generate_series(1, %s) WHERE t.id = %s",
-            [number, row.pk],
-        )
-
-
 def fill(ended: int) -> None:
     """What ended first, then what waits, as after an outage: it stands together at the end of the table."""
     hour = timezone.now() - timedelta(hours=1)
-    own = {"message_id": "md5(random()::text)"}
-    repeat(outgoing("published", due_at=None), ended, **own)
-    repeat(outgoing("pending", publish_at=hour, due_at=hour), BACKLOG, **own)
-    keys = {"key": "gen_random_uuid()", **own}
-    repeat(incoming("failed"), FAILED, **keys)
-    repeat(incoming("processed"), ended, **keys)
+    copy(outgoing("published", due_at=None), ended)
+    copy(outgoing("pending", publish_at=hour, due_at=hour), BACKLOG)
+    copy(incoming("failed"), FAILED)
+    copy(incoming("processed"), ended)
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE messaging_publishedmessage, messaging_processedmessage")
 
@@ -99,10 +86,9 @@ def test_no_page_reads_a_table_however_much_waits(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 def test_a_group_costs_no_more_than_is_counted_of_it() -> None:
     large, small = (FailureGroup.objects.create(fingerprint=name * 32, exception_type="shop.Boom") for name in "ab")
-    keys = {"key": "gen_random_uuid()", "message_id": "md5(random()::text)"}
-    repeat(incoming("processed"), ENDED, **keys)
+    copy(incoming("processed"), ENDED)
     for state, group, number in (("failed", large, BACKLOG), ("retrying", large, ENDED), ("discarded", small, ENDED)):
-        repeat(incoming(state, fingerprint=group.fingerprint, error="Boom"), number, **keys)
+        copy(incoming(state, fingerprint=group.fingerprint, error="Boom"), number)
     alone = incoming("failed", fingerprint=small.fingerprint, error="Boom")
     one = ProcessedMessage.objects.filter(fingerprint=large.fingerprint, state="failed").latest("pk")
     with connection.cursor() as cursor:

@@ -128,6 +128,12 @@ def test_the_page_of_a_group_tells_what_they_have_in_common() -> None:
     assert "No message of this group is failed any more." in page(client, of(found))
 
 
+def test_of_a_long_traceback_the_end_is_shown(admin_client: Client) -> None:
+    found = group(failed=1)
+    Attempt.objects.update(traceback=TRACE + "  and so on\n" * 3000 + "shop.Boom: at the very end")
+    assert "at the very end" in page(admin_client, of(found))
+
+
 def test_all_of_a_group_is_requeued_or_discarded_as_a_stored_operation(admin_client: Client) -> None:
     found, other = group(failed=3, retrying=2), group("b" * 32, 1)
     ask = page(admin_client, of(found, "requeue"))

@@ -9,13 +9,14 @@ from html import unescape
 from typing import Any
 
 import pytest
+from django.contrib.admin import site
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from messaging.admin import base, lists, paginator
-from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage
+from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.monitoring import readings
 from tests.admin_rows import INCOMING, OUTGOING, incoming, outgoing, staff
 
@@ -256,3 +257,9 @@ def test_keeping_ones_place_stays_within_ten_queries() -> None:
             client.get(f"{INCOMING}{rows[1].pk}/change/?_changelist_filters={query}")
         assert len(queries) <= 10, [item["sql"][:200] for item in queries]
     assert PublishedMessage.objects.count() == 0
+
+
+def test_every_empty_list_says_why_and_what_to_do() -> None:
+    lists = {model: own for model, own in site._registry.items() if model._meta.app_label == "messaging"}
+    assert len(lists) > 6
+    assert [model for model, own in lists.items() if not own.nothing and model is not QueueControl] == []

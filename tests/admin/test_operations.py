@@ -146,3 +146,7 @@ def test_its_result_is_a_file(admin_client: Client, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("key", ["0", "999999999999999999999", "x"])
 def test_another_number_is_no_error(admin_client: Client, key: str) -> None:
     assert admin_client.get(f"{OPERATIONS}{key}/change/").status_code == 302
+
+
+def test_an_empty_list_says_what_comes_here(admin_client: Client) -> None:
+    assert "No operation was stored. What is done" in admin_client.get(OPERATIONS).content.decode()

@@ -49,7 +49,9 @@ KINDS = {
     "yaml": {"prometheus"},  # test_deploy_files.py
 }
 # And those that only a walk understands.
-IN_WALKS = {"as in the tutorial", "terminal", "output", "shell", "script", "rabbitmqctl", "does", "settings", ""}
+IN_WALKS = {
+    *("as in the tutorial", "install", "terminal", "output", "shell", "script", "rabbitmqctl", "does", "settings", ""),
+}
 FINITE = {"check", "migrate", "prune_messages", "requeue_messages"}
 
 

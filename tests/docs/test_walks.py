@@ -6,6 +6,7 @@ import http.cookiejar
 import re
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
@@ -25,14 +26,25 @@ PACKAGE = ("messaging", "pyproject.toml", "README.md", "LICENSE")
 TUTORIAL = DOCS / "tutorial.md"
 
 
-def test_the_tutorial_ends_with_a_requeued_message(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_pip", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_tutorial_ends_with_a_requeued_message(tmp_path: Path, by_pip: bool) -> None:
     folder = tmp_path / "tutorial"
     checkout = folder / "django-durable-messaging"
     checkout.mkdir(parents=True)
     for name in PACKAGE:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, checkout / name)
-    Walk(folder, deeds=DEEDS).follow(TUTORIAL)
+    walk = Walk(folder, deeds=DEEDS, runners={} if by_pip else {"install": lambda block: link(walk, checkout, block)})
+    walk.follow(TUTORIAL)
+
+
+def link(walk: Walk, checkout: Path, block: Block) -> None:
+    """Have the reader's environment find the checkout and our packages: what pip installs, test_wheel.py sees."""
+    make, activate, install = block.text.splitlines()
+    assert install == f"pip install ./{checkout.name}"
+    walk.type(f"{make} --without-pip\n{activate}\n")
+    [packages] = walk.folder.glob(".venv/lib/python*/site-packages")
+    (packages / "linked.pth").write_text(f"{checkout}\n{sysconfig.get_path('purelib')}\n")
 
 
 def test_ten_lines_put_it_into_an_existing_site(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 | Block | What happens |
 |---|---|
 | `title="file"` | the file is written; with ", at the end" after its name, the block is added to it |
-| `sh` | typed into a shell that keeps its folder and its environment from block to block |
+| `sh`, or `<!-- install -->` and `sh` | typed into a shell that keeps folder and environment from block to block |
 | `<!-- terminal: name -->` and `sh` | typed into a terminal of its own, which goes on running |
 | `<!-- shell -->` and `python` | typed into `manage.py shell` |
 | `<!-- script -->` and `python` | run as a script |
@@ -127,7 +127,7 @@ class Walk:
                 self._terminals[block.argument] = Terminal(command, self._cwd, self._env, log, self._janitor)
             case Block(kind="output", language="text"):
                 self._terminals[block.argument].wait_for(block.text)
-            case Block(kind="", language="sh"):
+            case Block(kind="" | "install", language="sh"):
                 self._said = self.type(block.text)
             case Block(kind="shell", language="python"):
                 self._said = self.python(block.text, "manage.py", "shell", "-c")

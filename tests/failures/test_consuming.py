@@ -85,19 +85,21 @@ def test_an_async_handler_that_exits_has_failed(doing: Site) -> None:
 
 
 @pytest.mark.mode(29)
+@pytest.mark.parametrize(
+    "killers", [["os._exit", "sigkill"], pytest.param(["os._exit", "segfault", "sigkill"], marks=pytest.mark.slow)]
+)
 def test_a_handler_that_kills_its_process_rests_as_failed_and_its_prefetched_neighbours_are_not_blamed(
-    doing: Site,
+    doing: Site, killers: list[str]
 ) -> None:
-    killers = ["os._exit", "segfault", "sigkill"]
     doing.manage("topology")
     send(doing, "work", *[(f"innocent-{number}", "nothing") for number in range(5)])
     send(doing, "work", *[(do, do) for do in killers])
     send(doing, "work", *[(f"innocent-{number}", "nothing") for number in range(5, 20)])
     running = consume(doing, "work", "--concurrency=1")
-    settled(doing, failed=3, processed=20)
+    settled(doing, failed=len(killers), processed=20)
     assert attempts(doing) == dict.fromkeys(killers, 2)
     assert effects(doing) == {"nothing": 20}
-    assert doing.value("SELECT COUNT(*) FROM messaging_attempt WHERE crashed") == 6
+    assert doing.value("SELECT COUNT(*) FROM messaging_attempt WHERE crashed") == 2 * len(killers)
     assert running.stop() == 0
 
 

@@ -119,7 +119,10 @@ def test_thirty_large_messages_are_processed_in_little_memory(site: SiteFactory)
 
 
 @pytest.mark.mode(68)
-@pytest.mark.parametrize("broker", [None, "database://"], ids=["rabbitmq", "embedded"])
+@pytest.mark.parametrize(
+    "broker",  # that either writes it to a file is in tests/backends/contract.py
+    [pytest.param(None, id="rabbitmq"), pytest.param("database://", id="embedded", marks=pytest.mark.slow)],
+)
 def test_a_message_that_alone_is_too_large_rests_as_failed_and_is_whole(site: SiteFactory, broker: str | None) -> None:
     doing = site("postgres", handlers=HANDLERS, options={"HELD_BYTES": 2 * MB}, broker=broker)
     doing.manage("topology")

@@ -15,7 +15,7 @@ from django.db import connections
 
 from messaging.db.clock import Now
 from messaging.models import Alert, AlertMessage, FailureGroup, Worker
-from messaging.monitoring import alerts, depths, evaluation, failure_groups, telling
+from messaging.monitoring import alerts, evaluation, failure_groups, readings, telling
 from messaging.monitoring.conditions import Condition
 from messaging.monitoring.databases import home
 from messaging.monitoring.evaluation import Findings
@@ -344,8 +344,8 @@ def test_a_reading_never_raises_and_leaves_out_the_embedded_broker_where_that_is
         "default": {"URL": "database://", "QUEUES": {"work": {}}},
         "other": {"URL": "amqp://127.0.0.1:1/", "QUEUES": {"work": {}}},
     }
-    assert set(depths.read(brokers_alone=True).away) == {"other"}
-    assert depths.read().unreachable == {"other"}
+    assert set(readings.waiting(brokers_alone=True).away) == {"other"}
+    assert readings.waiting().unreachable == {"other"}
 
 
 def test_alerts_that_were_over_long_ago_are_forgotten(recipient: Recipient) -> None:

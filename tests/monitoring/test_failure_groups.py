@@ -22,6 +22,7 @@ from messaging.models import AuditRecord, FailureCount, FailureGroup, ProcessedM
 from messaging.models.failure_groups import BUCKET
 from messaging.monitoring import failure_groups, snapshot
 from messaging.monitoring.conditions import conditions
+from messaging.monitoring.counters import Period
 from messaging.monitoring.failure_groups import Cause, adopt, history, open_counts, write
 from messaging.operations import Operator
 from messaging.operations.failure_groups import end_silence, silence
@@ -257,8 +258,8 @@ def test_history_has_a_number_for_every_step() -> None:
         ("default", 990, 1, 0), ("other", 990, 1, 1), ("default", 1020, 4, 0), ("default", 980, 9, 9),
     ):  # fmt: skip
         FailureCount.objects.create(group=group, alias=alias, minute=minute, failed=failed, retried=retried)
-    assert history("default", [group.pk], 1025, 60, 30) == {group.pk: [3, 4]}
-    assert history("default", [group.pk, 0], 1025, 90, 30) == {group.pk: [18, 3, 4], 0: [0, 0, 0]}
+    assert history("default", [group.pk], Period(1025, 60, 30)) == {group.pk: [3, 4]}
+    assert history("default", [group.pk, 0], Period(1025, 90, 30)) == {group.pk: [18, 3, 4], 0: [0, 0, 0]}
 
 
 def rising(fingerprint: str, number: int = 10) -> None:
@@ -346,6 +347,18 @@ def test_what_is_long_past_is_forgotten_and_nothing_that_is_left() -> None:
     call_command("prune_messages", verbosity=0)
     assert {group.fingerprint[0] for group in FailureGroup.objects.all()} == set("bcd")
     assert {name[0] for name in FailureCount.objects.values_list("group__fingerprint", flat=True)} == set("bc")
+
+
+def test_groups_that_messages_are_left_of_keep_no_other_from_being_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failure_groups, "MOST", 1)
+    long_ago = datetime.now(UTC) - failure_groups.FORGOTTEN - timedelta(days=1)
+    for number, fingerprint in enumerate(("a" * 32, "b" * 32)):
+        FailureGroup.objects.create(fingerprint=fingerprint)
+        seen = long_ago + timedelta(hours=number)
+        FailureGroup.objects.filter(fingerprint=fingerprint).update(last_seen=seen)
+    incoming("failed", fingerprint="a" * 32)
+    assert failure_groups.prune("default") == 1
+    assert FailureGroup.objects.get().fingerprint == "a" * 32
 
 
 def test_a_rejected_message_and_a_crash_have_groups_too() -> None:

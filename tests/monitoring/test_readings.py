@@ -143,3 +143,24 @@ def test_a_glance_waits_for_nobody_and_knows_what_was_read_meanwhile(settings: A
     wait_until(lambda: readings.ready(wanted) == {("default", "billing"): 0}, what="the reading")
     settings.MESSAGING = {"default": {"URL": "amqp://u:p@127.0.0.1:1/"}}
     assert readings.ready(wanted) == {}, "of another broker nothing is known"
+
+
+def test_a_table_that_gives_no_sign_holds_nobody_else_up(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(settings, "database://")
+    is_asked, goes_on = threading.Event(), threading.Event()
+
+    def hanging(alias: str) -> Any:
+        is_asked.set()
+        goes_on.wait(60)
+        raise RuntimeError("an answer at last")
+
+    monkeypatch.setattr(readings, "get_backend", hanging)
+    monkeypatch.setattr(readings, "PATIENCE", 0.1)
+    first = threading.Thread(target=read, args=("default", ["billing"]))
+    first.start()
+    assert is_asked.wait(60)
+    assert read("default", ["billing"]).is_unreachable
+    assert readings.ready([("default", "billing")]) == readings.unattended() == {}
+    assert first.is_alive()
+    goes_on.set()
+    first.join(60)

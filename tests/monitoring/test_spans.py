@@ -18,7 +18,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.semconv._incubating.attributes import (
     code_attributes,
     error_attributes,
@@ -368,6 +368,32 @@ def test_a_tracer_that_raises_changes_nothing_and_is_told_once(
         traces.watch()
     assert ProcessedMessage.objects.get().state == "processed"
     assert caplog.text.count("A span could not be made") == 1
+
+
+class OfOdd(Sampler):
+    """One that raises over the span of one routing key."""
+
+    def should_sample(self, *args: Any, **options: Any) -> SamplingResult:
+        if "odd" in str((args, options)):
+            raise RuntimeError("no sample")
+        return SamplingResult(Decision.RECORD_AND_SAMPLE)
+
+    def get_description(self) -> str:
+        return "of odd"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_span_that_cannot_be_made_costs_the_other_messages_none() -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider(sampler=OfOdd())
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    traces.begin(provider)
+    try:
+        publish_many([Message(key, {}, queue=key) for key in ("first", "odd", "last")])
+    finally:
+        traces.end()
+        traces.watch()
+    assert PublishedMessage.objects.count() == 3
+    assert [span.name for span in exporter.get_finished_spans()] == ["create first", "create last"]
 
 
 @pytest.mark.django_db(transaction=True)

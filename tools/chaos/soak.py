@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,15 +18,18 @@ import psycopg
 
 from tools.chaos import proof
 from tools.chaos.faults import Injector
+from tools.chaos.places import Place
 from tools.chaos.schedule import plan
 from tools.chaos.stage import DATABASES, Stage
 from tools.log_lines import without_failures
 from tools.services import ServiceFailed
 
 LINE_EVERY = 5.0  # seconds between two lines of progress
+LOOK_EVERY = 1.0  # seconds between two looks at the counts, when no fault is to come
+WARM = 60.0  # seconds within which the first effect is waited for, so that faults meet what is at work
 REQUEUE_EVERY = 20.0  # seconds between an operator's looks at the failed messages, while faults go on
-REQUEUE_SOON = 4.0  # the same afterwards
-REPLAY_EVERY = 20.0  # seconds between two replays of what was lost on purpose, until all is done
+REQUEUE_SOON = 2.0  # the same afterwards
+REPLAY_EVERY = 10.0  # seconds between two replays of what was lost on purpose, until all is done
 FORGOTTEN_AFTER = 30.0  # seconds without any change after which a round that did not come back is taken for forgotten
 SETTLE = 300.0  # seconds within which everything has to come to rest
 STANDSTILL = 120.0  # seconds without any change after which nothing more is expected
@@ -63,9 +67,12 @@ def run(stage: Stage, seconds: float, kinds: Collection[str], say: Say) -> Resul
     faults = plan(stage.seed, seconds, kinds)
     say(f"{len(faults)} faults of {len({fault.kind for fault in faults})} kinds are planned for {seconds:g} s.")
     injector, watch = Injector(stage, faults), Watch(stage, say)
+    watch.until(lambda: watch.has_begun or watch.elapsed > WARM, injector)
+    began = watch.elapsed
+    watch.look_every = LINE_EVERY
     injector.start()
     try:
-        watch.until(lambda: watch.elapsed > seconds or bool(injector.trouble), injector)
+        watch.until(lambda: watch.elapsed - began > seconds or bool(injector.trouble), injector)
     finally:
         injector.stop()
     result = Result(faults=dict(injector.done), spoiled="; ".join(injector.trouble))
@@ -84,10 +91,12 @@ class Watch:
         self._stage = stage
         self._say = say
         self._began = time.monotonic()
-        self._line_at = self._requeue_at = 0.0
+        self._line_at = self._look_at = self._requeue_at = 0.0
+        self._looked = ""
         self.changed_at = 0.0  # when the counts last changed
         self._counts = (0, 0, 0)
         self.requeue_every = REQUEUE_EVERY
+        self.look_every = LOOK_EVERY
         self._operator: threading.Thread | None = None
 
     @property
@@ -95,13 +104,22 @@ class Watch:
         """Seconds since the start."""
         return time.monotonic() - self._began
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the last look found an effect."""
+        expected, missing, _ = self._counts
+        return expected > missing
+
     def until(self, is_over: Callable[[], bool], injector: Injector) -> None:
         """Watch until `is_over()`."""
         while not is_over():
+            if self.elapsed >= self._look_at:
+                self._look_at = self.elapsed + self.look_every
+                self._looked = self._look()
             if self.elapsed >= self._line_at:
                 self._line_at = self.elapsed + LINE_EVERY
                 self._say(
-                    f"{self.elapsed:5.0f} s  {self._look()}  {sum(injector.done.values()):3} faults  {_now(injector)}"
+                    f"{self.elapsed:5.0f} s  {self._looked}  {sum(injector.done.values()):3} faults  {_now(injector)}"
                 )
             if self._counts[2] and self.elapsed >= self._requeue_at:
                 self._requeue_at = self.elapsed + self.requeue_every
@@ -144,7 +162,7 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
     _fill(stage)
     began = phase = watch.elapsed
     quiet_since = datetime.now(UTC)
-    watch.changed_at, watch.requeue_every = began, REQUEUE_SOON
+    watch.changed_at, watch.requeue_every, watch.look_every = began, REQUEUE_SOON, LOOK_EVERY
     replayed_at = -REPLAY_EVERY
     is_done = proof.is_rested
 
@@ -166,22 +184,27 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
     watch.changed_at = phase
     watch.until(is_over, injector)
     result.remarks.append(f"settled {watch.elapsed - began:.0f} s after the last fault")
-    for place in stage.places:
-        if place not in stage.publishers and (status := place.stop()) != 0:
+    ending = [place for place in stage.places if place not in stage.publishers]
+    for place, status in zip(ending, _stop(ending), strict=True):
+        if status != 0:
             result.remarks.append(f"{place.name} was told to stop and ended with status {status}")
     stage.site.manage("consume", "--burst", timeout=120, check=False)
+
+
+def _stop(places: Collection[Place]) -> list[int | None]:
+    """Stop processes in order, all at once. Returns their exit statuses."""
+    with ThreadPoolExecutor(len(places)) as pool:
+        return list(pool.map(Place.stop, places))
 
 
 def _bring_back(stage: Stage) -> None:
     """Have everything run, and of the new release, but for those who publish."""
     stage.end_with_new_release()
-    for place in stage.consumers:
-        place.stop()
+    _stop(stage.consumers)
     for place in stage.places:
-        if not place.is_running:
+        if not place.is_running and place not in stage.publishers:
             place.replace()
-    for place in stage.publishers:
-        place.stop()
+    _stop(stage.publishers)
     stage.sql("UPDATE messaging_queuecontrol SET paused = false")  # whoever purged it may have found no way back
 
 

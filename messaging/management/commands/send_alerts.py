@@ -71,7 +71,10 @@ class Command(MessagingCommand):
         condition = unrecorded.database_away()
         self.stdout.write(f"{condition.level:8} {condition.name} {condition.subject}: {condition.words}")
         if not dry_run:
-            self._report(unrecorded.begin(condition, told))
+            problems = unrecorded.begin(condition, told)
+            if "" in problems.values() and not unrecorded.is_remembered():
+                self.stderr.write(unrecorded.FORGETFUL)
+            self._report(problems)
 
     def _report(self, problems: dict[str, str]) -> None:
         for key, problem in problems.items():
