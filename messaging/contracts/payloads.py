@@ -38,7 +38,7 @@ class Contract:
             raise Unreadable(
                 f"{self.name} has versions of several classes, and a message says only one: write a handler for each."
             )
-        self._versioned = inner
+        self.versioned = inner
         self._load = loader_of(kind)
 
     def load(self, payload: Any, version: int) -> Any:
@@ -47,8 +47,8 @@ class Contract:
         Raises PayloadError for one that does not fit, NewerVersion for one that only a later release can know, and
         whatever a step to a newer version raises.
         """
-        if version != upgrades.version_of(self._versioned).number:
-            payload = upgrades.lift(self._versioned, payload, version)
+        if version != upgrades.version_of(self.versioned).number:
+            payload = upgrades.lift(self.versioned, payload, version)
         try:
             return self._load(payload, {})
         except Violation as violation:
@@ -77,7 +77,7 @@ def receive(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage])
         contract = vars(handler)["contract"] = contract_of(handler)
     if contract is not None:
         for message in argument if isinstance(argument, list) else (argument,):
-            message.arrives_as(contract.load(message.payload, message.version))
+            vars(message)["payload"] = contract.load(message.payload, message.version)
 
 
 def plain(value: Any, *, inside: bool = False) -> Any:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from messaging.contracts.violations import name_of
 from messaging.exceptions import ConfigurationError, NewerVersion, PayloadError
+from messaging.wire.envelope import LATEST_VERSION
 
-LATEST = 2**31 - 1  # the largest number of a version, which every client can write into a header
 MARK = "__messaging_version__"  # of a class, so that those that derive from it have its version
 
 Step = Callable[[Any], Any]
@@ -78,7 +78,7 @@ def upgrades(kind: type, *, from_version: int) -> Callable[[Function], Function]
 
 
 def _check(what: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LATEST:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LATEST_VERSION:
         raise ConfigurationError(f"{what} must be a whole number, at least 1, not {value!r}.")
 
 
