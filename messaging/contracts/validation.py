@@ -17,6 +17,7 @@ from enum import Enum
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NewType, NotRequired, Required, TypeVar, Union, get_args, get_origin
 
+from django.core.exceptions import ValidationError
 from django.core.serializers.json import DjangoJSONEncoder
 
 from messaging.contracts import libraries
@@ -327,6 +328,8 @@ def _object_of(make: Any, loaders: Mapping[str, Loader], required: list[str]) ->
             return found
         try:
             return make(**found)
+        except ValidationError as error:
+            raise Violation("; ".join(error.messages)) from None
         except ValueError as error:  # its __post_init__ has rules of its own
             raise Violation(str(error) or type(error).__name__) from None
 
