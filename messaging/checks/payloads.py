@@ -25,15 +25,15 @@ def check_payloads(handlers: Sequence[Handler]) -> Iterator[CheckMessage]:
         except Unreadable as error:
             text = f"The payload of the handler {handler.name} cannot be checked: {error}"
             hint = "Correct the type, or remove it to have payloads as they come."
-            yield Error(text, hint=hint, obj=handler.name, id="messaging.E041")
+            yield Error(text, hint=hint, obj=handler.name, id="messaging.E026")
             continue
         taken += [contract.versioned] if contract is not None else []
         yield from _check_annotation(handler)
     for kind in [one for number, one in enumerate(taken) if one not in taken[:number]]:
         for text in missing_steps(kind):
-            yield Error(text, hint=_VERSIONS, obj=name_of(kind), id="messaging.E042")
+            yield Error(text, hint=_VERSIONS, obj=name_of(kind), id="messaging.E027")
         for text in rival_steps(kind):
-            yield Error(text, hint="Keep one of them.", obj=name_of(kind), id="messaging.E043")
+            yield Error(text, hint="Keep one of them.", obj=name_of(kind), id="messaging.E028")
 
 
 def _check_annotation(handler: Handler) -> Iterator[CheckMessage]:
@@ -47,4 +47,4 @@ def _check_annotation(handler: Handler) -> Iterator[CheckMessage]:
     if annotated is not None and annotated != said and not is_derived:
         names = f"payload={name_of(said)}, and its annotation says {name_of(annotated)}"
         text = f"The handler {handler.name} says {names}."
-        yield Error(text, hint="Say it in one place.", obj=handler.name, id="messaging.E040")
+        yield Error(text, hint="Say it in one place.", obj=handler.name, id="messaging.E025")
