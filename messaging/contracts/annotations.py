@@ -13,12 +13,12 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 from messaging.contracts.violations import Unreadable
 from messaging.message import ReceivedMessage
 
+# What reads a signature whose annotations name what is there for type checkers alone.
+_LAZILY: dict[str, Any] = {}
 if sys.version_info >= (3, 14):
     from annotationlib import Format
 
-    _LAZILY: dict[str, Any] = {"annotation_format": Format.FORWARDREF}
-else:
-    _LAZILY = {}
+    _LAZILY["annotation_format"] = Format.FORWARDREF
 
 
 def annotated_payload(function: Callable[..., Any]) -> Any:

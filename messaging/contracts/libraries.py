@@ -23,8 +23,9 @@ def of(kind: Any) -> Callable[[Any], Loader] | None:
 
 def plain(value: Any) -> Any:
     """An instance of theirs as its library writes it as JSON."""
-    if of(type(value)) is _pydantic:
-        return _adapter(type(value)).dump_python(value, mode="json", by_alias=True)
+    kind: Any = type(value)
+    if of(kind) is _pydantic:
+        return _adapter(kind).dump_python(value, mode="json", by_alias=True)
     import msgspec
 
     return msgspec.to_builtins(value, str_keys=True)

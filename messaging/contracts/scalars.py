@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from types import NoneType
@@ -54,10 +55,8 @@ def _text_of(wanted: str, parse: Callable[[str], Any]) -> Loader:
     def load(value: Any, _memo: Memo) -> Any:
         found = None
         if type(value) is str and len(value) <= _LONGEST:
-            try:
+            with suppress(ValueError, OverflowError):
                 found = parse(value)
-            except (ValueError, OverflowError):
-                pass
         if found is None:
             raise expected(wanted, value, as_text=True)
         return found

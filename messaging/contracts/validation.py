@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NewType, NotRequired, Required, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NewType, NotRequired, Required, Union, get_args, get_origin
 
 from django.core.exceptions import ValidationError
 from django.core.serializers.json import DjangoJSONEncoder
@@ -126,7 +126,11 @@ class _Reader:
         """A loader that may be used while it is built, by a type that holds itself."""
         if kind not in self._known:
             built: list[Loader] = []
-            self._known[kind] = lambda value, memo: built[0](value, memo)
+
+            def later(value: Any, memo: Memo) -> Any:
+                return built[0](value, memo)
+
+            self._known[kind] = later
             built.append(build())
             self._known[kind] = built[0]
         return self._known[kind]
@@ -324,13 +328,16 @@ def _object_of(make: Any, loaders: Mapping[str, Loader], required: list[str]) ->
                     found[name] = loader(value[name], memo)
                 except Violation as violation:
                     raise violation.under(member(name)) from None
-        if make is dict:
-            return found
-        try:
-            return make(**found)
-        except ValidationError as error:
-            raise Violation("; ".join(error.messages)) from None
-        except ValueError as error:  # its __post_init__ has rules of its own
-            raise Violation(str(error) or type(error).__name__) from None
+        return found if make is dict else _made(make, found)
 
     return load
+
+
+def _made(kind: Any, values: dict[str, Any]) -> Any:
+    try:
+        return kind(**values)
+    except ValidationError as error:  # its __post_init__ has rules of its own
+        reason = "; ".join(error.messages)
+    except ValueError as error:
+        reason = str(error) or type(error).__name__
+    raise Violation(reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -37,9 +36,8 @@ class Kept(TypedDict):
 
 
 @pytest.fixture(autouse=True)
-def _steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladders, "_steps", {})
-    yield
 
 
 @pytest.fixture

@@ -9,11 +9,8 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from django.db import connection
-from django.test.utils import CaptureQueriesContext
 
-from messaging import Message, ReceivedMessage, payload_version, publish, upgrades
-from messaging.contracts import payloads
+from messaging import Message, ReceivedMessage, payload_version, publish
 from messaging.contracts import upgrades as ladders
 from messaging.exceptions import PublishError
 from messaging.handlers import Registry, handler, registry
@@ -27,7 +24,7 @@ from messaging.testing import drain
 from messaging.wire.envelope import VERSION
 from tests.admin_rows import incoming
 from tests.app.models import Effect
-from tests.deliveries import Arrived, arrived, registered, sent
+from tests.deliveries import Arrived, arrived, sent
 from tests.processing.tools import Handle, effect, next_round, only_row, statements
 
 pytestmark = pytest.mark.django_db(transaction=True)
