@@ -28,7 +28,8 @@ UNREAD: Any = object()
 class Handler:
     """One registered function; see `handler()` for the attributes.
 
-    `contract` is what its payloads have to be, `UNREAD` until the first message comes; None for anything.
+    `contract` is what its payloads have to be, `UNREAD` until the first message comes, None for anything. `annotated`
+    is the function that says so, whatever is called in its place.
     """
 
     function: Callable[..., Any]
@@ -43,7 +44,12 @@ class Handler:
     batch: int | None
     rehearse: bool = False
     payload: Any = None
+    annotated: Any = field(default=None, compare=False, repr=False)
     contract: Any = field(default=UNREAD, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.annotated is None:
+            vars(self)["annotated"] = self.function
 
     @cached_property
     def name(self) -> str:

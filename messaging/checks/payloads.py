@@ -40,7 +40,7 @@ def _check_annotation(handler: Handler) -> Iterator[CheckMessage]:
     """What `payload=` and the annotation say, where both say something."""
     said = handler.payload
     try:
-        annotated = annotated_payload(handler.function) if said is not None else None
+        annotated = annotated_payload(handler.annotated) if said is not None else None
     except Unreadable:
         return  # payload= is enough
     is_derived = isinstance(said, type) and isinstance(annotated, type) and issubclass(said, annotated)

@@ -67,7 +67,7 @@ def contract_of(handler: Handler) -> Contract | None:
 
 def payload_type(handler: Handler) -> Any:
     """The type that a handler says by `payload=`, else by its annotation; None for any. Raises Unreadable."""
-    return annotated_payload(handler.function) if handler.payload is None else handler.payload
+    return annotated_payload(handler.annotated) if handler.payload is None else handler.payload
 
 
 def receive(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage]) -> None:

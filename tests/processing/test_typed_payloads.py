@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from messaging import Message, ReceivedMessage, payload_version, publish
+from messaging.contracts import payloads
 from messaging.contracts import upgrades as ladders
 from messaging.exceptions import PublishError
 from messaging.handlers import Registry, handler, registry
@@ -123,6 +125,15 @@ def test_a_payload_arrives_as_an_instance_or_fails_at_once(
     attempt = Attempt.objects.get()
     assert attempt.exception_type == "messaging.exceptions.PayloadError"
     assert "secret" not in row.error + attempt.exception_message + attempt.traceback
+
+
+def test_what_is_put_around_a_function_leaves_its_payload_what_it_is(handle: Handle) -> None:
+    own = handle(note).route(arrived(FINE))
+    assert own is not None
+    around = dataclasses.replace(own, function=by_argument)
+    contract = payloads.contract_of(around)
+    assert contract is not None
+    assert contract.kind is Order
 
 
 def test_of_a_batch_only_the_one_that_does_not_fit_fails(handle: Handle) -> None:
