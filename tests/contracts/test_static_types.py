@@ -51,6 +51,6 @@ def test_the_payload_has_the_type_that_the_annotation_names(tmp_path: Path) -> N
         'note: Revealed type is "shop.Order"',
         'error: "Order" has no attribute "nothing"  [attr-defined]',
         'note: Revealed type is "Any"',
-        'note: Revealed type is "builtins.int"',
+        'note: Revealed type is "int"',
         'note: Revealed type is "shop.Order"',
     ], done.stdout + done.stderr
