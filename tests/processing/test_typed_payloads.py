@@ -28,6 +28,7 @@ from tests.admin_rows import incoming
 from tests.app.models import Effect
 from tests.deliveries import Arrived, arrived, sent
 from tests.processing.tools import Handle, effect, next_round, only_row, statements
+from tests.test_house import Tracer
 
 pytestmark = pytest.mark.django_db(transaction=True)
 State = ProcessedMessage.State
@@ -160,8 +161,13 @@ def test_a_typed_payload_costs_no_statement_and_an_untyped_one_no_call(
         raise AssertionError
 
     monkeypatch.setattr("messaging.processing.execution.receive", fails)
-    assert process(untyped, arrived("third")) == ["ack"]
+    tracer = Tracer()
+    with tracer.installed(), tracer.counting():
+        publish("work.done", {"of": "no class"}, headers={"tenant": "a"})
+        assert process(untyped, arrived("third")) == ["ack"]
     assert Effect.objects.filter(value="third").exists()
+    assert [name for name in tracer.files if name.startswith("contracts/")] == []
+    assert "publishing/rows.py" in tracer.files
 
 
 def test_a_version_that_is_not_known_yet_comes_again_as_long_as_retries_last(
