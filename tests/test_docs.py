@@ -31,7 +31,7 @@ ARCHITECTURE = DOCS / "architecture.md"
 IMAGES = DOCS / "images"
 ROOMS = (
     *("publishing", "relaying", "consuming", "processing", "supervising", "wire", "db", "conf", "checks", "testing"),
-    *("metrics", "monitoring"),
+    *("metrics", "monitoring", "contracts"),
 )
 DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 LINK = re.compile(r"\]\((?P<path>[^)#\s]*)(?:#(?P<anchor>[^)]+))?\)")
@@ -140,7 +140,7 @@ def test_the_tables_of_states_are_complete() -> None:
 
 
 def test_the_table_of_headers_is_complete() -> None:
-    assert set(column(REFERENCE / "headers.md", "Header")) == {*message.OURS, message.CAUSATION}
+    assert set(column(REFERENCE / "headers.md", "Header")) == {*message.OURS, message.CAUSATION, message.VERSION}
 
 
 def test_the_tables_fields_are_there() -> None:

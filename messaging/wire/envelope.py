@@ -36,6 +36,8 @@ ROW = "x-messaging-row"
 DIED = "x-messaging-died"  # for the release before: this one asks the row
 NONCE = "x-messaging-nonce"
 CAUSATION = "x-messaging-causation-id"
+VERSION = "x-messaging-version"  # of the payload: what its publisher says, as its content type is
+LATEST_VERSION = 2**31 - 1  # which any client can write
 OURS = frozenset({ROUND, QUEUE, EXCHANGE, ROUTING_KEY, KEY, ROW, DIED, NONCE})
 
 # What a retry must not carry: the first two would route copies to other queues, the others describe another journey.

@@ -1,0 +1,1 @@
+"""What payloads are: the types that they arrive as and are sent from, their versions, and who is told of them."""
