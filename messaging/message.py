@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.utils.functional import cached_property
 
 from messaging.wire.bodies import decode_body, one_line
 from messaging.wire.envelope import CAUSATION, OURS, Envelope, header_text, new_id
+
+if TYPE_CHECKING:
+    from messaging.wire.cloudevents import CloudEvent, Found
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class ReceivedMessage:
     """What a handler receives.
 
     Attributes:
-        id: the message id; "" when its publisher gave none.
+        id: the message id; "" when its publisher gave none; of a CloudEvent its source and id.
         queue, exchange, routing_key: where it came from; a retry shows the original exchange and routing key.
         headers: dict of plain values, without this app's own.
         body: bytes.
@@ -74,8 +77,28 @@ class ReceivedMessage:
 
     @cached_property
     def payload(self) -> Any:
-        """The body decoded by its content type. Raises PayloadError, which fails the message."""
+        """The body decoded by its content type; a CloudEvent's data. Raises PayloadError, which fails the message."""
+        if self.envelope.may_be_cloud_event and self._found_event is not None:
+            from messaging.wire.cloudevents import data_of
+
+            return data_of(self._found_event, self.properties, self.body)
         return decode_body(self.body, self.properties.content_type, self.properties.content_encoding)
+
+    @cached_property
+    def cloud_event(self) -> CloudEvent | None:
+        """Its attributes as a CloudEvent, with the payload as data; None if it is none. Raises PayloadError."""
+        found = self._found_event if self.envelope.may_be_cloud_event else None
+        if found is None:
+            return None
+        from messaging.wire.cloudevents import event_of
+
+        return event_of(found, self.payload)
+
+    @cached_property
+    def _found_event(self) -> Found | None:
+        from messaging.wire.cloudevents import read
+
+        return read(self.properties, self.body)
 
     @property
     def type(self) -> str:
