@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, replace
+from functools import cache
 from importlib import import_module
 from itertools import combinations
-from typing import Any, is_typeddict
+from typing import Any, NotRequired, Required, get_origin, get_type_hints, is_typeddict
 
 from django.apps import apps
 from django.utils.module_loading import module_has_submodule
@@ -94,10 +95,10 @@ class Event(str):  # noqa: SLOT000  one for each kind of message
         what = f'The payload of the event "{rules.plain(self)}"'
         if not isinstance(payload, Mapping):
             raise PublishError(f"{what} is {self.payload.__name__}, not {type(payload).__name__}.")
-        missing = sorted(self.payload.__required_keys__ - payload.keys())
+        missing = sorted(required_keys(self.payload) - payload.keys())
         if missing:
             raise PublishError(f'{what} lacks "{missing[0]}", which {self.payload.__name__} requires.')
-        unknown = sorted(map(str, payload.keys() - self.payload.__annotations__.keys() - _inherited(self.payload)))
+        unknown = sorted(map(str, payload.keys() - self.payload.__required_keys__ - self.payload.__optional_keys__))
         if unknown:
             raise PublishError(f'{what} has "{unknown[0]}", which {self.payload.__name__} does not know.')
 
@@ -152,6 +153,18 @@ def name_of_type(kind: Any) -> str:
     return repr(kind)
 
 
+@cache
+def required_keys(kind: Any) -> frozenset[str]:
+    """The keys that a TypedDict requires; where annotations are postponed, it does not know itself."""
+    hints = get_type_hints(kind, include_extras=True)
+    marks = {name: get_origin(hint) for name, hint in hints.items()}
+    return frozenset(
+        name
+        for name, mark in marks.items()
+        if mark is Required or (name in kind.__required_keys__ and mark is not NotRequired)
+    )
+
+
 def is_pydantic(kind: Any) -> bool:
     """Whether a type is a pydantic model."""
     return isinstance(kind, type) and callable(getattr(kind, "model_json_schema", None))
@@ -164,11 +177,6 @@ def is_msgspec(kind: Any) -> bool:
 
 def _is_model(kind: Any) -> bool:
     return is_dataclass(kind) or is_pydantic(kind) or is_msgspec(kind)
-
-
-def _inherited(kind: Any) -> frozenset[str]:
-    keys: frozenset[str] = kind.__required_keys__ | kind.__optional_keys__
-    return keys
 
 
 def _address(event: Event, exchanges: Mapping[str, str] | None = None) -> tuple[str, str, str]:

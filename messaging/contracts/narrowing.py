@@ -94,6 +94,8 @@ class Narrowing:
                 yield Refusal(path, "other", "values", told(one), told(other))
             return
         if allowed is not None:
+            if one.get("type") == "null" and None in allowed:
+                return
             yield Refusal(path, "other", "values", told(one), told(other))
             return
         kind, wanted = one.get("type"), other.get("type")
@@ -243,8 +245,6 @@ def _values(schema: Schema) -> list[Any] | None:
     if "const" in schema:
         return [schema["const"]]
     values = schema.get("enum")
-    if values is None and schema.get("type") == "null":
-        return [None]
     return list(values) if isinstance(values, list) else None
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, Union, get_args, get_origin, is_typeddict
 
-from messaging.contracts.events import is_msgspec, is_pydantic, name_of_type
+from messaging.contracts.events import is_msgspec, is_pydantic, name_of_type, required_keys
 from messaging.exceptions import ConfigurationError
 
 REFERENCE = "#/components/schemas/"
@@ -152,7 +152,8 @@ class Schemas:
     def _fields(self, kind: Any, hints: Mapping[str, Any]) -> tuple[list[str], list[str], dict[str, Any]]:
         """The names of what an object has, of what it always has, and defaults that a document can show."""
         if is_typeddict(kind):
-            return list(hints), [name for name in hints if name in kind.__required_keys__], {}
+            required = required_keys(kind)
+            return list(hints), [name for name in hints if name in required], {}
         fields = [one for one in dataclasses.fields(kind) if self._sent or one.init]
         if self._sent:
             return [one.name for one in fields], [one.name for one in fields], {}
