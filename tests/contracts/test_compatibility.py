@@ -75,7 +75,13 @@ PUBLISHED = [
         "payload.i: The type was integer, and is array",
     ),
     (BREAKING, "what may repeat", model(i=set[int]), model(i=list[int]), "payload.i: The uniqueItems was true"),
-    (BREAKING, "as many as it likes", model(p=tuple[int, int]), model(p=list[int]), "payload.p: The minItems was 2, and is none"),
+    (
+        BREAKING,
+        "as many as it likes",
+        model(p=tuple[int, int]),
+        model(p=list[int]),
+        "payload.p: The minItems was 2, and is none",
+    ),
     (BREAKING, "other values", model(m=dict[str, int]), model(m=dict[str, str]), "payload.m.*: The type was integer"),
     (
         BREAKING,
