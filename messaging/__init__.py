@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from messaging.contracts.events import Event
+    from messaging.contracts.upgrades import payload_version, upgrades
     from messaging.exceptions import Reject, Retry
     from messaging.handlers import handler
     from messaging.message import Message, ReceivedMessage
@@ -26,8 +27,10 @@ __all__ = [
     "apublish",
     "apublish_many",
     "handler",
+    "payload_version",
     "publish",
     "publish_many",
+    "upgrades",
 ]
 
 _HOMES = {
@@ -40,8 +43,10 @@ _HOMES = {
     "apublish": "messaging.publishing.publisher",
     "apublish_many": "messaging.publishing.publisher",
     "handler": "messaging.handlers",
+    "payload_version": "messaging.contracts.upgrades",
     "publish": "messaging.publishing.publisher",
     "publish_many": "messaging.publishing.publisher",
+    "upgrades": "messaging.contracts.upgrades",
 }
 
 

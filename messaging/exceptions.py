@@ -89,6 +89,10 @@ class HandlerNotFound(MessagingError):
     """No handler of the queue takes this routing key."""
 
 
+class NewerVersion(MessagingError):
+    """A payload has a version that is not known here yet: a later release may, so that it is tried again."""
+
+
 class Retry(MessagingError):
     """Raise from a handler to have the message retried later; counts as an attempt.
 

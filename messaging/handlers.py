@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar
@@ -21,11 +21,16 @@ from messaging.exceptions import ConfigurationError
 
 Backoff = float | Callable[[int], float]
 Function = TypeVar("Function", bound=Callable[..., Any])
+UNREAD: Any = object()
 
 
 @dataclass(frozen=True)
 class Handler:
-    """One registered function; see `handler()` for the attributes."""
+    """One registered function; see `handler()` for the attributes.
+
+    `contract` is what its payloads have to be, `UNREAD` until the first message comes, None for anything. `annotated`
+    is the function that says so, whatever is called in its place.
+    """
 
     function: Callable[..., Any]
     queue: str
@@ -38,6 +43,13 @@ class Handler:
     backoff: Backoff | None
     batch: int | None
     rehearse: bool = False
+    payload: Any = None
+    annotated: Any = field(default=None, compare=False, repr=False)
+    contract: Any = field(default=UNREAD, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.annotated is None:
+            vars(self)["annotated"] = self.function
 
     @cached_property
     def name(self) -> str:
@@ -125,6 +137,7 @@ def handler(
     backoff: Backoff | None = None,
     batch: int | None = None,
     rehearse: bool = False,
+    payload: Any = None,
 ) -> Callable[[Function], Function]:
     """Register a function, or an `async def`, as the handler of messages. Put it into an app's `handlers.py`.
 
@@ -147,6 +160,9 @@ def handler(
         batch: receive lists of at most this many messages, one transaction each.
         rehearse: whether operators may run it on a failed message in a transaction that is rolled back. Say so of one
             that does nothing but what this and an empty mailbox undo: no HTTP call, no file, no cache.
+        payload: the type of its payloads, if its first parameter is not annotated with it, as in
+            `message: ReceivedMessage[OrderPlaced]`: a dataclass, a TypedDict, a model of pydantic, a struct of msgspec.
+            What does not fit fails for good, before the function is called.
 
     Raises ConfigurationError for arguments that cannot work.
     """
@@ -173,6 +189,7 @@ def handler(
                 backoff=backoff,
                 batch=batch,
                 rehearse=rehearse,
+                payload=payload,
             )
         )
         return function

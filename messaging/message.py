@@ -7,15 +7,24 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from django.utils.functional import cached_property
 
+from messaging.exceptions import PayloadError
 from messaging.wire.bodies import decode_body, one_line
-from messaging.wire.envelope import CAUSATION, OURS, Envelope, header_text, new_id
+from messaging.wire.envelope import CAUSATION, LATEST_VERSION, OURS, VERSION, Envelope, header_text, new_id
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
     from messaging.wire.cloudevents import CloudEvent, Found
+
+    Payload = TypeVar("Payload", default=Any)
+else:
+    from typing import TypeVar
+
+    Payload = TypeVar("Payload")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +49,10 @@ class Message:
     at: datetime | None = field(default=None, kw_only=True)
 
 
-class ReceivedMessage:
-    """What a handler receives.
+class ReceivedMessage(Generic[Payload]):
+    """What a handler receives; `ReceivedMessage[OrderPlaced]` says what its payload is.
+
+    That is checked and converted before the handler is called, if its first parameter is annotated so.
 
     Attributes:
         id: the message id; "" when its publisher gave none; of a CloudEvent its source and id.
@@ -76,13 +87,30 @@ class ReceivedMessage:
         return {name: value for name, value in self.properties.headers.items() if name not in OURS}
 
     @cached_property
-    def payload(self) -> Any:
-        """The body decoded by its content type; a CloudEvent's data. Raises PayloadError, which fails the message."""
+    def payload(self) -> Payload:
+        """The body decoded by its content type; a CloudEvent's data; or what the handler says that it is.
+
+        Raises PayloadError, which fails the message.
+        """
+        decoded: Payload = self._decoded()
+        return decoded
+
+    def _decoded(self) -> Any:
         if self.envelope.may_be_cloud_event and self._found_event is not None:
             from messaging.wire.cloudevents import data_of
 
             return data_of(self._found_event, self.properties, self.body)
         return decode_body(self.body, self.properties.content_type, self.properties.content_encoding)
+
+    @property
+    def version(self) -> int:
+        """The version of its payload, as its publisher says, 1 where it says none. Raises PayloadError for nonsense."""
+        given = self.properties.headers.get(VERSION, 1)
+        if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) <= 10:
+            given = int(given)
+        if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= LATEST_VERSION:
+            raise PayloadError(f"The header {VERSION} is no version: it has to be a whole number, at least 1.")
+        return given
 
     @cached_property
     def cloud_event(self) -> CloudEvent | None:

@@ -140,7 +140,7 @@ def test_the_tables_of_states_are_complete() -> None:
 
 
 def test_the_table_of_headers_is_complete() -> None:
-    assert set(column(REFERENCE / "headers.md", "Header")) == {*message.OURS, message.CAUSATION}
+    assert set(column(REFERENCE / "headers.md", "Header")) == {*message.OURS, message.CAUSATION, message.VERSION}
 
 
 def test_the_tables_fields_are_there() -> None:

@@ -29,6 +29,7 @@ from messaging.checks.databases import (
     check_sqlite,
     used_databases,
 )
+from messaging.checks.payloads import check_payloads
 from messaging.conf import problems
 from messaging.conf.problems import Problem, shown, suggest
 from messaging.conf.rules import living_queue
@@ -57,6 +58,7 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
     found += check_metrics()
     databases = used_databases(registry.all())
     found += check_handlers(registry.all(), list(configured))
+    found += check_payloads(registry.all())
     found += check_events(events.all(), list(configured))
     return [*found, *check_autocommit(databases), *check_sqlite(list(databases)), *check_routers(databases)]
 

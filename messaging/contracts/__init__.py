@@ -1,1 +1,1 @@
-"""What messages hold: types of payloads and their upgrades, what a site publishes, and documents of both."""
+"""What messages hold: types of payloads and their versions, what a site publishes, and the document of both."""

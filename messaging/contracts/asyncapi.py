@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from messaging.conf import DEFAULT_ALIAS, AliasSettings
 from messaging.contracts.events import Event
+from messaging.contracts.payloads import payload_type
 from messaging.contracts.schemas import Schemas, merged, renamed
 
 VERSION = "3.0.0"
@@ -133,7 +134,7 @@ class _Writer:
             KEYS: [{"exchange": exchange, "routingKey": key} for exchange, key in sorted(set(queue.bindings))],
         }
         for handler in sorted(handlers, key=lambda one: (one.name, one.routing_keys)):
-            kind = getattr(handler, "payload", None)
+            kind = payload_type(handler)
             name = _short_name(kind) or f"{queue.name}.{handler.name.rpartition('.')[2]}"
             message = self._message(name, kind, sent=False)
             key = _free(said, message["name"])

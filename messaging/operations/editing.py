@@ -18,7 +18,7 @@ from messaging.models import ProcessedMessage
 from messaging.models.processed import DERIVATION
 from messaging.wire import nonces
 from messaging.wire.bodies import COMPRESSED, PLAIN, body_of_text, text_of_body
-from messaging.wire.envelope import NOT_RETRIED, OUR_PREFIX, Envelope, key_of, new_id
+from messaging.wire.envelope import NOT_RETRIED, OUR_PREFIX, VERSION, Envelope, key_of, new_id
 from messaging.wire.fields import to_json
 
 LARGEST = 512 * 1024  # bytes of a body that a page can hold twice, as it was and as it is to be
@@ -63,9 +63,9 @@ class Content(NamedTuple):
 
 
 def is_locked(name: str) -> bool:
-    """Whether a header says who a message is or how it travelled."""
+    """Whether a header says who a message is or how it travelled; its version belongs to its content."""
     folded = name.lower()
-    return folded in _LOCKED or folded.startswith(_LOCKED_PREFIXES)
+    return folded != VERSION and (folded in _LOCKED or folded.startswith(_LOCKED_PREFIXES))
 
 
 def content_of(row: ProcessedMessage) -> Content:

@@ -17,6 +17,7 @@ from asgiref.sync import async_to_sync
 from django.db import Error, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from messaging.contracts.payloads import receive
 from messaging.db.connections import Local, is_doomed, transaction_mode
 from messaging.db.forks import end_fork
 from messaging.db.savepoints import release, run_commit_hooks
@@ -187,6 +188,8 @@ def call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], co
 
 def _call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], context: HandlerContext) -> None:
     handler_context.set(context)
+    if handler.contract is not None:
+        receive(handler, argument)
     if iscoroutinefunction(handler.function):
         # async_to_sync brings the ORM's calls back into this thread, and so into this transaction.
         result = async_to_sync(handler.function)(argument)

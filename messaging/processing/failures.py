@@ -12,7 +12,7 @@ from django.db import DatabaseError, transaction
 
 from messaging import conf, signals
 from messaging.db.clock import Now
-from messaging.exceptions import DeadLettered, HandlerTimeout, ProcessDied, Reject, WireError
+from messaging.exceptions import DeadLettered, HandlerTimeout, NewerVersion, ProcessDied, Reject, WireError
 from messaging.handlers import Backoff, Handler
 from messaging.models import Attempt, AuditRecord, ProcessedMessage
 from messaging.models.base import in_state
@@ -155,10 +155,13 @@ def decision_on(number: int, failure: Failure, settings: conf.AliasSettings) -> 
     handler = failure.handler
     if handler is None and failure.started is None:
         return Decision(None, "no attempt was made")
+    most = (handler or failure).max_attempts or settings.retry.max_attempts
+    if isinstance(failure.error, NewerVersion):  # as long as an unknown routing key, however few the handler says
+        most = max(most, settings.retry.max_attempts)
     return decide(
         number,
         failure.error,
-        max_attempts=(handler or failure).max_attempts or settings.retry.max_attempts,
+        max_attempts=most,
         backoff=(handler or failure).backoff,
         policy=settings.retry,
     )

@@ -33,14 +33,15 @@ def opened(message: Message, event: CloudEvent) -> Message:
 
 
 def closed(message: Message, event: CloudEvent, event_id: str, values: dict[str, Any]) -> Message:
-    """The message as it is sent. Its identity and its body go into the `values` of its row, which have the data so far.
+    """The message as it is sent, with the event's data as its payload. Raises PublishError.
 
-    Raises PublishError.
+    Its identity and its body go into the `values` of its row, which have the data so far.
     """
     values["message_id"] = cloudevents.identity(event.source, event_id)
     attributes = cloudevents.named(cloudevents.attributes_of(event), event_id, event.time)
     if not cloudevents.is_structured(message.content_type):
-        return replace(message, headers={**(message.headers or {}), **cloudevents.as_headers(attributes)})
+        headers = {**(message.headers or {}), **cloudevents.as_headers(attributes)}
+        return replace(message, payload=event.data, headers=headers)
     data = None if event.data is None else unpack_body(values["body"], values["body_encoding"])
     document = cloudevents.as_document(attributes, values["content_type"], data)
     try:
@@ -48,4 +49,4 @@ def closed(message: Message, event: CloudEvent, event_id: str, values: dict[str,
     except PayloadError as error:
         raise PublishError(str(error)) from error
     values["body"], values["body_encoding"] = pack_body(body)
-    return message
+    return replace(message, payload=event.data)

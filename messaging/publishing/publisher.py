@@ -58,7 +58,7 @@ def publish(
         payload: bytes and text are sent as they are, a `CloudEvent` as that, anything else as JSON.
         exchange: None for the alias's `EXCHANGE`; "" for the default exchange.
         queue: send straight to this queue, past all exchanges; its consumer still sees `routing_key`.
-        headers: plain values; names that begin with "x-messaging-" are ours.
+        headers: plain values; names that begin with "x-messaging-" are ours, except "x-messaging-version".
         message_id: up to 255 bytes; a UUID unless given. A consumer processes each id once.
         correlation_id: inside a handler, that of the handled message unless given.
         content_type: decides how text is encoded; guessed from the payload unless given. A CloudEvent is structured

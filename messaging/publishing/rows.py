@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from messaging import conf
 from messaging.conf.rules import name_of, plain
+from messaging.contracts import payloads, upgrades
 from messaging.contracts.events import Event
 from messaging.db.clock import Now, as_stored, in_utc
 from messaging.exceptions import LONGEST_WAIT, PayloadError, PublishError, WireError
@@ -26,7 +27,18 @@ from messaging.publishing import cloud_events
 from messaging.wire import nonces
 from messaging.wire.bodies import encode_body, pack_body, short, storable
 from messaging.wire.cloudevents import CloudEvent
-from messaging.wire.envelope import CAUSATION, NONCE, OUR_PREFIX, ROUTING_KEY, Envelope, hashed, new_epoch, new_id
+from messaging.wire.envelope import (
+    CAUSATION,
+    LATEST_VERSION,
+    NONCE,
+    OUR_PREFIX,
+    ROUTING_KEY,
+    VERSION,
+    Envelope,
+    hashed,
+    new_epoch,
+    new_id,
+)
 from messaging.wire.fields import encode_table, to_json
 from messaging.wire.properties import Properties, encode_properties
 
@@ -165,14 +177,22 @@ class Composer:
         if event is not None:
             values["epoch"] = new_epoch() if event.id else 0
             message = cloud_events.closed(given, event, event.id or str(self._new_id(message, values)), values)
-        elif message.message_id:
+        else:
+            self._name_it(message, values)
+        row = PublishedMessage.of(values)
+        version = getattr(type(message.payload), upgrades.MARK, None)
+        if message.headers or message.content_encoding or version is not None:
+            headers = dict(message.headers or {})
+            if version is not None:
+                _set_version(headers, version.number)
+            _set_headers(row, headers, message.content_encoding)
+        return row
+
+    def _name_it(self, message: Message, values: dict[str, Any]) -> None:
+        if message.message_id:
             values["message_id"], values["epoch"] = _short("message_id", message.message_id), new_epoch()
         else:
             values["message_id"] = str(self._new_id(message, values))
-        row = PublishedMessage.of(values)
-        if message.headers or message.content_encoding:
-            _set_headers(row, dict(message.headers or {}), message.content_encoding)
-        return row
 
     def _address(self, message: Message) -> dict[str, str]:
         exchange, queue = self._destination(message)
@@ -215,16 +235,44 @@ def _content(message: Message) -> dict[str, str]:
     try:
         body, content_type = encode_body(message.payload, message.content_type, message.content_encoding)
     except PayloadError as error:
-        raise PublishError(str(error)) from error
+        body, content_type = _of_instances(message, error)
     text, body_encoding = pack_body(body)
     return {"body": text, "body_encoding": body_encoding, "content_type": _short("content_type", content_type)}
 
 
-def _set_headers(row: PublishedMessage, headers: dict[str, Any], encoding: str | None) -> None:
-    """What the columns cannot hold goes into an envelope of the row's own."""
-    ours = sorted(name for name in map(_text, headers) if name.startswith(OUR_PREFIX))
+def _of_instances(message: Message, problem: PayloadError) -> tuple[bytes, str]:
+    """The body of a payload with instances in it, which JSON does not know, and its content type."""
+    try:
+        payload = payloads.plain(message.payload)
+        return encode_body(payload, message.content_type, message.content_encoding)
+    except PayloadError as error:
+        raise PublishError(str(error)) from error
+    except RecursionError:
+        raise PublishError(str(problem)) from problem
+    except Exception as error:  # whatever a library, or the class itself, does not want to be written
+        raise PublishError(f"The payload cannot be written as JSON: {error}.") from error
+
+
+def _set_version(headers: dict[str, Any], version: int) -> None:
+    """Say the version of the payload's class; the first is said by saying none, as by the releases before."""
+    if headers.get(VERSION, version) != version:
+        raise PublishError(f"The header {VERSION} says {headers[VERSION]!r}, and the payload is version {version}.")
+    if version > 1:
+        headers[VERSION] = version
+
+
+def _check_ours(headers: Mapping[str, Any]) -> None:
+    ours = sorted(name for name in map(_text, headers) if name.startswith(OUR_PREFIX) and name != VERSION)
     if ours:
         raise PublishError(f"The header {ours[0]!r} begins with {OUR_PREFIX!r}, which is for this app alone.")
+    version = headers.get(VERSION, 1)
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= LATEST_VERSION:
+        raise PublishError(f"The header {VERSION} is {version!r}; it is a whole number, at least 1.")
+
+
+def _set_headers(row: PublishedMessage, headers: dict[str, Any], encoding: str | None) -> None:
+    """What the columns cannot hold goes into an envelope of the row's own."""
+    _check_ours(headers)
     try:
         length = len(encode_table(headers))
         if length > MAX_HEADERS:

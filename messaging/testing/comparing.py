@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import ANY
 from uuid import UUID
 
+from messaging.contracts import payloads
 from messaging.exceptions import PayloadError, WireError
 from messaging.handlers import topic_matches
 from messaging.models import PublishedMessage
@@ -106,7 +107,8 @@ def _plain(value: Any) -> Any:
             return {name: _plain(part) for name, part in value.items()}
         if isinstance(value, (list, tuple)):
             return [_plain(part) for part in value]
-        return value
+        instance = payloads.plain(value)
+        return value if instance is value else _plain(instance)
 
 
 def _plain_header(name: str, value: Any) -> Any:

@@ -36,6 +36,8 @@ ROW = "x-messaging-row"
 DIED = "x-messaging-died"  # for the release before: this one asks the row
 NONCE = "x-messaging-nonce"
 CAUSATION = "x-messaging-causation-id"
+VERSION = "x-messaging-version"  # of the payload: what its publisher says, as its content type is
+LATEST_VERSION = 2**31 - 1  # which any client can write
 # What CloudEvents have: one of the first two in the names of their headers, or the third as their content type.
 CLOUD_EVENTS = (b"cloudEvents", b"ce-specversion", "application/cloudevents")
 OURS = frozenset({ROUND, QUEUE, EXCHANGE, ROUTING_KEY, KEY, ROW, DIED, NONCE})

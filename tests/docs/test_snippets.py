@@ -267,7 +267,8 @@ def run(block: Block, names: dict[str, Any] | None = None) -> str:
     """Run a snippet in a module of its own and return what it printed."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        exec(compile(block.text, str(block), "exec"), {"__name__": "snippet"} if names is None else names)
+        code = compile(block.text, str(block), "exec", dont_inherit=True)  # our annotations are text, theirs are not
+        exec(code, {"__name__": "snippet"} if names is None else names)
     return said.getvalue()
 
 
