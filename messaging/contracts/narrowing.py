@@ -157,8 +157,10 @@ def alternatives(schema: Any, components: Mapping[str, Schema], depth: int = 0) 
                 yield from alternatives({"allOf": [one, rest]} if rest else one, components, depth + 1)
             return
     if isinstance(found.get("type"), list):
+        bare = {name: value for name, value in found.items() if name not in _SAME}  # what limits text alone
         for kind in found["type"]:
-            yield from alternatives({**found, "type": kind}, components, depth + 1)
+            one = found if kind == "string" else bare
+            yield from alternatives({**one, "type": kind}, components, depth + 1)
         return
     values = _values(found)
     if values is not None and "type" in found:

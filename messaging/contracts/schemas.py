@@ -48,6 +48,8 @@ _SIMPLE: dict[Any, Schema] = {
     set: {"type": "array", "uniqueItems": True},
     frozenset: {"type": "array", "uniqueItems": True},
 }
+# What is read more freely than it is written.
+_RECEIVED: dict[Any, Schema] = {**_SIMPLE, decimal.Decimal: {"type": ["string", "number"], "format": "decimal"}}
 _UNIONS = (Union, types.UnionType)
 _WRAPPERS = tuple(
     filter(None, (getattr(typing, name, None) for name in ("Annotated", "Required", "NotRequired", "ReadOnly")))
@@ -67,13 +69,13 @@ class Schemas:
 
     def __init__(self, *, sent: bool) -> None:
         self.components: dict[str, Schema] = {}
-        self._sent = sent
+        self._sent, self._simple = sent, _SIMPLE if sent else _RECEIVED
         self._names: dict[Any, str] = {}
 
     def of(self, kind: Any) -> Schema:
         """The schema of a type, or a reference to it. Raises ConfigurationError for what has none."""
         try:
-            known = _SIMPLE.get(kind)
+            known = self._simple.get(kind)
         except TypeError:  # no annotation at all, such as a list of types
             known = None
         if known is not None:
@@ -127,8 +129,8 @@ class Schemas:
         if issubclass(kind, enum.Enum):
             return _choice(kind, [member.value for member in kind])
         for base in kind.__mro__[:-1]:
-            if base in _SIMPLE:
-                return dict(_SIMPLE[base])
+            if base in self._simple:
+                return dict(self._simple[base])
         raise _unknown(kind)
 
     def _model(self, kind: Any, plain: Any) -> Schema:
