@@ -230,7 +230,7 @@ def _properties(
 def _optional(schema: Any, schemas: Mapping[str, Any], path: str, depth: int = 0) -> dict[tuple[str, str], bool]:
     """Each property of a schema by where it is and its name, and whether it is required."""
     found: dict[tuple[str, str], bool] = {}
-    for one in alternatives(schema, schemas) if depth < 8 else ():
+    for one in alternatives(schema, schemas) if depth < 5 else ():
         for name, value in one.get("properties", {}).items():
             found[path, name] = name in one.get("required", ())
             found |= _optional(value, schemas, f"{path}.{name}", depth + 1)
