@@ -154,8 +154,8 @@ class Schemas:
     def _fields(self, kind: Any, hints: Mapping[str, Any]) -> tuple[list[str], list[str], dict[str, Any]]:
         """The names of what an object has, of what it always has, and defaults that a document can show."""
         if is_typeddict(kind):
-            required = required_keys(kind)
-            return list(hints), [name for name in hints if name in required], {}
+            keys = required_keys(kind)
+            return list(hints), [name for name in hints if name in keys], {}
         fields = [one for one in dataclasses.fields(kind) if self._sent or one.init]
         if self._sent:
             return [one.name for one in fields], [one.name for one in fields], {}

@@ -45,13 +45,6 @@ class Cancelled(TypedDict):
     order: int
 
 
-def bill(message: Any) -> None:
-    """Write the invoice.
-
-    The rest is not told.
-    """
-
-
 def whole() -> dict[str, Any]:
     """The document of a site that has all there is."""
     placed = Event("orders.placed", Placed, description="A customer has placed an order.", type="placed")
@@ -62,12 +55,11 @@ def whole() -> dict[str, Any]:
         Event("numbers", dict[str, int]),
     ]
     takers = [
-        taking(Placed, "orders.#", queue="billing"),
+        taking(Placed, "orders.#", queue="billing", told="Write the invoice.\n\nThe rest is not told."),
         taking(Cancelled, "other", queue="billing", name="shop.handlers.cancel"),
         taking(None, queue="hello", name="shop.handlers.hello"),
         taking(Placed, queue="stock", name="shop.handlers.reserve"),
     ]
-    takers[0].function = bill
     third = Event("orders.placed", Placed, using="third")
     return document(
         [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import field, make_dataclass
-from types import SimpleNamespace
 from typing import Any
 
 from messaging.backends.base import QueueSpec
 from messaging.conf import AliasSettings
 from messaging.contracts.asyncapi import Site, document
 from messaging.contracts.events import Event
+from messaging.handlers import Handler, Registry
+from tests.deliveries import registered
 
 NOTHING = object()
 
@@ -23,9 +24,17 @@ def model(name: str = "Order", /, **fields: Any) -> Any:
     return make_dataclass(name, sorted(each, key=len))
 
 
-def taking(kind: Any = None, *keys: str, queue: str = "billing", name: str = "shop.handlers.bill") -> Any:
-    """What a document needs of a handler."""
-    return SimpleNamespace(queue=queue, routing_keys=keys, name=name, function=taking, payload=kind)
+def taking(
+    kind: Any = None, *keys: str, queue: str = "billing", name: str = "shop.handlers.bill", told: str = ""
+) -> Handler:
+    """A handler of that name, with that docstring."""
+
+    def take(message: Any) -> None: ...
+
+    take.__module__, _, take.__qualname__ = name.rpartition(".")
+    take.__doc__ = told
+    registry = Registry()
+    return registered(registry, take, queue=queue, routing_keys=keys, payload=kind)
 
 
 def site(

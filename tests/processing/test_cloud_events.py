@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -171,7 +172,8 @@ def test_a_claim_of_the_release_before_that_ran_out_is_counted_and_goes_round(ha
         ProcessedMessage.objects.all().delete()
         delivery = make("/shop", "1", message_id=message_id, redelivered=True)
         claim = {"state": State.PROCESSING, "lease_token": uuid.uuid4(), "at_broker": True, "worker": "before"}
-        record_as_before(delivery, **claim)
+        long_ago = datetime.now(UTC) - timedelta(hours=1)
+        record_as_before(delivery, **claim, leased_until=long_ago, started_at=long_ago)
         processor = handle(count)
         processor.outages.up_since["default"] = time.monotonic() - 60  # long enough for a lease to tell
         assert processor.process(delivery, nothing).action == "ack", message_id
