@@ -9,14 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from messaging.contracts.events import Event
     from messaging.contracts.upgrades import payload_version, upgrades
     from messaging.exceptions import Reject, Retry
     from messaging.handlers import handler
     from messaging.message import Message, ReceivedMessage
     from messaging.publishing.answering import aanswer, answer
     from messaging.publishing.publisher import apublish, apublish_many, publish, publish_many
+    from messaging.wire.cloudevents import CloudEvent
 
 __all__ = [
+    "CloudEvent",
+    "Event",
     "Message",
     "ReceivedMessage",
     "Reject",
@@ -33,6 +37,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CloudEvent": "messaging.wire.cloudevents",
+    "Event": "messaging.contracts.events",
     "Message": "messaging.message",
     "ReceivedMessage": "messaging.message",
     "Reject": "messaging.exceptions",

@@ -19,6 +19,8 @@ from messaging.wire.envelope import CAUSATION, LATEST_VERSION, OURS, VERSION, En
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
+    from messaging.wire.cloudevents import CloudEvent, Found
+
     Payload = TypeVar("Payload", default=Any)
 else:
     from typing import TypeVar
@@ -54,7 +56,7 @@ class ReceivedMessage(Generic[Payload]):
     That is checked and converted before the handler is called, if its first parameter is annotated so.
 
     Attributes:
-        id: the message id; "" when its publisher gave none.
+        id: the message id; "" when its publisher gave none; of a CloudEvent its source and id.
         queue, exchange, routing_key: where it came from; a retry shows the original exchange and routing key.
         headers: dict of plain values, without this app's own.
         body: bytes.
@@ -87,12 +89,19 @@ class ReceivedMessage(Generic[Payload]):
 
     @cached_property
     def payload(self) -> Payload:
-        """The body decoded by its content type, or what the handler says that it is.
+        """The body decoded by its content type; a CloudEvent's data; or what the handler says that it is.
 
         Raises PayloadError, which fails the message.
         """
-        decoded: Payload = decode_body(self.body, self.properties.content_type, self.properties.content_encoding)
+        decoded: Payload = self._decoded()
         return decoded
+
+    def _decoded(self) -> Any:
+        if self.envelope.may_be_cloud_event and self._found_event is not None:
+            from messaging.wire.cloudevents import data_of
+
+            return data_of(self._found_event, self.properties, self.body)
+        return decode_body(self.body, self.properties.content_type, self.properties.content_encoding)
 
     @property
     def version(self) -> int:
@@ -103,6 +112,22 @@ class ReceivedMessage(Generic[Payload]):
         if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= LATEST_VERSION:
             raise PayloadError(f"The header {VERSION} is no version: it has to be a whole number, at least 1.")
         return given
+
+    @cached_property
+    def cloud_event(self) -> CloudEvent | None:
+        """Its attributes as a CloudEvent, with the payload as data; None if it is none. Raises PayloadError."""
+        found = self._found_event if self.envelope.may_be_cloud_event else None
+        if found is None:
+            return None
+        from messaging.wire.cloudevents import event_of
+
+        return event_of(found, self.payload)
+
+    @cached_property
+    def _found_event(self) -> Found | None:
+        from messaging.wire.cloudevents import read
+
+        return read(self.properties, self.body)
 
     @property
     def type(self) -> str:

@@ -6,6 +6,7 @@ import random
 from django.db import transaction
 
 from messaging import ReceivedMessage, Reject, handler
+from project.events import OrderPlaced
 from project.models import Order, Outage, Step
 from project.story import STEPS
 
@@ -23,13 +24,13 @@ def hello(message: ReceivedMessage) -> None:
 
 
 @handler("stock", "orders.placed")
-def reserve_stock(message: ReceivedMessage) -> None:
+def reserve_stock(message: ReceivedMessage[OrderPlaced]) -> None:
     """Take the article from the shelf; always works."""
     _record(message, STEPS["stock"])
 
 
 @handler("parcels", "orders.placed", max_attempts=5, backoff=3)
-def book_parcel(message: ReceivedMessage) -> None:
+def book_parcel(message: ReceivedMessage[OrderPlaced]) -> None:
     """Book a parcel with a carrier who answers every second call, and the fourth: the message is retried until then."""
     _record(message, STEPS["parcels"])
     if message.attempt < 4 and random.random() < 0.5:
@@ -37,14 +38,14 @@ def book_parcel(message: ReceivedMessage) -> None:
 
 
 @handler("invoices", "orders.placed", max_attempts=2, backoff=2)
-def write_invoice(message: ReceivedMessage) -> None:
+def write_invoice(message: ReceivedMessage[OrderPlaced]) -> None:
     """Write the invoice. During an outage the message fails, and waits for an operator to requeue it."""
     if Outage.objects.exists():
         raise ServiceDown("The invoicing service is down. Repair it on the start page, then requeue this message.")
     _record(message, STEPS["invoices"])
 
 
-def _record(message: ReceivedMessage, name: str) -> None:
+def _record(message: ReceivedMessage[OrderPlaced], name: str) -> None:
     number = message.payload["order"]
     order = Order.objects.filter(pk=number).first()
     if order is None:

@@ -15,6 +15,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from messaging import conf, publish
 from messaging.models import ProcessedMessage, PublishedMessage, Worker
+from project.events import ORDER_PLACED, OrderPlaced
 from project.models import Order, Outage
 from project.story import tell
 
@@ -46,8 +47,8 @@ def place_order(request: HttpRequest) -> HttpResponse:
     """Save an order and publish it: both are committed, or neither is."""
     with transaction.atomic():
         order = Order.objects.create(article=random.choice(ARTICLES))
-        payload = {"order": order.pk, "article": order.article}
-        publish("orders.placed", payload, message_id=order.message_id)
+        placed: OrderPlaced = {"order": order.pk, "article": order.article}
+        publish(ORDER_PLACED, placed, message_id=order.message_id)
     messages.success(request, _("Order %(number)s is placed.") % {"number": order.pk})
     return redirect("home")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from tools import browser, mariadb, postgresql, rabbitmq
+from tools import asyncapi, browser, mariadb, postgresql, rabbitmq
 from tools.services import ServiceMissing
 
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -47,6 +47,7 @@ FINDERS: dict[str, Callable[[], object]] = {
     "postgresql": postgresql.find_programs,
     "mariadb-server": mariadb.find_programs,
     "chromium": browser.find_chromium,
+    "npm": asyncapi.find_npm,
     "fonts-wqy-microhei": _find_chinese_font,
     "libmariadb-dev": _finder("mariadb_config"),
     "pkg-config": _finder("pkg-config"),

@@ -20,6 +20,7 @@ from django.db import connections, router
 from django.utils.module_loading import import_string
 
 from messaging import conf, reports
+from messaging.checks.contracts import check_events
 from messaging.checks.databases import (
     check_autocommit,
     check_memory,
@@ -33,6 +34,7 @@ from messaging.checks.payloads import check_payloads
 from messaging.conf import middleware, problems
 from messaging.conf.problems import Problem, shown, suggest
 from messaging.conf.rules import living_queue
+from messaging.contracts.events import events
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
 from messaging.handlers import Handler, is_generator, patterns_overlap, registry
 from messaging.models import ProcessedMessage
@@ -59,6 +61,7 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
     databases = used_databases(registry.all())
     found += check_handlers(registry.all(), list(configured))
     found += check_payloads(registry.all())
+    found += check_events(events.all(), list(configured))
     return [*found, *check_autocommit(databases), *check_sqlite(list(databases)), *check_routers(databases)]
 
 

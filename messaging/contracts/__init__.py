@@ -1,1 +1,1 @@
-"""What payloads are: the types that they arrive as and are sent from, their versions, and who is told of them."""
+"""What messages hold: types of payloads and their versions, what a site publishes, and the document of both."""

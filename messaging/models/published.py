@@ -13,8 +13,11 @@ from messaging.db.clock import MomentField, Now
 from messaging.models.base import PolledIndex, StoredMessage, in_state, set_only
 from messaging.models.outbox import OWNER_LENGTH, UNROUTABLE, PublishedMessageQuerySet
 from messaging.models.processed import ProcessedMessage
-from messaging.wire.bodies import decode_body
+from messaging.wire import cloudevents
+from messaging.wire.bodies import decode_body, pack_body
 from messaging.wire.envelope import Envelope, new_id
+from messaging.wire.fields import to_json
+from messaging.wire.properties import Properties
 
 
 class PublishedMessage(StoredMessage):
@@ -146,11 +149,22 @@ class PublishedMessage(StoredMessage):
         copy.state = self.State.PENDING
         copy.message_id = str(new_id())
         copy.copy_of_id = self.pk
-        if self.wire is not None:
-            envelope = Envelope.from_wire(bytes(self.wire), b"")
-            properties = envelope.properties.edited(message_id=copy.message_id)
-            copy.wire = Envelope(envelope.exchange, envelope.routing_key, properties, b"").to_wire()
+        stored = None if self.wire is None else Envelope.from_wire(bytes(self.wire), b"")
+        properties = self._properties() if stored is None else stored.properties
+        event = cloudevents.renamed(properties, self.raw_body, copy.message_id)
+        if event is not None:  # whose id is in it: consumers would take the same one for the same event
+            properties, body = event
+            copy.message_id, copy.content_type = properties.message_id or "", properties.content_type or ""
+            copy.headers = to_json(properties.headers)
+            copy.body, copy.body_encoding = pack_body(body)
+        if stored is not None:
+            properties = properties.edited(message_id=copy.message_id)
+            copy.wire = Envelope(stored.exchange, stored.routing_key, properties, b"").to_wire()
         return copy
+
+    def _properties(self) -> Properties:
+        """As far as they say what it is, of a row without an envelope of its own."""
+        return Properties.build(headers=self.headers or None, content_type=self.content_type or None)
 
     def _rows(self) -> PublishedMessageQuerySet:
         return PublishedMessage.objects.using(self._state.db)

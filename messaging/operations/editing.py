@@ -26,6 +26,7 @@ DETAILS = 64 * 1024  # characters of a difference that the audit keeps
 
 _LOCKED = {
     *("cc", "bcc", "traceparent", "tracestate", "baggage", "b3", "sentry-trace", "uber-trace-id", "timestamp_in_ms"),
+    *("cloudevents:id", "cloudevents:source", "cloudevents_id", "cloudevents_source"),
     *("x-delivery-count", "x-acquired-count", "x-death", "x-request-id", "x-correlation-id", "x-cloud-trace-context"),
 }
 _LOCKED_PREFIXES = (OUR_PREFIX, "x-opt-", "x-first-death-", "x-last-death-", "x-b3-", "x-amzn-trace-", "x-datadog-")

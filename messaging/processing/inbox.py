@@ -264,11 +264,15 @@ def find(
     Raises SetAside where it cannot be told yet whose such a row is.
     """
     key = envelope.key
-    if key is not None:
-        if not exists(ProcessedMessage, database, alias=alias, queue=queue, key=key):
-            return None
+    if key is None:
+        return adopted(alike(database, alias, queue, envelope), handler) if redelivered else None
+    if exists(ProcessedMessage, database, alias=alias, queue=queue, key=key):
         return next(iter(light(_with_lease(database).filter(alias=alias, queue=queue, key=key))), None)
-    return adopted(alike(database, alias, queue, envelope), handler) if redelivered else None
+    former = envelope.former_key
+    if former is None:
+        return None
+    rows = light(_with_lease(database).filter(alias=alias, queue=queue, key=former))
+    return next((row for row in rows if row.is_of(envelope)), None)
 
 
 def alike(database: str, alias: str, queue: str, envelope: Envelope) -> list[ProcessedMessage]:

@@ -192,7 +192,7 @@ class Processor:
         others = self._station.elsewhere.find(work.database, work.queue, envelope, redelivered=work.redelivered)
         is_first = not work.redelivered and envelope.row_key is None
         # Where inserting first decides who runs, a first delivery needs no look.
-        if is_first and not others and inserts_first(work.database):
+        if is_first and not others and inserts_first(work.database) and envelope.former_key is None:
             return inbox.fresh(self.alias, work.queue, envelope)
         home = self._find(work)
         if envelope.row_key is not None and not is_ours([row for row in (home, *others) if row is not None], envelope):
@@ -232,7 +232,9 @@ class Processor:
 
     def _find(self, work: Work) -> ProcessedMessage | None:
         if not work.redelivered or work.envelope.key is not None:
-            return inbox.find(work.database, self.alias, work.queue, work.envelope, redelivered=work.redelivered)
+            row = inbox.find(work.database, self.alias, work.queue, work.envelope, redelivered=work.redelivered)
+            if row is not None or not (work.redelivered and work.envelope.was_without_id):
+                return row
         databases = (work.database, *self._station.elsewhere.others(work.database))
         found = (self._find_alike(work, database) for database in databases)
         return next((row for row in found if row is not None), None)
@@ -264,7 +266,7 @@ class Processor:
                     raise SetAside
                 if not without_handler.end_abandoned(station, database, row, work.handler):
                     raise AlreadyRecorded
-            elif work.envelope.key is None:
+            elif row.key != work.envelope.key and not row.message_id:
                 raise AlreadyRecorded  # another copy of its content took that row since
         if verdict in (Verdict.DONE, Verdict.REUSED):  # the others make another round, which comes here again
             self._refusals.let_go(standing, row)

@@ -16,6 +16,7 @@ from django.db import connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from messaging import conf, killpoints, signals
+from messaging.contracts.events import Event
 from messaging.db.insert_many import insert_many
 from messaging.db.insert_one import insert
 from messaging.exceptions import ConfigurationError, PublishError
@@ -54,14 +55,15 @@ def publish(
     """Publish a message: it is sent once the caller's transaction has committed, and not at all if it rolls back.
 
     Args:
-        routing_key: up to 255 bytes.
-        payload: bytes and text are sent as they are, anything else as JSON.
+        routing_key: up to 255 bytes; or an `Event`, which says exchange, type and alias as well.
+        payload: bytes and text are sent as they are, a `CloudEvent` as that, anything else as JSON.
         exchange: None for the alias's `EXCHANGE`; "" for the default exchange.
         queue: send straight to this queue, past all exchanges; its consumer still sees `routing_key`.
         headers: plain values; names that begin with "x-messaging-" are ours, except "x-messaging-version".
         message_id: up to 255 bytes; a UUID unless given. A consumer processes each id once.
         correlation_id: inside a handler, that of the handled message unless given.
-        content_type: decides how text is encoded; guessed from the payload unless given.
+        content_type: decides how text is encoded; guessed from the payload unless given. A CloudEvent is structured
+            with "application/cloudevents+json", else binary.
         content_encoding: "gzip" or "deflate" compress what is not bytes; bytes are sent as they are, whatever it says.
         type: the message's type, up to 255 bytes.
         reply_to: the queue that expects an answer, up to 255 bytes.
@@ -77,6 +79,8 @@ def publish(
     Returns the outbox row. Raises PublishError for what can never be sent, ConfigurationError for an unknown alias or a
     database that no relay serves.
     """
+    if isinstance(routing_key, Event) and using == conf.DEFAULT_ALIAS:
+        using = routing_key.using
     message = Message(
         routing_key,
         payload,

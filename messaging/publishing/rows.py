@@ -18,12 +18,15 @@ from django.utils import timezone
 from messaging import conf
 from messaging.conf.rules import name_of, plain
 from messaging.contracts import payloads, upgrades
+from messaging.contracts.events import Event
 from messaging.db.clock import Now, as_stored, in_utc
 from messaging.exceptions import LONGEST_WAIT, PayloadError, PublishError, WireError
 from messaging.message import HandlerContext, Message
 from messaging.models import ProcessedMessage, PublishedMessage
+from messaging.publishing import cloud_events
 from messaging.wire import nonces
 from messaging.wire.bodies import encode_body, pack_body, short, storable
+from messaging.wire.cloudevents import CloudEvent
 from messaging.wire.envelope import (
     CAUSATION,
     LATEST_VERSION,
@@ -153,6 +156,11 @@ class Composer:
     def compose(self, message: Message) -> PublishedMessage:
         """The row of one message. Raises PublishError."""
         check_types(message)
+        if isinstance(message.routing_key, Event):
+            message = message.routing_key.addressed(message, self._common["alias"])
+        given, event = message, message.payload if isinstance(message.payload, CloudEvent) else None
+        if event is not None:
+            message = cloud_events.opened(given, event)
         values = self._common | self._address(message) | _content(message)
         if message.at is not None or message.delay is not None:  # else when it is inserted
             values["publish_at"] = values["due_at"] = _due(message)
@@ -166,10 +174,11 @@ class Composer:
         values["expiration"] = _expiration(message.expiration)
         values["mandatory"] = message.mandatory
         values["headers"] = {}
-        if message.message_id:
-            values["message_id"], values["epoch"] = _short("message_id", message.message_id), new_epoch()
+        if event is not None:
+            values["epoch"] = new_epoch() if event.id else 0
+            message = cloud_events.closed(given, event, event.id or str(self._new_id(message, values)), values)
         else:
-            values["message_id"] = str(self._new_id(message, values))
+            self._name_it(message, values)
         row = PublishedMessage.of(values)
         version = getattr(type(message.payload), upgrades.MARK, None)
         if message.headers or message.content_encoding or version is not None:
@@ -178,6 +187,12 @@ class Composer:
                 _set_version(headers, version.number)
             _set_headers(row, headers, message.content_encoding)
         return row
+
+    def _name_it(self, message: Message, values: dict[str, Any]) -> None:
+        if message.message_id:
+            values["message_id"], values["epoch"] = _short("message_id", message.message_id), new_epoch()
+        else:
+            values["message_id"] = str(self._new_id(message, values))
 
     def _address(self, message: Message) -> dict[str, str]:
         exchange, queue = self._destination(message)

@@ -38,6 +38,8 @@ NONCE = "x-messaging-nonce"
 CAUSATION = "x-messaging-causation-id"
 VERSION = "x-messaging-version"  # of the payload: what its publisher says, as its content type is
 LATEST_VERSION = 2**31 - 1  # which any client can write
+# What CloudEvents have: one of the first two in the names of their headers, or the third as their content type.
+CLOUD_EVENTS = (b"cloudEvents", b"ce-specversion", "application/cloudevents")
 OURS = frozenset({ROUND, QUEUE, EXCHANGE, ROUTING_KEY, KEY, ROW, DIED, NONCE})
 
 # What a retry must not carry: the first two would route copies to other queues, the others describe another journey.
@@ -243,8 +245,34 @@ class Envelope:
 
     @cached_property
     def message_id(self) -> str:
-        """The id its publisher gave it; "" for none."""
-        return self.properties.message_id or ""
+        """The id its publisher gave it; "" for none. A CloudEvent's is made of its source and id, whatever that is."""
+        given = self.properties.message_id or ""
+        if self.may_be_cloud_event:
+            from messaging.wire.cloudevents import identity_of
+
+            return identity_of(self.properties, self.body) or given
+        return given
+
+    @property
+    def may_be_cloud_event(self) -> bool:
+        """Whether it is worth a look if this is a CloudEvent."""
+        raw, content_type = self.properties.raw_headers, self.properties.content_type
+        name, other, media_type = CLOUD_EVENTS
+        if raw is not None and (name in raw or other in raw):
+            return True
+        return content_type is not None and media_type in content_type.lower()
+
+    # For one release: delete these two and their uses with the next.
+    @property
+    def former_key(self) -> uuid.UUID | None:
+        """Under which the release before recorded this CloudEvent, which it knew by `message_id`; None for others."""
+        given = self.properties.message_id
+        return key_of(given) if given and given != self.message_id and self.row_key is None else None
+
+    @property
+    def was_without_id(self) -> bool:
+        """Whether to the release before this CloudEvent was a message without an id."""
+        return not self.properties.message_id and bool(self.message_id) and self.row_key is None
 
     @cached_property
     def digest(self) -> uuid.UUID:

@@ -30,6 +30,7 @@ from tests.acceptance.clients import declare, depth
 from tests.docs.blocks import DOCS, PAGES, WALKED, Block, blocks_of, find, prose
 from tests.site import ROOT
 from tests.waiting import wait_until
+from tools import asyncapi
 from tools.cluster import CONFIG
 
 DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
@@ -47,6 +48,7 @@ KINDS = {
     "text": {"", "drawing", "layers", "statements"},
     "html": {"demo template"},
     "yaml": {"prometheus"},  # test_deploy_files.py
+    "json": {"asyncapi"},  # test_the_page_of_the_demos_messages_is_current
 }
 # And those that only a walk understands.
 IN_WALKS = {
@@ -255,6 +257,10 @@ def test_the_cluster_of_the_tests_is_configured_like_this(block: Block) -> None:
 def test_commands_for_a_cluster_are_run_elsewhere() -> None:
     assert {block.page for block in find("cluster")} == {DOCS / "how-to" / "cluster.md"}
     assert 'find("cluster")' in (ROOT / "tests/acceptance/test_cluster.py").read_text()
+
+
+def test_the_page_of_the_demos_messages_is_current() -> None:
+    assert asyncapi.PAGE.read_text() == asyncapi.page(asyncapi.demo_document()), "python -m tools.asyncapi writes it"
 
 
 def test_drawings_are_only_in_the_architecture() -> None:
