@@ -114,6 +114,7 @@ class HandlerContext:
         derivation: what else they derive from: 1 for all that a message is; None, as the release before did it, for its
             address alone.
         rehearsed: what it publishes is noted here, where it is run as a rehearsal.
+        worker: the name under which its process records what it does.
     """
 
     message: ReceivedMessage | None
@@ -123,6 +124,7 @@ class HandlerContext:
     derivation: int | None = 1
     published: dict[str, int] = field(default_factory=dict)
     rehearsed: list[Any] | None = None
+    worker: str = ""
 
     def next_id(self, what: str) -> uuid.UUID:
         """An id for the next message of its kind, so that a rerun of a handler without a transaction does not double.

@@ -101,7 +101,7 @@ def _run(
             proof.recorded(witness.row)
         try:
             began, works[0].has_begun = time.monotonic(), True
-            station.call(handler, messages, HandlerContext(None, database, True, None))
+            station.call(handler, messages, HandlerContext(None, database, True, None, worker=station.worker))
             took = time.monotonic() - began
             kill_point("processor.handled")
             proof.refuse_other()
