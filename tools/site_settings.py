@@ -1,8 +1,8 @@
 """Settings of the sites that tests and tools start as processes: the demo site's, ruled by the environment.
 
 Beside those of `project.settings`: `EXTRA_APPS` (comma-separated), `MESSAGING_QUEUES` and `MESSAGING_OPTIONS` (JSON),
-`SECOND_DATABASE_URL` for a database "second", `LOG_FILE` for a `LOGGING` of its own, `MESSAGING_CONSOLE` and `TASKS` (JSON), and
-`MAIL_FOLDER` for what is mailed.
+`SECOND_DATABASE_URL` for a database "second", `LOG_FILE` for a `LOGGING` of its own, `MESSAGING_CONSOLE` and `TASKS`
+(JSON), and `MAIL_FOLDER` for what is mailed.
 """
 
 from importlib.util import find_spec
