@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
@@ -36,6 +36,9 @@ from messaging.django_tasks.framework import (
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import Handler, registry
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 DEFAULTS = {
     "using": conf.DEFAULT_ALIAS,
     "database": "default",
@@ -50,14 +53,14 @@ DEFAULTS = {
 }
 OF_BACKEND = ("prefix", "max_priority")  # all others are the handlers'
 NO_PRIORITY = (
-    'TASKS["{alias}"] cannot give the task a priority: its queue "{queue}" has none, as far as the settings say. Quorum '
-    "queues have priorities from RabbitMQ 4.3 on, and two of them from 4.0 on; classic ones where x-max-priority is "
-    'among their arguments. If yours has them, say how many in OPTIONS: {{"max_priority": 31}}.'
+    'TASKS["{alias}"] cannot give the task a priority: its queue "{queue}" has none, as far as the settings say. '
+    "Quorum queues have priorities from RabbitMQ 4.3 on, and two of them from 4.0 on; classic ones where x-max-priority "
+    'is among their arguments. If yours has them, say how many in OPTIONS: {{"max_priority": 31}}.'
 )
 
 
 class MessagingBackend(BaseTaskBackend):
-    """Runs Django's tasks as messages: a task is enqueued in the caller's transaction, and run by `manage.py consume`.
+    """Runs Django's tasks as messages: enqueued in the caller's transaction, run by `manage.py consume`.
 
     Keys of `OPTIONS`, all of which may be left out:
         using: alias of `MESSAGING`.
@@ -103,7 +106,7 @@ class MessagingBackend(BaseTaskBackend):
         super().validate_task(task)
         known.add(task.module_path)
 
-    def enqueue(self, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> TaskResult[..., Any]:
+    def enqueue(self, task: Task[P, R], args: Sequence[Any], kwargs: Mapping[str, Any]) -> TaskResult[P, R]:
         """Have a task run, once the caller's transaction has committed, and not at all if that rolls back.
 
         Raises InvalidTask, TypeError for arguments that JSON cannot hold, and PublishError for what can never be sent.
@@ -154,8 +157,9 @@ class MessagingBackend(BaseTaskBackend):
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
         """The problems of its settings."""
-        found = [Error(one.text, hint=one.hint, id=f"messaging.{one.id}") for one in self._problems()]
-        return [*super().check(**kwargs), *(found or [*self._check_queues(), *self._check_priority()])]
+        found: list[CheckMessage] = [*super().check(**kwargs)]
+        wrong = [Error(one.text, hint=one.hint, id=f"messaging.{one.id}") for one in self._problems()]
+        return [*found, *(wrong or (*self._check_queues(), *self._check_priority()))]
 
     def _check_queues(self) -> Iterator[CheckMessage]:
         mine, using = self.broker_queues, self._checked["using"]
@@ -180,7 +184,9 @@ class MessagingBackend(BaseTaskBackend):
             except ConfigurationError:
                 return  # which other checks tell
             if is_embedded:
-                text = f'TASKS["{self.alias}"]["OPTIONS"]["max_priority"] has no effect: the embedded broker ignores it.'
+                text = (
+                    f'TASKS["{self.alias}"]["OPTIONS"]["max_priority"] has no effect: the embedded broker ignores it.'
+                )
                 hint = "Tasks run in the order in which they become due. Use RabbitMQ where that is not enough."
                 yield CheckWarning(text, hint=hint, id="messaging.W040")
 

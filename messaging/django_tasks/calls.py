@@ -73,7 +73,9 @@ def call_of(exchange: str, queue: str, routing_key: str, content: Any) -> Call:
     past all exchanges, was recognised as this site's own when it arrived.
 
     Args:
-        exchange, queue, routing_key: of the message.
+        exchange: of the message.
+        queue: that it came from.
+        routing_key: of the message.
         content: its payload.
 
     Raises NotOurs, PayloadError for what is no call, and HandlerNotFound where there is no such task here.

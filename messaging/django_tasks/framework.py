@@ -39,7 +39,8 @@ else:
             TaskResult,
             TaskResultStatus,
         )
-        from django_tasks.exceptions import InvalidTask, TaskResultDoesNotExist
+        from django_tasks.exceptions import InvalidTaskError as InvalidTask
+        from django_tasks.exceptions import TaskResultDoesNotExist
         from django_tasks.signals import task_enqueued, task_finished, task_started
         from django_tasks.utils import normalize_json
     except ImportError as error:

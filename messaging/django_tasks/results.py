@@ -47,7 +47,11 @@ def find(result_id: str, settings: conf.AliasSettings, databases: Sequence[str],
             if received is not None:
                 return of_incoming(_newest(received), result_id)
         for database in databases:
-            sent = PublishedMessage.objects.using(database).filter(**own, message_id=storable(result_id, 255), round=1).first()
+            sent = (
+                PublishedMessage.objects.using(database)
+                .filter(**own, message_id=storable(result_id, 255), round=1)
+                .first()
+            )
             if sent is not None and not _is_forgotten(sent, settings):
                 return _of_outgoing(sent)
     except (NotOurs, HandlerNotFound, PayloadError, WireError, UnicodeEncodeError) as error:
@@ -135,9 +139,8 @@ def _result(
     errors: list[TaskError],
     worker_ids: list[str],
 ) -> TaskResult[..., Any]:
-    # When it was enqueued is by the clock of that host, all else by the database's: nothing is shown to be before it.
-    moments = (began[0] if began else None, began[-1] if began else None, ended_at)
-    first, last, ended = (_not_before(enqueued_at, moment) for moment in moments)
+    began_first, began_last = (began[0], began[-1]) if began else (None, None)
+    first, last, ended = _in_order(enqueued_at, began_first, began_last, ended_at)
     return TaskResult(
         task=call.task,
         id=result_id,
@@ -154,8 +157,14 @@ def _result(
     )
 
 
-def _not_before(enqueued_at: datetime | None, moment: datetime | None) -> datetime | None:
-    return moment if moment is None or enqueued_at is None else max(moment, enqueued_at)
+def _in_order(begin: datetime | None, *moments: datetime | None) -> list[datetime | None]:
+    """Moments that follow each other, as they do to people: some are by a host's clock, some are the database's."""
+    told: list[datetime | None] = []
+    for moment in moments:
+        if moment is not None:
+            begin = moment if begin is None else max(moment, begin)
+        told.append(begin if moment is not None else None)
+    return told
 
 
 def _newest(row: ProcessedMessage) -> ProcessedMessage:

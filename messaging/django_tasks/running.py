@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,7 @@ def _begun(using: str, message: ReceivedMessage, call: Call, context: HandlerCon
     attempts: list[Attempt] = []
     if message.attempt > 1 or message.round > 1:
         rows = ProcessedMessage.objects.using(context.database)
-        row = rows.filter(alias=using, queue=message.queue, key=message.envelope.key).first()
+        row = rows.filter(alias=using, queue=message.queue, key=_key_of(message)).first()
         attempts = [] if row is None else list(row.failures())
     now = timezone.now()
     began = [attempt.started_at for attempt in attempts if attempt.started_at is not None]
@@ -120,7 +121,7 @@ def _begun(using: str, message: ReceivedMessage, call: Call, context: HandlerCon
 
 def _keep(using: str, message: ReceivedMessage, value: Any, database: str) -> None:
     """Store what a task returned, beside the record that it ran; a rerun without a transaction stores it anew."""
-    row = TaskValue(alias=using, queue=message.queue, key=message.envelope.key, value=json.dumps(value))
+    row = TaskValue(alias=using, queue=message.queue, key=_key_of(message), value=json.dumps(value))
     takes_target = connections[database].features.supports_update_conflicts_with_target
     TaskValue.objects.using(database).bulk_create(
         [row],
@@ -128,6 +129,12 @@ def _keep(using: str, message: ReceivedMessage, value: Any, database: str) -> No
         update_fields=["value"],
         unique_fields=IDENTITY if takes_target else None,
     )
+
+
+def _key_of(message: ReceivedMessage) -> uuid.UUID:
+    key = message.envelope.key
+    assert key is not None  # what is ours has an id
+    return key
 
 
 def _tell_success(sender: type, result: TaskResult[..., Any], value: Any) -> None:

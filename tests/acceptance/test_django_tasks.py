@@ -1,4 +1,4 @@
-"""Django's tasks between real processes that are killed: each task runs to its end, has its effect once, and its result."""
+"""Django's tasks between real processes that are killed: each has its effect once, and its result."""
 
 from __future__ import annotations
 
@@ -90,8 +90,10 @@ def results(made: Site, ids: dict[str, str]) -> dict[str, list[Any]]:
         "import json, extra.tasks",
         f"ids = {ids!r}",
         "found = {name: getattr(extra.tasks, name.split()[0]).get_result(id) for name, id in ids.items()}",
-        "told = {name: [str(one.status), one.attempts, one.return_value if one.is_finished else None,"
-        " [error.exception_class_path for error in one.errors]] for name, one in found.items()}",
+        "def tell(one):",
+        "    errors = [error.exception_class_path for error in one.errors]",
+        "    return [str(one.status), one.attempts, one.return_value if one.is_finished else None, errors]",
+        "told = {name: tell(one) for name, one in found.items()}",
         "print('told', json.dumps(told))",
     ]
     [line] = [line for line in made.shell("\n".join(code)).splitlines() if line.startswith("told")]

@@ -21,7 +21,7 @@ Use = Callable[..., list[Any]]
 
 @pytest.fixture
 def use(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
-    """`use(**options)` sets `TASKS`, with these `OPTIONS` for `default`, and has its queues handled; see `setting()`."""
+    """`use(**options)` sets `TASKS`, with these `OPTIONS` for `default`, and has its queues handled."""
     monkeypatch.setattr(registry, "_handlers", {})
 
     def given(*, others: dict[str, Any] | None = None, queues: list[str] | None = None, **options: Any) -> list[Any]:

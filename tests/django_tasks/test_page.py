@@ -36,7 +36,12 @@ def test_what_the_page_shows_works(settings: Block, tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "DJANGO_SETTINGS_MODULE": "settings"}
     for command in (["check", "--fail-level=WARNING"], ["test", "shop"]):
         done = subprocess.run(
-            [sys.executable, "-m", "django", *command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "django", *command],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
     assert "Ran 1 test" in done.stderr

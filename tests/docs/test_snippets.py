@@ -41,8 +41,18 @@ DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 # "certificates" and the commands of a backup are run in tests/deploy/.
 KINDS = {
     "python": {
-        "runs", "handlers", "settings", "signals", "pika", "testing", "redact", "logging", "sentry", "tracing", "tasks",
-    },  # fmt: skip
+        "runs",
+        "handlers",
+        "settings",
+        "signals",
+        "pika",
+        "testing",
+        "redact",
+        "logging",
+        "sentry",
+        "tracing",
+        "tasks",
+    },
     "sh": {"", "systemctl", "cluster", "permissions", "certificates", "containers", "save", "restore", "send again"},
     "ini": {"systemd", "environment", "rabbitmq conf", "shipped"},
     "text": {"", "drawing", "layers", "statements"},
