@@ -54,8 +54,8 @@ DEFAULTS = {
 OF_BACKEND = ("prefix", "max_priority")  # all others are the handlers'
 NO_PRIORITY = (
     'TASKS["{alias}"] cannot give the task a priority: its queue "{queue}" has none, as far as the settings say. '
-    "Quorum queues have priorities from RabbitMQ 4.3 on, and two of them from 4.0 on; classic ones where x-max-priority "
-    'is among their arguments. If yours has them, say how many in OPTIONS: {{"max_priority": 31}}.'
+    "Quorum queues have priorities from RabbitMQ 4.3 on, and two of them from 4.0 on; classic ones where "
+    'x-max-priority is among their arguments. If yours has them, say how many in OPTIONS: {{"max_priority": 31}}.'
 )
 
 
