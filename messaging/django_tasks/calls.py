@@ -5,7 +5,7 @@ The routing key is the task's path, such as "shop.tasks.send_mail"; the body has
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -91,9 +91,8 @@ def call_of(exchange: str, queue: str, routing_key: str, content: Any) -> Call:
         raise PayloadError(f"The payload does not say how to call a task: {error!r}.") from error
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise PayloadError('The payload does not say how to call a task: "args" is a list, and "kwargs" an object.')
-    if (task.priority, task.queue_name, task.run_after, task.backend) != (priority, queue_name, run_after, backend):
-        task = task.using(priority=priority, queue_name=queue_name, run_after=run_after, backend=backend)
-    return Call(task, args, kwargs, backend, enqueued_at)
+    own = {"priority": priority, "queue_name": queue_name, "run_after": run_after, "backend": backend}
+    return Call(_with(task, own), args, kwargs, backend, enqueued_at)
 
 
 def find(path: str) -> Task[..., Any]:
@@ -105,6 +104,14 @@ def find(path: str) -> Task[..., Any]:
     if not isinstance(found, Task):
         raise HandlerNotFound(f'"{path}" is no task: it is not decorated with @task.')
     known.add(path)
+    return found
+
+
+def _with(task: Task[..., Any], values: dict[str, Any]) -> Task[..., Any]:
+    """The task with other values. They were valid when it was enqueued, whatever the settings say by now."""
+    found = object.__new__(type(task))
+    for one in fields(task):
+        object.__setattr__(found, one.name, values.get(one.name, getattr(task, one.name)))
     return found
 
 

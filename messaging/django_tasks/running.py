@@ -86,7 +86,7 @@ def _run(using: str, message: ReceivedMessage, context: HandlerContext) -> None:
         task_started.send_robust(sender, task_result=result)
     args = (TaskContext(task_result=result), *result.args) if call.task.takes_context else result.args
     value = normalize_json(call.task.call(*args, **result.kwargs))
-    if value is not None:
+    if value is not None or message.attempt > 1 or message.round > 1:  # an earlier run may have returned something
         _keep(using, message, value, context.database)
     tell = partial(_tell_success, sender, result, value)
     if context.atomic:
@@ -122,6 +122,10 @@ def _begun(using: str, message: ReceivedMessage, call: Call, context: HandlerCon
 
 def _keep(using: str, message: ReceivedMessage, value: Any, database: str) -> None:
     """Store what a task returned, beside the record that it ran; a rerun without a transaction stores it anew."""
+    if value is None:
+        own = {"alias": using, "queue": message.queue, "key": _key_of(message)}
+        TaskValue.objects.using(database).filter(**own).delete()
+        return
     row = TaskValue(alias=using, queue=message.queue, key=_key_of(message), value=json.dumps(value))
     takes_target = connections[database].features.supports_update_conflicts_with_target
     TaskValue.objects.using(database).bulk_create(

@@ -105,3 +105,9 @@ def in_transaction() -> bool:
 
 def no_task() -> None:
     Effect.objects.create(key="called all the same")
+
+
+@task(takes_context=True)
+def value_at_first(context: TaskContext[Any, Any]) -> str | None:
+    """Returns something in its first run alone."""
+    return "first" if context.attempt == 1 else None

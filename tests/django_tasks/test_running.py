@@ -330,6 +330,30 @@ def test_a_rerun_without_a_transaction_enqueues_the_same(use: Use) -> None:
     assert TaskValue.objects.count() == 1
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_rerun_that_returns_nothing_leaves_no_value(use: Use) -> None:
+    use(atomic=False)
+    result = run(jobs.value_at_first)
+    assert result.return_value == "first"
+    rows = ProcessedMessage.objects.all()
+    Attempt.objects.create(message=rows.get(), number=1, round=1, started_at=Now(), exception_type="ValueError")
+    rows.update(state="failed")  # as if it had died before its record
+    requeue(rows, ADMIN)
+    drain()
+    result.refresh()
+    assert (result.status, result.return_value) == ("SUCCESSFUL", None)
+
+
+def test_what_was_enqueued_runs_whatever_is_allowed_by_now(use: Use) -> None:
+    use(max_priority=10)
+    result = jobs.meaning.using(priority=50).enqueue()
+    use()
+    drain()
+    result.refresh()
+    assert (result.status, result.return_value) == ("SUCCESSFUL", 42)
+    assert jobs.meaning.get_result(result.id).task.priority == 50
+
+
 # What a message may ask for
 
 
