@@ -53,5 +53,5 @@ def _ours(stage: Stage, alias: str, count: int, *shares: str) -> Sample:
     stage.clear()
     for name in (queue, f"{queue}.dead"):
         stage.broker.queue_delete(name)
-    stage.job("benchmarks.site.tasks", count, alias, env=env)
+    stage.job("benchmarks.site.enqueuing", count, alias, env=env)
     return timing.effects_of(stage, [*manage(), "consume", queue, *shares], count, ledger=timing.LEDGER, env=env)

@@ -240,7 +240,12 @@ def task_aliases() -> list[str]:
     """The aliases of Django's `TASKS` whose backend is this app's."""
     configured = getattr(settings, "TASKS", None) or {}
     own = "messaging.django_tasks."
-    return [alias for alias, options in configured.items() if str(options.get("BACKEND", "")).startswith(own)]
+    given = configured.items() if isinstance(configured, Mapping) else ()
+    return [
+        alias
+        for alias, options in given
+        if isinstance(options, Mapping) and str(options.get("BACKEND", "")).startswith(own)
+    ]
 
 
 def release() -> str:

@@ -62,13 +62,8 @@ NO_PRIORITY = (
 class MessagingBackend(BaseTaskBackend):
     """Runs Django's tasks as messages: enqueued in the caller's transaction, run by `manage.py consume`.
 
-    Keys of `OPTIONS`, all of which may be left out:
-        using: alias of `MESSAGING`.
-        database: where tasks run and their results are recorded.
-        prefix: what the names of its queues at the broker begin with, before that of the task's queue. "tasks." for
-            the alias `default`, "tasks.<alias>." for any other.
-        max_priority: the highest priority that its queues tell apart, 1 to 255; `x-max-priority`'s unless given.
-        atomic, timeout, max_attempts, backoff, batch, rehearse: as of `@handler`.
+    `OPTIONS` may have `using`, `database`, `prefix` and `max_priority`, and as of `@handler` `atomic`, `timeout`,
+    `max_attempts`, `backoff`, `batch` and `rehearse`; docs/how-to/django-tasks.md says what each of them does.
     """
 
     supports_async_task = True

@@ -29,6 +29,7 @@ MESSAGING = {"default": {"URL": "amqp://nobody@nowhere.invalid"}}
 def test_what_the_page_shows_works(settings: Block, tmp_path: Path) -> None:
     (tmp_path / "settings.py").write_text(SITE + settings.text)
     (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "__init__.py").touch()
     for block in BLOCKS:
         if block.title != "settings.py":
             text = block.text if django.VERSION >= (6, 0) else block.text.replace("django.tasks", "django_tasks")

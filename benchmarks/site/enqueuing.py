@@ -1,4 +1,7 @@
-"""The task, and what enqueues it: `python -m benchmarks.site.tasks COUNT ALIAS`."""
+"""The task for Django's tasks, and what enqueues it: `python -m benchmarks.site.enqueuing COUNT ALIAS`.
+
+Not called `tasks`: some of the peers import each module of that name.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def effect(content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks.site.tasks import effect as importable  # a task of __main__ cannot be found
+    from benchmarks.site.enqueuing import effect as importable  # a task of __main__ cannot be found
 
     began = time.perf_counter()
     with transaction.atomic():
