@@ -447,7 +447,7 @@ def test_what_became_of_a_task_long_ago_may_be_forgotten(settings: Settings) -> 
         result.refresh()  # not "READY", which it once was
 
 
-def test_without_failures_nothing_but_three_rows_is_read(django_assert_num_queries: Any) -> None:
+def test_without_failures_two_rows_are_read(django_assert_num_queries: Any) -> None:
     result = run(jobs.meaning)
     assert not Attempt.objects.exists()
     with django_assert_num_queries(2):
