@@ -20,7 +20,7 @@ if __name__ == "__main__":
     if Path(sys.prefix).resolve() != python.parent.parent.resolve():
         os.execv(python, [str(python), "-m", "benchmarks"])  # noqa: S606 - ourselves, in the environment
 
-from benchmarks import chart, embedded, figures, floors, machine, ours, page, peers, report
+from benchmarks import chart, embedded, figures, floors, machine, ours, page, peers, report, tasks
 from benchmarks.environments import pinned
 from benchmarks.measuring import MEASUREMENTS, Broken, Measurement, listed
 from benchmarks.ratios import BEST, is_candidate
@@ -29,7 +29,7 @@ from benchmarks.stage import POSTGRESQL, Stage, staged
 from tools.packages import install_missing
 from tools.services import ServiceFailed, ServiceMissing
 
-MODULES = (floors, peers, ours, embedded, figures)  # importing them fills the list
+MODULES = (floors, peers, ours, tasks, embedded, figures)  # importing them fills the list
 
 
 def main() -> int:

@@ -39,6 +39,11 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "end_to_end": (OURS, "outbox to inbox"),
         "celery_end_to_end": (PEER, "Celery"),
     },
+    "Django's tasks on PostgreSQL": {
+        "tasks_batch": (OURS, "our backend, batch=500"),
+        "tasks": (OURS, "our backend"),
+        "tasks_peer": (PEER, "django-tasks-db"),
+    },
     "End to end on SQLite, no broker": {
         "embedded_batch": (OURS, "database://, batch=500"),
         "embedded": (OURS, "database://"),

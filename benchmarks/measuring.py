@@ -57,7 +57,7 @@ class Measurement:
 
 
 # In this order they are taken: what is compared follows each other closely.
-GROUPS = ("publish", "relay", "consume", "batch", "end to end", "embedded", "figures")
+GROUPS = ("publish", "relay", "consume", "batch", "tasks", "end to end", "embedded", "figures")
 MEASUREMENTS: dict[str, Measurement] = {}
 Run = Callable[["Stage", int], Sample | Figures]
 

@@ -35,6 +35,8 @@ RATIOS = {
     "end_to_end/celery": Ratio("end_to_end", "celery_end_to_end"),
     "consume_best/celery_threads": Ratio("consume_best", "celery_threads"),
     "consume_best/dramatiq_threads": Ratio("consume_best", "dramatiq_threads"),
+    "tasks/django_tasks": Ratio("tasks", "tasks_peer", 5),
+    "tasks_batch/django_tasks": Ratio("tasks_batch", "tasks_peer", 5),
     "embedded/django_tasks": Ratio("embedded", "django_tasks", 1),
     "embedded/huey": Ratio("embedded", "huey_recorded", 1),
     "embedded/huey_bare": Ratio("embedded", "huey"),

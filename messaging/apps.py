@@ -23,11 +23,16 @@ class MessagingConfig(AppConfig):
         from messaging.db import django_internals
 
         django_internals.require()
+        from messaging import conf
         from messaging.handlers import registry
         from messaging.monitoring import traces
         from messaging.processing import failure_log
 
         registry.discover()
+        if conf.task_aliases():
+            from messaging import django_tasks
+
+            django_tasks.register_handlers()
         register(_later("check_messaging"), "messaging")
         register(_later("check_servers"), Tags.database)
         register(_later("check_deployment"), "messaging", deploy=True)

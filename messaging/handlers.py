@@ -64,6 +64,10 @@ class Handler:
         """Whether a message of this queue with this routing key is for this handler."""
         return not self.routing_keys or any(topic_matches(pattern, routing_key) for pattern in self.routing_keys)
 
+    def for_key(self, routing_key: str) -> Handler:
+        """The handler as messages with this routing key have it: one of many things may go by a name for each."""
+        return self
+
 
 class Registry:
     """Handlers by alias and queue. `registry` is the one that `@handler` fills."""
@@ -94,7 +98,7 @@ class Registry:
         """The handler for a message, or None."""
         for handler in self._handlers.get((using, queue), ()):
             if handler.matches(routing_key):
-                return handler
+                return handler.for_key(routing_key)
         return None
 
     def all(self, using: str | None = None) -> list[Handler]:

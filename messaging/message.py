@@ -168,6 +168,7 @@ class HandlerContext:
         using: alias of `MESSAGING` whose message it handles.
         rehearsed: what it publishes is noted here, where it is run as a rehearsal.
         has_run: whether it has returned or raised; noted where middleware is around it.
+        worker: the name under which its process records what it does.
     """
 
     message: ReceivedMessage | None
@@ -179,6 +180,7 @@ class HandlerContext:
     published: dict[str, int] = field(default_factory=dict)
     rehearsed: list[Any] | None = None
     has_run: bool = False
+    worker: str = ""
 
     def next_id(self, what: str) -> uuid.UUID:
         """An id for the next message of its kind, so that a rerun of a handler without a transaction does not double.

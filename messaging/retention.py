@@ -11,7 +11,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from messaging import conf
 from messaging.db.clock import Now
-from messaging.models import Operation, OperationItem, ProcessedMessage, PublishedMessage, Rehearsal
+from messaging.models import Operation, OperationItem, ProcessedMessage, PublishedMessage, Rehearsal, TaskValue
 from messaging.models.base import in_state
 
 BATCH = 1000
@@ -37,6 +37,8 @@ def expired(alias: str, database: str = "default") -> Iterator[tuple[str, QueryS
     if days.discarded is not None:
         laid_aside = received.filter(state__in=(In.DISCARDED, In.SUPERSEDED))
         yield "discarded, incoming", _ended(laid_aside, "discarded_at", days.discarded)
+    if days.processed is not None:  # behind the messages, which keep them
+        yield "return values of tasks", _unneeded_values(alias, database, days.processed)
 
 
 def deletable(rows: QuerySet[Any]) -> QuerySet[Any]:
@@ -83,6 +85,13 @@ def prune_operations(operations: QuerySet[Operation], batch: int = BATCH) -> int
             items.filter(pk__in=ids).delete()
         deleted += Operation.objects.using(operations.db).filter(pk=pk).delete()[0]
     return deleted
+
+
+def _unneeded_values(alias: str, database: str, days: float) -> QuerySet[TaskValue]:
+    """What tasks returned whose messages are gone."""
+    own = {"alias": alias, "queue": OuterRef("queue"), "key": OuterRef("key")}
+    values = TaskValue.objects.using(database).filter(alias=alias, created_at__lt=Now() - timedelta(days=days))
+    return values.exclude(Exists(ProcessedMessage.objects.using(database).filter(**own)))
 
 
 def _longest_kept() -> float | None:

@@ -31,7 +31,7 @@ ARCHITECTURE = DOCS / "architecture.md"
 IMAGES = DOCS / "images"
 ROOMS = (
     *("publishing", "relaying", "consuming", "processing", "supervising", "wire", "db", "conf", "checks", "testing"),
-    *("metrics", "monitoring", "contracts"),
+    *("metrics", "monitoring", "contracts", "django_tasks"),
 )
 DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 LINK = re.compile(r"\]\((?P<path>[^)#\s]*)(?:#(?P<anchor>[^)]+))?\)")

@@ -1,8 +1,8 @@
 """Settings of the sites that tests and tools start as processes: the demo site's, ruled by the environment.
 
 Beside those of `project.settings`: `EXTRA_APPS` (comma-separated), `MESSAGING_QUEUES` and `MESSAGING_OPTIONS` (JSON),
-`SECOND_DATABASE_URL` for a database "second", `LOG_FILE` for a `LOGGING` of its own, `MESSAGING_CONSOLE` (JSON), and
-`MAIL_FOLDER` for what is mailed.
+`SECOND_DATABASE_URL` for a database "second", `LOG_FILE` for a `LOGGING` of its own, `MESSAGING_CONSOLE` and `TASKS`
+(JSON), and `MAIL_FOLDER` for what is mailed.
 """
 
 from importlib.util import find_spec
@@ -25,6 +25,8 @@ MESSAGING["default"]["QUEUES"] = env.json("MESSAGING_QUEUES", default={})
 MESSAGING["default"] |= env.json("MESSAGING_OPTIONS", default={})
 
 MESSAGING_CONSOLE = env.json("MESSAGING_CONSOLE", default={})
+if tasks := env.json("TASKS", default={}):
+    TASKS = tasks
 if mail_folder := env.str("MAIL_FOLDER", default=""):
     if find_spec("django.core.mail.handler"):  # Django 6.1
         options = {"file_path": mail_folder}

@@ -240,6 +240,18 @@ def read() -> Any:
     return {DEFAULT_ALIAS: {}} if configured is None or configured == {} else configured
 
 
+def task_aliases() -> list[str]:
+    """The aliases of Django's `TASKS` whose backend is this app's."""
+    configured = getattr(settings, "TASKS", None) or {}
+    own = "messaging.django_tasks."
+    given = configured.items() if isinstance(configured, Mapping) else ()
+    return [
+        alias
+        for alias, options in given
+        if isinstance(options, Mapping) and str(options.get("BACKEND", "")).startswith(own)
+    ]
+
+
 def release() -> str:
     """What is deployed, as the site calls it; "" where it does not say, or says what the system checks refuse."""
     with suppress(ConfigurationError):

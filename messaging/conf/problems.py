@@ -152,6 +152,19 @@ def _of_databases(databases: Any, where: str) -> Iterator[Problem]:
             yield Problem("E009", text, suggest(name, connections.settings))
 
 
+def of_tasks(alias: str, options: Any) -> Iterator[Problem]:
+    """The problems of the `OPTIONS` of a backend of `TASKS` that is ours."""
+    where = f'TASKS["{shown(alias)}"]["OPTIONS"]'
+    if not isinstance(options, Mapping):
+        yield Problem("E050", f"{where} is not a dict.", "Write {} for the defaults.")
+        return
+    yield from _unknown_keys(options, values.TASKS, where, "E050")
+    yield from _wrong_values(options, values.TASKS, where, "E050")
+    if options.get("atomic") is False and (options.get("batch") is not None or options.get("rehearse")):
+        text = f'{where} has "batch" or "rehearse", which take a transaction, beside "atomic": False.'
+        yield Problem("E050", text, "Remove one of the two.")
+
+
 def _of_table(
     options: Mapping[Any, Any], key: str, rules: Mapping[str, values.Rule], where: str, identity: str
 ) -> Iterator[Problem]:

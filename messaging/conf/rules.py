@@ -304,3 +304,10 @@ HANDLER: Mapping[str, Rule] = {
     "batch": Rule(_or_none(_whole(1, 65535)), "a whole number from 1 to 65535, or None"),
     "rehearse": _FLAG,
 }
+
+_OF_TASKS = ("using", "database", "atomic", "timeout", "max_attempts", "backoff", "batch", "rehearse")
+TASKS: Mapping[str, Rule] = {
+    **{name: HANDLER[name] for name in _OF_TASKS},
+    "prefix": Rule(_or_none(lambda value: value == "" or is_name(value, 200)), "text of at most 200 bytes, or None"),
+    "max_priority": Rule(_or_none(_whole(1, 255)), "a whole number from 1 to 255, or None"),
+}

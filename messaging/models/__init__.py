@@ -14,6 +14,7 @@ from messaging.models.operations import AuditRecord, Operation, OperationItem, Q
 from messaging.models.processed import Attempt, ProcessedMessage
 from messaging.models.published import PublishedMessage
 from messaging.models.rehearsals import Rehearsal
+from messaging.models.task_values import TaskValue
 from messaging.models.templates import MessageTemplate
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "PublishedMessage",
     "QueueControl",
     "Rehearsal",
+    "TaskValue",
     "Worker",
 ]

@@ -248,7 +248,9 @@ class Attempts:
     ) -> float:
         """Run the handler. Returns how many seconds that took."""
         handler, work.has_begun = work.handler, True
-        context = HandlerContext(message, handler.database, handler.atomic, cause, derivation, handler.using)
+        context = HandlerContext(
+            message, handler.database, handler.atomic, cause, derivation, handler.using, worker=self._station.worker
+        )
         began = time.monotonic()
         self._station.call(handler, [message] if handler.batch is not None else message, context)
         return time.monotonic() - began

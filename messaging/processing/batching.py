@@ -104,7 +104,8 @@ def _run(
             proof.recorded(witness.row)
         try:
             began, works[0].has_begun = time.monotonic(), True
-            station.call(handler, messages, HandlerContext(None, database, True, None, using=handler.using))
+            context = HandlerContext(None, database, True, None, using=handler.using, worker=station.worker)
+            station.call(handler, messages, context)
             took = time.monotonic() - began
             kill_point("processor.handled")
             proof.refuse_other()

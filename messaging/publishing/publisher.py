@@ -155,9 +155,9 @@ def whole(row: PublishedMessage) -> PublishedMessage:
 
 def _check_transaction(database: str) -> None:
     """Raise PublishError where the caller's transaction is in another database than the outbox that nobody named."""
-    if not _is_open(connections[database]):
+    if not is_open(connections[database]):
         for other in connections.all(initialized_only=True):
-            if other.alias != database and _is_open(other):
+            if other.alias != database and is_open(other):
                 raise PublishError(
                     f'A transaction is open in the database "{other.alias}", and none in "{database}", whose outbox '
                     "takes the message: it would be sent even if that transaction rolled back. Either use the outbox "
@@ -166,8 +166,8 @@ def _check_transaction(database: str) -> None:
                 )
 
 
-def _is_open(connection: BaseDatabaseWrapper) -> bool:
-    """Whether the caller has begun a transaction: not the test case around a test, and not by the settings."""
+def is_open(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the caller has begun a transaction there: not the test case around a test, and not by the settings."""
     if connection.atomic_blocks:
         return not getattr(connection.atomic_blocks[-1], "_from_testcase", False)
     return connection.connection is not None and not connection.autocommit and connection.settings_dict["AUTOCOMMIT"]

@@ -88,6 +88,7 @@ OUTSIDE = {
     "messaging.supervising.child.Child.__init__": "creates a ledger, no row",
     "messaging.testing.draining.Drain._let_pass": "for tests of those who use the package",
     "messaging.testing.draining.refuse_nested": "for tests of those who use the package",
+    "messaging.django_tasks.running._keep": "what a task returned, in its transaction; it decides nothing",
     "messaging.consuming.housekeeping.Housekeeper._leave": WORKERS,
     "messaging.consuming.housekeeping.Housekeeper._show_life": WORKERS,
     "messaging.relaying.leases.Leases.report": WORKERS,
