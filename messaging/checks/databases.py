@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from django.apps import apps
+from django.conf import settings as site
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
 from django.db import DatabaseError, connections, router
@@ -160,6 +161,22 @@ def check_routers(databases: Mapping[str, list[type[Model]]]) -> Iterator[CheckM
             )
 
 
+def check_tenants() -> Iterator[CheckMessage]:
+    """django-tenants: tables of ours in each tenant's schema, where no relay and no consumer looks."""
+    listed = list(getattr(site, "TENANT_APPS", None) or ())
+    if getattr(site, "HAS_MULTI_TYPE_TENANTS", False):
+        shared = getattr(site, "PUBLIC_SCHEMA_NAME", "public")
+        for name, kind in getattr(site, "TENANT_TYPES", {}).items():
+            listed += kind.get("APPS", ()) if name != shared else ()
+    if any(str(name) == "messaging" or str(name).startswith("messaging.apps.") for name in listed):
+        yield Error(
+            "The app messaging is among the apps of tenants: what is published in a tenant's schema would never be "
+            "sent, because relays and consumers look in the shared one.",
+            hint='Move "messaging" to SHARED_APPS: the messages of all tenants are in one place then.',
+            id="messaging.E035",
+        )
+
+
 def check_memory(databases: list[str]) -> Iterator[CheckMessage]:
     """SQLite databases in memory, which no other process sees. For deployments: tests may well use them."""
     for name in databases:
@@ -253,7 +270,10 @@ def check_payload_index(names: Iterable[str]) -> Iterator[CheckMessage]:
 
 def _has_payload_index(connection: BaseDatabaseWrapper, table: str) -> bool:
     """Whether there is one; also where nobody can say, for want of a table or of the server."""
-    sql = "SELECT EXISTS (SELECT FROM pg_indexes WHERE tablename = %s AND indexdef LIKE '%%messaging_payload(body)%%')"
+    sql = (
+        "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = to_regclass(%s) "  # that of the search path's schema
+        "AND pg_get_indexdef(indexrelid) LIKE '%%messaging_payload(body)%%')"
+    )
     try:
         with connection.cursor() as cursor:
             cursor.execute(sql, [table])

@@ -256,6 +256,25 @@ def test_a_database_without_autocommit_is_refused(settings: Settings, monkeypatc
     assert '"AUTOCOMMIT": False' in message.msg
 
 
+@pytest.mark.parametrize("name", ["messaging", "messaging.apps.MessagingConfig"])
+def test_tables_in_each_tenants_schema_are_refused(settings: Settings, name: str) -> None:
+    settings.SHARED_APPS, settings.TENANT_APPS = ["messaging"], ["shop"]
+    assert run(settings, {"default": {}}) == []
+    settings.TENANT_APPS = ["shop", name]
+    (message,) = run(settings, {"default": {}})
+    assert isinstance(message, CheckError)
+    assert message.id == "messaging.E035"
+    assert "SHARED_APPS" in str(message.hint)
+
+
+def test_tables_in_the_schemas_of_a_type_of_tenants_are_refused(settings: Settings) -> None:
+    settings.HAS_MULTI_TYPE_TENANTS = True
+    settings.TENANT_TYPES = {"public": {"APPS": ["messaging"]}, "shops": {"APPS": ["shop"]}}
+    assert run(settings, {"default": {}}) == []
+    settings.TENANT_TYPES["shops"] = {"APPS": ["messaging"]}
+    assert ids(run(settings, {"default": {}})) == ["messaging.E035"]
+
+
 def test_an_empty_setting_is_the_default(settings: Settings) -> None:
     assert run(settings, {}) == []
     assert conf.aliases() == ("default",)
