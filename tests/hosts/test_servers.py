@@ -14,6 +14,14 @@ from tools.services import free_ports, is_listening
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.broker]
 ORDERS = range(100, 140)
+# In the process that loads the site, whose copies the workers are.
+LOADED = """
+def when_ready(server):
+    import threading
+    from django.db import connections
+    opened = [one.alias for one in connections.all(initialized_only=True) if one.connection is not None]
+    print("loaded with", threading.active_count(), "thread, connections:", opened, flush=True)
+"""
 
 
 def test_async_views_under_uvicorn(host: HostFactory, vhost_url: str) -> None:
@@ -25,12 +33,14 @@ def test_async_views_under_uvicorn(host: HostFactory, vhost_url: str) -> None:
 
 def test_a_preloaded_site_under_gunicorn(host: HostFactory, vhost_url: str) -> None:
     site = made(host, vhost_url)
+    site.write("gunicorn.conf.py", LOADED)
     port = free_ports(1)[0]
     options = ("--preload", "--workers=2", "--threads=2", f"--bind=127.0.0.1:{port}")
     server = site.launch([site.python, "-m"], "gunicorn", *options, "mysite.wsgi")
     workers = everything_ordered_is_billed(site, server, port, "shop/{}/")
     assert len(workers) == 2
     assert str(server.pid) not in workers
+    assert "loaded with 1 thread, connections: []" in server.output
 
 
 def made(host: HostFactory, broker: str) -> Host:
