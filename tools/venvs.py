@@ -29,7 +29,7 @@ def made(venv: Path, requirements: Path, same: str = "") -> Path:
     Args:
         venv: its folder.
         requirements: the list.
-        same: lines of versions, such as "Django==5.2.1\\n", for what the list and what it needs leave open.
+        same: lines of versions, such as "Django==5.2.1", for what the list and what it needs leave open.
 
     Raises NotInstalled.
     """

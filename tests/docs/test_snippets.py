@@ -37,10 +37,21 @@ DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 # "testing" and "cluster", whose pages are run by test_pytest_plugin.py and test_cluster.py in tests/acceptance/,
 # "logging" and "sentry", which test_logs.py there gives to a site, "permissions", which
 # tests/backends/test_rabbitmq_permissions.py gives to accounts, "tracing", run by tests/monitoring/test_spans.py, and
-# "hosts", which tests/hosts/ puts into projects of others; "certificates" and the commands of a backup are run in tests/deploy/.
+# "hosts", which tests/hosts/ puts into projects of others; "certificates" and the commands of a backup are run in
+# tests/deploy/.
 KINDS = {
     "python": {
-        "runs", "handlers", "settings", "signals", "pika", "testing", "redact", "logging", "sentry", "tracing", "hosts",
+        "runs",
+        "handlers",
+        "settings",
+        "signals",
+        "pika",
+        "testing",
+        "redact",
+        "logging",
+        "sentry",
+        "tracing",
+        "hosts",
     },
     "sh": {"", "systemctl", "cluster", "permissions", "certificates", "containers", "save", "restore", "send again"},
     "ini": {"systemd", "environment", "rabbitmq conf", "shipped"},

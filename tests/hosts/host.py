@@ -46,7 +46,9 @@ class Host(Site):
         """Write to the end of the settings."""
         self.settings.write_text(f"{self.settings.read_text()}\n{text}")
 
-    def install(self, broker: str = "database://", database: str = "", options: Mapping[str, Any] | None = None) -> None:
+    def install(
+        self, broker: str = "database://", database: str = "", options: Mapping[str, Any] | None = None
+    ) -> None:
         """Put messaging and the shop into it.
 
         Args:

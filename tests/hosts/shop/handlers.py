@@ -3,9 +3,9 @@
 import os
 
 from django.conf import settings
+from shop.models import Bill
 
 from messaging import ReceivedMessage, handler, publish
-from shop.models import Bill
 
 DATABASE = getattr(settings, "SHOP_DATABASE", "default")
 

@@ -2,7 +2,6 @@
 
 from django.conf import settings
 from django.urls import include, path
-
 from shop import views
 
 urlpatterns = [

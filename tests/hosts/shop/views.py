@@ -5,9 +5,9 @@ import os
 from django.conf import settings
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
+from shop.models import Order
 
 from messaging import apublish, publish
-from shop.models import Order
 
 DATABASE = getattr(settings, "SHOP_DATABASE", "default")
 
