@@ -40,6 +40,7 @@ class PgBouncer:
         self.port = free_ports(1)[0]
         self._folder, self._janitor, self._server = folder, janitor, urlsplit(server)
         folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o755)
         password = unquote(self._server.password or "")
         self._configuration = folder / "pgbouncer.ini"
         self._configuration.write_text(

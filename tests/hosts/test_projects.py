@@ -69,8 +69,6 @@ INSTALLED_APPS += [
     "widget_tweaks",
     "haystack",
     "treebeard",
-    "sorl.thumbnail",
-    "easy_thumbnails",
     "django_tables2",
 ]
 SITE_ID = 1
