@@ -430,6 +430,14 @@ def test_tables_that_a_router_keeps_out_are_an_error(monkeypatch: pytest.MonkeyP
     assert list(check_routers({"default": [Session]})) == []  # a router's own errors are shown by `migrate`
 
 
+def test_a_tenants_schema_is_kept_free_of_our_tables_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each `migrate` of django-tenants runs the checks there, with a router that keeps shared apps out."""
+    monkeypatch.setattr(router, "routers", [KeepsOut()])
+    for schema, found in (("public", ["messaging.E030"]), ("acme", [])):
+        monkeypatch.setattr(connections["default"], "schema_name", schema, raising=False)
+        assert ids(check_routers(used_databases([]))) == found
+
+
 def test_every_id_is_in_the_reference_and_the_reference_has_no_other() -> None:
     reference = (ROOT / "docs" / "reference" / "checks.md").read_text()
     rows = re.findall(r"^\| `(messaging\.[EW]\d{3})` \| .+ \| .+ \|$", reference, re.MULTILINE)
