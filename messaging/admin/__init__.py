@@ -3,6 +3,8 @@
 `register(site)` puts it into another admin site. The classes can be extended: nothing outside this package needs them.
 """
 
+from typing import Any
+
 from django.contrib import admin
 
 from messaging.admin.failure_groups import FailureGroupAdmin
@@ -35,7 +37,7 @@ __all__ = [
     "register",
 ]
 
-_CONSOLE = {
+_CONSOLE: dict[Any, Any] = {
     PublishedMessage: PublishedMessageAdmin,
     ProcessedMessage: ProcessedMessageAdmin,
     FailureGroup: FailureGroupAdmin,
