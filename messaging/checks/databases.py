@@ -244,7 +244,7 @@ def _may_migrate(database: str, model: type[Model]) -> bool:
 
 
 def _is_in_tenants_schema(database: str) -> bool:
-    """Whether this runs for one tenant of django-tenants, as each `migrate` of theirs does: our tables are elsewhere."""
+    """Whether this runs for one tenant of django-tenants, as each of their `migrate` does: our tables are elsewhere."""
     shared = getattr(site, "PUBLIC_SCHEMA_NAME", "public")
     return bool(getattr(connections[database], "schema_name", shared) != shared)
 
