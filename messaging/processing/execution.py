@@ -183,7 +183,8 @@ def call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], co
     finally:
         if os.getpid() != own:
             end_fork()
-        restore(before)
+        if before:
+            restore(before)
 
 
 def _call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], context: HandlerContext) -> None:
