@@ -45,7 +45,7 @@ from django.test import Client
 client = Client(SERVER_NAME="localhost")
 client.force_login(get_user_model().objects.get())
 page = client.get("/admin/messaging/processedmessage/", {"q": "order:13"}).content.decode()
-assert "1 incoming message" in page, page
+assert page.count('class="action-select"') == 1, page
 """
 
 
