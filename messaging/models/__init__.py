@@ -38,3 +38,7 @@ __all__ = [
     "Rehearsal",
     "Worker",
 ]
+
+# Wagtail notes what each row refers to, with a task for each that is saved. Of a message's row that would be a message.
+for _model in [globals()[_name] for _name in __all__]:
+    _model.wagtail_reference_index_ignore = True

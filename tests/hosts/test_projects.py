@@ -30,6 +30,14 @@ page = Page.objects.get(depth=2)
 page.save_revision().publish()
 print(page.pk)
 """
+TRACKED = """
+from messaging.db import insert_one
+from messaging.models import ProcessedMessage, PublishedMessage
+from wagtail.models import ReferenceIndex
+assert not [model for model in ReferenceIndex.tracked_models if model._meta.app_label == "messaging"]
+assert not insert_one._is_watched(PublishedMessage)
+assert not insert_one._is_watched(ProcessedMessage)
+"""
 OSCAR = """
 from oscar.defaults import *
 
@@ -119,6 +127,7 @@ def test_wagtail_with_the_embedded_broker(host: HostFactory) -> None:
     site.write("shop/apps.py", WAGTAIL)
     site.manage("migrate", "--verbosity=0")
     tell_the_story(site)
+    site.shell(TRACKED)
     number = 1000 + int(site.shell(PUBLISH_PAGE).split()[-1])
     told(site)
     assert_all_billed(site, [12, 13, number])
