@@ -30,12 +30,13 @@ from tools import rabbitmq
 from tools.cluster import Cluster
 from tools.janitor import Janitor
 from tools.mariadb import MariaDB
+from tools.pgbouncer import PgBouncer
 from tools.postgresql import PostgreSQL
 from tools.rabbitmq import RabbitMQ
 from tools.services import ServiceFailed, ServiceMissing
 
 MISSING = "MISSING SERVICE"
-Server = TypeVar("Server", RabbitMQ, PostgreSQL, MariaDB)
+Server = TypeVar("Server", RabbitMQ, PostgreSQL, MariaDB, PgBouncer)
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,14 @@ class Services:
     def cluster(self) -> PostgreSQL:
         """A further private PostgreSQL server, running. Raises ServiceMissing."""
         return self._started(lambda: PostgreSQL(self._new_folder("postgresql"), self._watch()))
+
+    def standby(self, source: PostgreSQL) -> PostgreSQL:
+        """A hot standby that follows a server, running. Raises ServiceMissing."""
+        return self._started(lambda: PostgreSQL(self._new_folder("standby"), self._watch(), source=source))
+
+    def pgbouncer(self, server: str) -> PgBouncer:
+        """A PgBouncer in transaction mode before a server, running. Raises ServiceMissing."""
+        return self._started(lambda: PgBouncer(self._new_folder("pgbouncer"), self._watch(), server))
 
     def mariadb_server(self) -> MariaDB:
         """A further private MariaDB server, running. Raises ServiceMissing."""

@@ -10,7 +10,8 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -32,14 +33,24 @@ loaded = Loaded()
 
 
 class Running:
-    """A `manage.py` command that was started, in a process group of its own, its output in a file."""
+    """A `manage.py` command that was started, in a process group of its own, its output in a file.
 
-    def __init__(self, arguments: tuple[str, ...], env: Mapping[str, str], log: Path, root: Path = ROOT) -> None:
+    `launcher` is what another program is started by.
+    """
+
+    def __init__(
+        self,
+        arguments: tuple[str, ...],
+        env: Mapping[str, str],
+        log: Path,
+        root: Path = ROOT,
+        launcher: Sequence[str] = (),
+    ) -> None:
         self.arguments = arguments
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                command(arguments, root),
+                [*launcher, *arguments] if launcher else command(arguments, root),
                 env=dict(env),
                 cwd=root,
                 stdin=subprocess.DEVNULL,
@@ -120,8 +131,10 @@ class Site(Commands):
         database_url, broker_url: what it is connected to.
     """
 
-    def __init__(self, folder: Path, env: dict[str, str], janitor: Janitor, root: Path = ROOT) -> None:
-        super().__init__(env, root)
+    def __init__(
+        self, folder: Path, env: dict[str, str], janitor: Janitor, root: Path = ROOT, python: str = sys.executable
+    ) -> None:
+        super().__init__(env, root, python)
         self.folder = folder
         self._janitor = janitor
         self._running: list[Running] = []
@@ -145,8 +158,12 @@ class Site(Commands):
 
     def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> Running:
         """Start a command and leave it running until it is stopped or the test ends."""
-        log = self.folder / f"{len(self._running)}-{arguments[0]}.log"
-        running = Running(arguments, self.env | dict(env or {}), log, self.root)
+        return self.launch(command((), self.root, self.python), *arguments, env=env)
+
+    def launch(self, launcher: Sequence[str], *arguments: str, env: Mapping[str, str] | None = None) -> Running:
+        """Start another program so."""
+        log = self.folder / f"{len(self._running)}-{Path(arguments[0]).name}.log"
+        running = Running(arguments, self.env | dict(env or {}), log, self.root, launcher)
         self._running.append(running)
         self._janitor.watch(running.pid)
         return running

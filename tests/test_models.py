@@ -7,6 +7,7 @@ import uuid
 from datetime import timedelta
 
 import pytest
+from django.apps import apps
 from django.core.management import call_command
 from django.db import connections
 from django.db.models import F
@@ -28,6 +29,11 @@ rows = PublishedMessage.objects
 @pytest.mark.django_db
 def test_the_migration_is_what_the_models_say() -> None:
     call_command("makemigrations", "messaging", check=True, dry_run=True, verbosity=0)
+
+
+def test_wagtail_is_told_to_leave_every_one_of_them_alone() -> None:
+    models = list(apps.get_app_config("messaging").get_models())
+    assert [model for model in models if not getattr(model, "wagtail_reference_index_ignore", False)] == []
 
 
 @pytest.mark.django_db

@@ -16,11 +16,13 @@ class Commands:
     Args:
         env: environment of every process; change it before starting one.
         root: where `manage.py` and the package are.
+        python: the Python that they are run by.
     """
 
-    def __init__(self, env: dict[str, str], root: Path = ROOT) -> None:
+    def __init__(self, env: dict[str, str], root: Path = ROOT, python: str = sys.executable) -> None:
         self.env = env
         self.root = root
+        self.python = python
 
     def manage(
         self,
@@ -40,7 +42,7 @@ class Commands:
             stdin: text for its standard input.
         """
         done = subprocess.run(
-            command(arguments, self.root),
+            command(arguments, self.root, self.python),
             env=self.env | dict(env or {}),
             cwd=self.root,
             capture_output=True,
@@ -55,6 +57,6 @@ class Commands:
         return done
 
 
-def command(arguments: tuple[str, ...], root: Path = ROOT) -> list[str]:
+def command(arguments: tuple[str, ...], root: Path = ROOT, python: str = sys.executable) -> list[str]:
     """The program and its arguments that run a command of the site in `root`."""
-    return [sys.executable, str(root / "manage.py"), *arguments]
+    return [python, str(root / "manage.py"), *arguments]

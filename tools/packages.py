@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from tools import asyncapi, browser, mariadb, postgresql, rabbitmq
+from tools import asyncapi, browser, mariadb, pgbouncer, postgresql, rabbitmq
 from tools.services import ServiceMissing
 
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -46,6 +46,7 @@ FINDERS: dict[str, Callable[[], object]] = {
     "rabbitmq-server": rabbitmq.find_scripts,
     "postgresql": postgresql.find_programs,
     "mariadb-server": mariadb.find_programs,
+    "pgbouncer": pgbouncer.find_program,
     "chromium": browser.find_chromium,
     "npm": asyncapi.find_npm,
     "fonts-wqy-microhei": _find_chinese_font,

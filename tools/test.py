@@ -36,6 +36,7 @@ ONCE = [
     "tests/browser",
     "tests/docs",
     "tests/failures",
+    "tests/hosts",
     *(f"tests/model/test_{name}.py" for name in ("code", "documents", "model")),
     *ALONE,
 ]
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> int:
     passes = {"--all": ALL, "--slow": SLOW}.get(arguments[0] if arguments else "", DEFAULT)
     if passes is not DEFAULT:
         arguments = arguments[1:]
-    python = prepare(mariadb="mariadb" in passes, browser=passes is not DEFAULT)
+    python = prepare(mariadb="mariadb" in passes, slow=passes is not DEFAULT)
     pytest = [str(python), "-m", "pytest", "-q", "-n", str(min(WORKERS, 6)), "--dist", "worksteal"]
     ignored = [f"--ignore={path}" for path in ONCE]
     status = 0
@@ -71,11 +72,11 @@ def main(arguments: list[str]) -> int:
     return status
 
 
-def prepare(*, mariadb: bool, browser: bool = False) -> Path:
+def prepare(*, mariadb: bool, slow: bool = False) -> Path:
     """Install what is missing, and say what could not be; returns the Python to run the tests with."""
     services = [name for name in GIVEN_BY if mariadb or name != "mariadb-server"]
     wanted = [name for name in services if not os.environ.get(GIVEN_BY[name])]
-    further = [*(BUILDING if mariadb else ()), *(["chromium", "npm"] if browser else [])]
+    further = [*(BUILDING if mariadb else ()), *(("chromium", "npm", "pgbouncer") if slow else ())]
     for sentence in install_missing(*wanted, *further):
         print(sentence, flush=True)
     if mariadb:

@@ -1,7 +1,9 @@
 """The operator's console, inside Django's admin.
 
-The classes can be registered again on another admin site, or extended: nothing outside this package needs them.
+`register(site)` puts it into another admin site. The classes can be extended: nothing outside this package needs them.
 """
+
+from typing import Any
 
 from django.contrib import admin
 
@@ -32,13 +34,32 @@ __all__ = [
     "PublishedMessageAdmin",
     "QueueControlAdmin",
     "WorkerAdmin",
+    "register",
 ]
 
-admin.site.register(PublishedMessage, PublishedMessageAdmin)
-admin.site.register(ProcessedMessage, ProcessedMessageAdmin)
-admin.site.register(FailureGroup, FailureGroupAdmin)
-admin.site.register(QueueControl, QueueControlAdmin)
-admin.site.register(MessageTemplate, MessageTemplateAdmin)
-admin.site.register(Operation, OperationAdmin)
-admin.site.register(AuditRecord, AuditRecordAdmin)
-admin.site.register(Worker, WorkerAdmin)
+_CONSOLE: dict[Any, Any] = {
+    PublishedMessage: PublishedMessageAdmin,
+    ProcessedMessage: ProcessedMessageAdmin,
+    FailureGroup: FailureGroupAdmin,
+    QueueControl: QueueControlAdmin,
+    MessageTemplate: MessageTemplateAdmin,
+    Operation: OperationAdmin,
+    AuditRecord: AuditRecordAdmin,
+    Worker: WorkerAdmin,
+}
+
+
+def register(site: admin.AdminSite) -> None:
+    """Put the whole console into an admin site; pages link to each other, so that a part of it would not do.
+
+    Django's own site has it already. What is registered there stays, such as classes of yours that extend ours.
+
+    Args:
+        site: such as `AdminSite(name="backoffice")`.
+    """
+    for model, console in _CONSOLE.items():
+        if not site.is_registered(model):
+            site.register(model, console)
+
+
+register(admin.site)

@@ -28,6 +28,7 @@ from messaging.checks.databases import (
     check_payload_index,
     check_routers,
     check_sqlite,
+    check_tenants,
     used_databases,
 )
 from messaging.checks.payloads import check_payloads
@@ -62,7 +63,8 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
     found += check_handlers(registry.all(), list(configured))
     found += check_payloads(registry.all())
     found += check_events(events.all(), list(configured))
-    return [*found, *check_autocommit(databases), *check_sqlite(list(databases)), *check_routers(databases)]
+    found += [*check_autocommit(databases), *check_sqlite(list(databases)), *check_routers(databases)]
+    return [*found, *check_tenants()]
 
 
 def check_servers(databases: Sequence[str] | None = None, **_options: Any) -> list[CheckMessage]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from django.apps import apps
+from django.conf import settings as site
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
 from django.db import DatabaseError, connections, router
@@ -151,13 +152,29 @@ def check_routers(databases: Mapping[str, list[type[Model]]]) -> Iterator[CheckM
     """Databases that hold messages although a router of `DATABASE_ROUTERS` keeps the tables out of them."""
     for name, models in databases.items():
         refused = [model._meta.label for model in models if not _may_migrate(name, model)]
-        if refused:
+        if refused and not _is_in_tenants_schema(name):
             yield Error(
                 f'The database "{name}" is to hold messages, but a router keeps {", ".join(refused)} out of it.',
                 hint=f'Have allow_migrate() of DATABASE_ROUTERS allow the app "messaging" in "{name}", or use another '
                 "database.",
                 id="messaging.E030",
             )
+
+
+def check_tenants() -> Iterator[CheckMessage]:
+    """django-tenants: tables of ours in each tenant's schema, where no relay and no consumer looks."""
+    listed = list(getattr(site, "TENANT_APPS", None) or ())
+    if getattr(site, "HAS_MULTI_TYPE_TENANTS", False):
+        shared = getattr(site, "PUBLIC_SCHEMA_NAME", "public")
+        for name, kind in getattr(site, "TENANT_TYPES", {}).items():
+            listed += kind.get("APPS", ()) if name != shared else ()
+    if any(str(name) == "messaging" or str(name).startswith("messaging.apps.") for name in listed):
+        yield Error(
+            "The app messaging is among the apps of tenants: what is published in a tenant's schema would never be "
+            "sent, because relays and consumers look in the shared one.",
+            hint='Move "messaging" to SHARED_APPS: the messages of all tenants are in one place then.',
+            id="messaging.E035",
+        )
 
 
 def check_memory(databases: list[str]) -> Iterator[CheckMessage]:
@@ -226,6 +243,12 @@ def _may_migrate(database: str, model: type[Model]) -> bool:
         return True
 
 
+def _is_in_tenants_schema(database: str) -> bool:
+    """Whether this runs for one tenant of django-tenants, as each of their `migrate` does: our tables are elsewhere."""
+    shared = getattr(site, "PUBLIC_SCHEMA_NAME", "public")
+    return bool(getattr(connections[database], "schema_name", shared) != shared)
+
+
 def _at_least(value: Any, least: float) -> bool:
     return isinstance(value, (int, float)) and value >= least
 
@@ -253,7 +276,10 @@ def check_payload_index(names: Iterable[str]) -> Iterator[CheckMessage]:
 
 def _has_payload_index(connection: BaseDatabaseWrapper, table: str) -> bool:
     """Whether there is one; also where nobody can say, for want of a table or of the server."""
-    sql = "SELECT EXISTS (SELECT FROM pg_indexes WHERE tablename = %s AND indexdef LIKE '%%messaging_payload(body)%%')"
+    sql = (
+        "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = to_regclass(%s) "  # that of the search path's schema
+        "AND pg_get_indexdef(indexrelid) LIKE '%%messaging_payload(body)%%')"
+    )
     try:
         with connection.cursor() as cursor:
             cursor.execute(sql, [table])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -202,6 +203,25 @@ def end_orphan(database: str, number: int, age: float) -> None:
     if number and connections[database].vendor == "postgresql":
         with connections[database].cursor() as cursor:
             cursor.execute(_END, [number, age - 1.0])
+
+
+def tenants() -> list[tuple[Any, Any, bool]]:
+    """The tenant of each of this thread's connections that has one, as those of django-tenants' backend do."""
+    found: list[Any] = [connections[alias] for alias in _aliases_with_tenants()]
+    return [(one, one.tenant, getattr(one, "include_public_schema", True)) for one in found]
+
+
+def restore(before: list[tuple[Any, Any, bool]]) -> None:
+    """Go back to the `tenants()` of before: that of one message is not the next one's."""
+    for connection, tenant, include_public in before:
+        if connection.tenant is not tenant:
+            connection.set_tenant(tenant, include_public)
+
+
+@cache
+def _aliases_with_tenants() -> tuple[str, ...]:
+    own = [name for name, one in connections.settings.items() if not one["ENGINE"].startswith("django.db.backends.")]
+    return tuple(name for name in own if hasattr(connections[name], "set_tenant"))
 
 
 def _in_test(connection: BaseDatabaseWrapper) -> bool:

@@ -40,3 +40,7 @@ __all__ = [
     "TaskValue",
     "Worker",
 ]
+
+# Wagtail notes what each row refers to, with a task for each that is saved. Of a message's row that would be a message.
+for _model in [globals()[_name] for _name in __all__]:
+    _model.wagtail_reference_index_ignore = True

@@ -21,7 +21,7 @@ from messaging.contracts.payloads import receive
 from messaging.db.connections import Local, is_doomed, transaction_mode
 from messaging.db.forks import end_fork
 from messaging.db.savepoints import release, run_commit_hooks
-from messaging.db.session import begin, leave
+from messaging.db.session import begin, leave, restore, tenants
 from messaging.exceptions import CommitNotProven, HandlerNotRun
 from messaging.handlers import Handler
 from messaging.message import HandlerContext, ReceivedMessage, handler_context
@@ -175,15 +175,17 @@ def call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], co
     What it gives back is of no interest, unless that is work still to be done: it is waited for. Raises HandlerNotRun
     for what nobody can wait for.
 
-    The language or time zone that it activates, and whatever else is a context variable, ends with it. So does a
-    process that it forks and that comes back here.
+    The language or time zone that it activates, and whatever else is a context variable, ends with it. So do the tenant
+    that it chooses, and a process that it forks and that comes back here.
     """
-    own = os.getpid()
+    own, before = os.getpid(), tenants()
     try:
         copy_context().run(_call, handler, argument, context)
     finally:
         if os.getpid() != own:
             end_fork()
+        if before:
+            restore(before)
 
 
 def _call(handler: Handler, argument: ReceivedMessage | list[ReceivedMessage], context: HandlerContext) -> None:

@@ -5,11 +5,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,14 +20,13 @@ import pytest
 from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 
-from tests.acceptance.wheel_environment import STATES, VISIT, Environment, no_network
+from tests.acceptance.wheel_environment import STATES, VISIT, Environment, build, made_once
 from tests.services import Database
 from tests.site import ROOT
 
 PYTHON = os.environ.get("MESSAGING_TEST_PYTHON", sys.executable)
 SOURCE = ROOT / "messaging"
 GUIDE = SOURCE / "README.md"
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "var", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
 SNIPPET = re.compile(r"<!-- (\S+) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What a test needs and a reader does not write: a place for static files, and no second attempt to wait for.
 ARRANGED = 'STATIC_ROOT = BASE_DIR / "static"\nMESSAGING["default"]["RETRY"] = {"max_attempts": 1}\n'
@@ -44,29 +40,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     return folder if worker_id == "master" else folder.parent
 
 
-@contextlib.contextmanager
-def made_once(path: Path) -> Iterator[bool]:
-    """Whether `path` has yet to be made; the other test processes wait meanwhile."""
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = path.with_suffix(".done")
-        yield not done.exists()
-        done.touch()
-
-
 @pytest.fixture(scope="module")
 def built(shared: Path) -> Path:
     """A folder with the wheel, and the source distribution that it was made of."""
-    folder = shared / "built"
-    with made_once(folder) as is_wanted:
-        if is_wanted:
-            copy = shutil.copytree(ROOT, folder / "source", ignore=LEFT_OUT)
-            command = [sys.executable, "-m", "build", "--outdir", str(folder), str(copy)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-            if done.returncode:
-                no_network(done.stdout + done.stderr)
-            assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    return build(shared)
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.services import missing
+from tests.site import ROOT
 from tools.environment import UNREACHABLE
 from tools.services import ServiceMissing
+
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "var", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
 
 STATES = """
 from messaging.models import ProcessedMessage, PublishedMessage
@@ -110,3 +117,27 @@ class Environment:
 def no_network(said: str) -> None:
     if UNREACHABLE.search(said):
         missing(ServiceMissing("the package index, from which this test installs Django, cannot be reached."))
+
+
+@contextlib.contextmanager
+def made_once(path: Path) -> Iterator[bool]:
+    """Whether `path` has yet to be made; the other test processes wait meanwhile."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = path.with_suffix(".done")
+        yield not done.exists()
+        done.touch()
+
+
+def build(shared: Path) -> Path:
+    """A folder with this checkout's wheel and source distribution, made once in what the test processes share."""
+    folder = shared / "built"
+    with made_once(folder) as is_wanted:
+        if is_wanted:
+            copy = shutil.copytree(ROOT, folder / "source", ignore=LEFT_OUT)
+            command = [sys.executable, "-m", "build", "--outdir", str(folder), str(copy)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+            if done.returncode:
+                no_network(done.stdout + done.stderr)
+            assert done.returncode == 0, done.stdout + done.stderr
+    return folder

@@ -259,6 +259,25 @@ def test_a_database_without_autocommit_is_refused(settings: Settings, monkeypatc
     assert '"AUTOCOMMIT": False' in message.msg
 
 
+@pytest.mark.parametrize("name", ["messaging", "messaging.apps.MessagingConfig"])
+def test_tables_in_each_tenants_schema_are_refused(settings: Settings, name: str) -> None:
+    settings.SHARED_APPS, settings.TENANT_APPS = ["messaging"], ["shop"]
+    assert run(settings, {"default": {}}) == []
+    settings.TENANT_APPS = ["shop", name]
+    (message,) = run(settings, {"default": {}})
+    assert isinstance(message, CheckError)
+    assert message.id == "messaging.E035"
+    assert "SHARED_APPS" in str(message.hint)
+
+
+def test_tables_in_the_schemas_of_a_type_of_tenants_are_refused(settings: Settings) -> None:
+    settings.HAS_MULTI_TYPE_TENANTS = True
+    settings.TENANT_TYPES = {"public": {"APPS": ["messaging"]}, "shops": {"APPS": ["shop"]}}
+    assert run(settings, {"default": {}}) == []
+    settings.TENANT_TYPES["shops"] = {"APPS": ["messaging"]}
+    assert ids(run(settings, {"default": {}})) == ["messaging.E035"]
+
+
 def test_an_empty_setting_is_the_default(settings: Settings) -> None:
     assert run(settings, {}) == []
     assert conf.aliases() == ("default",)
@@ -412,6 +431,14 @@ def test_tables_that_a_router_keeps_out_are_an_error(monkeypatch: pytest.MonkeyP
     assert message.id == "messaging.E030"
     assert "messaging.ProcessedMessage out" in message.msg
     assert list(check_routers({"default": [Session]})) == []  # a router's own errors are shown by `migrate`
+
+
+def test_a_tenants_schema_is_kept_free_of_our_tables_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each `migrate` of django-tenants runs the checks there, with a router that keeps shared apps out."""
+    monkeypatch.setattr(router, "routers", [KeepsOut()])
+    for schema, found in (("public", ["messaging.E030"]), ("acme", [])):
+        monkeypatch.setattr(connections["default"], "schema_name", schema, raising=False)
+        assert ids(check_routers(used_databases([]))) == found
 
 
 def test_every_id_is_in_the_reference_and_the_reference_has_no_other() -> None:

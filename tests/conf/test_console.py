@@ -135,6 +135,12 @@ def test_a_search_without_an_index_is_told_with_the_statement_that_makes_it(sett
     assert check_servers(databases=[]) == []
     both = check_servers(databases=["default"])
     assert [one.id for one in both] == ["messaging.W014"] * 2
+    with connection.cursor() as cursor:  # what another schema has tells nothing of ours
+        cursor.execute("CREATE SCHEMA elsewhere")
+        for table in ("messaging_processedmessage", "messaging_publishedmessage"):
+            cursor.execute(f"CREATE TABLE elsewhere.{table} (body text)")
+            cursor.execute(f"CREATE INDEX ON elsewhere.{table} USING gin (messaging_payload(body) jsonb_path_ops)")
+    assert check_servers(databases=["default"]) == both
     for problem in both:
         statement = str(problem.hint).partition(": ")[2].replace("CONCURRENTLY ", "")
         with connection.cursor() as cursor:

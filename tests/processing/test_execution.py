@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from django.utils import timezone, translation
 
+from messaging.db import session
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import Registry, handler, is_generator
 from messaging.message import HandlerContext
@@ -202,3 +203,41 @@ def test_what_a_handler_activates_ends_with_it() -> None:
     _run(decorated(activate))
     assert (translation.get_language(), timezone.get_current_timezone_name()) == before
     assert done == ["zh-hans", "zh-hans"]
+
+
+class Tenants:
+    """A connection of a backend that has a schema for each tenant: django-tenants' makes it so."""
+
+    tenant: str = "public"
+    include_public_schema = True
+
+    def set_tenant(self, tenant: str, include_public: bool = True) -> None:
+        self.tenant, self.include_public_schema = tenant, include_public
+
+
+def test_the_tenant_that_a_handler_chooses_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = Tenants()
+    monkeypatch.setattr(session, "_aliases_with_tenants", lambda: ("default",))
+    monkeypatch.setattr(session, "connections", {"default": connection})
+
+    def choose(message: Any) -> None:
+        done.append(connection.tenant)
+        connection.set_tenant("acme", include_public=False)
+
+    def fail(message: Any) -> None:
+        choose(message)
+        raise ValueError
+
+    _run(choose)
+    with pytest.raises(ValueError):  # noqa: PT011
+        _run(fail)
+    _run(choose)
+    connection.set_tenant("globex")  # as a test of a site has it, which drains the queue
+    _run(choose)
+    assert done == ["public", "public", "public", "globex"]
+    assert (connection.tenant, connection.include_public_schema) == ("globex", True)
+
+
+def test_connections_without_tenants_are_asked_for_none() -> None:
+    session._aliases_with_tenants.cache_clear()
+    assert session.tenants() == []

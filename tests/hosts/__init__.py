@@ -1,0 +1,1 @@
+"""Sites that others made, with this package put into them as the docs say."""

@@ -1,0 +1,1 @@
+"""The app that is added to each host: it publishes, handles, and looks at what came of it."""
