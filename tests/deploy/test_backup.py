@@ -59,7 +59,8 @@ def type_in(site: Site, kind: str, node: RabbitMQ, database: str = "", **more: s
     ctl.chmod(0o755)
     text = block.text.replace("python manage.py", f"{sys.executable} {ROOT / 'manage.py'}")
     text = text.replace("2026-01-31T13:45", "2100-01-01").replace("shop_restored", database)
-    environment = site.env | node.environment | more
+    of_node = {name: value for name, value in node.environment.items() if os.environ.get(name) != value}
+    environment = site.env | of_node | more
     environment["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-eux", "-c", text], cwd=site.folder, env=environment, capture_output=True, text=True, timeout=240,
