@@ -31,12 +31,8 @@ page.save_revision().publish()
 print(page.pk)
 """
 TRACKED = """
-from messaging.db import insert_one
-from messaging.models import ProcessedMessage, PublishedMessage
 from wagtail.models import ReferenceIndex
 assert not [model for model in ReferenceIndex.tracked_models if model._meta.app_label == "messaging"]
-assert not insert_one._is_watched(PublishedMessage)
-assert not insert_one._is_watched(ProcessedMessage)
 """
 OSCAR = """
 from oscar.defaults import *
