@@ -21,7 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_SITES = ("EXTRA_APPS", "MESSAGING_TEST_SITE")  # what is started with the latter ends with its site
-RULED = ("MESSAGING", "MESSAGING_CONSOLE", "EMAIL_BACKEND", "EMAIL_FILE_PATH", "MAILERS")  # settings that the environment rules
+# Settings that the environment rules.
+RULED = ("MESSAGING", "MESSAGING_CONSOLE", "EMAIL_BACKEND", "EMAIL_FILE_PATH", "MAILERS")
 LONGEST = 1 << 17  # bytes of a request: code and environment
 
 
