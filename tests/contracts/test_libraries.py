@@ -123,7 +123,7 @@ INSTANCES: list[tuple[Any, Callable[[], Any]]] = [
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize(("kind", "make"), INSTANCES, ids=str)
+@pytest.mark.parametrize(("kind", "make"), INSTANCES)
 def test_what_is_published_arrives_as_it_was(kind: Any, make: Callable[[], Any]) -> None:
     sent = make()
     row = publish("things.done", sent)

@@ -302,7 +302,6 @@ class WithUnknown:
         (complex, "complex"),
         (dict[str, WithBytes], "WithBytes.raw"),
     ],
-    ids=str,
 )
 def test_a_type_that_cannot_be_checked_is_refused_in_words(kind: Any, said: str) -> None:
     with pytest.raises(Unreadable, match=said):

@@ -110,7 +110,6 @@ def process(processor: Processor, *deliveries: Arrived) -> list[str]:
         (many, {"batch": 5}),
         (by_argument, {"payload": Order}),
     ],
-    ids=str,
 )
 def test_a_payload_arrives_as_an_instance_or_fails_at_once(
     handle: Handle, function: Callable[..., Any], options: dict[str, Any]
