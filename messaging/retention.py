@@ -20,7 +20,11 @@ In = ProcessedMessage.State
 Out = PublishedMessage.State
 OPEN = (Out.PENDING, Out.DRAFT, Out.FAILED)
 # Indexed, and in the order of the primary keys, but for rows that were written at the same time.
-BEGAN: dict[type[models.Model], str] = {PublishedMessage: "created_at", ProcessedMessage: "received_at"}
+BEGAN: dict[type[models.Model], str] = {
+    PublishedMessage: "created_at",
+    ProcessedMessage: "received_at",
+    TaskValue: "created_at",
+}
 
 
 def expired(alias: str, database: str = "default") -> Iterator[tuple[str, QuerySet[Any]]]:
@@ -90,7 +94,7 @@ def prune_operations(operations: QuerySet[Operation], batch: int = BATCH) -> int
 def _unneeded_values(alias: str, database: str, days: float) -> QuerySet[TaskValue]:
     """What tasks returned whose messages are gone."""
     own = {"alias": alias, "queue": OuterRef("queue"), "key": OuterRef("key")}
-    values = TaskValue.objects.using(database).filter(alias=alias, created_at__lt=Now() - timedelta(days=days))
+    values = _ended(TaskValue.objects.using(database).filter(alias=alias), "created_at", days)
     return values.exclude(Exists(ProcessedMessage.objects.using(database).filter(**own)))
 
 

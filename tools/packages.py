@@ -24,6 +24,12 @@ def _finder(program: str) -> Callable[[], object]:
     return lambda: shutil.which(program) or _cannot_build(f"`{program}`")
 
 
+def _find_debootstrap() -> object:
+    if not shutil.which("debootstrap"):
+        raise ServiceMissing("The tests of the image take the package debootstrap.")
+    return None
+
+
 def _find_headers() -> object:
     header = Path(sysconfig.get_path("include")) / "Python.h"
     return header.exists() or _cannot_build(header)
@@ -50,6 +56,7 @@ FINDERS: dict[str, Callable[[], object]] = {
     "chromium": browser.find_chromium,
     "npm": asyncapi.find_npm,
     "fonts-wqy-microhei": _find_chinese_font,
+    "debootstrap": _find_debootstrap,
     "libmariadb-dev": _finder("mariadb_config"),
     "pkg-config": _finder("pkg-config"),
     "gcc": _finder("gcc"),

@@ -76,7 +76,7 @@ def prepare(*, mariadb: bool, slow: bool = False) -> Path:
     """Install what is missing, and say what could not be; returns the Python to run the tests with."""
     services = [name for name in GIVEN_BY if mariadb or name != "mariadb-server"]
     wanted = [name for name in services if not os.environ.get(GIVEN_BY[name])]
-    further = [*(BUILDING if mariadb else ()), *(("chromium", "npm", "pgbouncer") if slow else ())]
+    further = [*(BUILDING if mariadb else ()), *(("chromium", "npm", "pgbouncer", "debootstrap") if slow else ())]
     for sentence in install_missing(*wanted, *further):
         print(sentence, flush=True)
     if mariadb:

@@ -128,7 +128,11 @@ def test_an_order_arrives_as_what_its_class_says() -> None:
     assert type(order.weight) is float
 
 
-FINE: dict[str, Any] = {"order": str(uuid4()), "placed_at": "2026-11-29T07:00:00", "items": []}
+FINE: dict[str, Any] = {
+    "order": "0196c01e-3543-4d0b-b025-37fd9d688c02",
+    "placed_at": "2026-11-29T07:00:00",
+    "items": [],
+}
 
 
 @pytest.mark.parametrize(
