@@ -23,8 +23,9 @@ class Event(str):  # noqa: SLOT000  one for each kind of message
     It is the routing key itself, so `publish(ORDER_PLACED, OrderPlaced(...))` works, and `Message(ORDER_PLACED, ...)`.
     Declare it in an app's `events.py`, as a constant.
 
-    Args:
-        routing_key: of at most 255 bytes.
+    It is made with the routing key, the type of the payload, and as keywords what else is listed here.
+
+    Attributes:
         payload: type of the payload: a dataclass, a TypedDict, a pydantic model, a msgspec struct, or any annotation
             such as `dict[str, int]`; `str` and `bytes` for text and bytes.
         description: what happened when it is published, for those who read the document.

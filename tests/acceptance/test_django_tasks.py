@@ -109,7 +109,7 @@ def test_a_task_whose_process_is_killed_runs_again_and_has_one_effect(made: Site
     died = ["messaging.exceptions.ProcessDied"]
     ids = enqueue(made, "once deadly-one", "repeatable deadly-two", "once calm", "asynchronous fine")
     assert set(results(made, ids)["once calm"][:1]) == {"READY"}
-    consumer = made.start("consume", "--concurrency=2")
+    consumer = made.start("consume", "--concurrency=1")
     wait_until(lambda: made.states().get("processed") == 4, deadline=180, what="all tasks to be processed")
     assert consumer.stop() == 0
     found = results(made, ids)

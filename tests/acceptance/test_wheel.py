@@ -98,7 +98,7 @@ def test_the_metadata_is_valid_and_needs_django_and_pika_alone(wheel: Path) -> N
     metadata = Metadata.from_email(archive.read(name), validate=True)
     needed = {requirement.name for requirement in metadata.requires_dist or () if requirement.marker is None}
     assert needed == {"Django", "pika"}
-    assert metadata.provides_extra == ["postgres", "mysql", "metrics", "opentelemetry"]
+    assert metadata.provides_extra == ["postgres", "mysql", "metrics", "opentelemetry", "pydantic", "msgspec"]
     assert metadata.description_content_type == "text/markdown"
     assert metadata.description is not None
     assert metadata.description.strip() == GUIDE.read_text().strip()

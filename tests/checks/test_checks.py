@@ -18,6 +18,7 @@ from pytest_django import Settings
 from messaging import checks, conf
 from messaging.checks import check_deployment, check_handlers, check_messaging
 from messaging.checks.databases import check_routers, check_sqlite, require, used_databases
+from messaging.contracts.events import Events
 from messaging.exceptions import ConfigurationError
 from messaging.handlers import Registry
 from tests.admin_rows import incoming
@@ -38,6 +39,7 @@ def ids(messages: Any) -> list[str]:
 def handlers(monkeypatch: pytest.MonkeyPatch) -> Registry:
     registry = Registry()
     monkeypatch.setattr(checks, "registry", registry)
+    monkeypatch.setattr(checks, "events", Events())
     monkeypatch.setattr(checks, "check_sqlite", lambda _: [])
     return registry
 

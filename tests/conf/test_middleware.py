@@ -163,7 +163,7 @@ def test_what_cannot_is_an_error_in_words(settings: Settings, key: str, path: st
     assert text in found.msg
     assert f'["{key}"] names "{path}", which' in found.msg
     with pytest.raises(ConfigurationError) as raised:
-        build(f'MESSAGING["default"]["{key}"]', [path], str)
+        build(f'MESSAGING["default"]["{key}"]', [path], lambda _: None)
     assert str(raised.value) == found.msg
 
 
