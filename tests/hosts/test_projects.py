@@ -26,7 +26,7 @@ class ShopConfig(AppConfig):
 """
 PUBLISH_PAGE = """
 from wagtail.models import Page
-page = Page.objects.get(depth=2)
+page = Page.objects.get(depth=2).specific
 page.save_revision().publish()
 print(page.pk)
 """
