@@ -38,14 +38,7 @@ class Peer:
 
     def environment(self, stage: Stage) -> dict[str, str]:
         """Of its processes."""
-        database = {
-            "ENGINE": "django.db.backends.postgresql",
-            "NAME": "bench",
-            "USER": "postgres",
-            "HOST": "127.0.0.1",
-            "PORT": str(stage.postgresql.port),
-        }
-        return environment(self.name, BENCH_DATABASE=json.dumps(database), BENCH_BROKER=stage.rabbitmq.url)
+        return environment(self.name, BENCH_DATABASE=database_of(stage), BENCH_BROKER=stage.rabbitmq.url)
 
 
 _CELERY = ("-m", "celery", "-A", "benchmarks.peer_sites.with_celery.tasks", "worker", "--loglevel=WARNING")
@@ -77,6 +70,12 @@ def environment(name: str, **more: str) -> dict[str, str]:
         "dramatiq_queue_prefetch": "50",  # as our queues have it
         **more,
     }
+
+
+def database_of(stage: Stage) -> str:
+    """The stage's PostgreSQL as an entry of Django's `DATABASES`, in JSON."""
+    address = {"NAME": "bench", "USER": "postgres", "HOST": "127.0.0.1", "PORT": str(stage.postgresql.port)}
+    return json.dumps({"ENGINE": "django.db.backends.postgresql", **address})
 
 
 def publish(stage: Stage, peer: Peer, count: int) -> Sample:

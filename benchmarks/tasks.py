@@ -5,8 +5,6 @@ All are enqueued before; from the first effect to the last, which is with us fro
 
 from __future__ import annotations
 
-import json
-
 from benchmarks import peers, timing
 from benchmarks.environments import python_of
 from benchmarks.measuring import Sample, measurement
@@ -32,14 +30,7 @@ def tasks_batch(stage: Stage, count: int) -> Sample:
 def tasks_peer(stage: Stage, count: int) -> Sample:
     """The queue's row becomes the record."""
     python = str(python_of("embedded"))
-    database = {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": "bench",
-        "USER": "postgres",
-        "HOST": "127.0.0.1",
-        "PORT": str(stage.postgresql.port),
-    }
-    env = peers.environment("django_tasks", BENCH_DATABASE=json.dumps(database))
+    env = peers.environment("django_tasks", BENCH_DATABASE=peers.database_of(stage))
     if not stage.prepared("django_tasks"):
         stage.run([python, "-m", "django", "migrate", "--verbosity=0"], env)
     stage.clear()

@@ -153,11 +153,15 @@ class Composer:
             "causation_id": storable(cause.id, 255) if cause is not None else "",
         }
 
+    def addressed(self, message: Message) -> Message:
+        """The message, if it is one, with what its event declares. Raises PublishError."""
+        _check_types(message)
+        event = message.routing_key
+        return event.addressed(message, self._common["alias"]) if isinstance(event, Event) else message
+
     def compose(self, message: Message) -> PublishedMessage:
         """The row of one message. Raises PublishError."""
-        check_types(message)
-        if isinstance(message.routing_key, Event):
-            message = message.routing_key.addressed(message, self._common["alias"])
+        message = self.addressed(message)
         given, event = message, message.payload if isinstance(message.payload, CloudEvent) else None
         if event is not None:
             message = cloud_events.opened(given, event)
@@ -311,8 +315,7 @@ def _check_copies(headers: Mapping[str, Any]) -> None:
             _name(f"A routing key in the header {name}", key)
 
 
-def check_types(message: Any) -> None:
-    """Raise PublishError where what was given is no message, or one of other types than it says."""
+def _check_types(message: Any) -> None:
     if not isinstance(message, Message):
         raise PublishError(f"publish_many() takes Message objects, not {type(message).__name__}.")
     if not isinstance(message.routing_key, str):

@@ -17,11 +17,10 @@ from django.db import Error
 
 from messaging import conf
 from messaging.conf.middleware import Outcome, build
-from messaging.contracts.events import Event
 from messaging.exceptions import MessagingError, PublishError
 from messaging.message import Message
 from messaging.models import PublishedMessage
-from messaging.publishing.rows import Composer, check_types
+from messaging.publishing.rows import Composer
 
 
 class _Making:
@@ -52,13 +51,10 @@ def compose_all(
     Raises PublishError, also for whatever a middleware raises that is no error of ours or of a database.
     """
     around = _around(settings.alias, settings.publish_middleware)
-    return [_compose(around, composer, message, settings.alias) for message in messages]
+    return [_compose(around, composer, composer.addressed(message)) for message in messages]
 
 
-def _compose(around: Outcome, composer: Composer, message: Message, alias: str) -> PublishedMessage:
-    check_types(message)
-    if isinstance(message.routing_key, Event):
-        message = message.routing_key.addressed(message, alias)
+def _compose(around: Outcome, composer: Composer, message: Message) -> PublishedMessage:
     token = _making.set(_Making(composer))
     try:
         # Headers of its own, which a middleware may change in place.
