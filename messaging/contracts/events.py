@@ -7,12 +7,14 @@ from dataclasses import is_dataclass, replace
 from functools import cache
 from importlib import import_module
 from itertools import combinations
-from typing import Any, NotRequired, Required, get_origin, get_type_hints, is_typeddict
+from typing import Any, get_type_hints, is_typeddict
 
 from django.apps import apps
 from django.utils.module_loading import module_has_submodule
 
 from messaging.conf import DEFAULT_ALIAS, rules
+from messaging.contracts.libraries import is_msgspec, is_pydantic
+from messaging.contracts.validation import required_of
 from messaging.exceptions import ConfigurationError, PublishError
 from messaging.wire.cloudevents import CloudEvent
 
@@ -156,24 +158,8 @@ def name_of_type(kind: Any) -> str:
 
 @cache
 def required_keys(kind: Any) -> frozenset[str]:
-    """The keys that a TypedDict requires; where annotations are postponed, it does not know itself."""
-    hints = get_type_hints(kind, include_extras=True)
-    marks = {name: get_origin(hint) for name, hint in hints.items()}
-    return frozenset(
-        name
-        for name, mark in marks.items()
-        if mark is Required or (name in kind.__required_keys__ and mark is not NotRequired)
-    )
-
-
-def is_pydantic(kind: Any) -> bool:
-    """Whether a type is a pydantic model."""
-    return isinstance(kind, type) and callable(getattr(kind, "model_json_schema", None))
-
-
-def is_msgspec(kind: Any) -> bool:
-    """Whether a type is a msgspec struct."""
-    return isinstance(kind, type) and hasattr(kind, "__struct_fields__")
+    """The keys that a TypedDict requires."""
+    return required_of(kind, get_type_hints(kind, include_extras=True))
 
 
 def _is_model(kind: Any) -> bool:

@@ -21,6 +21,16 @@ def of(kind: Any) -> Callable[[Any], Loader] | None:
     return _msgspec if hasattr(kind, "__struct_fields__") else None
 
 
+def is_pydantic(kind: Any) -> bool:
+    """Whether a type is a pydantic model, which describes itself."""
+    return isinstance(kind, type) and callable(getattr(kind, "model_json_schema", None))
+
+
+def is_msgspec(kind: Any) -> bool:
+    """Whether a type is a msgspec struct."""
+    return isinstance(kind, type) and hasattr(kind, "__struct_fields__")
+
+
 def plain(value: Any) -> Any:
     """An instance of theirs as its library writes it as JSON."""
     kind: Any = type(value)

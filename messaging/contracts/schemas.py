@@ -20,7 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, Union, get_args, get_origin, is_typeddict
 
-from messaging.contracts.events import is_msgspec, is_pydantic, name_of_type, required_keys
+from messaging.contracts.events import name_of_type, required_keys
+from messaging.contracts.libraries import is_msgspec, is_pydantic
 from messaging.exceptions import ConfigurationError
 
 REFERENCE = "#/components/schemas/"

@@ -146,8 +146,7 @@ class _Reader:
 
     def _typed_dict(self, kind: Any) -> Loader:
         hints = _hints_of(kind)
-        # Where annotations are text, Python does not see the qualifiers in them.
-        required = {name for name, hint in hints.items() if _is_required(hint, is_usual=name in kind.__required_keys__)}
+        required = required_of(kind, hints)
         return _object_of(dict, self._fields(kind, hints), [name for name in hints if name in required])
 
     def _fields(self, kind: Any, hints: Mapping[str, Any]) -> dict[str, Loader]:
@@ -174,6 +173,12 @@ def _hints_of(kind: Any) -> dict[str, Any]:
 def _is_typed_dict(kind: type) -> bool:
     """Whether it is one, of `typing` or of `typing_extensions`."""
     return issubclass(kind, dict) and hasattr(kind, "__required_keys__") and hasattr(kind, "__total__")
+
+
+def required_of(kind: Any, hints: Mapping[str, Any]) -> frozenset[str]:
+    """The keys that a TypedDict requires; where annotations are postponed, it does not know itself."""
+    usual = kind.__required_keys__
+    return frozenset(name for name, hint in hints.items() if _is_required(hint, is_usual=name in usual))
 
 
 def _is_required(hint: Any, *, is_usual: bool) -> bool:
