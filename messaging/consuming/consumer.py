@@ -253,8 +253,8 @@ class Consumer:
 
     def _tick(self) -> float:
         """Seconds until the next look, unless something wakes it."""
-        is_brief = not (self._wide_at is None or self._is_careful or self._has_settled_in())
-        return FIRST_TICK if is_brief else TICK
+        is_settled_in = self._has_settled_in()  # which notes since when the broker has been there
+        return TICK if is_settled_in or self._is_careful or self._wide_at is None else FIRST_TICK
 
     def _is_to_go_back(self, delivery: Delivery) -> bool:
         waited = time.monotonic() - delivery.received_at

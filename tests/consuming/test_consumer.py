@@ -21,7 +21,7 @@ import pytest
 
 from messaging.backends.base import Delivery
 from messaging.consuming.backlog import Backlog, Job
-from messaging.consuming.consumer import Plan
+from messaging.consuming.consumer import FIRST_TICK, TICK, Consumer, Plan
 from messaging.handlers import Handler
 from messaging.wire.envelope import DIED, KEY, QUEUE, ROUND
 from messaging.wire.properties import Properties
@@ -602,6 +602,17 @@ def test_no_batch_asks_for_more_than_the_broker_can_be_asked_for(monkeypatch: py
     assert Plan("default", ("many",)).prefetches()["many"] == 65535
     assert Plan("default", ("many",), prefetch=100_000).prefetches()["many"] == 65535
     assert Plan("default", ("many",), prefetch=7).prefetches()["many"] == 7
+
+
+@pytest.mark.django_db(transaction=True)
+def test_one_that_has_just_begun_looks_often_for_whether_it_may_have_more_than_one_at_once() -> None:
+    consumer = Consumer(Plan("default", ("effects",), concurrency=1), "worker-1")
+    assert consumer._tick() == TICK  # the broker is not there yet
+    try:
+        consumer._step()
+        assert consumer._tick() == FIRST_TICK
+    finally:
+        consumer._subscription.close()
 
 
 def test_an_incomplete_batch_waits_only_for_a_moment(backlog: Backlog) -> None:
