@@ -182,13 +182,13 @@ class HandlerContext:
     has_run: bool = False
     worker: str = ""
 
-    def next_id(self, what: str) -> uuid.UUID:
+    def next_id(self, what: str) -> str:
         """An id for the next message of its kind, so that a rerun of a handler without a transaction does not double.
 
         It derives from the cause, `what` tells that kind from others, and how many of it were published before.
         """
         count = self.published[what] = self.published.get(what, 0) + 1
-        return uuid.uuid5(self.cause, f"{count}:{what}") if self.cause is not None else new_id()
+        return str(uuid.uuid5(self.cause, f"{count}:{what}")) if self.cause is not None else new_id()
 
 
 handler_context: ContextVar[HandlerContext | None] = ContextVar("messaging_running", default=None)

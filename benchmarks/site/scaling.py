@@ -89,7 +89,7 @@ def pruning(watch: Stopwatch, number: int) -> None:
 def _incoming(key: uuid.UUID | None = None) -> ProcessedMessage:
     """With an id as `publish()` gives it, and a key that is a hash, and so anywhere in its index."""
     key = key or uuid.uuid4()
-    values: dict[str, Any] = {"message_id": str(new_id()), "key": key, "digest": key}
+    values: dict[str, Any] = {"message_id": new_id(), "key": key, "digest": key}
     return ProcessedMessage(state=ProcessedMessage.State.PROCESSED, queue="nobody", body="{}", **values)
 
 

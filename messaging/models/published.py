@@ -147,7 +147,7 @@ class PublishedMessage(StoredMessage):
         content = ("headers", "body", "body_encoding", "wire", "priority", "expiration", "mandatory")
         copy = type(self)(**{name: getattr(self, name) for name in (*own, *content)})
         copy.state = self.State.PENDING
-        copy.message_id = str(new_id())
+        copy.message_id = new_id()
         copy.copy_of_id = self.pk
         stored = None if self.wire is None else Envelope.from_wire(bytes(self.wire), b"")
         properties = self._properties() if stored is None else stored.properties

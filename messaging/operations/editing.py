@@ -137,7 +137,7 @@ def copied(row: ProcessedMessage, edit: Edit) -> ProcessedMessage:
 
     Raises PayloadError and WireError for what cannot be sent.
     """
-    envelope, message_id = row.envelope(), str(new_id())
+    envelope, message_id = row.envelope(), new_id()
     properties = envelope.properties.edited(
         drop_headers={*edit.dropped, *NOT_RETRIED}, add_headers=edit.headers, message_id=message_id
     )

@@ -288,9 +288,9 @@ class Work:
         return Entry(
             alias=station.alias,
             queue=self.queue,
-            key=str(place.row.key),
-            digest=str(self.envelope.digest),
-            headers_digest=str(self.envelope.headers_digest),
+            key=place.row.key.hex,
+            digest=self.envelope.digest.hex,
+            headers_digest=self.envelope.headers_digest.hex,
             round=place.row.round,
             message_id=storable(self.envelope.message_id, 255),
             database=self.database,

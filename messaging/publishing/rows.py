@@ -180,7 +180,7 @@ class Composer:
         values["headers"] = {}
         if event is not None:
             values["epoch"] = new_epoch() if event.id else 0
-            message = cloud_events.closed(given, event, event.id or str(self._new_id(message, values)), values)
+            message = cloud_events.closed(given, event, event.id or self._new_id(message, values), values)
         else:
             self._name_it(message, values)
         row = PublishedMessage.of(values)
@@ -196,7 +196,7 @@ class Composer:
         if message.message_id:
             values["message_id"], values["epoch"] = _short("message_id", message.message_id), new_epoch()
         else:
-            values["message_id"] = str(self._new_id(message, values))
+            values["message_id"] = self._new_id(message, values)
 
     def _address(self, message: Message) -> dict[str, str]:
         exchange, queue = self._destination(message)
@@ -209,7 +209,7 @@ class Composer:
             return "", _name("queue", message.queue)
         return _name("exchange", self._exchange if message.exchange is None else message.exchange), ""
 
-    def _new_id(self, message: Message, values: dict[str, Any]) -> uuid.UUID:
+    def _new_id(self, message: Message, values: dict[str, Any]) -> str:
         current = self._current
         if current is None or current.atomic:
             return new_id(_ahead(message)) if message.at is not None or message.delay is not None else new_id()
@@ -337,7 +337,10 @@ def _check_types(message: Any) -> None:
 
 def _name(name: str, value: object) -> str:
     """The name of something at the broker, or a routing key: on one line."""
-    text = name_of(_short(name, value))
+    text = _text(value)
+    if len(text) <= 255 and text.isascii() and text.isprintable():  # nearly all
+        return text
+    text = name_of(_short(name, text))
     if "\n" in text or "\r" in text:
         raise PublishError(f"{name} is {text!r}; it must not have a line break in it.")
     return text

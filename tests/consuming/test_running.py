@@ -171,7 +171,7 @@ def test_the_usual_is_found_by_an_index(ledger: Ledger, monkeypatch: pytest.Monk
 
 
 def test_the_age_of_what_waits_next_is_told_of_first_deliveries_whose_id_tells(ledger: Ledger) -> None:
-    old, young = Parcel("billing", message_id=str(new_id(-90))), Parcel("billing", message_id=str(new_id(-5)))
+    old, young = Parcel("billing", message_id=new_id(-90)), Parcel("billing", message_id=new_id(-5))
     foreign = Parcel("mail", message_id="17")
     consumer = Consumer(Plan("default", ("effects",), concurrency=1), "worker-1", ledger)
     for parcel in (old, young, foreign):

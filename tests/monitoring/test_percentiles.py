@@ -57,10 +57,10 @@ def test_what_is_beyond_the_scale_says_so() -> None:
 
 def test_an_id_tells_its_time() -> None:
     now = time.time()
-    made = made_at(str(new_id()))
+    made = made_at(new_id())
     assert made is not None
     assert abs(made - now) < 5
-    later = made_at(str(new_id(3600)))
+    later = made_at(new_id(3600))
     assert later is not None
     assert 3590 < later - now < 3610
     for other in ("", "17", "6a1f0000-0000-4000-8000-000000000000", "x" * 14 + "7" + "x" * 21):
@@ -81,7 +81,7 @@ def test_an_id_of_what_is_scheduled_has_the_time_at_which_it_is_due() -> None:
 
 @pytest.mark.django_db
 def test_waits_and_runs_are_counted_into_their_steps() -> None:
-    hour_ago = str(new_id(-3600))
+    hour_ago = new_id(-3600)
     counters.add_processed("default", "billing", 0.25, [hour_ago])
     counters.add_processed("default", "billing", 15.0, [hour_ago, "an id without a time", ""])
     counters.write("default")
@@ -101,7 +101,7 @@ def test_waits_and_runs_are_counted_into_their_steps() -> None:
 @pytest.mark.django_db
 def test_of_a_large_batch_some_tell_the_wait_of_their_neighbours() -> None:
     counters.add_processed(
-        "default", "billing", 0.25, [str(new_id(-60 if number < 250 else -3)) for number in range(500)]
+        "default", "billing", 0.25, [new_id(-60 if number < 250 else -3) for number in range(500)]
     )
     counters.write("default")
     row = Counter.objects.get()
@@ -121,10 +121,10 @@ def test_a_first_delivery_waited_and_a_retry_only_ran() -> None:
 
     registered(registry, handle, max_attempts=3)
     processor = Processor("default", "worker-1", handlers=registry)
-    processor.process(arrived("bad", message_id=str(new_id(-60))), lambda: None)
+    processor.process(arrived("bad", message_id=new_id(-60)), lambda: None)
     [retry] = [sent(row) for row in PublishedMessage.objects.all()]
     processor.process(retry, lambda: None)
-    processor.process(arrived("good", message_id=str(new_id(-60))), lambda: None)
+    processor.process(arrived("good", message_id=new_id(-60)), lambda: None)
     counters.write("default")
     row = Counter.objects.get()
     assert (row.processed, row.retried) == (2, 1)

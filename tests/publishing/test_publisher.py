@@ -130,7 +130,7 @@ def test_new_ids_are_in_the_order_of_time_and_never_the_same() -> None:
     ids = []
     for _ in range(3):
         before = time.time_ns() // 1_000_000
-        some = [new_id() for _ in range(1000)]
+        some = [uuid.UUID(new_id()) for _ in range(1000)]
         after = time.time_ns() // 1_000_000
         assert all(before <= one.int >> 80 <= after for one in some)
         assert {(one.version, one.variant) for one in some} == {(7, uuid.RFC_4122)}
