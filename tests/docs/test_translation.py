@@ -54,6 +54,6 @@ def test_a_section_has_the_same_parts_in_both(ours: str, theirs: str) -> None:
 def test_the_words_are_those_of_the_admin() -> None:
     catalogue = (ROOT / "messaging/locale/zh_Hans/LC_MESSAGES/django.po").read_text()
     text = README_ZH.read_text()
-    for word in ("发布", "失败", "重新入队", "丢弃", "处理函数", "回溯信息", "代理", "队列", "尝试", "确认", "消息头"):
+    for word in ("发布", "失败", "重新入队", "丢弃", "处理函数", "错误堆栈", "消息中间件", "队列", "尝试", "确认", "消息头"):
         assert word in catalogue, word
         assert word in text, word
