@@ -96,6 +96,8 @@ def test_the_search_finds_other_forms_of_a_word_and_parts_of_a_name(built: Path)
         "requeuing": "how-to/on-call.html#requeue-many",
         "tracebacks": "how-to/permissions.html#hide-data",
         "deploying": "how-to/deploy.html",
+        "idempotent": "index.html",
+        "重新入队": "zh/tutorial.html",
     }
     command = ["node", str(Path(__file__).with_name("search.js")), str(built), *asked]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
