@@ -22,7 +22,7 @@ from messaging.handlers import Registry
 from messaging.killpoints import POINTS
 from messaging.models import ProcessedMessage, PublishedMessage
 from messaging.monitoring import conditions, telling
-from tests.docs.blocks import DOCS, PAGES, README, blocks_of, prose
+from tests.docs.blocks import DOCS, PAGES, README, README_ZH, blocks_of, prose
 from tests.docs.test_snippets import parser_of, run
 from tests.site import ROOT
 
@@ -201,7 +201,33 @@ def test_what_is_said_is_said_by_the_code(page: Path) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.read_text().splitlines()) <= 90
+    assert len(README.read_text().splitlines()) <= 110
+
+
+@pytest.mark.parametrize("page", [README, README_ZH], ids=lambda path: path.name)
+def test_the_readme_compares_by_the_figures_and_versions_that_were_measured(page: Path) -> None:
+    measured = (DOCS / "benchmarks.md").read_text().partition("<!-- measured -->")[2]
+    row = re.compile(r"^\| ([a-z ]+) \| (.+?) \| ([\d,]+) \|", re.MULTILINE)
+    rates = {(group, what): rate for group, what, rate in row.findall(measured)}
+    rows = [line for line in page.read_text().splitlines() if line.count(" | ") == 5]
+    shown = next(line for line in rows if "(docs/benchmarks.md#result)" in line)
+    assert re.findall(r"\d[\d,]+\d", shown) == [
+        rates["consume", "consume --concurrency=1"],
+        rates["consume", "Celery, one worker"],
+        rates["consume", "Dramatiq, one worker"],
+        rates["embedded", "django-tasks-db, db_worker"],
+        rates["embedded", "publish(), database://, consume --concurrency=1"],
+        rates["consume", "hand-written loop, one by one"],
+    ]
+    compared = next(line for line in rows if "(CHANGELOG.md)" in line).strip("| ").split(" | ")[2:]
+    for package, version in zip(("celery", r"dramatiq\S*", "django-tasks-db", "pika"), compared, strict=True):
+        assert re.search(rf"\b{package} {re.escape(version)}\.", measured), package
+
+
+def test_the_overview_counts_the_ways_to_fail() -> None:
+    tables = (DOCS / "reliability.md").read_text().partition("\n## Kill points\n")[0]
+    modes = re.findall(r"^\| (\d+) \|", tables, re.MULTILINE)
+    assert f"{len(modes)} ways to fail" in (DOCS / "index.md").read_text()
 
 
 def test_every_file_that_the_architecture_names_exists() -> None:

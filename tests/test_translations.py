@@ -67,3 +67,18 @@ def test_what_is_compiled_is_what_is_written(name: str) -> None:
         "".join(map(ast.literal_eval, lines.split("\n"))) for kind, lines in ENTRY.findall(written) if kind == "msgstr"
     ]
     assert sorted(texts[1:]) == sorted(text for key, text in compiled(locale).items() if key), "the header apart"
+
+
+@pytest.mark.parametrize("name", CATALOGS)
+def test_one_word_is_used_for_one_thing(name: str) -> None:
+    told = "\n".join(text for key, text in compiled(CATALOGS[name][1]).items() if key)
+    others = {
+        "代理": "a proxy; a broker is 消息中间件",
+        "回溯": "a traceback is 错误堆栈",
+        "未了结": "open is 未处理",
+        "处理程序": "a handler is 处理函数",
+        "警报": "an alert is 告警",
+        "操作员": "an operator is 运维人员",
+        "你": "readers are 您",
+    }
+    assert [better for word, better in others.items() if word in told] == []

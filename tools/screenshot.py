@@ -33,6 +33,7 @@ from tools.services import ServiceMissing, free_ports, is_listening
 FOLDER = ROOT / "docs" / "images"
 ALL = ROOT / "var" / "screenshots"
 SIZE = {"width": 1440, "height": 900}
+COLUMN = {"width": 900, "height": 945}  # what the README shows is not made smaller, so that it can be read
 SCHEMES = ("light", "dark")
 LANGUAGES = ("en", "zh-hans")
 WIDTHS = (1280, 768, 390)
@@ -93,6 +94,11 @@ class Photographer:
         self.go(path)
         return bool(self._page.locator(selector).count())
 
+    def look(self, size: dict[str, int], language: str = "en") -> None:
+        """Look through a window of another size, in another language."""
+        self._page.set_viewport_size(size)
+        self._page.context.add_cookies([{"name": "django_language", "value": language, "url": self._base}])
+
     def open_first(self) -> None:
         """Open the first message of the list that is shown."""
         self._page.locator("#result_list tbody tr th a").first.click()
@@ -146,9 +152,13 @@ def take_pictures(photographer: Photographer) -> None:
     photographer.take("incoming")
     photographer.go("/admin/messaging/processedmessage/?state=failed")
     photographer.open_first()
+    photographer.look(COLUMN)
     photographer.take("failed")
     wait_until(lambda: photographer.shows("/admin/messaging/", ".msg-chart"), "what was counted in a minute", COUNTED)
-    photographer.take("overview")
+    for name, language in (("overview", "en"), ("overview.zh-CN", "zh-hans")):
+        photographer.look(COLUMN, language)
+        photographer.go("/admin/messaging/")
+        photographer.take(name)
 
 
 def take_all(browser: Any, base: str, signed_in: Any) -> None:

@@ -105,7 +105,7 @@ def test_the_shop_shows_what_became_of_an_order_and_leads_to_what_failed(start: 
     found = wait_until(lambda: re.search(failed, terminal.page("now/")), deadline=60, what="the failed invoice")
     assert found is not None
     shown = terminal.page(language="zh-hans")
-    for text in ("库存已预留", "尝试 2 次后失败", "失败的消息", "内嵌代理"):
+    for text in ("库存已预留", "尝试 2 次后失败", "失败的消息", "内嵌消息中间件"):
         assert text in shown
     terminal.press("admin/login/?next=/admin/", username="admin", password=password)
     for path in ("admin/", "admin/messaging/"):

@@ -196,13 +196,13 @@ def test_a_message_tells_its_error_first_then_payload_timeline_and_properties(ad
     [
         ("running 3, waiting 5", "运行 3，等待 5"),
         ("stopping", "正在停止"),
-        ("waiting for the broker", "正在等待代理"),
+        ("waiting for the broker", "正在等待消息中间件"),
         (
             "running 1, waiting 0; waits for another process's transaction: 2 messages",
             "运行 1，等待 0; 等待另一进程的事务：2 条消息",
         ),
         ("cannot renew its claims in default", "无法在 default 续期其占用"),
-        ("broker: Cannot reach it; refused", "代理：Cannot reach it; refused"),
+        ("broker: Cannot reach it; refused", "消息中间件：Cannot reach it; refused"),
         ("what a later release says", "what a later release says"),
         ("", ""),
     ],

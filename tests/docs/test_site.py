@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +67,40 @@ def test_the_search_finds_words_without_a_web_server(built: Path) -> None:
     assert index.startswith("var __index = ")
     assert "requeue_messages" in index
     assert "assets/iframe-worker.js" in (built / "index.html").read_text()
+
+
+def test_words_end_at_punctuation(built: Path) -> None:
+    index = json.loads((built / "search" / "search_index.json").read_text())
+    separator = re.compile(index["config"]["separator"])
+    for text, words in {
+        "(x-messaging-round)": ["x", "messaging", "round"],
+        "messaging.testing.ask": ["messaging", "testing", "ask"],
+        "publish_many() of 4.3, &lt;queue&gt;.dead": ["publish_many", "of", "4.3", "queue", "dead"],
+        "消息\uff0c队列": ["消", "息", "队", "列"],
+    }.items():
+        assert [word for word in separator.split(text) if word] == words
+    text = " ".join(entry["text"] for entry in index["docs"])
+    words = set(separator.split(re.sub(r"<[^>]+>", " ", text)))
+    assert sorted(word for word in words if re.search(r"^[(\[{\"`“]|[)\]},:;”]$", word)) == []
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="There is no node: `apt-get install nodejs` (Debian, Ubuntu).")
+def test_the_search_finds_other_forms_of_a_word_and_parts_of_a_name(built: Path) -> None:
+    asked = {
+        "x-messaging-round": "reference/headers.html#what-our-messages-carry",
+        "messaging.testing.ask": "reference/api.html#messaging.testing.ask",
+        "messaging.W004": "reference/checks.html#settings",
+        "publish_many": "reference/api.html#messaging.publish_many",
+        "retried": "reference/api.html#messaging.Retry",
+        "duplicated": "architecture.html#identity",
+        "requeuing": "how-to/on-call.html#requeue-many",
+        "tracebacks": "how-to/permissions.html#hide-data",
+        "deploying": "how-to/deploy.html",
+        "idempotent": "index.html",
+        "重新入队": "zh/tutorial.html",
+    }
+    command = ["node", str(Path(__file__).with_name("search.js")), str(built), *asked]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    found = json.loads(done.stdout)
+    assert [words for words, place in asked.items() if place not in found[words]] == []
+    assert found["x-messaging-round"][0] == asked["x-messaging-round"]
