@@ -33,7 +33,7 @@ from tests.waiting import wait_until
 from tools import asyncapi
 from tools.cluster import CONFIG
 
-DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+DOCUMENTS = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))]
 # The kinds that are tested on any page, by language; "" is a block without a comment before it. All are tested here but
 # "testing" and "cluster", whose pages are run by test_pytest_plugin.py and test_cluster.py in tests/acceptance/,
 # "logging" and "sentry", which test_logs.py there gives to a site, "permissions", which
