@@ -200,25 +200,6 @@ def test_what_is_said_is_said_by_the_code(page: Path) -> None:
     assert [part for part in told if part not in source] == []
 
 
-def test_the_rates_by_which_a_site_is_sized_are_about_those_that_were_measured() -> None:
-    measured = dict(re.findall(r"^\| [\w ]+ \| (.+?) \| ([\d,]+) \| .+ – .+ \|$", BENCHMARKS.read_text(), re.MULTILINE))
-    table = (HOW_TO / "size.md").read_text().partition("\n| What runs | Messages a second |")[2].partition("\n\n")[0]
-    told = dict(re.findall(r"^\| (.+) \| ([\d,]+) \|$", table, re.MULTILINE))
-    assert len(told) == 6
-    for what, rate in told.items():
-        ratio = int(rate.replace(",", "")) / int(measured[what].replace(",", ""))
-        assert 0.7 < ratio < 1.4, f"{what}: {rate} a second are told, {measured[what]} were measured"
-
-
-def test_every_word_of_the_overview_and_every_state_is_in_the_glossary() -> None:
-    glossary = GLOSSARY.read_text()
-    terms = {term.strip() for row in re.findall(r"^\| ([^|]+) \|", glossary, re.MULTILINE) for term in row.split(",")}
-    words = re.findall(r"^\| ([a-z, ]+) \|", (DOCS / "index.md").read_text().partition("## The words")[2], re.MULTILINE)
-    assert len(words) > 5
-    told = {term for word in words for term in word.split(", ")} | set(PublishedMessage.State) | {"processed", "failed"}
-    assert told - terms - {"discarded"} == set()
-
-
 def test_the_readme_is_short() -> None:
     assert len(README.read_text().splitlines()) <= 90
 
@@ -240,3 +221,22 @@ def test_every_module_has_its_place_in_the_architecture() -> None:
 def test_every_kill_point_is_told_in_order() -> None:
     rows = re.findall(r"^\| `(\w+\.\w+)` \|", ARCHITECTURE.read_text(), re.MULTILINE)
     assert rows == list(POINTS)
+
+
+def test_the_rates_by_which_a_site_is_sized_are_about_those_that_were_measured() -> None:
+    measured = dict(re.findall(r"^\| [\w ]+ \| (.+?) \| ([\d,]+) \| .+ – .+ \|$", BENCHMARKS.read_text(), re.MULTILINE))
+    table = (HOW_TO / "size.md").read_text().partition("\n| What runs | Messages a second |")[2].partition("\n\n")[0]
+    told = dict(re.findall(r"^\| (.+) \| ([\d,]+) \|$", table, re.MULTILINE))
+    assert len(told) == 6
+    for what, rate in told.items():
+        ratio = int(rate.replace(",", "")) / int(measured[what].replace(",", ""))
+        assert 0.7 < ratio < 1.4, f"{what}: {rate} a second are told, {measured[what]} were measured"
+
+
+def test_every_word_of_the_overview_and_every_state_is_in_the_glossary() -> None:
+    glossary = GLOSSARY.read_text()
+    terms = {term.strip() for row in re.findall(r"^\| ([^|]+) \|", glossary, re.MULTILINE) for term in row.split(",")}
+    words = re.findall(r"^\| ([a-z, ]+) \|", (DOCS / "index.md").read_text().partition("## The words")[2], re.MULTILINE)
+    assert len(words) > 5
+    told = {term for word in words for term in word.split(", ")} | set(PublishedMessage.State) | {"processed", "failed"}
+    assert told - terms - {"discarded"} == set()
