@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -240,3 +241,15 @@ def test_every_word_of_the_overview_and_every_state_is_in_the_glossary() -> None
     assert len(words) > 5
     told = {term for word in words for term in word.split(", ")} | set(PublishedMessage.State) | {"processed", "failed"}
     assert told - terms - {"discarded"} == set()
+
+
+def test_what_is_released_and_supported_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    assert re.fullmatch(rf"{re.escape(project['version'])} - \d{{4}}-\d\d-\d\d", headings[1])
+    minor = project["version"].rpartition(".")[0]
+    assert re.findall(r"^\| ([\d.]+) \| yes \|$", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)[0] == minor
+    for name in ("Python", "Django", "RabbitMQ"):
+        (span,) = re.findall(rf"^\| {name} \| ([\d.]+ to [\d.]+) \|", (DOCS / "support.md").read_text(), re.MULTILINE)
+        assert f"{name} {span}" in (REFERENCE / "versions.md").read_text().splitlines()[2]
