@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,13 +28,13 @@ from tests.docs.test_snippets import parser_of, run
 from tests.site import ROOT
 
 HOW_TO, REFERENCE = DOCS / "how-to", DOCS / "reference"
-ARCHITECTURE = DOCS / "architecture.md"
+ARCHITECTURE, BENCHMARKS, GLOSSARY = (DOCS / f"{name}.md" for name in ("architecture", "benchmarks", "glossary"))
 IMAGES = DOCS / "images"
 ROOMS = (
     *("publishing", "relaying", "consuming", "processing", "supervising", "wire", "db", "conf", "checks", "testing"),
     *("metrics", "monitoring", "contracts", "django_tasks"),
 )
-DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+DOCUMENTS = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))]
 LINK = re.compile(r"\]\((?P<path>[^)#\s]*)(?:#(?P<anchor>[^)]+))?\)")
 
 
@@ -247,3 +248,34 @@ def test_every_module_has_its_place_in_the_architecture() -> None:
 def test_every_kill_point_is_told_in_order() -> None:
     rows = re.findall(r"^\| `(\w+\.\w+)` \|", ARCHITECTURE.read_text(), re.MULTILINE)
     assert rows == list(POINTS)
+
+
+def test_the_rates_by_which_a_site_is_sized_are_about_those_that_were_measured() -> None:
+    measured = dict(re.findall(r"^\| [\w ]+ \| (.+?) \| ([\d,]+) \| .+ – .+ \|$", BENCHMARKS.read_text(), re.MULTILINE))
+    table = (HOW_TO / "size.md").read_text().partition("\n| What runs | Messages a second |")[2].partition("\n\n")[0]
+    told = dict(re.findall(r"^\| (.+) \| ([\d,]+) \|$", table, re.MULTILINE))
+    assert len(told) == 6
+    for what, rate in told.items():
+        ratio = int(rate.replace(",", "")) / int(measured[what].replace(",", ""))
+        assert 0.7 < ratio < 1.4, f"{what}: {rate} a second are told, {measured[what]} were measured"
+
+
+def test_every_word_of_the_overview_and_every_state_is_in_the_glossary() -> None:
+    glossary = GLOSSARY.read_text()
+    terms = {term.strip() for row in re.findall(r"^\| ([^|]+) \|", glossary, re.MULTILINE) for term in row.split(",")}
+    words = re.findall(r"^\| ([a-z, ]+) \|", (DOCS / "index.md").read_text().partition("## The words")[2], re.MULTILINE)
+    assert len(words) > 5
+    told = {term for word in words for term in word.split(", ")} | set(PublishedMessage.State) | {"processed", "failed"}
+    assert told - terms - {"discarded"} == set()
+
+
+def test_what_is_released_and_supported_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    assert re.fullmatch(rf"{re.escape(project['version'])} - \d{{4}}-\d\d-\d\d", headings[1])
+    minor = project["version"].rpartition(".")[0]
+    assert re.findall(r"^\| ([\d.]+) \| yes \|$", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)[0] == minor
+    for name in ("Python", "Django", "RabbitMQ"):
+        (span,) = re.findall(rf"^\| {name} \| ([\d.]+ to [\d.]+) \|", (DOCS / "support.md").read_text(), re.MULTILINE)
+        assert f"{name} {span}" in (REFERENCE / "versions.md").read_text().splitlines()[2]
