@@ -145,7 +145,7 @@ class ReceivedMessage(Generic[Payload]):
         if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) <= 10:
             given = int(given)
         if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= LATEST_VERSION:
-            raise PayloadError(f"The header {VERSION} is no version: it has to be a whole number, at least 1.")
+            raise PayloadError(f"The header {VERSION} is not a version: it has to be a whole number, at least 1.")
         return given
 
     @cached_property

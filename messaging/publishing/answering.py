@@ -120,7 +120,7 @@ def _queue_of(message: ReceivedMessage, current: HandlerContext) -> str:
     if queue == message.queue:
         raise Reject(f'The reply_to of the message is its own queue "{queue}", where answers would be handled again.')
     if living_queue(queue) in queues_of(current.using) - {queue}:
-        raise Reject(f'The reply_to "{queue}" of the message is for dead letters, and no answer is one.')
+        raise Reject(f'The reply_to "{queue}" of the message is a queue of dead letters, which takes no answers.')
     return queue
 
 
