@@ -6,21 +6,21 @@ from typing import Any
 
 from django.dispatch import Signal
 
-message_published = Signal()
+message_published: Signal = Signal()
 """The broker has confirmed messages.
 
 Args:
     rows (list[PublishedMessage]): their outbox rows.
 """
 
-message_unpublishable = Signal()
+message_unpublishable: Signal = Signal()
 """A message could not be sent, and its outbox row ended failed.
 
 Args:
     row (PublishedMessage): the outbox row; `row.error` says why.
 """
 
-message_processed = Signal()
+message_processed: Signal = Signal()
 """A handler's work was committed.
 
 Args:
@@ -28,7 +28,7 @@ Args:
     duration (float): how many seconds the handler and its commit took; for a batch, those of the whole batch.
 """
 
-message_retrying = Signal()
+message_retrying: Signal = Signal()
 """An attempt failed, and another one is scheduled.
 
 Args:
@@ -37,7 +37,7 @@ Args:
     error (BaseException): what was raised.
 """
 
-message_failed = Signal()
+message_failed: Signal = Signal()
 """A message rests as failed until an operator acts.
 
 Args:

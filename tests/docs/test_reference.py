@@ -77,6 +77,11 @@ def test_a_signature_has_the_types(sections: dict[str, str], path: str) -> None:
         assert ") -> " in shown[0]
 
 
+@pytest.mark.parametrize("path", SIGNALS)
+def test_a_signal_is_said_to_be_one(sections: dict[str, str], path: str) -> None:
+    assert [words(one) for one in SIGNATURE.findall(sections[path])] == [f"{path.rpartition('.')[2]}: Signal"]
+
+
 @pytest.mark.parametrize("path", PUBLIC)
 def test_each_argument_and_field_is_told_once_with_its_type(sections: dict[str, str], path: str) -> None:
     public: Any = pydoc.locate(path)
@@ -155,6 +160,6 @@ def test_an_example_does_what_it_says(block: Block, fresh: None) -> None:
 
 
 def documentation_of(signal: str) -> str:
-    """The text below a signal."""
+    """The text below a signal in the source."""
     source = inspect.getsource(signals)
-    return source.partition(f"\n{signal} = Signal()\n")[2].partition('"""\n\n')[0]
+    return source.partition(f"\n{signal}: Signal = Signal()\n")[2].partition('"""\n\n')[0]
