@@ -6,15 +6,15 @@ LONGEST_WAIT = 10 * 366 * 86400  # seconds that anything may be put off: a date 
 
 
 class MessagingError(Exception):
-    """Base of all errors of this app; not raised itself."""
+    """The base of all errors of this app. It is not raised itself."""
 
 
 class ConfigurationError(MessagingError):
-    """A setting is missing or wrong. The text names the setting and what it should be."""
+    """A setting or an argument is missing or wrong. The text names it, and says what it should be."""
 
 
 class PublishError(MessagingError, ValueError):
-    """`publish()` was given something that can never be sent; nothing was written."""
+    """`publish()` was given something that can never be sent. Nothing was written."""
 
 
 class PayloadError(MessagingError, ValueError):
@@ -26,23 +26,23 @@ class WireError(MessagingError, ValueError):
 
 
 class BrokerUnavailable(MessagingError):
-    """The broker cannot be reached, or the connection to it was lost. Nothing was spent: try again."""
+    """The broker cannot be reached, or the connection to it was lost. This costs no attempt: try again."""
 
 
 class TopologyError(MessagingError):
-    """The broker holds something that cannot be used safely; the text says what differs and the way out."""
+    """An exchange or a queue of the broker cannot be used safely. The text says what differs, and what to do."""
 
 
 class UnusableQueue(TopologyError):
-    """A queue turned out to be of a kind that can never be consumed from."""
+    """A queue is of a kind that this app can never consume from."""
 
 
 class DatabaseUnavailable(MessagingError):
-    """The database does not answer a fresh connection, or takes no writes. Hold the delivery and try again.
+    """The database does not answer a new connection, or accepts no writes. Deliveries are held until it does.
 
     Args:
-        text: the sentence for people.
-        database: which one.
+        text: what is wrong, for people.
+        database: the alias of the database.
     """
 
     def __init__(self, text: str, database: str = "") -> None:
@@ -58,7 +58,7 @@ class CommitNotProven(MessagingError):
 
 
 class HandlerNotRun(MessagingError):
-    """A handler gave back a generator, or another iterator of that kind, so that nothing of its body has run."""
+    """A handler returned a generator or something similar, so that nothing of its body has run."""
 
 
 class HandlerTimeout(MessagingError):
@@ -70,19 +70,19 @@ class ProcessDied(MessagingError):
 
 
 class DeadLettered(MessagingError):
-    """The broker itself gave a message up: expired, over a length or delivery limit, or rejected by a consumer."""
+    """The broker dead-lettered a message: it expired, went over a length or delivery limit, or was rejected."""
 
 
 class IdReused(MessagingError):
-    """Another message with this id was recorded before, with other content or headers."""
+    """A message with the same id, but with other content or headers, was recorded before."""
 
 
 class ConsumerFailed(MessagingError):
-    """The consumer itself cannot process a message, whatever its handler would do: an error of this app's."""
+    """The consumer cannot process a message because of an error in this app. Its handler is not to blame."""
 
 
 class MessageTooLarge(MessagingError):
-    """A message has more bytes than a consumer may hold."""
+    """A message has more bytes than a consumer may hold in memory."""
 
 
 class HandlerNotFound(MessagingError):
@@ -90,15 +90,18 @@ class HandlerNotFound(MessagingError):
 
 
 class NewerVersion(MessagingError):
-    """A payload has a version that is not known here yet: a later release may, so that it is tried again."""
+    """A payload has a newer version than this release knows. It is retried, because a later release may know it."""
 
 
 class Retry(MessagingError):
-    """Raise from a handler to have the message retried later; counts as an attempt.
+    """Raise it in a handler to have the message retried later. This attempt counts.
 
     Args:
-        after: seconds until the next attempt, or a little more; None leaves it to the handler's backoff.
-        reason: shown to operators.
+        reason: why, as operators read it.
+        after: seconds until the next attempt, which may begin a little later; None for the handler's backoff.
+
+    Raises:
+        ValueError: `after` is negative, or more than ten years.
     """
 
     def __init__(self, reason: str = "", *, after: float | None = None) -> None:
@@ -109,10 +112,10 @@ class Retry(MessagingError):
 
 
 class Reject(MessagingError):
-    """Raise from a handler to fail the message for good, without further attempts.
+    """Raise it in a handler to fail the message for good, without further attempts.
 
     Args:
-        reason: why the message cannot be processed; shown to operators.
+        reason: why the message cannot be processed, as operators read it.
     """
 
     def __init__(self, reason: str = "The handler rejected the message.") -> None:

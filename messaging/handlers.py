@@ -143,32 +143,37 @@ def handler(
     rehearse: bool = False,
     payload: Any = None,
 ) -> Callable[[Function], Function]:
-    """Register a function, or an `async def`, as the handler of messages. Put it into an app's `handlers.py`.
+    """Register a function or an `async def` as the handler of messages. Put it into an app's `handlers.py`.
 
-    An object that can be called, or a `functools.partial`, will do as well: `handler("billing")(Importer())`.
+    A callable object or a `functools.partial` works as well: `handler("billing")(Importer())`.
 
-    It receives a `ReceivedMessage` (a list of them with `batch`). Returning means processed, raising means retried;
-    raise `Retry(after=60)` or `Reject("why")` to say more.
+    The handler receives a `ReceivedMessage`, or with `batch` a list of them. If it returns, the message is processed;
+    if it raises, the message is retried. Raise `Retry(after=60)` to choose the pause, and `Reject("why")` to give up.
 
     Args:
         queue: the queue to consume from.
-        routing_keys: patterns (`*` one word, `#` any number) bound to the alias's exchange; none takes all that the
-            queue holds.
+        routing_keys: patterns that bind the queue to the alias's exchange: `*` stands for one word, `#` for any number.
+            Without any, the handler takes every message of the queue.
         using: alias of `MESSAGING`.
-        database: where the message is recorded and the handler's transaction runs.
-        atomic: whether the record and the handler's writes share one transaction. False for work that takes minutes
-            or hours: the message is acknowledged once a lease on it is durable.
-        timeout: seconds after which the process that runs it is killed, which counts as a failed attempt.
-        max_attempts: started attempts after which the message rests as failed; None for `RETRY`'s.
-        backoff: seconds between attempts, or a callable of the attempt's number; None for `RETRY`'s.
-        batch: receive lists of at most this many messages, one transaction each.
-        rehearse: whether operators may run it on a failed message in a transaction that is rolled back. Say so of one
-            that does nothing but what this and an empty mailbox undo: no HTTP call, no file, no cache.
-        payload: the type of its payloads, if its first parameter is not annotated with it, as in
-            `message: ReceivedMessage[OrderPlaced]`: a dataclass, a TypedDict, a model of pydantic, a struct of msgspec.
-            What does not fit fails for good, before the function is called.
+        database: the database in which the message is recorded and the handler's transaction runs.
+        atomic: whether the record and the handler's writes share one transaction. Pass False for work that takes
+            minutes or hours: the message is then acknowledged once a lease on it is durable.
+        timeout: seconds after which the process that runs the handler is killed. That counts as a failed attempt.
+        max_attempts: after so many started attempts the message rests as failed; None for what `RETRY` says.
+        backoff: seconds between attempts, or a function that gets the number of the attempt and returns them; None for
+            what `RETRY` says.
+        batch: receive lists of at most this many messages, each list in one transaction.
+        rehearse: whether operators may run the handler on a failed message in a transaction that is rolled back. Pass
+            True only if a rollback and a mailbox that sends nothing undo all that it does: no HTTP call, file or cache.
+        payload: the type of the payload, where the first parameter is not annotated with it, as in
+            `message: ReceivedMessage[OrderPlaced]`: a dataclass, a TypedDict, a pydantic model or a msgspec struct. A
+            message whose payload does not fit fails for good, before the handler is called.
 
-    Raises ConfigurationError for arguments that cannot work.
+    Returns:
+        A decorator that registers the function and returns it unchanged.
+
+    Raises:
+        ConfigurationError: an argument cannot work.
     """
     options = {"using": using, "database": database, "atomic": atomic, "batch": batch}
     options |= {"timeout": timeout, "max_attempts": max_attempts, "backoff": backoff, "rehearse": rehearse}

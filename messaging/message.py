@@ -30,7 +30,26 @@ else:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message to publish with `publish_many()`; the arguments are those of `publish()`."""
+    """A message to publish with `publish_many()`. Its fields are the arguments of `publish()`.
+
+    Attributes:
+        routing_key: up to 255 bytes; or an `Event`.
+        payload: bytes, text, a `CloudEvent`, or anything that can be encoded as JSON.
+        exchange: None for the alias's `EXCHANGE`; "" for the default exchange.
+        queue: sends the message straight to this queue, past all exchanges.
+        headers: plain values.
+        message_id: None for a new UUID.
+        correlation_id: None, inside a handler, for the correlation id of the message that it handles.
+        content_type: None to guess it from the payload.
+        content_encoding: "gzip" or "deflate" compresses a payload that is not bytes.
+        type: the message type.
+        reply_to: the queue that expects an answer.
+        priority: 0 to 255.
+        expiration: seconds after which the broker may drop the message from a queue.
+        mandatory: whether it is an error if no queue takes the message.
+        delay: seconds to wait before the message is sent.
+        at: when to send the message, instead of `delay`.
+    """
 
     routing_key: str
     payload: Any
@@ -51,19 +70,35 @@ class Message:
 
 
 class ReceivedMessage(Generic[Payload]):
-    """What a handler receives; `ReceivedMessage[OrderPlaced]` says what its payload is.
+    """What a handler receives. The app makes it; you only read it.
 
-    That is checked and converted before the handler is called, if its first parameter is annotated so.
+    Annotate the handler's first parameter with `ReceivedMessage[OrderPlaced]` to have the payload checked and converted
+    to that type before the handler is called.
 
     Attributes:
-        id: the message id; "" when its publisher gave none; of a CloudEvent its source and id.
-        queue, exchange, routing_key: where it came from; a retry shows the original exchange and routing key.
-        headers: dict of plain values, without this app's own.
-        body: bytes.
-        attempt: 1 for the first, counting every started one since an operator last requeued it.
-        round: 1 for the first, one more per retry or requeue.
-        redelivered: whether the broker says that it was delivered before.
-        properties: every AMQP property.
+        id (str): the message id; "" if the publisher gave none. The id of a CloudEvent consists of its source and id.
+        queue (str): the queue that it was consumed from.
+        exchange (str): the exchange that it was published to. A retry shows the original one.
+        routing_key (str): its routing key. A retry shows the original one.
+        payload (Payload): the body, decoded by its content type; the data of a CloudEvent; or, where the handler
+            declares a type for it, an object of that type. Reading it raises PayloadError if the body cannot be
+            decoded, which fails the message for good unless the handler catches it.
+        body (bytes): the body as it arrived.
+        headers (dict[str, Any]): the publisher's headers, as plain values; those that this app added are left out.
+        attempt (int): 1 for the first attempt. It counts every attempt that was started since an operator last
+            requeued the message.
+        round (int): 1 for the first round, one more per retry or requeue.
+        redelivered (bool): whether the broker says that it delivered the message before.
+        version (int): the version of the payload that the publisher declared, or 1. Reading it raises PayloadError if
+            the header is not a version.
+        cloud_event (CloudEvent | None): the CloudEvent that the message is, with the payload as its data; None if it
+            is not a CloudEvent. Reading it raises PayloadError if the body claims to be one and is not.
+        type (str): the message type that the publisher gave, or "".
+        content_type (str): the content type, or "".
+        reply_to (str): the queue that expects an answer, or "".
+        correlation_id (str): the id that all messages of one conversation share, or "".
+        causation_id (str): the id of the message whose handler published this one, or "".
+        properties (Properties): every AMQP property.
     """
 
     def __init__(self, envelope: Envelope, *, queue: str, attempt: int = 1, redelivered: bool = False) -> None:
@@ -110,7 +145,7 @@ class ReceivedMessage(Generic[Payload]):
         if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) <= 10:
             given = int(given)
         if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= LATEST_VERSION:
-            raise PayloadError(f"The header {VERSION} is no version: it has to be a whole number, at least 1.")
+            raise PayloadError(f"The header {VERSION} is not a version: it has to be a whole number, at least 1.")
         return given
 
     @cached_property

@@ -47,8 +47,10 @@ class Image:
         """The command that runs these words in it, as process 1 of a namespace that ends with it."""
         changed = ["--userspec", f"{self.user}:{self.user}"] if self.user != "0" else []
         inside = shlex.join(["chroot", *changed, str(self.root), "/bin/sh", "-c", 'cd "$0" && exec "$@"', self.folder])
-        script = f'mount -t proc proc {shlex.quote(str(self.root))}/proc && exec {inside} "$@"'
-        return ["unshare", "--pid", "--fork", "--kill-child", "--mount", "sh", "-c", script, "sh", *words]
+        # Nothing that is mounted is to be seen outside; within a changed root, which cannot be made private, it is not.
+        script = f'mount --make-rprivate / 2>/dev/null; mount -t proc proc {shlex.quote(str(self.root))}/proc && exec {inside} "$@"'
+        namespaces = ["--pid", "--fork", "--kill-child", "--mount", "--propagation", "unchanged"]
+        return ["unshare", *namespaces, "sh", "-c", script, "sh", *words]
 
     def run(self, words: list[str], env: dict[str, str] | None = None, timeout: float = 900) -> str:
         """Run words in it and return what they say. Raises SystemExit where they fail."""

@@ -50,12 +50,13 @@ _CONSOLE: dict[Any, Any] = {
 
 
 def register(site: admin.AdminSite) -> None:
-    """Put the whole console into an admin site; pages link to each other, so that a part of it would not do.
+    """Put the whole console into an admin site of your own. Django's own admin site has it already.
 
-    Django's own site has it already. What is registered there stays, such as classes of yours that extend ours.
+    The console comes as a whole because its pages link to each other. A model that the site has registered before keeps
+    its `ModelAdmin`, such as a class of yours that extends the console's.
 
     Args:
-        site: such as `AdminSite(name="backoffice")`.
+        site: the admin site, such as `AdminSite(name="backoffice")`.
     """
     for model, console in _CONSOLE.items():
         if not site.is_registered(model):

@@ -104,7 +104,7 @@ class OperationAdmin(ReadOnlyAdmin):
         operation = self._asked(request, key)
         if request.method == "POST":
             done = stored.go_on(operation)
-            text = _("It goes on.") if done else _("It does not wait for your word any more.")
+            text = _("It goes on.") if done else _("It is not waiting for your confirmation any more.")
             self.message_user(request, text)
         return HttpResponseRedirect(page_of_operation(operation, self.admin_site.name))
 

@@ -120,7 +120,7 @@ def _headline(rehearsal: Rehearsal, state: State) -> str:
         State.FAILED: _("It would fail."),
         State.REFUSED: _("It was not run to its end: nothing is known."),
         State.LATE: _("It was ended for its time."),
-        State.DIED: _("Who ran it is gone, and it is not run again by itself."),
+        State.DIED: _("The process that ran it is gone, and it is not run again by itself."),
     }
     return sentences[state]
 

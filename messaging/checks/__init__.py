@@ -151,7 +151,7 @@ def check_middleware(settings: conf.AliasSettings) -> Iterator[CheckMessage]:
         try:
             middleware.put_around(factory, lambda _: None, is_async=False)
         except ConfigurationError as error:
-            hint = "It takes get_outcome and returns a function that takes the message, as Django's own middleware."
+            hint = "It takes get_outcome and returns a function that takes the message, like Django's own middleware."
             yield Error(f"{where} {error}", hint=hint, id="messaging.E019")
 
 
@@ -180,7 +180,7 @@ def check_console() -> Iterator[CheckMessage]:
     console = conf.console()
     name = console.redact
     if name is not None:
-        hint = "Until it is put right, the admin withholds every payload, header and error."
+        hint = "Until this is corrected, the admin withholds every payload, header and error."
         try:
             if not callable(import_string(name)):
                 yield Error('MESSAGING_CONSOLE["REDACT"] is not a function.', hint=hint, id="messaging.E014")
@@ -199,7 +199,7 @@ def _check_told(console: conf.ConsoleSettings) -> Iterator[CheckMessage]:
     where = 'MESSAGING_CONSOLE["ALERTS"]'
     name = console.alerts.get("call")
     if name is not None:
-        hint = "Until it is put right, it is not told of any alert."
+        hint = "Until this is corrected, the function is not told of any alert."
         try:
             if not callable(import_string(name)):
                 yield Error(f'{where}["call"] is not a function.', hint=hint, id="messaging.E015")
@@ -225,7 +225,7 @@ def check_metrics() -> Iterator[CheckMessage]:
     try:
         exposition.require()
     except ImportError as error:
-        yield Error("MESSAGING_METRICS asks for metrics.", hint=str(error), id="messaging.E017")
+        yield Error("MESSAGING_METRICS is set, but metrics cannot be counted.", hint=str(error), id="messaging.E017")
     yield from _check_read(conf.metrics_token, ", if it serves metrics")
 
 

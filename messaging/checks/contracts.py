@@ -30,6 +30,6 @@ def check_events(events: Sequence[Event], aliases: Sequence[str]) -> Iterator[Ch
             hint = "Declare the event with a type that can be described."
             yield Error(f"{event!r}: {error}", hint=hint, id="messaging.E041")
     for first, second in conflicts(events, exchanges):
-        text = f"Two events have one address and different types: {first!r} and {second!r}."
+        text = f"Two events have the same exchange and routing key, but different types: {first!r} and {second!r}."
         hint = "Declare one event with a type for both, or give one of them another routing key."
         yield Error(text, hint=hint, id="messaging.E042")

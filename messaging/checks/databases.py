@@ -267,8 +267,8 @@ def check_payload_index(names: Iterable[str]) -> Iterator[CheckMessage]:
     for table in (ProcessedMessage._meta.db_table, PublishedMessage._meta.db_table):
         if not _has_payload_index(connection, table):
             yield CheckWarning(
-                f"The payloads of {table} are searched without an index: a search is cut off where there are many.",
-                hint=f"If writes may cost more: CREATE INDEX CONCURRENTLY ON {table} USING gin "
+                f"The payloads of {table} are searched without an index: a search through many of them is cut off.",
+                hint=f"If writes may become slower: CREATE INDEX CONCURRENTLY ON {table} USING gin "
                 "(messaging_payload(body) jsonb_path_ops);",
                 id="messaging.W014",
             )

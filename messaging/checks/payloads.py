@@ -24,7 +24,7 @@ def check_payloads(handlers: Sequence[Handler]) -> Iterator[CheckMessage]:
             contract = contract_of(handler)
         except Unreadable as error:
             text = f"The payload of the handler {handler.name} cannot be checked: {error}"
-            hint = "Correct the type, or remove it to have payloads as they come."
+            hint = "Correct the type, or remove it to get payloads unchecked."
             yield Error(text, hint=hint, obj=handler.name, id="messaging.E026")
             continue
         taken += [contract.versioned] if contract is not None else []
@@ -45,6 +45,6 @@ def _check_annotation(handler: Handler) -> Iterator[CheckMessage]:
         return  # payload= is enough
     is_derived = isinstance(said, type) and isinstance(annotated, type) and issubclass(said, annotated)
     if annotated is not None and annotated != said and not is_derived:
-        names = f"payload={name_of(said)}, and its annotation says {name_of(annotated)}"
-        text = f"The handler {handler.name} says {names}."
-        yield Error(text, hint="Say it in one place.", obj=handler.name, id="messaging.E025")
+        names = f"payload={name_of(said)}, but its annotation names {name_of(annotated)}"
+        text = f"The handler {handler.name} has {names}."
+        yield Error(text, hint="Name the type in one place only.", obj=handler.name, id="messaging.E025")

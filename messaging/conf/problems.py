@@ -123,7 +123,7 @@ def _of_urls(options: Mapping[Any, Any], where: str) -> Iterator[Problem]:
         else:
             for key, is_said in zip(("USER", "PASSWORD"), has_credentials(url), strict=True):
                 if is_said and options.get(key) is not None:
-                    text = f'{where} says twice what {key} says: there, and in "URL".'
+                    text = f'{where} has "{key}", and its "URL" holds the same once more.'
                     yield Problem("E005", text, 'Remove it from "URL".')
             if parsed["scheme"] == "database":
                 yield from _of_embedded(parsed["vhost"] or "default", where)
@@ -161,7 +161,7 @@ def of_tasks(alias: str, options: Any) -> Iterator[Problem]:
     yield from _unknown_keys(options, values.TASKS, where, "E050")
     yield from _wrong_values(options, values.TASKS, where, "E050")
     if options.get("atomic") is False and (options.get("batch") is not None or options.get("rehearse")):
-        text = f'{where} has "batch" or "rehearse", which take a transaction, beside "atomic": False.'
+        text = f'{where} has "batch" or "rehearse", which need a transaction, together with "atomic": False.'
         yield Problem("E050", text, "Remove one of the two.")
 
 

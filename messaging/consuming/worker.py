@@ -110,7 +110,9 @@ class WorkerThread(threading.Thread):
             self._on_outage(trouble)
             self._backlog.put_back([item])
         except Exception:
-            logger.exception("Nor can it be recorded as failed.", extra=self._about([item]))
+            logger.exception(
+                "The message cannot be recorded as failed either: it stays at the broker.", extra=self._about([item])
+            )
             return False
         else:
             text = "The consumer failed on a message %d times: it is recorded as failed."

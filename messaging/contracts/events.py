@@ -20,22 +20,21 @@ from messaging.wire.cloudevents import CloudEvent
 
 
 class Event(str):  # noqa: SLOT000  one for each kind of message
-    """A kind of message that this site publishes: its routing key, and what its payload is.
+    """A kind of message that this site publishes: a routing key, and the type of its payload.
 
-    It is the routing key itself, so `publish(ORDER_PLACED, OrderPlaced(...))` works, and `Message(ORDER_PLACED, ...)`.
-    Declare it in an app's `events.py`, as a constant.
-
-    It is made with the routing key, the type of the payload, and as keywords what else is listed here.
+    An event is its routing key (a `str`), so both `publish(ORDER_PLACED, OrderPlaced(...))` and
+    `Message(ORDER_PLACED, ...)` work. Declare it as a constant in an app's `events.py`.
 
     Attributes:
-        payload: type of the payload: a dataclass, a TypedDict, a pydantic model, a msgspec struct, or any annotation
-            such as `dict[str, int]`; `str` and `bytes` for text and bytes.
-        description: what happened when it is published, for those who read the document.
+        payload: the type of the payload: a dataclass, a TypedDict, a pydantic model, a msgspec struct, or any
+            annotation such as `dict[str, int]`; `str` and `bytes` for text and bytes.
+        description: what has happened when this is published, for readers of the AsyncAPI document.
         exchange: None for the alias's `EXCHANGE`.
         type: AMQP's message type; None for none.
         using: alias of `MESSAGING`.
 
-    Raises ConfigurationError for arguments that cannot work.
+    Raises:
+        ConfigurationError: an argument cannot work. `publish()` raises PublishError for a payload of another type.
     """
 
     payload: Any

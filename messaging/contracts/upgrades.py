@@ -27,16 +27,20 @@ _steps: dict[type, dict[int, list[Step]]] = {}
 
 
 def payload_version(number: int, *, oldest: int = 1) -> Callable[[Class], Class]:
-    """Declare which version of a payload a class is; one that does not say so is version 1.
+    """Declare which version of a payload a class is. A class without this decorator is version 1.
 
-    Put it above all other decorators. Instances are published with the header `x-messaging-version`, from version 2 on.
+    Put it above all other decorators. From version 2 on, instances are published with the header `x-messaging-version`.
 
     Args:
-        number: 1, or one more with each change that consumers of the last one would not understand.
-        oldest: the oldest version that is still taken; what is older fails for good. Functions that
-            `upgrades()` registers lift from there.
+        number: the version. Raise it by one with each change that consumers of the last version would not understand.
+        oldest: the oldest version that is still accepted. An older payload fails for good; one between the two is
+            lifted by the functions that `upgrades()` registers.
 
-    Raises ConfigurationError for what is no version.
+    Returns:
+        A decorator that returns the class.
+
+    Raises:
+        ConfigurationError: a number is not a version, or `oldest` is above `number`.
     """
     for name, value in (("number", number), ("oldest", oldest)):
         _check(f"payload_version(): {name}", value)
@@ -53,14 +57,19 @@ def payload_version(number: int, *, oldest: int = 1) -> Callable[[Class], Class]
 def upgrades(kind: type, *, from_version: int) -> Callable[[Function], Function]:
     """Register a function that lifts a payload of `from_version` to the next version.
 
-    It is given the payload as JSON has it, and returns the next version's, also as JSON has it. It must depend on
-    nothing else: it runs at each attempt. What it raises fails the attempt like an error of the handler.
+    The function receives the payload as decoded JSON and returns that of the next version, also as decoded JSON. It
+    runs at each attempt, so it must depend on nothing but the payload. An error in it fails the attempt like one in
+    the handler.
 
     Args:
         kind: the class of the payload, whose version `payload_version()` declares.
-        from_version: the version that the function takes.
+        from_version: the version that the function accepts.
 
-    Raises ConfigurationError for what is no class or no version.
+    Returns:
+        A decorator that registers the function and returns it unchanged.
+
+    Raises:
+        ConfigurationError: `kind` is not a class, or `from_version` is not a version.
     """
     given: Any = kind
     if not isinstance(given, type):

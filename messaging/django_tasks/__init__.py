@@ -60,10 +60,11 @@ NO_PRIORITY = (
 
 
 class MessagingBackend(BaseTaskBackend):
-    """Runs Django's tasks as messages: enqueued in the caller's transaction, run by `manage.py consume`.
+    """Runs Django's tasks as messages: they are enqueued in the caller's transaction and run by `manage.py consume`.
 
-    `OPTIONS` may have `using`, `database`, `prefix` and `max_priority`, and as of `@handler` `atomic`, `timeout`,
-    `max_attempts`, `backoff`, `batch` and `rehearse`; docs/how-to/django-tasks.md says what each of them does.
+    Its `OPTIONS` are `using`, `database`, `prefix` and `max_priority`, and those of `@handler` that concern how a task
+    runs: `atomic`, `timeout`, `max_attempts`, `backoff`, `batch` and `rehearse`. The page *Django's tasks* explains
+        each of them.
     """
 
     supports_async_task = True

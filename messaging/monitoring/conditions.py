@@ -185,13 +185,13 @@ def failures_rising(now: Snapshot) -> Iterator[Condition]:
         usual = sum(before) * 2 * BUCKET / BEFORE
         if newest <= limit("few_failures") or newest <= limit("rise") * usual:
             continue
-        words = _("Failures are rising: %(count)s within %(minutes)d minutes; usual are %(usual)d.") % {
+        words = _("Failures are rising: %(count)s within %(minutes)d minutes, instead of the usual %(usual)d.") % {
             "count": f"{newest:,}",
             "minutes": 2 * BUCKET,
             "usual": round(usual),
         }
         if silenced:
-            words += " " + _("Beside them %(count)s of silenced groups.") % {"count": f"{silenced:,}"}
+            words += " " + _("In silenced groups: %(count)s more.") % {"count": f"{silenced:,}"}
         fix = _("Look at what they have in common: often the newest release, or a service that is away.")
         yield Condition("failures_rising", "warning", alias, words, fix, "failuregroup/", alias=alias)
 

@@ -97,7 +97,7 @@ def _fit(row: ProcessedMessage, round_: int, handler: Handler | None) -> tuple[H
     if handler is None:
         raise CannotBeRehearsed(_("No handler takes it."))
     if not (handler.rehearse and handler.atomic):
-        raise CannotBeRehearsed(_("Its handler does not say rehearse=True."))
+        raise CannotBeRehearsed(_("Its handler is not registered with rehearse=True."))
     if handler.database != row._state.db:
         text = _("Its handler works in the database “%(name)s”, and the message is in another one.")
         raise CannotBeRehearsed(text % {"name": handler.database})

@@ -41,25 +41,29 @@ def answer(
 ) -> PublishedMessage:
     """Answer a message from within its handler: the answer is sent if the handler's transaction commits.
 
-    It goes straight to the queue that `message.reply_to` names, with the same correlation id: the message's own id
-    where it has none.
+    The answer goes straight to the queue that `message.reply_to` names. It has the correlation id of the message, or,
+    if the message has none, the message's own id.
 
     Args:
-        message: what is answered; in a batch, one of its messages.
-        payload: the answer.
-        headers: as for `publish()`, and so is what follows.
-        message_id: up to 255 bytes; a UUID unless given.
-        content_type: decides how text is encoded; guessed from the payload unless given.
-        content_encoding: "gzip" or "deflate" compress what is not bytes.
+        message: the message to answer; in a batch, one of the batch.
+        payload: the answer, as for `publish()`.
+        headers: plain values, as for `publish()`.
+        message_id: up to 255 bytes; a new UUID by default.
+        content_type: decides how text is encoded; by default it is guessed from the payload.
+        content_encoding: "gzip" or "deflate" compresses a payload that is not bytes.
         type: the answer's type, up to 255 bytes.
         reply_to: the queue that expects an answer to the answer.
         priority: 0 to 255.
-        expiration: seconds after which the broker may drop it from a queue.
-        mandatory: whether it is an error that its queue is gone. Say so where that is a lasting queue of a service.
+        expiration: seconds after which the broker may drop the answer from a queue.
+        mandatory: whether it is an error if the queue is gone. Pass True if `reply_to` names a permanent queue.
 
-    Returns the outbox row. Raises Reject where the message does not say where to, or says nothing that can be used:
-    that fails the message for good, since it will never say more. Raises PublishError for an answer that can never be
-    sent, and outside of handlers.
+    Returns:
+        The outbox row.
+
+    Raises:
+        Reject: the message has no `reply_to`, or one that cannot be a queue. A handler that lets it pass fails the
+            message for good, because the next attempt would see the same.
+        PublishError: the answer can never be sent, or no handler is running.
     """
     current = handler_context.get()
     if current is None:
@@ -87,7 +91,20 @@ def answer(
 
 
 async def aanswer(message: ReceivedMessage, payload: Any, **options: Any) -> PublishedMessage:
-    """`answer()` for async handlers; takes the same arguments."""
+    """`answer()` for async handlers.
+
+    Args:
+        message: the message to answer.
+        payload: the answer.
+        options: the other arguments of `answer()`.
+
+    Returns:
+        The outbox row.
+
+    Raises:
+        Reject: as for `answer()`.
+        PublishError: as for `answer()`.
+    """
     return await sync_to_async(lambda: whole(answer(message, payload, **options)))()
 
 
@@ -103,7 +120,7 @@ def _queue_of(message: ReceivedMessage, current: HandlerContext) -> str:
     if queue == message.queue:
         raise Reject(f'The reply_to of the message is its own queue "{queue}", where answers would be handled again.')
     if living_queue(queue) in queues_of(current.using) - {queue}:
-        raise Reject(f'The reply_to "{queue}" of the message is for dead letters, and no answer is one.')
+        raise Reject(f'The reply_to "{queue}" of the message is a queue of dead letters, which takes no answers.')
     return queue
 
 

@@ -55,29 +55,35 @@ def publish(
     """Publish a message: it is sent once the caller's transaction has committed, and not at all if it rolls back.
 
     Args:
-        routing_key: up to 255 bytes; or an `Event`, which says exchange, type and alias as well.
-        payload: bytes and text are sent as they are, a `CloudEvent` as that, anything else as JSON.
+        routing_key: up to 255 bytes; or an `Event`, which names the exchange, the type and the alias as well.
+        payload: bytes and text are sent as they are; a `CloudEvent` is sent as one; anything else is encoded as JSON.
         exchange: None for the alias's `EXCHANGE`; "" for the default exchange.
-        queue: send straight to this queue, past all exchanges; its consumer still sees `routing_key`.
-        headers: plain values; names that begin with "x-messaging-" are ours, except "x-messaging-version".
-        message_id: up to 255 bytes; a UUID unless given. A consumer processes each id once.
-        correlation_id: inside a handler, that of the handled message unless given.
-        content_type: decides how text is encoded; guessed from the payload unless given. A CloudEvent is structured
-            with "application/cloudevents+json", else binary.
-        content_encoding: "gzip" or "deflate" compress what is not bytes; bytes are sent as they are, whatever it says.
-        type: the message's type, up to 255 bytes.
+        queue: sends the message straight to this queue, past all exchanges; the consumer still sees `routing_key`.
+        headers: plain values. Names that begin with "x-messaging-" are reserved, except "x-messaging-version".
+        message_id: up to 255 bytes; a new UUID by default. A consumer processes each id once.
+        correlation_id: by default, inside a handler, the correlation id of the message that it handles.
+        content_type: decides how text is encoded; by default it is guessed from the payload. A CloudEvent is structured
+            with "application/cloudevents+json", and binary with anything else.
+        content_encoding: "gzip" or "deflate" compresses the payload. A payload of bytes is sent as it is in any case.
+        type: the message type, up to 255 bytes.
         reply_to: the queue that expects an answer, up to 255 bytes.
         priority: 0 to 255.
-        expiration: seconds after which the broker may drop it from a queue.
-        mandatory: whether it is an error that no queue takes it.
-        delay: seconds to wait before sending.
-        at: when to send, instead of `delay`: an aware datetime; a naive one, in `TIME_ZONE`, with `USE_TZ = False`.
+        expiration: seconds after which the broker may drop the message from a queue.
+        mandatory: whether it is an error if no queue takes the message.
+        delay: seconds to wait before the message is sent.
+        at: when to send the message, instead of `delay`: an aware datetime; with `USE_TZ = False` a naive one in
+            `TIME_ZONE`.
         using: alias of `MESSAGING`.
-        database: whose outbox; the handler's inside a handler, else what the database router says. Name it to publish
-            inside a transaction of another database, which the message is then no part of.
+        database: the database whose outbox takes the message. By default it is the handler's inside a handler, and
+            elsewhere the one that the database router chooses. Name it to publish while a transaction of another
+            database is open: the message is then no part of that transaction.
 
-    Returns the outbox row. Raises PublishError for what can never be sent, ConfigurationError for an unknown alias or a
-    database that no relay serves.
+    Returns:
+        The outbox row.
+
+    Raises:
+        PublishError: the message can never be sent. Nothing was written.
+        ConfigurationError: there is no such alias, or no relay serves that database.
     """
     if isinstance(routing_key, Event) and using == conf.DEFAULT_ALIAS:
         using = routing_key.using
@@ -105,7 +111,20 @@ def publish(
 def publish_many(
     messages: Iterable[Message], *, using: str = conf.DEFAULT_ALIAS, database: str | None = None
 ) -> list[PublishedMessage]:
-    """Publish messages with few statements; all or none. Arguments and errors as for `publish()`."""
+    """Publish several messages with few statements: all of them or none.
+
+    Args:
+        messages: what to publish; a generator will do.
+        using: alias of `MESSAGING`.
+        database: the database whose outbox takes the messages, as for `publish()`.
+
+    Returns:
+        The outbox rows, in the same order.
+
+    Raises:
+        PublishError: one of the messages can never be sent. None was written.
+        ConfigurationError: there is no such alias, or no relay serves that database.
+    """
     settings = conf.get(using)
     current = handler_context.get()
     composer = Composer(settings, current, database)
@@ -135,12 +154,37 @@ def publish_many(
 
 
 async def apublish(routing_key: str, payload: Any, **options: Any) -> PublishedMessage:
-    """`publish()` for async code; takes the same arguments."""
+    """`publish()` for async code.
+
+    Args:
+        routing_key: as for `publish()`.
+        payload: as for `publish()`.
+        options: the other arguments of `publish()`.
+
+    Returns:
+        The outbox row.
+
+    Raises:
+        PublishError: as for `publish()`.
+        ConfigurationError: as for `publish()`.
+    """
     return await sync_to_async(lambda: whole(publish(routing_key, payload, **options)))()
 
 
 async def apublish_many(messages: Iterable[Message], **options: Any) -> list[PublishedMessage]:
-    """`publish_many()` for async code; takes the same arguments."""
+    """`publish_many()` for async code.
+
+    Args:
+        messages: what to publish.
+        options: the other arguments of `publish_many()`.
+
+    Returns:
+        The outbox rows, in the same order.
+
+    Raises:
+        PublishError: as for `publish_many()`.
+        ConfigurationError: as for `publish_many()`.
+    """
     given = list(messages)
     return await sync_to_async(lambda: list(map(whole, publish_many(given, **options))))()
 

@@ -32,16 +32,17 @@ def published(
     using: str = conf.DEFAULT_ALIAS,
     database: str | None = None,
 ) -> list[PublishedMessage]:
-    """What this test published, in order: sent or not, scheduled or not; without drafts and without retries.
+    """What this test published, in order: whether sent or not, scheduled or not. Drafts and retries are left out.
 
     Args:
-        routing_key: a routing key, or a pattern (`*` one word, `#` any number); None for all.
-        queue: only what was published straight to this queue.
-        exchange: only what was published to this exchange.
+        routing_key: a routing key, or a pattern (`*` stands for one word, `#` for any number); None for all.
+        queue: only messages that were published straight to this queue.
+        exchange: only messages that were published to this exchange.
         using: alias of `MESSAGING`.
-        database: whose outbox; all that the alias uses and the test may read unless given.
+        database: the database whose outbox is read; by default every one that the alias uses and the test may read.
 
-    Returns outbox rows, with `payload`, `headers`, `routing_key`, `queue`, `publish_at`, `message_id` and so on.
+    Returns:
+        Outbox rows, with `payload`, `headers`, `routing_key`, `queue`, `publish_at`, `message_id` and so on.
     """
     rows = [
         row
@@ -69,16 +70,23 @@ def assert_published(
 
     Args:
         routing_key: a routing key or a pattern; None for any.
-        payload: as it was published or as it arrives; `unittest.mock.ANY` stands for any, in parts of it too.
-        queue: the queue that it was published straight to; "" for none.
-        exchange: the exchange that it was published to; "" for the default exchange.
-        headers: headers that it must have; it may have others.
-        count: how many there must be; None for at least one.
-        using: see `published()`.
-        database: see `published()`.
+        payload: the payload, as it was published or as it arrives. `unittest.mock.ANY` stands for any value, also
+            within it.
+        queue: the queue that the message was published straight to; "" for none.
+        exchange: the exchange that the message was published to; "" for the default exchange.
+        headers: headers that the message must have; it may have others.
+        count: how many such messages there must be; None for at least one.
+        using: as for `published()`.
+        database: as for `published()`.
         fields: other fields of the row, such as `correlation_id=`, `priority=` or `state=`.
 
-    Returns the rows that match, in order. Raises AssertionError saying what was published, and what comes nearest.
+    Returns:
+        The rows that match, in order.
+
+    Raises:
+        AssertionError: the number of matching messages is another. The text lists what was published, and says what
+            differs in the message that comes nearest.
+        TypeError: an outbox row has no such field.
     """
     __tracebackhide__ = True
     wanted = _wanted(routing_key, payload, queue, exchange, headers, fields)
@@ -105,7 +113,22 @@ def assert_not_published(
     database: str | None = None,
     **fields: Any,
 ) -> None:
-    """Assert that no such message was published; without arguments, that nothing was. See `assert_published()`."""
+    """Assert that no such message was published; without arguments, that none was.
+
+    Args:
+        routing_key: a routing key or a pattern; None for any.
+        payload: as for `assert_published()`.
+        queue: the queue that the message was published straight to; "" for none.
+        exchange: the exchange that the message was published to; "" for the default exchange.
+        headers: headers that the message must have; it may have others.
+        using: as for `published()`.
+        database: as for `published()`.
+        fields: other fields of the row, such as `correlation_id=`, `priority=` or `state=`.
+
+    Raises:
+        AssertionError: there is such a message. The text lists all of them.
+        TypeError: an outbox row has no such field.
+    """
     __tracebackhide__ = True
     wanted = _wanted(routing_key, payload, queue, exchange, headers, fields)
     matching = [row for row in published(using=using, database=database) if not differences(row, wanted)]
@@ -122,19 +145,27 @@ def drain(
     limit: int = LIMIT,
     using: str = conf.DEFAULT_ALIAS,
 ) -> Drained:
-    """Do what relay and consumer would, here and now: send what is due, and process what handlers of this site take.
+    """Do the work of the relay and of the consumer now: send what is due, and process what this site's handlers take.
 
-    Handlers run as in production, in transactions of their own, with retries, until nothing is due. Inside the
-    transaction of a `TestCase` savepoints stand for their transactions. No time limit (`timeout=`) is watched.
+    Handlers run as in production, in transactions of their own and with retries, until nothing is due. Inside the
+    transaction of a `TestCase`, savepoints take the place of these transactions. The `timeout` of a handler is ignored.
 
     Args:
-        within: seconds that pass meanwhile; delays and pauses before retries that end within them are over.
-        raise_errors: whether the first error of a handler is raised, after it was recorded and all is done. False to
+        within: how many seconds are taken to pass meanwhile. Delays, and pauses before retries, that end within this
+            time are over at once.
+        raise_errors: whether to raise the first error of a handler, once everything is done and recorded. Pass False to
             look at the rows instead.
-        limit: messages after which it gives up, because handlers publish to each other without an end.
+        limit: the number of messages after which it gives up, since handlers may publish to each other without an end.
         using: alias of `MESSAGING`.
 
-    Returns what became of the messages. Raises what a handler raised, and RuntimeError inside an `atomic()` block.
+    Returns:
+        What became of the messages.
+
+    Raises:
+        Exception: what a handler raised.
+        MessagingError: more than `limit` messages were to be sent.
+        RuntimeError: it was called inside an `atomic()` block.
+        ValueError: `within` is negative, or more than ten years.
     """
     __tracebackhide__ = True
     drained = Drain(using, limit).run(_seconds(within))

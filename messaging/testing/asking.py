@@ -24,19 +24,26 @@ SPARE = 60.0  # seconds for which the broker keeps a queue of answers whose proc
 def ask(
     routing_key: str, payload: Any, *, timeout: float = 10.0, using: str = conf.DEFAULT_ALIAS, **options: Any
 ) -> ReceivedMessage:
-    """Publish a message, and wait for the answer to it, in a queue that is made for that and deleted afterwards.
+    """Publish a message and wait for the answer, in a queue that is made for it and deleted afterwards.
 
-    A relay and whoever answers have to run elsewhere. Not for web requests: see *Request and reply*.
+    A relay and the service that answers have to run in other processes. Do not call it in web requests: the page
+    *Request and reply* says why.
 
     Args:
-        routing_key: of the question.
-        payload: of the question.
+        routing_key: the routing key of the question.
+        payload: the payload of the question.
         timeout: seconds to wait for the answer.
         using: alias of `MESSAGING`.
-        options: further arguments of `publish()`, but for `reply_to` and `correlation_id`.
+        options: other arguments of `publish()`, except `reply_to` and `correlation_id`.
 
-    Returns the answer. Raises TimeoutError where none comes in time; the question stays published, and may still be
-    handled. Raises RuntimeError inside a transaction, BrokerUnavailable, and what `publish()` raises.
+    Returns:
+        The answer.
+
+    Raises:
+        TimeoutError: no answer came in time. The question stays published, and may still be handled.
+        RuntimeError: it was called inside a transaction, so that the question would be sent only after its end.
+        BrokerUnavailable: the broker cannot be reached.
+        PublishError: as for `publish()`.
     """
     if any(connection.in_atomic_block for connection in connections.all(initialized_only=True)):
         raise RuntimeError("ask() was called inside a transaction: the question would be sent only after its end.")

@@ -21,11 +21,11 @@ class Drained:
     """What `drain()` did.
 
     Attributes:
-        processed: inbox rows that ended processed, in the order of their first attempts.
-        retrying: inbox rows that failed and wait for another attempt; `attempt_set` has the attempts so far.
-        failed: inbox rows that rest as failed.
-        sent_elsewhere: outbox rows that no handler here takes: they are for other services.
-        errors: what handlers raised, in order, and why messages were failed without a handler.
+        processed: inbox rows of messages that were processed, in the order of their first attempts.
+        retrying: inbox rows of messages that wait for another attempt; `attempt_set` has the attempts so far.
+        failed: inbox rows of messages that rest as failed.
+        sent_elsewhere: outbox rows of messages that no handler of this site takes, because they are for other services.
+        errors: what handlers raised, in order, and the reasons of messages that failed without a handler.
     """
 
     processed: list[ProcessedMessage] = field(default_factory=list)

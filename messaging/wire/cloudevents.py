@@ -34,19 +34,19 @@ _CONTENT = frozenset({*REQUIRED, *OPTIONAL, "data"})
 
 @dataclass(frozen=True, kw_only=True)
 class CloudEvent:
-    """A CloudEvent, version 1.0: given to `publish()` as the payload, and found as `message.cloud_event`.
+    """A CloudEvent, version 1.0: pass it to `publish()` as the payload, and read it as `message.cloud_event`.
 
     Attributes:
         type: what happened, such as "com.example.order.placed".
-        source: where, as a URI reference; two events are the same if source and id are.
-        data: what it is about; of a received event the message's payload.
-        id: "" for a new one, which is made when it is published.
-        time: when it happened; None for the time at which it is published, or where its publisher did not say.
-        subject: what of the source it is about; "" for nothing.
-        datacontenttype: content type of the data; "" for the one that the data suggests.
+        source: where it happened, as a URI reference. Two events with the same source and id are the same event.
+        data: the event's content. In a received event it is the message's payload.
+        id: the event's id; "" for a new one, which is made when the event is published.
+        time: when it happened. None stands for the time of publishing, and in a received event for an unknown time.
+        subject: the part of the source that the event is about; "" for none.
+        datacontenttype: content type of the data; "" to guess it from the data.
         dataschema: URI of the schema of the data; "" for none.
-        extensions: further attributes: names of small letters and digits, values of text, bytes, True, False or whole
-            numbers of 32 bits.
+        extensions: further attributes. Names consist of lower-case letters and digits; values are text, bytes, True,
+            False or whole numbers of 32 bits.
     """
 
     type: str

@@ -181,7 +181,7 @@ def test_a_group_is_silenced_and_heard_again(admin_client: Client, settings: Any
     settings.MESSAGING_CONSOLE = {"RELEASE": "2.0"}
     found = group(last_release="1.9")
     ask = page(admin_client, of(found, "silence"))
-    assert "Not beyond release 2.0" in ask
+    assert "Only up to release 2.0" in ask
     admin_client.get(of(found, "unsilence"))
     admin_client.post(of(found, "silence"), {"length": "nonsense"})
     found.refresh_from_db()

@@ -56,7 +56,7 @@ def test_one_that_was_tried_is_linked_and_goes_on_when_told(admin_client: Client
     run_waiting("default", "w")
     assert ProcessedMessage.objects.filter(state="requeued").count() == 3
     again = admin_client.post(f"{OPERATIONS}{operation.pk}/go-on/", follow=True).content.decode()
-    assert "does not wait for your word" in again
+    assert "is not waiting for your confirmation" in again
 
 
 def test_the_list_is_filtered_by_state(admin_client: Client) -> None:

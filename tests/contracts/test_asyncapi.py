@@ -218,5 +218,5 @@ def test_an_earlier_document_that_cannot_be_read_is_said_in_words(tmp_path: Path
 @pytest.mark.usefixtures("shop")
 def test_two_types_of_one_address_are_refused() -> None:
     Event("orders.placed", model("Other", order=int), exchange="messaging")
-    with pytest.raises(CommandError, match="Two events have one address and different types"):
+    with pytest.raises(CommandError, match="Two events have the same exchange and routing key, but different types"):
         run()

@@ -280,7 +280,9 @@ def test_a_silenced_group_raises_no_alarm_and_is_counted_all_the_same(django_ass
     silence(group, ANN)
     assert alarms() == []
     rising("b" * 32)
-    assert alarms() == ["Failures are rising: 10 within 20 minutes; usual are 0. Beside them 10 of silenced groups."]
+    assert alarms() == [
+        "Failures are rising: 10 within 20 minutes, instead of the usual 0. In silenced groups: 10 more."
+    ]
     with django_assert_num_queries(2):
         now = snapshot.read()
     assert (now.quiet, now.recent) == ({"default": {"a" * 32}}, {"default": 1})

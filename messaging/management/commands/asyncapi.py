@@ -67,7 +67,9 @@ class Command(MessagingCommand):
         events.discover()
         aliases = sorted(conf.aliases())
         for first, second in conflicts(events.all(), {alias: conf.get(alias).exchange for alias in aliases}):
-            raise ConfigurationError(f"Two events have one address and different types: {first!r} and {second!r}.")
+            raise ConfigurationError(
+                f"Two events have the same exchange and routing key, but different types: {first!r} and {second!r}."
+            )
         sites = [
             Site(conf.get(alias), topology.build(alias).queues, registry.all(alias), events.all(alias))
             for alias in aliases
@@ -115,17 +117,17 @@ def _read(baseline: Path) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         if baseline.suffix not in (".yaml", ".yml"):
-            raise ConfigurationError(f"It is no JSON: {error}.") from error
+            raise ConfigurationError(f"It is not JSON: {error}.") from error
     yaml = _yaml()
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigurationError("It is no YAML.") from error
+        raise ConfigurationError("It is not YAML.") from error
 
 
 def _yaml() -> Any:
     try:
         import yaml
     except ImportError:
-        raise CommandError("YAML takes PyYAML, which is not installed; JSON takes nothing.") from None
+        raise CommandError("YAML needs PyYAML, which is not installed; JSON needs nothing.") from None
     return yaml

@@ -47,7 +47,7 @@ class Command(MessagingCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Requeue in batches, each in its own transaction, and print what was done."""
         if options["not_back_since"] and options["state"] not in ProcessedMessage.AWAITING:
-            raise CommandError("--not-back-since takes --state retrying or --state requeued.")
+            raise CommandError("--not-back-since needs --state retrying or --state requeued.")
         manager = ProcessedMessage.objects.using(database_of(ProcessedMessage, options))
         ids = select(manager.all(), options)[: options["limit"]]
         if options["dry_run"]:

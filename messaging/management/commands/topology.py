@@ -111,7 +111,11 @@ class Command(MessagingCommand):
         except MessagingError as error:
             returncode = UNREACHABLE if isinstance(error, BrokerUnavailable) else 1
             raise CommandError(f"{alias}: {error}", returncode=returncode) from error
-        self.stdout.write(self.style.SUCCESS(f'Removed: queue "{queue}" gets "{key}" no more. It keeps what it holds.'))
+        self.stdout.write(
+            self.style.SUCCESS(
+                f'Removed: queue "{queue}" gets no more messages with "{key}". It keeps those that it has.'
+            )
+        )
 
     def _ask(self, question: str) -> None:
         try:
