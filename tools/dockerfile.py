@@ -48,7 +48,8 @@ class Image:
         changed = ["--userspec", f"{self.user}:{self.user}"] if self.user != "0" else []
         inside = shlex.join(["chroot", *changed, str(self.root), "/bin/sh", "-c", 'cd "$0" && exec "$@"', self.folder])
         # Nothing that is mounted is to be seen outside; within a changed root, which cannot be made private, it is not.
-        script = f'mount --make-rprivate / 2>/dev/null; mount -t proc proc {shlex.quote(str(self.root))}/proc && exec {inside} "$@"'
+        private = "mount --make-rprivate / 2>/dev/null"
+        script = f'{private}; mount -t proc proc {shlex.quote(str(self.root))}/proc && exec {inside} "$@"'
         namespaces = ["--pid", "--fork", "--kill-child", "--mount", "--propagation", "unchanged"]
         return ["unshare", *namespaces, "sh", "-c", script, "sh", *words]
 

@@ -100,9 +100,7 @@ def test_waits_and_runs_are_counted_into_their_steps() -> None:
 
 @pytest.mark.django_db
 def test_of_a_large_batch_some_tell_the_wait_of_their_neighbours() -> None:
-    counters.add_processed(
-        "default", "billing", 0.25, [new_id(-60 if number < 250 else -3) for number in range(500)]
-    )
+    counters.add_processed("default", "billing", 0.25, [new_id(-60 if number < 250 else -3) for number in range(500)])
     counters.write("default")
     row = Counter.objects.get()
     long, short = (getattr(row, WAITS[bisect_left(BOUNDS, seconds)]) for seconds in (60.0, 3.0))
