@@ -21,7 +21,7 @@ DOCS = ROOT / "docs"
 PAGES = [README, README_ZH, *sorted(DOCS.rglob("*.md"))]
 
 # Pages that are run from top to bottom in a fresh site.
-STORIES = ("embed", "move-to-rabbitmq", "foreign-queue")
+STORIES = ("embed", "move-to-rabbitmq", "foreign-queue", "two-services", "from-pika")
 WALKED = [DOCS / "tutorial.md", *(DOCS / "how-to" / f"{name}.md" for name in STORIES)]
 
 FENCE = re.compile(
