@@ -40,10 +40,10 @@ DOCUMENTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 # tests/backends/test_rabbitmq_permissions.py gives to accounts, "tasks", run by tests/django_tasks/test_page.py,
 # "tracing", run by tests/monitoring/test_spans.py, and "hosts", which tests/hosts/ puts into projects of others;
 # "certificates" and the commands of a backup are run in tests/deploy/; "middleware", "ask" and "replies" beside this,
-# in test_middleware.py and test_request_reply.py.
+# in test_middleware.py and test_request_reply.py, and "celery" and "migrated" in test_from_celery.py.
 KINDS = {
     "python": {"runs", "handlers", "settings", "signals", "pika", "testing", "redact", "logging", "sentry", "tracing"}
-    | {"middleware", "ask", "replies", "tasks", "hosts"},
+    | {"middleware", "ask", "replies", "tasks", "hosts", "celery", "migrated"},
     "sh": {"", "systemctl", "cluster", "permissions", "certificates", "containers", "save", "restore", "send again"},
     "ini": {"systemd", "environment", "rabbitmq conf", "shipped"},
     "text": {"", "drawing", "layers", "statements"},

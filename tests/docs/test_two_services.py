@@ -47,7 +47,10 @@ class Company:
     def start(self, name: str, said: str) -> None:
         """Do what the page says to start one of the three, and wait until it says so."""
         self._walk.do(next(block for block in BLOCKS if (block.kind, block.argument) == ("terminal", name)))
-        wait_until(lambda: said in self._walk.output_of(name), what=said)
+        try:
+            wait_until(lambda: said in self._walk.output_of(name), deadline=240, what=said)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{name} said:\n{self._walk.output_of(name)}") from None
 
     def start_courier(self) -> None:
         self.start("courier", "The courier waits.")
@@ -70,7 +73,7 @@ class Company:
 
     def wait_for(self, which: str, *numbers: int) -> None:
         """Wait until these orders, and no others, are `reserved` or `sent`."""
-        wait_until(lambda: self.orders(which) == list(numbers), deadline=120, interval=0.5, what=f"{which}: {numbers}")
+        wait_until(lambda: self.orders(which) == list(numbers), deadline=240, interval=0.5, what=f"{which}: {numbers}")
 
     def processed(self, name: str, queue: str) -> int:
         """How many messages of a queue are in the site's inbox, all of them processed."""
