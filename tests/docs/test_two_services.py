@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
 from uuid import uuid4
 
 import environ
+import pika
 import pytest
 
 from tests.acceptance.clients import depth
@@ -24,9 +27,25 @@ SITES = ("shop", "warehouse")
 
 
 def test_it_is_done_from_top_to_bottom(tmp_path: Path, vhost_url: str) -> None:
-    walk = Walk(folder_in(tmp_path), broker=vhost_url, deeds={"stop the warehouse": lambda w: w.interrupt("warehouse")})
+    walk = Walk(folder_in(tmp_path), broker=vhost_url, deeds=DEEDS)
     walk.type(f"export PYTHONPATH='{ROOT}'")
     walk.follow(PAGE)
+
+
+def wait_for_return(walk: Walk) -> None:
+    """Until the broker has returned the message of the shop."""
+
+    def tries() -> int:
+        with closing(sqlite3.connect(walk.folder / "shop" / "db.sqlite3")) as connection:
+            return int(connection.execute("SELECT MAX(attempts) FROM messaging_publishedmessage").fetchone()[0])
+
+    wait_until(lambda: tries() >= 1, what="the return")
+
+
+DEEDS = {
+    "give it time to be returned": wait_for_return,
+    "stop the warehouse": lambda walk: walk.interrupt("warehouse"),
+}
 
 
 class Company:
@@ -43,6 +62,7 @@ class Company:
                     settings.write(f'DATABASES["default"] = {environ.Env.db_url_config(databases[name])!r}\n')
         self.in_site("warehouse", 'from stock.models import Item; Item.objects.filter(sku="A-17").update(pieces=100)')
         self.kill, self.wait, self.close = self._walk.kill, self._walk.wait, self._walk.close
+        self.output_of = self._walk.output_of
 
     def start(self, name: str, said: str) -> None:
         """Do what the page says to start one of the three, and wait until it says so."""
@@ -105,6 +125,12 @@ def company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
         server.drop(names[site])
 
 
+def publish_to_courier(url: str, body: bytes) -> None:
+    """Put a message into the script's queue."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        connection.channel().basic_publish("", "courier", body, pika.BasicProperties(delivery_mode=2))
+
+
 def folder_in(path: Path) -> Path:
     (path / "company").mkdir()
     return path / "company"
@@ -124,6 +150,12 @@ def test_the_warehouse_may_start_first_and_who_never_declared_its_queue_gets_no_
     ours.wait_for("sent", 18)
     assert depth(vhost_url, "courier") == 0
     assert ours.orders("reserved") == [17, 18]
+    publish_to_courier(vhost_url, b'{"order": 18}')  # as if it had died before its acknowledgement
+    ours.place(19)
+    ours.wait_for("sent", 18, 19)
+    assert ours.output_of("courier").count("Carried away: order 18") == 2
+    assert ours.output_of("shop").count("Sent: order 18") == 1
+    assert ours.processed("shop", "shop.parcels") == 2
 
 
 @pytest.mark.slow
