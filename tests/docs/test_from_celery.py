@@ -12,6 +12,8 @@ import pytest
 
 from tests.docs.blocks import DOCS, Block, blocks_of, find
 from tests.site import ROOT
+from tests.waiting import wait_until
+from tools.janitor import Janitor
 
 PAGE = DOCS / "how-to" / "from-celery.md"
 SITE = """
@@ -95,28 +97,45 @@ send_receipt.apply(args=[17], throw=True)
 """
 
 
-def test_what_the_page_shows_works(tmp_path: Path) -> None:
+CELERY_SITE = """
+from celery import Celery
+
+app = Celery("shop", broker="{broker}")
+app.set_default()
+app.conf.broker_connection_retry_on_startup = True
+app.autodiscover_tasks(["shop"], force=True)
+"""
+WHO_SENDS = """
+import os
+import sys
+
+
+def send(order):
+    with open("sent", "a") as file:
+        file.write(f"{order} by {'worker' if 'worker' in sys.argv else 'consume'}" + os.linesep)
+"""
+
+
+@pytest.fixture
+def celery() -> str:
+    """The Python of an environment with Celery; skips where there is none."""
+    python = ROOT / "var" / "bench" / "venv-celery" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("needs Celery, which `make bench` installs into an environment of its own")
+    return str(python)
+
+
+def write_site(folder: Path, *kinds: str, settings: str = SITE) -> dict[str, str]:
+    """Write the files of the page; returns the environment in which they are a site."""
     for block in blocks_of(PAGE):
-        if block.kind == "migrated":
-            path = tmp_path / block.title
-            for folder in (path.parent, *path.parent.parents):
-                if tmp_path in folder.parents:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    (folder / "__init__.py").touch()
-            path.write_text((SITE if block.title == "settings.py" else "") + present(block))
-    (tmp_path / "shop" / "tests.py").write_text(TESTS)
-    env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "DJANGO_SETTINGS_MODULE": "settings"}
-    for command in (["check"], ["test", "shop"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "django", *command],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert f"Ran {TESTS.count('def test_')} tests" in done.stderr
+        if block.kind in kinds:
+            path = folder / block.title
+            for parent in (path.parent, *path.parent.parents):
+                if folder in parent.parents:
+                    parent.mkdir(parents=True, exist_ok=True)
+                    (parent / "__init__.py").touch()
+            path.write_text((settings if block.title == "settings.py" else "") + present(block))
+    return os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "DJANGO_SETTINGS_MODULE": "settings"}
 
 
 def present(block: Block) -> str:
@@ -124,22 +143,71 @@ def present(block: Block) -> str:
     return block.text if django.VERSION >= (6, 0) else block.text.replace("django.tasks", "django_tasks")
 
 
-@pytest.mark.parametrize("block", find("celery"), ids=str)
-def test_celery_takes_its_own(block: Block) -> None:
+def said(folder: Path, env: dict[str, str], *command: str) -> str:
+    """Run a command to its end and return what it says."""
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_what_the_page_shows_works(tmp_path: Path) -> None:
+    env = write_site(tmp_path, "migrated")
+    (tmp_path / "shop" / "tests.py").write_text(TESTS)
+    said(tmp_path, env, sys.executable, "-m", "django", "check")
+    told = said(tmp_path, env, sys.executable, "-m", "django", "test", "shop")
+    assert f"Ran {TESTS.count('def test_')} tests" in told
+
+
+def test_what_is_celerys_is_python() -> None:
+    (block,) = find("celery")
     compile(block.text, str(block), "exec")
-    python = next(
-        filter(has_celery, (Path(sys.executable), ROOT / "var" / "bench" / "venv-celery" / "bin" / "python")), ""
-    )
-    if not python:
-        pytest.skip("needs Celery, which `make bench` installs into an environment of its own")
-    code = CELERY.format(block=block.text)
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr
 
 
-def has_celery(python: Path) -> bool:
-    """Whether an environment has it."""
-    return (
-        python.exists()
-        and not subprocess.run([python, "-c", "import celery"], capture_output=True, check=False).returncode
-    )
+def test_celery_has_the_defaults_that_are_told(tmp_path: Path, celery: str) -> None:
+    (block,) = find("celery")
+    said(tmp_path, dict(os.environ), celery, "-c", CELERY.format(block=block.text))
+
+
+@pytest.mark.slow
+@pytest.mark.broker
+def test_both_run_side_by_side_in_one_virtual_host(tmp_path: Path, celery: str, vhost_url: str) -> None:
+    options = {"transaction_mode": "IMMEDIATE", "timeout": 20, "init_command": "PRAGMA journal_mode=WAL"}
+    here = f"""
+MESSAGING["default"]["URL"] = "{vhost_url}"
+DATABASES["default"] |= {{"NAME": "{tmp_path}/db.sqlite3", "OPTIONS": {options!r}}}
+"""
+    env = write_site(tmp_path, "migrated", "celery", settings=SITE + here)
+    (tmp_path / "celery_site.py").write_text(CELERY_SITE.format(broker=vhost_url))
+    (tmp_path / "shop" / "receipts.py").write_text(WHO_SENDS)
+    theirs = {name: value for name, value in env.items() if name != "DJANGO_SETTINGS_MODULE"}
+    theirs |= {"PYTHONPATH": str(tmp_path)}
+    said(tmp_path, env, sys.executable, "-m", "django", "migrate", "--run-syncdb")
+    commands = {
+        "worker": ([celery, "-m", "celery", "--app=celery_site", "worker", "--pool=solo"], theirs),
+        "consume": ([sys.executable, "-m", "django", "consume", "--no-reload"], env),
+    }
+    janitor = Janitor()
+    processes = []
+    try:
+        for name, (command, environment) in commands.items():
+            with (tmp_path / f"{name}.log").open("wb") as log:
+                process = subprocess.Popen(
+                    command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
+                )
+            processes.append(process)
+            janitor.watch(process.pid)
+        code = "import celery_site; from shop.tasks import send_receipt; [send_receipt.delay(n) for n in range(3)]"
+        said(tmp_path, theirs, celery, "-c", code)
+        code = "from shop.orders import place; [place(n) for n in range(3, 6)]"
+        said(tmp_path, env, sys.executable, "-m", "django", "shell", "-c", code)
+        sent = tmp_path / "sent"
+        wait_until(lambda: sent.exists() and len(sent.read_text().splitlines()) >= 6, deadline=120, what="six receipts")
+        lines = sorted(sent.read_text().splitlines())
+        assert lines == [*(f"{n} by worker" for n in range(3)), *(f"{n} by consume" for n in range(3, 6))]
+    except AssertionError as error:
+        logs = "".join((tmp_path / f"{name}.log").read_text() for name in commands)
+        raise AssertionError(f"{error}\n{logs}") from error
+    finally:
+        janitor.close()
+        for process in processes:
+            process.wait()
