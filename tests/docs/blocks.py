@@ -24,7 +24,7 @@ PAGES = [README, README_ZH, *sorted(DOCS.rglob("*.md"))]
 CHINESE = {page: DOCS / page.relative_to(DOCS / "zh") for page in PAGES if page.is_relative_to(DOCS / "zh")}
 
 # Pages that are run from top to bottom in a fresh site.
-STORIES = ("embed", "move-to-rabbitmq", "foreign-queue")
+STORIES = ("embed", "move-to-rabbitmq", "foreign-queue", "two-services", "from-pika")
 WALKED = [DOCS / "tutorial.md", *(DOCS / "how-to" / f"{name}.md" for name in STORIES)]
 
 FENCE = re.compile(

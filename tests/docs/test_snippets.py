@@ -39,11 +39,12 @@ DOCUMENTS = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md
 # "logging" and "sentry", which test_logs.py there gives to a site, "permissions", which
 # tests/backends/test_rabbitmq_permissions.py gives to accounts, "tasks", run by tests/django_tasks/test_page.py,
 # "tracing", run by tests/monitoring/test_spans.py, and "hosts", which tests/hosts/ puts into projects of others;
-# "certificates" and the commands of a backup are run in tests/deploy/; "middleware", "ask", "replies", "recipe"
-# and "reference" beside this, in test_middleware.py, test_request_reply.py, test_cookbook.py and test_reference.py.
+# "certificates" and the commands of a backup are run in tests/deploy/; "middleware", "ask", "replies", "recipe",
+# "celery", "migrated" and "reference" beside this, in test_middleware.py, test_request_reply.py, test_cookbook.py,
+# test_from_celery.py and test_reference.py.
 KINDS = {
     "python": {"runs", "handlers", "settings", "signals", "pika", "testing", "redact", "logging", "sentry", "tracing"}
-    | {"middleware", "ask", "replies", "tasks", "hosts", "recipe", "reference"},
+    | {"middleware", "ask", "replies", "tasks", "hosts", "recipe", "reference", "celery", "migrated"},
     "sh": {"", "systemctl", "cluster", "permissions", "certificates", "containers", "save", "restore", "send again"},
     "ini": {"systemd", "environment", "rabbitmq conf", "shipped"},
     "text": {"", "drawing", "layers", "statements"},

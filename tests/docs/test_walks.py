@@ -65,6 +65,13 @@ def test_a_queue_of_someone_else_is_used_as_it_is(tmp_path: Path, vhost_url: str
     site.follow(page)
 
 
+@pytest.mark.broker
+def test_a_publisher_and_a_consumer_of_pika_are_moved_while_messages_flow(tmp_path: Path, vhost_url: str) -> None:
+    deeds = {f"stop the {name}": lambda walk, name=name: walk.interrupt(name) for name in ("script", "consumer")}
+    site = existing_site(tmp_path, broker=vhost_url, messaging=True, deeds=deeds)
+    site.follow(DOCS / "how-to" / "from-pika.md")
+
+
 @pytest.mark.slow
 @pytest.mark.broker
 def test_nothing_is_left_behind_when_moving_to_rabbitmq(tmp_path: Path, made_by_hand: RabbitmqCtl) -> None:
@@ -75,7 +82,7 @@ def test_nothing_is_left_behind_when_moving_to_rabbitmq(tmp_path: Path, made_by_
 
 
 def test_every_walked_page_has_a_walk() -> None:
-    walks = Path(__file__).read_text()
+    walks = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     assert [page.name for page in WALKED if f'"{page.name}"' not in walks] == []
 
 

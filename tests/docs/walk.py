@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -63,16 +64,24 @@ class Walk:
         """Do all that the page says, then press Ctrl-C in every terminal. Raises AssertionError with the place."""
         try:
             for block in blocks_of(page):
-                try:
-                    self._do(block)
-                except AssertionError as error:
-                    raise AssertionError(f"{block}: {error}{self._all_said()}") from error
-            for name, terminal in self._terminals.items():
-                assert terminal.interrupt() == 0, f"Ctrl-C in {name}:\n{terminal.output}"
+                self.do(block)
+            for name in self._terminals:
+                self.interrupt(name)
         finally:
-            self._janitor.close()
-            for terminal in self._terminals.values():
-                terminal.wait()
+            self.close()
+
+    def do(self, block: Block) -> None:
+        """Do what one block says. Raises AssertionError with its place, and all that was said."""
+        try:
+            self._do(block)
+        except AssertionError as error:
+            raise AssertionError(f"{block}: {error}{self._all_said()}") from error
+
+    def close(self) -> None:
+        """End what still runs."""
+        self._janitor.close()
+        for terminal in self._terminals.values():
+            terminal.wait()
 
     def type(self, commands: str) -> str:
         """Type commands into the shell and return what they said. Fails with the first that fails."""
@@ -108,6 +117,18 @@ class Walk:
         )
         assert done.returncode == 0, f"{code}ended with {done.returncode}:\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
+
+    def interrupt(self, terminal: str) -> None:
+        """Press Ctrl-C in a terminal and wait for the end of what runs in it."""
+        assert self._terminals[terminal].interrupt() == 0, self.output_of(terminal)
+
+    def kill(self, terminal: str) -> None:
+        """Kill all that runs in a terminal."""
+        self._terminals[terminal].kill()
+
+    def wait(self, terminal: str) -> int:
+        """Wait for the end of what runs in a terminal; returns its exit status."""
+        return self._terminals[terminal].wait()
 
     def output_of(self, terminal: str) -> str:
         """All that a terminal has said so far."""
@@ -191,9 +212,16 @@ class Terminal:
         self._position = found.end()
 
     def interrupt(self) -> int:
-        """Press Ctrl-C, which reaches all that runs in it; returns the exit status."""
-        os.killpg(self._process.pid, signal.SIGINT)
+        """Press Ctrl-C, which reaches all that still runs in it; returns the exit status."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGINT)
         return self.wait()
+
+    def kill(self) -> None:
+        """Kill all that runs in it, and wait for its end."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self.wait()
 
     def wait(self) -> int:
         """Wait for its end; returns the exit status."""
