@@ -93,8 +93,12 @@ FAILURES = """
 """
 WAITING, FAILED = "now() - interval '1 hour' AS at, 4 AS kind", "now() - interval '1 hour' AS at, 0 AS kind"
 
-# How often a table was read as a whole since the server started, known once those who read it have ended.
-WHOLE = "SELECT sum(seq_scan)::int FROM pg_stat_user_tables WHERE relname ~ '^messaging_(published|processed)message$'"
+# Rows that were read by going through a table since the server started, known once those who read it have ended. A
+# count that ends at a bound reads the first few so.
+SCANNED = """
+    SELECT sum(seq_tup_read)::bigint FROM pg_stat_user_tables
+    WHERE relname ~ '^messaging_(published|processed)message$'
+"""
 
 
 def main() -> int:
@@ -104,7 +108,7 @@ def main() -> int:
         print(sentence, flush=True)
     try:
         with staged("scale", shared_buffers=quarter_of_memory()) as stage:
-            few, large, pages, requeued = measure(stage, many)
+            few, large, pages, requeued, scanned = measure(stage, many)
     except (ServiceMissing, ServiceFailed) as error:
         print(error)
         return 2
@@ -113,20 +117,21 @@ def main() -> int:
         return 1
     print(table(few, large, many))
     print(console(pages, requeued))
+    print(f"{scanned:,} rows were read by going through a table, of {many:,} that it has.")
     is_slow = any(map(is_over, pages.values())) or requeued["seconds"] > REQUEUING
-    return int(is_slow)
+    return int(is_slow or scanned >= many)
 
 
-def measure(stage: Stage, many: int) -> tuple[Costs, Costs, Pages, Costs]:
+def measure(stage: Stage, many: int) -> tuple[Costs, Costs, Pages, Costs, int]:
     """Microseconds for a message in each step, in small and in large tables: the least of several rounds.
 
-    And what each page of the console takes in the large ones, and a requeue of 100,000 messages there. Raises Broken
-    when a large table was read as a whole.
+    And what each page of the console takes in the large ones, and a requeue of 100,000 messages there, and how many
+    rows of the large ones all of it has read by going through a table.
     """
     found: tuple[Costs, Costs] = ({}, {})
     with ExitStack() as ending:
         databases = [ending.enter_context(filled(stage, name, rows)) for name, rows in (("few", FEW), ("many", many))]
-        before = whole(databases[1])
+        before = scanned(databases[1])
         for number in range(1, ROUNDS + 1):
             for database, least in zip(databases, found, strict=True):
                 env = stage.environment(DATABASE_URL=stage.postgresql.dsn_of(database.info.dbname))
@@ -134,9 +139,7 @@ def measure(stage: Stage, many: int) -> tuple[Costs, Costs, Pages, Costs]:
                     least[step] = min(cost, least.get(step, cost))
             print(f"round {number} of {ROUNDS}", flush=True)
         pages, requeued = look(stage, databases[1])
-        if times := whole(databases[1]) - before:
-            raise Broken(f"A table of {many:,} rows was read as a whole, {times} times.")
-    return *found, pages, requeued
+        return *found, pages, requeued, scanned(databases[1]) - before
 
 
 def look(stage: Stage, database: psycopg.Connection) -> tuple[Pages, Costs]:
@@ -179,9 +182,9 @@ def quarter_of_memory() -> str:
     return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 4 // 2**20}MB"
 
 
-def whole(connection: psycopg.Connection) -> int:
-    """How often one of the two tables was read as a whole."""
-    [[count]] = connection.execute(WHOLE.encode()).fetchall()
+def scanned(connection: psycopg.Connection) -> int:
+    """How many rows of the two tables were read by going through them."""
+    [[count]] = connection.execute(SCANNED.encode()).fetchall()
     return int(count)
 
 
