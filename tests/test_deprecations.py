@@ -99,6 +99,7 @@ KEPT_MAIL = {
     "messaging/monitoring/telling.py",
     "messaging/processing/rehearsing.py",
     "tests/acceptance/test_rehearsals.py",
+    "tests/docs/test_from_celery.py",
     "tests/monitoring/test_alerts.py",
     "tests/processing/test_rehearsing.py",
     "tools/site_settings.py",

@@ -113,7 +113,7 @@ def test_the_command_sends_again_what_is_not_back(state: str) -> None:
 
 
 def test_the_command_has_no_such_choice_for_other_states() -> None:
-    with pytest.raises(CommandError, match="takes --state retrying or --state requeued"):
+    with pytest.raises(CommandError, match="needs --state retrying or --state requeued"):
         call_command("requeue_messages", "--not-back-since", "2026-01-01")
 
 

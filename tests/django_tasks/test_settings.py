@@ -29,7 +29,7 @@ def found(alias: str = "default") -> list[tuple[str, str]]:
         ({"timeout": -1}, '["timeout"] cannot be used'),
         ({"max_priority": 0}, '["max_priority"] cannot be used. It is a whole number from 1 to 255'),
         ({"prefix": "a\nb"}, '["prefix"] cannot be used'),
-        ({"atomic": False, "batch": 5}, 'beside "atomic": False'),
+        ({"atomic": False, "batch": 5}, 'together with "atomic": False'),
     ],
 )
 def test_wrong_options_are_told_and_nothing_is_enqueued(use: Use, options: dict[str, Any], words: str) -> None:

@@ -142,7 +142,7 @@ def test_bindings_to_a_queue_that_was_renamed_are_told_and_removed_one_by_one(
     assert "Nothing was changed" in run("--using", "shop", "--unbind", "billing", "orders.#", status=1)
     assert 'queue "billing" with routing key "orders.#"' in asked[0]
     monkeypatch.setattr("builtins.input", lambda _: "y")
-    assert "It keeps what it holds" in run("--using", "shop", "--unbind", "billing", "orders.#")
+    assert "It keeps those that it has" in run("--using", "shop", "--unbind", "billing", "orders.#")
     assert run("--check").count("this site does not name it") == 1
     assert "Removed" in run("--using", "shop", "--unbind", "billing", "paid", "--no-input")
     assert run("--check").splitlines()[-1] == "Everything is as it should be."
