@@ -69,6 +69,8 @@ def test_others_are_sent_while_a_message_is_in_doubt(desk: Desk, proxy: Proxy, m
     queue, proxy.poison = desk.queue("work"), POISON
     culprit = publish(queue, POISON, queue=queue)
     with relaying() as (relay,):
+        lost = relay._judge.doubts._lost
+        wait_until(lambda: OFTEN in list(lost.values()), what="the culprit in doubt, before the others can be as well")
         many(queue, 100)
         wait_until(lambda: states().get(Out.PUBLISHED) == 100, deadline=60, what="all others published")
         wait_until(lambda: relay._judge.doubts._lost_alone, what="the culprit sent alone")
