@@ -240,7 +240,7 @@ def _environment() -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return environment | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONUNBUFFERED": "1",  # a terminal would show lines at once, a file does not
+        "PYTHONPATH": str(Path(__file__).with_name("terminal")),  # a terminal shows lines at once and whole, a file not
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "DJANGO_SUPERUSER_PASSWORD": "secret",
     }
