@@ -337,10 +337,10 @@ def _check_types(message: Any) -> None:
 
 def _name(name: str, value: object) -> str:
     """The name of something at the broker, or a routing key: on one line."""
-    text = _text(value)
-    if len(text) <= 255 and text.isascii() and text.isprintable():  # nearly all
+    text = _short(name, value)
+    if text.isprintable():  # nearly all: there is no line break in it
         return text
-    text = name_of(_short(name, text))
+    text = name_of(text)
     if "\n" in text or "\r" in text:
         raise PublishError(f"{name} is {text!r}; it must not have a line break in it.")
     return text

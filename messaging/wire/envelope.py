@@ -64,7 +64,7 @@ def new_id(ahead: float = 0.0) -> str:
     """
     milliseconds = time.time_ns() // 1_000_000 + int(ahead * 1000)
     value = milliseconds << _RANDOM_BITS | int.from_bytes(os.urandom(_RANDOM_BITS // 8), "big")
-    digits = f"{value & _FREE | _VERSION | _VARIANT:032x}"  # as uuid.UUID does it, in a fifth of the time
+    digits = f"{value & _FREE | _VERSION | _VARIANT:032x}"  # as uuid.UUID does it, in less than half the time
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
