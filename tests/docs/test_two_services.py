@@ -28,7 +28,7 @@ SITES = ("shop", "warehouse")
 
 def test_it_is_done_from_top_to_bottom(tmp_path: Path, vhost_url: str) -> None:
     walk = Walk(folder_in(tmp_path), broker=vhost_url, deeds=DEEDS)
-    walk.type(f"export PYTHONPATH='{ROOT}'")
+    walk.type(f'export PYTHONPATH="$PYTHONPATH:{ROOT}"')
     walk.follow(PAGE)
 
 
@@ -53,7 +53,7 @@ class Company:
 
     def __init__(self, folder: Path, broker: str, databases: dict[str, str]) -> None:
         self._walk = Walk(folder, broker=broker)
-        self._walk.type(f"export PYTHONPATH='{ROOT}'")
+        self._walk.type(f'export PYTHONPATH="$PYTHONPATH:{ROOT}"')
         for block in takewhile(lambda block: block.kind != "terminal", BLOCKS):
             self._walk.do(block)
             name = block.title.partition("/")[0]

@@ -126,7 +126,9 @@ def existing_site(folder: Path, *, messaging: bool = False, **options: object) -
     folder = folder / "site"
     folder.mkdir()
     walk = Walk(folder, **options)  # type: ignore[arg-type]
-    walk.type(f"export PYTHONPATH='{ROOT}'\ndjango-admin startproject shop .\npython manage.py startapp orders")
+    walk.type(
+        f'export PYTHONPATH="$PYTHONPATH:{ROOT}"\ndjango-admin startproject shop .\npython manage.py startapp orders'
+    )
     settings = folder / "shop" / "settings.py"
     apps = '["orders", "messaging"]' if messaging else '["orders"]'
     settings.write_text(f"{settings.read_text()}\nINSTALLED_APPS += {apps}\n")

@@ -236,7 +236,7 @@ def pattern_of(text: str) -> str:
 
 def _environment() -> dict[str, str]:
     """Of a reader who has this Python and nothing set up."""
-    ours = ("DJANGO_", "MESSAGING_", "PYTEST_", "VIRTUAL_ENV", "PYTHONPATH")
+    ours = ("DJANGO_", "MESSAGING_", "PYTEST_", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONUNBUFFERED")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return environment | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
