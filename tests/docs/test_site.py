@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.docs.blocks import DOCS
+from tests.docs.blocks import CHINESE, DOCS
 from tests.site import ROOT
 
 
@@ -21,6 +21,23 @@ def test_every_page_is_in_the_site_and_its_navigation(built: Path) -> None:
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     listed = set(re.findall(r"[\w/-]+\.md", yaml.safe_dump(navigation)))
     assert listed == {str(page) for page in pages}
+
+
+def test_a_page_says_in_which_language_it_is(built: Path) -> None:
+    said = {}
+    for page in built.rglob("*.html"):
+        text = page.read_text()
+        (language,) = re.findall('<html lang="([^"]*)"', text)
+        said[page.relative_to(built)] = (language, "跳转至" in text)
+    chinese = {page.relative_to(DOCS).with_suffix(".html") for page in DOCS.glob("zh/**/*.md")}
+    assert said == {page: ("zh-CN", True) if page in chinese else ("en", False) for page in said}
+    assert set() < chinese < said.keys()
+
+
+def test_headings_in_chinese_have_anchors_that_can_be_linked_to(built: Path) -> None:
+    for page in CHINESE:
+        html = (built / page.relative_to(DOCS).with_suffix(".html")).read_text()
+        assert re.findall(r'<h\d id="(_\d+|)"', html) == [], page
 
 
 def test_the_site_asks_nobody_else_for_anything(built: Path) -> None:
