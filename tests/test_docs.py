@@ -192,7 +192,11 @@ def test_buttons_and_pages_have_the_names_that_are_told(page: Path) -> None:
     assert [label for label in told if label.lower() not in there] == []
 
 
-@pytest.mark.parametrize("page", [HOW_TO / "troubleshoot.md", HOW_TO / "on-call.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "page",
+    [HOW_TO / "troubleshoot.md", HOW_TO / "on-call.md", DOCS / "zh" / "how-to" / "troubleshoot.md"],
+    ids=lambda path: str(path.relative_to(DOCS)),
+)
 def test_what_is_said_is_said_by_the_code(page: Path) -> None:
     source = "".join(path.read_text() for path in (ROOT / "messaging").rglob("*.py"))
     rows = [row.split(" | ")[0] for row in page.read_text().splitlines() if row.startswith("| ")]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import tokenize
+import unicodedata
 from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import CHINESE, README, README_ZH, blocks_of, prose
+from tests.docs.blocks import CHINESE, README, README_ZH, Block, blocks_of, prose
 from tests.site import ROOT
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)]+)\)")
 BOTH = {README_ZH: README, **CHINESE}
-# A section of README.zh-CN.md that README.md does not need.
+STRONG = re.compile(r"\*\*((?:[^*]|\*[^*]+\*)+)\*\*")
+# A section that the pages in English do not need.
 IN_CHINESE_ALONE = "## 将管理后台切换为中文"
 CATALOGUES = [app / "locale/zh_Hans/LC_MESSAGES/django.po" for app in (ROOT / "messaging", ROOT / "project")]
 
@@ -24,15 +28,41 @@ def sections(page: Path) -> list[str]:
     return [piece for piece in pieces if not piece.startswith(IN_CHINESE_ALONE)]
 
 
-def target(page: Path, link: str) -> str:
-    """Where a link leads to, as a page in English; without its anchor if that page is there in Chinese too."""
+def anchors(page: Path) -> list[str]:
+    """What the headings of a page are called in links, in order."""
+    headings = [piece.splitlines()[0].lstrip("# ") for piece in sections(page)]
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def path_of(page: Path, link: str) -> Path | None:
+    """The file to which a link leads; None if it leads to another site."""
     if re.match(r"\w+:", link):
+        return None
+    path = link.partition("#")[0]
+    return Path(os.path.normpath(page.parent / path)) if path else page
+
+
+def target(page: Path, link: str) -> str:
+    """Where a link leads to, as a page in English and a heading of it."""
+    to = path_of(page, link)
+    if to is None:
         return link
-    path, _, anchor = link.partition("#")
-    to = Path(os.path.normpath(page.parent / path)) if path else page
-    to = BOTH.get(to, to)
-    name = str(to.relative_to(ROOT)).replace(".zh-CN.", ".")
-    return f"{name}#{anchor}" if anchor and to not in BOTH.values() else name
+    anchor = link.partition("#")[2]
+    if anchor and to in BOTH:
+        anchor = anchors(BOTH[to])[anchors(to).index(anchor)]
+    name = str(BOTH.get(to, to).relative_to(ROOT)).replace(".zh-CN.", ".")
+    return f"{name}#{anchor}" if anchor else name
+
+
+def code_of(block: Block) -> str:
+    """A block as it stands; if it is Python, without the words of its comments."""
+    lines = block.text.splitlines(keepends=True)
+    if block.language == "python":
+        for token in tokenize.generate_tokens(io.StringIO(block.text).readline):
+            if token.type == tokenize.COMMENT:
+                row, column = token.start
+                lines[row - 1] = lines[row - 1][:column] + "#\n"
+    return "".join(lines)
 
 
 def shape(page: Path, text: str) -> dict[str, object]:
@@ -43,7 +73,7 @@ def shape(page: Path, text: str) -> dict[str, object]:
         "items": sum(bool(re.match(r"- |\d+\. ", line)) for line in lines),
         "table": [line.count(" | ") for line in lines if line.startswith("|")],
         "code": sorted(re.findall(r"`[^`\n]+`", text)),
-        "strong": len(re.findall(r"\*\*[^*]+\*\*", text)),
+        "strong": len(STRONG.findall(text)),
     }
 
 
@@ -57,7 +87,7 @@ PAIRS = [
 @pytest.mark.parametrize("chinese", BOTH, ids=lambda page: page.name)
 def test_both_have_the_same_blocks(chinese: Path) -> None:
     pages = (BOTH[chinese], chinese)
-    ours, theirs = ([(b.kind, b.argument, b.language, b.title, b.text) for b in blocks_of(page)] for page in pages)
+    ours, theirs = ([(b.kind, b.argument, b.language, b.title, code_of(b)) for b in blocks_of(page)] for page in pages)
     assert ours == theirs
 
 
@@ -65,6 +95,12 @@ def test_both_have_the_same_blocks(chinese: Path) -> None:
 def test_each_links_to_the_other(chinese: Path) -> None:
     for page, other in ((chinese, BOTH[chinese]), (BOTH[chinese], chinese)):
         assert f"]({os.path.relpath(other, page.parent)})" in page.read_text()
+
+
+@pytest.mark.parametrize("chinese", BOTH, ids=lambda page: page.name)
+def test_a_link_leads_to_the_page_in_chinese_where_there_is_one(chinese: Path) -> None:
+    links = [link for link in LINK.findall(prose(chinese)) if path_of(chinese, link) in BOTH.values()]
+    assert links == [os.path.relpath(BOTH[chinese], chinese.parent)]  # the one at the top
 
 
 @pytest.mark.parametrize(("english", "ours", "chinese", "theirs"), PAIRS)
@@ -82,9 +118,21 @@ def test_the_words_are_those_of_the_admin() -> None:
 
 def test_buttons_and_pages_have_the_names_that_are_told() -> None:
     there = re.findall(r'^msgstr(?:\[0\])? "(.+)"$', "".join(path.read_text() for path in CATALOGUES), re.MULTILINE)
-    told = re.findall(r"\*\*([^*]+)\*\*|“([^”]+)”", prose(ROOT / "docs" / "zh" / "demo.md"))
-    assert len(told) > 10
-    assert {button or page for button, page in told} - {*there} == {"简体中文"}
+    demo = ROOT / "docs" / "zh" / "demo.md"
+    told = STRONG.findall(prose(demo)) + [name for page in CHINESE for name in re.findall("“([^”]+)”", prose(page))]
+    assert len(told) > 20
+    assert {*told} - {*there} == {"简体中文"}
+
+
+@pytest.mark.parametrize("chinese", BOTH, ids=lambda page: page.name)
+def test_what_is_strong_is_so_on_github_too(chinese: Path) -> None:
+    """Where punctuation is inside the asterisks, no letter may be outside: in CommonMark they would stay asterisks."""
+    text = prose(chinese)
+    for match in STRONG.finditer(text):
+        before, first, last, after = text[match.start() - 1], match[1][0], match[1][-1], text[match.end()]
+        for inside, outside in ((first, before), (last, after)):
+            marks = unicodedata.category(inside)[0] in "PS"
+            assert not (marks and unicodedata.category(outside)[0] in "LN"), text[match.start() - 1 : match.end() + 1]
 
 
 @pytest.mark.parametrize("chinese", BOTH, ids=lambda page: page.name)
