@@ -54,6 +54,7 @@ def pages() -> Iterator[str]:
         {"queue": ABSENT, "handler": ABSENT, "period": "15m"}, {"state": "failed", "exception": "Absent", "run": "1s"},
         {"fingerprint": GROUP}, {"fingerprint": GROUP, "state": "failed"}, {"q": ABSENT},
         {"q": "0190e2f2-7b9a-7000-8000-000000000000"}, {"state": "failed", "period": "24h"},
+        {"state": "failed", "period": "15m"}, {"state": "failed", "period": "24h", "queue": ABSENT},
     ):  # fmt: skip
         yield INCOMING + "?" + urlencode(filters)
     for filters in ({"queue": ABSENT}, {"state": "pending", "period": "24h"}, {"q": ABSENT}):

@@ -20,7 +20,7 @@ from messaging.db.clock import Now, in_utc
 from messaging.models import FailureCount, FailureGroup, PublishedMessage, QueueControl, Worker
 from messaging.models.base import listed_in, written
 from messaging.models.failure_groups import is_silenced
-from messaging.models.outbox import UNROUTED
+from messaging.models.outbox import UNROUTED, PublishedMessageQuerySet
 from messaging.monitoring.databases import ask_each, home, known
 
 MOST = 10_000  # rows of a kind that are ever counted; one more says that there are more
@@ -182,26 +182,26 @@ def _of_outboxes(database: str) -> Iterator[Part]:
     """What is due or tried again, and what can never be sent."""
     outbox = PublishedMessage.objects.using(database)
     for alias in conf.aliases():
-        yield _of_due(outbox.scheduled(alias))
+        yield _of_due(outbox, alias)
     rows = outbox.filter(listed_in(PublishedMessage.State.FAILED)).order_by("state", "id")
     sql, params = _compiled(rows.values("alias")[: MOST + 1])
     yield f"SELECT 0, 'unsendable', alias, '', COUNT(*), 0, NULL FROM ({sql}) failed GROUP BY alias", params
 
 
-def _of_due(scheduled: Any) -> Part:
+def _of_due(outbox: PublishedMessageQuerySet, alias: str) -> Part:
     """They are found by `due_at`. Of what can be taken now the first are looked at, in the order in which relays do.
 
     Of what a relay holds, or has to try again later, those whose turn is next: what is scheduled stands among them.
     """
     unrouted = ExpressionWrapper(UNROUTED, BooleanField())
-    rows = scheduled.annotate(is_unrouted=unrouted).values("alias", "publish_at", "is_unrouted")
     taken: list[str] = []
     values: list[Any] = []
-    for one in (rows.filter(due_at__lte=Now()), rows.filter(due_at__gt=Now())):
-        sql, params = _compiled(one[: MOST + 1])
+    for rows in (outbox.scheduled(alias, due_at__lte=Now()), outbox.scheduled(alias, due_at__gt=Now())):
+        found = rows.annotate(is_unrouted=unrouted).values("alias", "publish_at", "is_unrouted")
+        sql, params = _compiled(found[: MOST + 1])
         taken.append(f"SELECT * FROM ({sql}) one")
         values += params
-    now, params = _now(scheduled.db)
+    now, params = _now(outbox.db)
     text = (
         "SELECT 0, CASE WHEN is_unrouted THEN 'unrouted' ELSE 'due' END, alias, '', COUNT(*), 0, MIN(publish_at) "
         f"FROM ({' UNION ALL '.join(taken)}) found WHERE publish_at <= {now} GROUP BY alias, is_unrouted"

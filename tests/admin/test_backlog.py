@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from messaging.admin import filters
+from messaging.db.clock import Now
 from messaging.models import FailureGroup, ProcessedMessage, PublishedMessage
 from messaging.monitoring import failure_groups, readings, snapshot
 from tests.admin.test_groups import GROUPS
@@ -32,7 +34,7 @@ PAGES = (
     f"{INCOMING}?state=failed&queue=absent", f"{INCOMING}?queue=absent&handler=absent&period=15m",
     f"{INCOMING}?state=processed&queue=absent", f"{INCOMING}?exception=Absent", f"{INCOMING}?run=1h",
     f"{INCOMING}?state=failed&exception=Absent&run=1s", f"{INCOMING}?operation=1-skipped",
-    f"{OUTGOING}?operation=1-done",
+    f"{INCOMING}?state=failed&period=24h", f"{OUTGOING}?operation=1-done",
 )  # fmt: skip
 
 
@@ -79,6 +81,10 @@ def test_no_page_reads_a_table_however_much_waits(monkeypatch: pytest.MonkeyPatc
     assert box.due == snapshot.MOST + 1
     assert box.oldest is not None
     assert timezone.now() - box.oldest > timedelta(minutes=59)
+    due = PublishedMessage.objects.scheduled("default", due_at__lte=Now()).explain()
+    expected = re.search(r" rows=(\d+) ", due)
+    assert expected is not None
+    assert int(expected[1]) > BACKLOG / 2, due  # else no limit seems to spare it anything
     [unsorted] = plans_of(lambda: PublishedMessage.objects.filter(error="never").count()).values()
     assert searches(unsorted), "a table that is read as a whole is noticed"
 

@@ -15,7 +15,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from messaging.admin import base, lists, paginator
+from messaging.admin import base, filters, lists, paginator
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage, QueueControl
 from messaging.monitoring import readings
 from tests.admin_rows import INCOMING, OUTGOING, incoming, outgoing, staff
@@ -161,6 +161,26 @@ def test_show_all_is_offered_only_where_it_shows_more(admin_client: Client) -> N
     assert links(get(admin_client, INCOMING), "Show all") == []
     assert links(get(admin_client, f"{INCOMING}?state=failed"), "Show all") == ["?"]
     assert links(get(admin_client, f"{INCOMING}?q=nothing"), "Show all") == ["?", "?"]  # and where nothing matches
+
+
+def test_a_state_within_a_period_has_the_rows_that_others_overtook(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filters, "OVERTAKEN", 3)
+    now = timezone.now()
+    hours = (30, 20, 2, 30, 20, 1, 30)  # when each arrived; the numbers rise with the rows
+    for number, ago in enumerate(hours):
+        row = incoming("failed", routing_key=f"key.{number}")
+        ProcessedMessage.objects.filter(pk=row.pk).update(received_at=now - timedelta(hours=ago))
+
+    def shown(period: str) -> list[str]:
+        return sorted(set(re.findall(r"key\.\d", get(admin_client, f"{INCOMING}?state=failed&period={period}"))))
+
+    assert shown("24h") == ["key.1", "key.2", "key.4", "key.5"]
+    assert shown("15m") == []
+    ProcessedMessage.objects.filter(routing_key="key.1").update(received_at=now - timedelta(hours=23))
+    ProcessedMessage.objects.filter(routing_key="key.3").update(received_at=now - timedelta(hours=24, minutes=-1))
+    assert shown("24h") == ["key.1", "key.2", "key.3", "key.4", "key.5"], "the first by time is not the first by number"
 
 
 def test_due_leads_to_what_is_due(admin_client: Client) -> None:
