@@ -13,15 +13,15 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from django.db import connections, transaction
+from django.db import transaction
 from pytest_django import Settings
 
 import messaging
 from messaging import publish
-from messaging.consuming.consumer import Consumer, Plan
 from messaging.models import PublishedMessage
 from messaging.relaying.relay import Relay
 from tests.app.models import Effect
+from tests.consumers import consuming
 from tests.waiting import wait_until
 
 HOUSE = Path(messaging.__file__).parent
@@ -132,18 +132,12 @@ def test_a_success_crosses_few_files_and_moves_little_between_places(vhost_url: 
 @contextmanager
 def relay_and_consumer() -> Iterator[Relay]:
     """A consumer in threads of its own, and a relay for this one."""
-    consumer = Consumer(Plan("default", ("effects",), concurrency=1), "house")
-    thread = threading.Thread(target=consumer.run)
     relay = Relay("default", name="house-relay")
-    thread.start()
-    try:
-        wait_until(lambda: consumer._status().startswith("running"))
-        yield relay
-    finally:
-        relay._finish()
-        consumer.stop()
-        thread.join(30)
-        connections.close_all()
+    with consuming("effects"):
+        try:
+            yield relay
+        finally:
+            relay._finish()
 
 
 def send_one(relay: Relay, tracer: Tracer) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pika
 import pytest
-from django.db import connections, transaction
+from django.db import transaction
 from pytest_django import Settings
 
 from messaging import publish
 from messaging.backends import get_backend
-from messaging.consuming.consumer import Consumer, Plan
 from messaging.handlers import registry
 from messaging.models import PublishedMessage
 from messaging.testing import ask
+from tests.consumers import consuming
 from tests.docs.blocks import DOCS, blocks_of, find
 from tests.docs.test_snippets import run
 from tests.relays import relaying
@@ -34,19 +33,10 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def consuming() -> Iterator[None]:
+def answering() -> Iterator[None]:
     """A consumer and a relay in threads."""
-    consumer = Consumer(Plan("default", ("prices",), concurrency=1), "shop")
-    thread = threading.Thread(target=consumer.run)
-    thread.start()
-    try:
-        wait_until(lambda: consumer._status().startswith("running"))
-        with relaying():
-            yield
-    finally:
-        consumer.stop()
-        thread.join(60)
-        connections.close_all()
+    with consuming("prices"), relaying():
+        yield
 
 
 @pytest.fixture(params=[pytest.param("rabbitmq", marks=pytest.mark.broker), "embedded"])
@@ -59,7 +49,7 @@ def broker(request: pytest.FixtureRequest, settings: Settings, transactional_db:
 
 def test_a_script_waits_for_its_answer_and_leaves_no_queue(broker: str, shop: None) -> None:
     (block,) = find("ask")
-    with consuming():
+    with answering():
         assert run(block) == "{'sku': 'A-17', 'price': 1200}\n"
         with pytest.raises(TimeoutError, match=r"No answer to 'nobody' within 0\.1 seconds"):
             ask("nobody", 1, timeout=0.1, queue="nobody", mandatory=False)
@@ -74,7 +64,7 @@ def test_a_client_that_waits_by_direct_reply_to_is_answered(
 ) -> None:
     settings.MESSAGING = {"default": {"URL": vhost_url, "POLL_INTERVAL": 0.05}}
     got: list[Any] = []
-    with consuming(), pika.BlockingConnection(pika.URLParameters(vhost_url)) as connection:
+    with answering(), pika.BlockingConnection(pika.URLParameters(vhost_url)) as connection:
         channel = connection.channel()
         channel.basic_consume("amq.rabbitmq.reply-to", lambda *given: got.append(given[2:]), auto_ack=True)
         properties = pika.BasicProperties(
@@ -93,7 +83,7 @@ def test_an_answer_for_nobody_troubles_nobody(
     vhost_url: str, settings: Settings, transactional_db: None, shop: None
 ) -> None:
     settings.MESSAGING = {"default": {"URL": vhost_url, "POLL_INTERVAL": 0.05}}
-    with consuming():
+    with answering():
         publish("prices.asked", {"sku": "A-17"}, reply_to="gone")
         wait_until(lambda: PublishedMessage.objects.filter(queue="gone", state="published", attempts=1).exists())
 

@@ -31,6 +31,7 @@ FOLDER = Path(os.environ["DATA_DIR"])
 
 @handler("work", "work.#")
 def work(message):
+    (FOLDER / "begun").touch()
     while (FOLDER / "wait").exists():
         time.sleep(0.02)
     Effect.objects.create(key=message.id, value=str(len(message.body)))
@@ -157,9 +158,9 @@ def test_after_a_death_that_nobody_is_blamed_for_one_message_at_once_is_taken(si
     (doing.folder / "wait").touch()
     fill(doing, "work", 6, 1000)
     wait_until(lambda: ready(doing, "work") == 5, what="one is taken")
-    os.kill(
-        children_of(running.pid)[0], signal.SIGKILL
-    )  # its message is blamed: the next process takes as many as ever
+    wait_until((doing.folder / "begun").exists, what="its handler runs")
+    # The message is blamed for this one, and so the next process takes as many as ever.
+    os.kill(children_of(running.pid)[0], signal.SIGKILL)
     wait_until(lambda: ready(doing, "work") == 0, what="all are taken")
     (doing.folder / "wait").unlink()
     settled(doing, processed=6)

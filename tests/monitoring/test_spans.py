@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from django.db import connections, transaction
+from django.db import transaction
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -30,7 +29,6 @@ from pytest_django import Settings
 
 from messaging import Message, Reject, publish, publish_many, signals
 from messaging.conf import problems
-from messaging.consuming.consumer import Consumer, Plan
 from messaging.handlers import Registry, registry
 from messaging.message import ReceivedMessage
 from messaging.models import ProcessedMessage, PublishedMessage
@@ -39,6 +37,7 @@ from messaging.operations import Operator, requeue
 from messaging.processing.processor import Processor
 from messaging.publishing.rows import seal
 from messaging.wire.properties import Properties
+from tests.consumers import consuming
 from tests.deliveries import arrived, registered, sent
 from tests.docs.blocks import find
 from tests.relays import Desk, burst, relaying, try_unroutable_again_after
@@ -109,20 +108,6 @@ def here() -> int:
     return trace.get_current_span().get_span_context().span_id
 
 
-@contextmanager
-def consuming(*queues: str) -> Iterator[None]:
-    consumer = Consumer(Plan("default", queues, concurrency=2), "traced")
-    thread = threading.Thread(target=consumer.run)
-    thread.start()
-    try:
-        wait_until(lambda: consumer._status().startswith("running"))
-        yield
-    finally:
-        consumer.stop()
-        thread.join(30)
-        connections.close_all()
-
-
 @pytest.mark.broker
 @pytest.mark.django_db(transaction=True)
 def test_one_trace_leads_from_a_request_to_the_second_handler_through_a_retry_and_a_requeue(
@@ -145,7 +130,7 @@ def test_one_trace_leads_from_a_request_to_the_second_handler_through_a_retry_an
 
     registered(registry, first, queue="first", routing_keys=("first.do",), backoff=0)
     registered(registry, second, queue="second", routing_keys=("second.do",))
-    with relaying(), consuming("first", "second"):
+    with relaying(), consuming("first", "second", concurrency=2):
         with traced.request() as request, transaction.atomic():
             publish("first.do", {}, message_id="first")
         failed = ProcessedMessage.objects.filter(queue="second", state="failed")
