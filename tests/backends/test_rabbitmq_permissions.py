@@ -60,22 +60,36 @@ class Accounts:
 @contextmanager
 def accounts_at(rabbitmq: Broker, vhost_url: str) -> Iterator[Accounts]:
     """Make the accounts of the page, and delete them at the end."""
-    suffix, vhost = uuid4().hex[:8], quote(urlsplit(vhost_url).path[1:], safe="")
-    (block,) = find("permissions")
-    names = set()
+    made = Accounts(vhost_url, uuid4().hex[:8])
+    commands = _commands("permissions")
+    names = {name for _, name, _ in commands}
+    for name in names:
+        tags = "management" if name == "monitor" else ""
+        rabbitmq.api("PUT", f"/api/users/{name}-{made.suffix}", {"password": "x", "tags": tags})
+    _give(rabbitmq, made, commands, ("configure", "write", "read"))
+    rabbitmq_backend(made.url("deploy")).declare(SITE)
+    _give(rabbitmq, made, _commands("topic permissions"), ("exchange", "write", "read"))
+    yield made
+    for name in names:
+        rabbitmq.api("DELETE", f"/api/users/{name}-{made.suffix}")
+
+
+def _commands(kind: str) -> list[tuple[str, str, list[str]]]:
+    """What a block of the page gives, to which account, and the values."""
+    (block,) = find(kind)
+    found = []
     for line in block.text.splitlines():
         _, command, _, _, name, *values = shlex.split(line)
-        user = f"{name}-{suffix}"
-        if name not in names:
-            tags = "management" if name == "monitor" else ""
-            rabbitmq.api("PUT", f"/api/users/{user}", {"password": "x", "tags": tags})
-            names.add(name)
-        keys = ("configure", "write", "read") if command == "set_permissions" else ("exchange", "write", "read")
-        path = command.removeprefix("set_").replace("_", "-")
-        rabbitmq.api("PUT", f"/api/{path}/{vhost}/{user}", dict(zip(keys, values, strict=True)))
-    yield Accounts(vhost_url, suffix)
-    for name in names:
-        rabbitmq.api("DELETE", f"/api/users/{name}-{suffix}")
+        found.append((command.removeprefix("set_").replace("_", "-"), name, values))
+    return found
+
+
+def _give(
+    rabbitmq: Broker, made: Accounts, commands: list[tuple[str, str, list[str]]], keys: tuple[str, str, str]
+) -> None:
+    vhost = quote(urlsplit(made.owner).path[1:], safe="")
+    for what, name, values in commands:
+        rabbitmq.api("PUT", f"/api/{what}/{vhost}/{name}-{made.suffix}", dict(zip(keys, values, strict=True)))
 
 
 @pytest.fixture
@@ -89,7 +103,6 @@ def refused(rabbitmq: Broker) -> Iterator[Accounts]:
     """Accounts for what the broker refuses, which leaves everything as it is; the site's queues and others' exist."""
     name = f"test-{uuid4().hex[:12]}"
     with accounts_at(rabbitmq, rabbitmq.add_vhost(name)) as made:
-        rabbitmq_backend(made.url("deploy")).declare(SITE)
         rabbitmq_backend(made.owner).declare(Topology(queues=(QueueSpec("secrets", dead_letter=False),)))
         yield made
     rabbitmq.delete_vhost(name)
@@ -143,7 +156,6 @@ def test_each_account_can_do_its_work(accounts: Accounts, management_url: str) -
 
 
 def test_partners_publish_and_consume_under_their_routing_keys(accounts: Accounts) -> None:
-    rabbitmq_backend(accounts.url("deploy")).declare(SITE)
     assert accounts.may("partner-in", declare("partner.copies"))
     assert accounts.may("partner-in", bind("partner.copies", "messaging", "orders.#"))
     assert not accounts.may("partner-in", bind("partner.copies", "messaging", "secrets.#"))

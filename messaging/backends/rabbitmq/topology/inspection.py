@@ -46,7 +46,7 @@ def _compare_queue(session: Session, spec: QueueSpec) -> Iterator[Difference]:
         try:
             found = probes.find_queue(session, name, wish.arguments)
         except ChannelRefused as refusal:
-            is_forbidden = refusal.code == 403  # that it exists was asked first
+            is_forbidden = refusal.code == 403  # it exists, or is taken to
             yield differences.forbidden(f'queue "{name}"') if is_forbidden else differences.of_queue(name, refusal)
             continue
         if found is None:

@@ -22,18 +22,21 @@ _MOST_ARGUMENTS = 20
 
 
 def exists(session: Session, name: str) -> bool:
-    """Whether a queue exists. Raises ChannelRefused when the broker does not tell."""
+    """Whether a queue exists; one that may not be looked at is taken to. Raises ChannelRefused for an exclusive one.
+
+    RabbitMQ from 4.3 shows a queue only to a user who has some right to it. Older ones show it to everybody.
+    """
     try:
         session.look_at_queue(name)
     except ChannelRefused as refusal:
-        if refusal.code == 404:
-            return False
+        if refusal.code in (403, 404):
+            return refusal.code == 403
         raise
     return True
 
 
 def exchange_exists(session: Session, name: str) -> bool:
-    """Whether an exchange exists; one that may not be looked at is taken to."""
+    """Whether an exchange exists; one that may not be looked at is taken to, see `exists()`."""
     try:
         session.look_at_exchange(name)
     except ChannelRefused as refusal:
