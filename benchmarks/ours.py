@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from urllib.request import urlopen
+
 from benchmarks import load, timing
 from benchmarks.measuring import Broken, Sample, measurement
 from benchmarks.stage import Stage, manage
+from tools.services import free_ports
 
 # Ways to share the work out that are tried for the best, as (processes, concurrency).
 SHARES = ((1, 2), (1, 4), (2, 1), (2, 2))
 QUICK_SHARES = ((1, 4), (2, 2))
+SCRAPING = 5.0  # seconds between two readings of the metrics: a third of what is usual
 
 
 @measurement("publish", "publish(), all in one transaction", full=5_000, quick=2_000)
@@ -33,6 +40,23 @@ def relay(stage: Stage, count: int) -> Sample:
 def consume_single(stage: Stage, count: int) -> Sample:
     """One transaction per message, one worker."""
     return _consume(stage, load.SINGLE, count, 1, 1)
+
+
+@measurement("consume", "the same, whose metrics are read every five seconds", full=4_000, quick=1_000)
+def consume_metrics(stage: Stage, count: int) -> Sample:
+    """What metrics cost, with those who read them at work on the same cores."""
+    [port] = free_ports(1)
+    with _scraping(port) as scraped:
+        sample = _consume(stage, load.SINGLE, count, 1, 1, f"--metrics-port={port}")
+    if not any(scraped):
+        raise Broken("the metrics were never read")
+    return sample
+
+
+@measurement("consume", "the same, which makes spans that nobody keeps", full=4_000, quick=1_000)
+def consume_traced(stage: Stage, count: int) -> Sample:
+    """What spans cost in the process that makes them; to export them costs as much as the exporter takes."""
+    return _consume(stage, load.SINGLE, count, 1, 1, env=stage.environment(BENCH_TRACES="1"))
 
 
 def _consume_shared(processes: int, concurrency: int) -> None:
@@ -79,10 +103,38 @@ def _publish(stage: Stage, job: str, count: int) -> Sample:
     return Sample(count, seconds)
 
 
-def _consume(stage: Stage, queue: str, count: int, processes: int, concurrency: int) -> Sample:
+def _consume(
+    stage: Stage,
+    queue: str,
+    count: int,
+    processes: int,
+    concurrency: int,
+    *options: str,
+    env: Mapping[str, str] | None = None,
+) -> Sample:
     shares = [f"--processes={processes}", f"--concurrency={concurrency}"]
-    command = [*manage(), "consume", queue, "--no-relay", *shares]
-    return timing.consumption(stage, command, queue, count, ledger=timing.LEDGER)
+    command = [*manage(), "consume", queue, "--no-relay", *shares, *options]
+    return timing.consumption(stage, command, queue, count, ledger=timing.LEDGER, env=env)
+
+
+@contextmanager
+def _scraping(port: int) -> Iterator[list[bytes]]:
+    """Read the metrics of a process now and then; what was read."""
+    found: list[bytes] = []
+    is_over = threading.Event()
+
+    def scrape() -> None:
+        while not is_over.wait(SCRAPING if found else 0.2):
+            with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                found.append(answer.read())
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        yield found
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def _warm_up(stage: Stage, queue: str, count: int) -> None:

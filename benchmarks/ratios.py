@@ -28,6 +28,8 @@ RATIOS = {
     "relay/handwritten": Ratio("relay", "handwritten_relay", 0.9),
     "relay/raw_pipelined": Ratio("relay", "raw_pipelined", 0.5),
     "consume_single/handwritten": Ratio("consume_single", "handwritten_consume", 0.8),
+    "consume_metrics/consume_single": Ratio("consume_metrics", "consume_single", 0.98),
+    "consume_traced/consume_single": Ratio("consume_traced", "consume_single"),
     "consume_best/celery": Ratio("consume_best", "celery_consume", 8),
     "consume_best/dramatiq": Ratio("consume_best", "dramatiq_consume", 3),
     "consume_batch/handwritten": Ratio("consume_batch", "handwritten_batch", 0.7),

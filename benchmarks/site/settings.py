@@ -13,3 +13,8 @@ if "BENCH_TASKS" in os.environ:  # only where tasks are measured: all else is to
     _BACKEND = "messaging.django_tasks.MessagingBackend"
     MESSAGING["default"]["QUEUES"]["tasks.many.default"] = {"prefetch": 2000}
     TASKS = {"default": {"BACKEND": _BACKEND}, "many": {"BACKEND": _BACKEND, "OPTIONS": {"batch": 500}}}
+if "BENCH_TRACES" in os.environ:  # a provider of the site's own, as its documentation shows
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+
+    trace.set_tracer_provider(TracerProvider())
