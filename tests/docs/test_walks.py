@@ -96,12 +96,20 @@ class RabbitmqCtl:
         parts = urlsplit(broker.url)
         self.url = f"amqp://{self._name}:password@{parts.hostname}:{parts.port}/{self._name}"
 
+    @property
+    def _program(self) -> list[str]:
+        """Without options, if the environment names the node: with one, RabbitMQ 4.0 waits for the password in vain."""
+        given = list(self._broker.ctl_prefix)
+        if not any(word.startswith("RABBITMQ_NODENAME=") for word in given):
+            return given
+        return given[: 1 + next(at for at, word in enumerate(given) if word.endswith("rabbitmqctl"))]
+
     def run(self, block: Block) -> None:
         """Run its lines; a question for a password is answered with "password"."""
         for line in block.text.replace("shop", self._name).splitlines():
             program, *arguments = re.findall(r"'[^']*'|\S+", line)
             assert program == "rabbitmqctl"
-            command = [*self._broker.ctl_prefix, *(argument.strip("'") for argument in arguments)]
+            command = [*self._program, *(argument.strip("'") for argument in arguments)]
             done = subprocess.run(command, input="password\n", capture_output=True, text=True, timeout=240, check=False)
             assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
             self.commands += 1
