@@ -36,7 +36,7 @@ from tools.cluster import CONFIG
 DOCUMENTS = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))]
 # The kinds that are tested on any page, by language; "" is a block without a comment before it. All are tested here but
 # "testing" and "cluster", whose pages are run by test_pytest_plugin.py and test_cluster.py in tests/acceptance/,
-# "logging" and "sentry", which test_logs.py there gives to a site, "permissions", which
+# "logging" and "sentry", which test_logs.py there gives to a site, "permissions" and "topic permissions", which
 # tests/backends/test_rabbitmq_permissions.py gives to accounts, "tasks", run by tests/django_tasks/test_page.py,
 # "tracing", run by tests/monitoring/test_spans.py, and "hosts", which tests/hosts/ puts into projects of others;
 # "certificates" and the commands of a backup are run in tests/deploy/; "middleware", "ask", "replies", "recipe",
@@ -45,7 +45,8 @@ DOCUMENTS = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md
 KINDS = {
     "python": {"runs", "handlers", "settings", "signals", "pika", "testing", "redact", "logging", "sentry", "tracing"}
     | {"middleware", "ask", "replies", "tasks", "hosts", "recipe", "reference", "celery", "migrated"},
-    "sh": {"", "systemctl", "cluster", "permissions", "certificates", "containers", "save", "restore", "send again"},
+    "sh": {"", "systemctl", "cluster", "permissions", "topic permissions", "certificates", "containers"}
+    | {"save", "restore", "send again"},
     "ini": {"systemd", "environment", "rabbitmq conf", "shipped"},
     "text": {"", "drawing", "layers", "statements"},
     "html": {"demo template"},
