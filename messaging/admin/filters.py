@@ -43,7 +43,7 @@ DURATIONS = {
 }
 RESULTS = {result.name.lower(): result for result in OperationItem.Result}
 LOOKED_AT = 100_000  # rows among which a column without an index is looked at, for one page
-OVERTAKEN = 10_000  # numbers that a row's may be below that of a row from before: both were given out at the same time
+OVERTAKEN = 10_000  # how far a row's number may be below that of an earlier row, if both were written at the same time
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _OPERATION = re.compile(r"[0-9]{1,18}(-(done|skipped|failed))?")
 _FINGERPRINT = re.compile(r"[0-9a-zA-Z_-]{1,32}")
@@ -245,12 +245,13 @@ class PeriodFilter(admin.SimpleListFilter):
             return queryset
         since = timezone.now() - PERIODS[str(self.value())][1]
         moment = moment_of(queryset.model)
-        found = queryset.filter(**{f"{moment}__gte": since})
+        is_recent = Q(**{f"{moment}__gte": since})
+        found = queryset.filter(is_recent)
         if not is_listed(queryset.model, chosen_state(request.GET)):
             return found
         # The index of a state is in the order of the numbers. With a number to end at, it need not be read as a whole.
         rows = queryset.model._default_manager.using(queryset.db)
-        first = rows.filter(**{f"{moment}__gte": since}).order_by(moment).values_list("pk", flat=True).first()
+        first = rows.filter(is_recent).order_by(moment).values_list("pk", flat=True).first()
         return found if first is None else found.filter(pk__gt=first - OVERTAKEN)
 
 
