@@ -94,11 +94,7 @@ def send_round_again(row: ProcessedMessage) -> PublishedMessage | None:
 
 def under_way(seconds: float = LONG) -> Exists:
     """The condition that a message's present round is still to be sent, or was sent less than `seconds` ago."""
-    own = {"alias": OuterRef("alias"), "queue": OuterRef("queue"), "message_id": OuterRef("message_id")}
-    # There is no round after the present one. Said like this, PostgreSQL cannot plan to read the whole outbox for it.
-    rounds = PublishedMessage.objects.filter(inbox=OuterRef("pk"), round__gte=OuterRef("round"), **own)
-    lately = Q(in_state(Out.PUBLISHED), published_at__gt=Now() - timedelta(seconds=seconds))
-    return Exists(rounds.filter(Q(in_state(Out.PENDING)) | lately))
+    return _unsent_or_sent_after(Now() - timedelta(seconds=seconds))
 
 
 def is_under_way(row: ProcessedMessage, seconds: float = LONG) -> bool:
@@ -107,17 +103,14 @@ def is_under_way(row: ProcessedMessage, seconds: float = LONG) -> bool:
 
 
 def not_back(rows: QuerySet[Any], since: datetime | Combinable) -> QuerySet[Any]:
-    """Those whose present round was sent before `since` and has not come back, each with `sent_at`.
+    """Those whose present round was sent by `since` and has not come back, each with `sent_at`.
 
     Where retention has removed the row that was sent, it was sent long ago.
     """
-    own = {"alias": OuterRef("alias"), "queue": OuterRef("queue"), "message_id": OuterRef("message_id")}
-    rounds = PublishedMessage.objects.using(rows.db).filter(inbox=OuterRef("pk"), **own)
-    sent = rounds.filter(state=Out.PUBLISHED, round=OuterRef("round")).order_by("-published_at")
-    awaited = rows.filter(state__in=ProcessedMessage.AWAITING).filter(Q(retry_at=None) | Q(retry_at__lt=since))
-    sent_at = Coalesce(Subquery(sent.values("published_at")[:1]), "retry_at", "received_at")
-    left = awaited.exclude(Exists(rounds.filter(in_state(Out.PENDING))))
-    found: QuerySet[Any] = left.annotate(sent_at=sent_at).filter(sent_at__lt=since)
+    awaited = rows.filter(Q(retry_at=None) | Q(retry_at__lt=since), state__in=ProcessedMessage.AWAITING)
+    sent = _present_rounds().filter(state=Out.PUBLISHED).order_by("-published_at").values("published_at")[:1]
+    left = awaited.filter(~_unsent_or_sent_after(since))
+    found: QuerySet[Any] = left.annotate(sent_at=Coalesce(Subquery(sent), "retry_at", "received_at"))
     return found
 
 
@@ -142,3 +135,16 @@ def _rounds(row: ProcessedMessage, *states: str) -> QuerySet[PublishedMessage]:
     """By the message's own identity beside its number, which a database that was set back may have given away again."""
     rows = PublishedMessage.objects.using(row._state.db).filter(in_state(*states), inbox_id=row.pk)
     return rows.filter(alias=row.alias, queue=row.queue, message_id=row.message_id)
+
+
+def _unsent_or_sent_after(moment: datetime | Combinable) -> Exists:
+    """The condition that a message's present round is still to be sent, or was sent after that moment."""
+    later = Q(in_state(Out.PUBLISHED), published_at__gt=moment)
+    return Exists(_present_rounds().filter(Q(in_state(Out.PENDING)) | later))
+
+
+def _present_rounds() -> QuerySet[PublishedMessage]:
+    """Within a statement on incoming messages: the outbox rows of the present round of each."""
+    own = {"alias": OuterRef("alias"), "queue": OuterRef("queue"), "message_id": OuterRef("message_id")}
+    # There is no round after the present one. Said like this, PostgreSQL cannot plan to read the whole outbox for it.
+    return PublishedMessage.objects.filter(inbox=OuterRef("pk"), round__gte=OuterRef("round"), **own)
