@@ -7,14 +7,14 @@ from dataclasses import is_dataclass, replace
 from functools import cache
 from importlib import import_module
 from itertools import combinations
-from typing import Any, get_type_hints, is_typeddict
+from typing import Any, get_type_hints
 
 from django.apps import apps
 from django.utils.module_loading import module_has_submodule
 
 from messaging.conf import DEFAULT_ALIAS, rules
 from messaging.contracts.libraries import is_msgspec, is_pydantic
-from messaging.contracts.validation import required_of
+from messaging.contracts.validation import is_typed_dict, required_of
 from messaging.exceptions import ConfigurationError, PublishError
 from messaging.wire.cloudevents import CloudEvent
 
@@ -86,7 +86,7 @@ class Event(str):  # noqa: SLOT000  one for each kind of message
 
     def _check_payload(self, payload: Any) -> None:
         kind = self.payload
-        if is_typeddict(kind):
+        if is_typed_dict(kind):
             self._check_keys(payload)
         elif isinstance(kind, type) and _is_model(kind) and not isinstance(payload, kind):
             raise PublishError(

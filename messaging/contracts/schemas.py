@@ -18,10 +18,11 @@ import typing
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
-from typing import Any, Union, get_args, get_origin, is_typeddict
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from messaging.contracts.events import name_of_type, required_keys
 from messaging.contracts.libraries import is_msgspec, is_pydantic
+from messaging.contracts.validation import QUALIFIERS, is_typed_dict
 from messaging.exceptions import ConfigurationError
 
 REFERENCE = "#/components/schemas/"
@@ -52,9 +53,7 @@ _SIMPLE: dict[Any, Schema] = {
 # What is read more freely than it is written.
 _RECEIVED: dict[Any, Schema] = {**_SIMPLE, decimal.Decimal: {"type": ["string", "number"], "format": "decimal"}}
 _UNIONS = (Union, types.UnionType)
-_WRAPPERS = tuple(
-    filter(None, (getattr(typing, name, None) for name in ("Annotated", "Required", "NotRequired", "ReadOnly")))
-)
+_WRAPPERS = {Annotated, *QUALIFIERS}
 _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 _SETS = (set, frozenset, collections.abc.Set, collections.abc.MutableSet)
 _LISTS = (list, collections.abc.Sequence, collections.abc.MutableSequence, collections.abc.Iterable)
@@ -114,7 +113,7 @@ class Schemas:
         raise _unknown(kind)
 
     def _named(self, kind: Any, plain: Any) -> Schema:
-        if not (is_pydantic(kind) or is_msgspec(plain) or dataclasses.is_dataclass(plain) or is_typeddict(plain)):
+        if not (is_pydantic(kind) or is_msgspec(plain) or dataclasses.is_dataclass(plain) or is_typed_dict(plain)):
             return self._class(kind)
         if kind not in self._names:
             name = self._new_name(kind)
@@ -154,7 +153,7 @@ class Schemas:
 
     def _fields(self, kind: Any, hints: Mapping[str, Any]) -> tuple[list[str], list[str], dict[str, Any]]:
         """The names of what an object has, of what it always has, and defaults that a document can show."""
-        if is_typeddict(kind):
+        if is_typed_dict(kind):
             keys = required_keys(kind)
             return list(hints), [name for name in hints if name in keys], {}
         fields = [one for one in dataclasses.fields(kind) if self._sent or one.init]

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from enum import Enum
+from importlib import import_module
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NewType, NotRequired, Required, Union, get_args, get_origin
 
@@ -27,7 +28,10 @@ from messaging.contracts.violations import Loader, Memo, Unreadable, Violation, 
 _LISTS = {list, abstract.Sequence, abstract.MutableSequence, abstract.Collection, abstract.Iterable}
 _SETS = {set: set, abstract.Set: set, abstract.MutableSet: set, frozenset: frozenset}
 _DICTS = {dict, abstract.Mapping, abstract.MutableMapping}
-_QUALIFIERS = {Required, NotRequired, *(getattr(typing, name) for name in ("ReadOnly",) if hasattr(typing, name))}
+_MODULES = [typing]  # of annotations; the second has those of later Pythons, where a site uses it
+with suppress(ImportError):
+    _MODULES.append(import_module("typing_extensions"))
+QUALIFIERS = {getattr(one, name, Required) for one in _MODULES for name in ("Required", "NotRequired", "ReadOnly")}
 _SHOWN = 10  # values of an enumeration that a reason names
 _json = DjangoJSONEncoder(sort_keys=True)
 
@@ -45,7 +49,7 @@ def unwrapped(kind: Any) -> Any:
     while True:
         if isinstance(kind, NewType):
             kind = kind.__supertype__
-        elif get_origin(kind) is Annotated or get_origin(kind) in _QUALIFIERS:
+        elif get_origin(kind) is Annotated or get_origin(kind) in QUALIFIERS:
             kind = get_args(kind)[0]
         elif type(kind).__name__ == "TypeAliasType":
             kind = kind.__value__
@@ -96,7 +100,7 @@ class _Reader:
             return _one_of(_table(origin.__members__.values(), kind))
         if library := libraries.of(origin):
             return library(kind)
-        if _is_typed_dict(origin):
+        if is_typed_dict(origin):
             return self._remembered(kind, lambda: self._typed_dict(origin))
         if dataclasses.is_dataclass(origin) and not arguments:
             return self._remembered(kind, lambda: self._dataclass(origin))
@@ -170,9 +174,9 @@ def _hints_of(kind: Any) -> dict[str, Any]:
         ) from error
 
 
-def _is_typed_dict(kind: type) -> bool:
-    """Whether it is one, of `typing` or of `typing_extensions`."""
-    return issubclass(kind, dict) and hasattr(kind, "__required_keys__") and hasattr(kind, "__total__")
+def is_typed_dict(kind: Any) -> bool:
+    """Whether a type is one, of `typing` or of `typing_extensions`."""
+    return isinstance(kind, type) and issubclass(kind, dict) and hasattr(kind, "__required_keys__")
 
 
 def required_of(kind: Any, hints: Mapping[str, Any]) -> frozenset[str]:
@@ -185,7 +189,7 @@ def _is_required(hint: Any, *, is_usual: bool) -> bool:
     while (origin := get_origin(hint)) is not None:
         if origin in (Required, NotRequired):
             return origin is Required
-        if origin is not Annotated and origin not in _QUALIFIERS:
+        if origin is not Annotated and origin not in QUALIFIERS:
             break
         hint = get_args(hint)[0]
     return is_usual

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NewType, NotRequired, Required, Type
 from uuid import UUID, uuid4
 
 import pytest
+import typing_extensions
 from django.core.exceptions import ValidationError
 from django.db.models import TextChoices
 from hypothesis import given
@@ -70,6 +71,11 @@ class Order:
 class Address(TypedDict):
     street: str
     city: NotRequired[str]
+
+
+class Later(typing_extensions.TypedDict):
+    street: typing_extensions.ReadOnly[str]
+    city: typing_extensions.NotRequired[str]
 
 
 class Partial(TypedDict, total=False):
@@ -194,6 +200,12 @@ def test_a_typed_dict_keeps_what_it_names() -> None:
     assert reason(Whole, {"street": "a", "colour": "red"}) == "address: is missing."
     assert reason(Partial, {"number": 1}) == "street: is missing."
     assert reason(Address, {"street": "a", "city": None}) == "city: expected text, found null."
+
+
+def test_a_typed_dict_may_be_of_typing_extensions() -> None:
+    assert load(Later, {"street": "a", "zip": 1}) == {"street": "a"}
+    assert reason(Later, {}) == "street: is missing."
+    assert reason(Later, {"street": 1}) == "street: expected text, found a whole number."
 
 
 def test_keys_of_a_dict_may_be_what_json_writes_as_text() -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, NotRequired, TypedDict
 
 import pytest
+import typing_extensions
 from django.db import transaction
 
 from messaging import CloudEvent, Event, Message, publish, publish_many
@@ -181,6 +182,10 @@ class Cancelled(TypedDict):
     why: NotRequired[str]
 
 
+class Returned(typing_extensions.TypedDict):
+    order: int
+
+
 @pytest.fixture(autouse=True)
 def _declared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "events", events.Events())
@@ -203,12 +208,14 @@ def test_an_event_says_routing_key_exchange_and_type() -> None:
 
 def test_an_event_takes_its_own_type_alone() -> None:
     placed, cancelled = Event("orders.placed", Placed), Event("orders.cancelled", Cancelled)
+    returned = Event("orders.returned", Returned)
     for event, payload, why in (
         (placed, {"order": 17}, "is Placed, not dict"),
         (cancelled, [17], "is Cancelled, not list"),
         (cancelled, {"why": "late"}, 'lacks "order"'),
         (cancelled, {"order": 17, "who": "me"}, 'has "who", which Cancelled does not know'),
         (cancelled, CloudEvent(type="t", source="/shop", data={}), 'lacks "order"'),
+        (returned, {}, 'lacks "order"'),
     ):
         with pytest.raises(PublishError, match=why):
             publish(event, payload)
