@@ -186,11 +186,14 @@ def test_it_takes_no_more_queries_than_a_page_may_and_can_use_an_index() -> None
     assert len(queries) <= 10, [query["sql"][:100] for query in queries]
     with connection.cursor() as cursor:
         cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        # What others may still see of earlier tests' rows would keep this transaction from using the new index.
+        cursor.execute("TRUNCATE messaging_processedmessage CASCADE")
         cursor.execute("CREATE INDEX ON messaging_processedmessage USING gin (messaging_payload(body) jsonb_path_ops)")
         cursor.execute("SET LOCAL enable_seqscan = off")
+    row = incoming("processed", body=of(n=1))
     rows = ProcessedMessage.objects.filter(search.Holds('{"n": 1}'))
     assert "messaging_processedmessage_messaging_payload_idx" in rows.explain()
-    assert [row.pk for row in rows] == [ProcessedMessage.objects.get().pk]
+    assert list(rows) == [row]
     incoming("processed", body=b'{"a": "\\u0000"}')  # what the index cannot hold is stored all the same
     incoming("processed", body=b"[" * 100_000)
 
