@@ -56,32 +56,32 @@ def _named(handler: TaskHandler, path: str) -> TaskHandler:
 def handlers_of(backend: MessagingBackend) -> list[Handler]:
     """The handlers of a backend: one for each of its queues."""
     given = backend.handler_options
-    function = _runner(given["using"])
+    function = _runner(given["using"], type(backend))
     return [TaskHandler(function, queue, (), **given) for queue in backend.broker_queues]
 
 
 @cache
-def _runner(using: str) -> Any:
-    return partial(run, using)
+def _runner(using: str, sender: type[MessagingBackend]) -> Any:
+    return partial(run, using, sender)
 
 
-def run(using: str, given: ReceivedMessage | list[ReceivedMessage]) -> None:
+def run(using: str, sender: type[MessagingBackend], given: ReceivedMessage | list[ReceivedMessage]) -> None:
     """Run the tasks of messages, in the order in which they come.
 
     Args:
         using: alias of `MESSAGING`.
+        sender: whose signals tell of it; Django makes a backend anew in each context that asks a task for its own.
         given: one message, or those of a batch.
     """
     context = handler_context.get()
     assert context is not None
     for message in given if isinstance(given, list) else [given]:
-        _run(using, message, context)
+        _run(using, sender, message, context)
 
 
-def _run(using: str, message: ReceivedMessage, context: HandlerContext) -> None:
+def _run(using: str, sender: type[MessagingBackend], message: ReceivedMessage, context: HandlerContext) -> None:
     call = call_of(message.exchange, message.queue, message.routing_key, message.payload)
     result = _begun(using, message, call, context)
-    sender = type(call.task.get_backend())
     if context.rehearsed is None:  # which nobody is to notice
         task_started.send_robust(sender, task_result=result)
     args = (TaskContext(task_result=result), *result.args) if call.task.takes_context else result.args

@@ -76,4 +76,4 @@ def _joined(*texts: str) -> bytes:
 
 
 def _mac(key: bytes, message: bytes) -> bytes:
-    return hmac.digest(key, message, "sha256")
+    return hmac.new(key, message, "sha256").digest()  # `hmac.digest()` would give other threads their turn each time
