@@ -14,7 +14,7 @@ _QUEUES = {"default": "tasks.default", "many": "tasks.many.default"}  # by alias
 _PEERS_LEDGER = "SELECT count(*) FROM django_tasks_database_dbtaskresult WHERE status = 'SUCCESSFUL'"
 
 
-@measurement("tasks", "MessagingBackend, consume --processes=2 --concurrency=2", full=6_000, quick=1_000)
+@measurement("tasks", "MessagingBackend, consume --processes=2 --concurrency=2", full=8_000, quick=1_000)
 def tasks(stage: Stage, count: int) -> Sample:
     """One transaction for each task."""
     return _ours(stage, "default", count, "--processes=2", "--concurrency=2")
