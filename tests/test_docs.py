@@ -88,7 +88,8 @@ def test_the_settings_are_all_there_is_with_their_defaults() -> None:
     run(block, names)
     shown = names["MESSAGING"]["default"]
     assert set(shown) == set(rules.ALIAS)
-    assert re.findall(r"[A-Z]+_?[A-Z]+", block.text.partition('"TLS": {},  # ')[2].splitlines()[0]) == list(rules.TLS)
+    about_tls = block.text.partition('"TLS": {}')[0].splitlines()[-2]
+    assert re.findall(r"[A-Z]+_?[A-Z]+", about_tls) == list(rules.TLS)
     with override_settings(MESSAGING=names["MESSAGING"]):
         documented = conf.get()
     with override_settings(MESSAGING={"default": {"URL": shown["URL"]}}):

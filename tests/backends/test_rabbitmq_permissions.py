@@ -78,7 +78,7 @@ def _commands(kind: str) -> list[tuple[str, str, list[str]]]:
     """What a block of the page gives, to which account, and the values."""
     (block,) = find(kind)
     found = []
-    for line in block.text.splitlines():
+    for line in block.lines:
         _, command, _, _, name, *values = shlex.split(line)
         found.append((command.removeprefix("set_").replace("_", "-"), name, values))
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from importlib import resources as package_files
@@ -181,7 +182,7 @@ def definitions() -> dict[str, Any]:
 
 def test_the_accounts_have_the_permissions_that_the_page_explains() -> None:
     (block,) = find("permissions")
-    told = {tuple(words) for words in re.findall(r"set_permissions -p (\w+) (\w+) '(.+?)' '(.+?)' '(.+?)'", block.text)}
+    told = {tuple(shlex.split(line)[3:]) for line in block.lines}
     given = {
         tuple(one[name] for name in ("vhost", "user", "configure", "write", "read"))
         for one in definitions()["permissions"]

@@ -56,6 +56,11 @@ class Block:
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
+    @property
+    def lines(self) -> list[str]:
+        """Its lines, each that ends in a backslash as one with the next."""
+        return re.sub(r"\\\n\s*", "", self.text).splitlines()
+
 
 @cache
 def blocks_of(page: Path) -> list[Block]:

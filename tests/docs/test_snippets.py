@@ -162,7 +162,7 @@ def test_a_plain_script_reaches_the_queue(block: Block, vhost_url: str) -> None:
 @pytest.mark.django_db
 @pytest.mark.parametrize("block", find("", "sh"), ids=str)
 def test_a_shell_command_can_be_given_so(block: Block) -> None:
-    for line in block.text.splitlines():
+    for line in block.lines:
         command = check_shell(line)
         if command and command[0] in FINITE:
             call_command(*command, stdout=io.StringIO())
@@ -180,8 +180,9 @@ def test_a_command_in_a_sentence_can_be_given_so(document: Path) -> None:
 
 @pytest.mark.parametrize("block", find("systemd"), ids=str)
 def test_systemd_accepts_the_unit(block: Block, tmp_path: Path) -> None:
-    for line in re.findall(r"^ExecStart=(.+)$", block.text, re.MULTILINE):
-        check_shell(line)
+    for line in block.lines:
+        if line.startswith("ExecStart="):
+            check_shell(line)
     if shutil.which("systemd-analyze") is None:
         assert re.findall(r"^\[(\w+)\]$", block.text, re.MULTILINE)[0] == "Unit"
         return
@@ -214,7 +215,7 @@ def test_what_is_shown_of_a_shipped_file_is_in_it(block: Block) -> None:
 @pytest.mark.parametrize("block", find("containers"), ids=str)
 def test_commands_for_containers_name_files_and_services_that_are_shipped(block: Block) -> None:
     services = yaml.safe_load((DOCS / "deploy" / "compose.yaml").read_text())["services"]
-    for words in map(shlex.split, block.text.splitlines()):
+    for words in map(shlex.split, block.lines):
         assert words[0] in {"cp", "cat", "python", "docker", "kubectl"}, words
         for word in words:
             assert not word.startswith("docs/deploy") or (ROOT / word).exists(), word
@@ -228,7 +229,7 @@ def test_the_commands_of_a_restore_are_run_elsewhere() -> None:
     for kind in ("save", "restore", "send again"):
         (block,) = find(kind)
         assert f'"{kind}"' in (ROOT / "tests/deploy/test_backup.py").read_text()
-        for line in block.text.splitlines():
+        for line in block.lines:
             assert line.split()[0] in {"pg_dump", "createdb", "pg_restore", "rabbitmqctl"} or check_shell(line)
 
 
