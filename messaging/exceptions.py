@@ -98,7 +98,7 @@ class Retry(MessagingError):
 
     Args:
         reason: why, as operators read it.
-        after: seconds until the next attempt, which may begin a little later; None for the handler's backoff.
+        after: seconds until the next attempt, which may begin a little later; `None` for the handler's backoff.
 
     Raises:
         ValueError: `after` is negative, or more than ten years.

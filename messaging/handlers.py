@@ -152,19 +152,20 @@ def handler(
 
     Args:
         queue: the queue to consume from.
-        routing_keys: patterns that bind the queue to the alias's exchange: `*` stands for one word, `#` for any number.
-            Without any, the handler takes every message of the queue.
+        *routing_keys: patterns that bind the queue to the alias's exchange: `*` stands for one word, `#` for any
+            number. Without any, the handler takes every message of the queue.
         using: alias of `MESSAGING`.
         database: the database in which the message is recorded and the handler's transaction runs.
-        atomic: whether the record and the handler's writes share one transaction. Pass False for work that takes
+        atomic: whether the record and the handler's writes share one transaction. Pass `False` for work that takes
             minutes or hours: the message is then acknowledged once a lease on it is durable.
         timeout: seconds after which the process that runs the handler is killed. That counts as a failed attempt.
-        max_attempts: after so many started attempts the message rests as failed; None for what `RETRY` says.
-        backoff: seconds between attempts, or a function that gets the number of the attempt and returns them; None for
-            what `RETRY` says.
+        max_attempts: after so many started attempts the message rests as failed; `None` for what `RETRY` says.
+        backoff: seconds between attempts, or a function that gets the number of the attempt and returns them; `None`
+            for what `RETRY` says.
         batch: receive lists of at most this many messages, each list in one transaction.
         rehearse: whether operators may run the handler on a failed message in a transaction that is rolled back. Pass
-            True only if a rollback and a mailbox that sends nothing undo all that it does: no HTTP call, file or cache.
+            `True` only if a rollback and a mailbox that sends nothing undo all that it does: no HTTP call, no file, no
+            cache.
         payload: the type of the payload, where the first parameter is not annotated with it, as in
             `message: ReceivedMessage[OrderPlaced]`: a dataclass, a TypedDict, a pydantic model or a msgspec struct. A
             message whose payload does not fit fails for good, before the handler is called.

@@ -35,13 +35,13 @@ class Message:
     Attributes:
         routing_key: up to 255 bytes; or an `Event`.
         payload: bytes, text, a `CloudEvent`, or anything that can be encoded as JSON.
-        exchange: None for the alias's `EXCHANGE`; "" for the default exchange.
+        exchange: `None` for the alias's `EXCHANGE`; `""` for the default exchange.
         queue: sends the message straight to this queue, past all exchanges.
         headers: plain values.
-        message_id: None for a new UUID.
-        correlation_id: None, inside a handler, for the correlation id of the message that it handles.
-        content_type: None to guess it from the payload.
-        content_encoding: "gzip" or "deflate" compresses a payload that is not bytes.
+        message_id: `None` for a new UUID.
+        correlation_id: `None`, inside a handler, for the correlation id of the message that it handles.
+        content_type: `None` to guess it from the payload.
+        content_encoding: `"gzip"` or `"deflate"` compresses a payload that is not bytes.
         type: the message type.
         reply_to: the queue that expects an answer.
         priority: 0 to 255.
@@ -76,12 +76,12 @@ class ReceivedMessage(Generic[Payload]):
     to that type before the handler is called.
 
     Attributes:
-        id (str): the message id; "" if the publisher gave none. The id of a CloudEvent consists of its source and id.
+        id (str): the message id; `""` if the publisher gave none. The id of a CloudEvent consists of its source and id.
         queue (str): the queue that it was consumed from.
         exchange (str): the exchange that it was published to. A retry shows the original one.
         routing_key (str): its routing key. A retry shows the original one.
         payload (Payload): the body, decoded by its content type; the data of a CloudEvent; or, where the handler
-            declares a type for it, an object of that type. Reading it raises PayloadError if the body cannot be
+            declares a type for it, an object of that type. Reading it raises `PayloadError` if the body cannot be
             decoded, which fails the message for good unless the handler catches it.
         body (bytes): the body as it arrived.
         headers (dict[str, Any]): the publisher's headers, as plain values; those that this app added are left out.
@@ -89,15 +89,15 @@ class ReceivedMessage(Generic[Payload]):
             requeued the message.
         round (int): 1 for the first round, one more per retry or requeue.
         redelivered (bool): whether the broker says that it delivered the message before.
-        version (int): the version of the payload that the publisher declared, or 1. Reading it raises PayloadError if
+        version (int): the version of the payload that the publisher declared, or 1. Reading it raises `PayloadError` if
             the header is not a version.
-        cloud_event (CloudEvent | None): the CloudEvent that the message is, with the payload as its data; None if it
-            is not a CloudEvent. Reading it raises PayloadError if the body claims to be one and is not.
-        type (str): the message type that the publisher gave, or "".
-        content_type (str): the content type, or "".
-        reply_to (str): the queue that expects an answer, or "".
-        correlation_id (str): the id that all messages of one conversation share, or "".
-        causation_id (str): the id of the message whose handler published this one, or "".
+        cloud_event (CloudEvent | None): the CloudEvent that the message is, with the payload as its data; `None` if it
+            is not a CloudEvent. Reading it raises `PayloadError` if the body claims to be one and is not.
+        type (str): the message type that the publisher gave, or `""`.
+        content_type (str): the content type, or `""`.
+        reply_to (str): the queue that expects an answer, or `""`.
+        correlation_id (str): the id that all messages of one conversation share, or `""`.
+        causation_id (str): the id of the message whose handler published this one, or `""`.
         properties (Properties): every AMQP property.
     """
 

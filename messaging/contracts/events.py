@@ -29,12 +29,12 @@ class Event(str):  # noqa: SLOT000  one for each kind of message
         payload: the type of the payload: a dataclass, a TypedDict, a pydantic model, a msgspec struct, or any
             annotation such as `dict[str, int]`; `str` and `bytes` for text and bytes.
         description: what has happened when this is published, for readers of the AsyncAPI document.
-        exchange: None for the alias's `EXCHANGE`.
-        type: AMQP's message type; None for none.
+        exchange: `None` for the alias's `EXCHANGE`.
+        type: AMQP's message type; `None` if it has none.
         using: alias of `MESSAGING`.
 
     Raises:
-        ConfigurationError: an argument cannot work. `publish()` raises PublishError for a payload of another type.
+        ConfigurationError: an argument cannot work. `publish()` raises `PublishError` for a payload of another type.
     """
 
     payload: Any

@@ -64,7 +64,7 @@ class MessagingBackend(BaseTaskBackend):
 
     Its `OPTIONS` are `using`, `database`, `prefix` and `max_priority`, and those of `@handler` that concern how a task
     runs: `atomic`, `timeout`, `max_attempts`, `backoff`, `batch` and `rehearse`. The page *Django's tasks* explains
-        each of them.
+    each of them.
     """
 
     supports_async_task = True

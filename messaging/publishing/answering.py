@@ -50,12 +50,12 @@ def answer(
         headers: plain values, as for `publish()`.
         message_id: up to 255 bytes; a new UUID by default.
         content_type: decides how text is encoded; by default it is guessed from the payload.
-        content_encoding: "gzip" or "deflate" compresses a payload that is not bytes.
+        content_encoding: `"gzip"` or `"deflate"` compresses a payload that is not bytes.
         type: the answer's type, up to 255 bytes.
         reply_to: the queue that expects an answer to the answer.
         priority: 0 to 255.
         expiration: seconds after which the broker may drop the answer from a queue.
-        mandatory: whether it is an error if the queue is gone. Pass True if `reply_to` names a permanent queue.
+        mandatory: whether it is an error if the queue is gone. Pass `True` if `reply_to` names a permanent queue.
 
     Returns:
         The outbox row.
@@ -96,7 +96,7 @@ async def aanswer(message: ReceivedMessage, payload: Any, **options: Any) -> Pub
     Args:
         message: the message to answer.
         payload: the answer.
-        options: the other arguments of `answer()`.
+        **options: the other arguments of `answer()`.
 
     Returns:
         The outbox row.

@@ -57,14 +57,14 @@ def publish(
     Args:
         routing_key: up to 255 bytes; or an `Event`, which names the exchange, the type and the alias as well.
         payload: bytes and text are sent as they are; a `CloudEvent` is sent as one; anything else is encoded as JSON.
-        exchange: None for the alias's `EXCHANGE`; "" for the default exchange.
+        exchange: `None` for the alias's `EXCHANGE`; `""` for the default exchange.
         queue: sends the message straight to this queue, past all exchanges; the consumer still sees `routing_key`.
-        headers: plain values. Names that begin with "x-messaging-" are reserved, except "x-messaging-version".
+        headers: plain values. Names that begin with `x-messaging-` are reserved, except `x-messaging-version`.
         message_id: up to 255 bytes; a new UUID by default. A consumer processes each id once.
         correlation_id: by default, inside a handler, the correlation id of the message that it handles.
         content_type: decides how text is encoded; by default it is guessed from the payload. A CloudEvent is structured
-            with "application/cloudevents+json", and binary with anything else.
-        content_encoding: "gzip" or "deflate" compresses the payload. A payload of bytes is sent as it is in any case.
+            with `application/cloudevents+json`, and binary with anything else.
+        content_encoding: `"gzip"` or `"deflate"` compresses the payload. Bytes are sent as they are in any case.
         type: the message type, up to 255 bytes.
         reply_to: the queue that expects an answer, up to 255 bytes.
         priority: 0 to 255.
@@ -159,7 +159,7 @@ async def apublish(routing_key: str, payload: Any, **options: Any) -> PublishedM
     Args:
         routing_key: as for `publish()`.
         payload: as for `publish()`.
-        options: the other arguments of `publish()`.
+        **options: the other arguments of `publish()`.
 
     Returns:
         The outbox row.
@@ -176,7 +176,7 @@ async def apublish_many(messages: Iterable[Message], **options: Any) -> list[Pub
 
     Args:
         messages: what to publish.
-        options: the other arguments of `publish_many()`.
+        **options: the other arguments of `publish_many()`.
 
     Returns:
         The outbox rows, in the same order.

@@ -35,7 +35,7 @@ def published(
     """What this test published, in order: whether sent or not, scheduled or not. Drafts and retries are left out.
 
     Args:
-        routing_key: a routing key, or a pattern (`*` stands for one word, `#` for any number); None for all.
+        routing_key: a routing key, or a pattern (`*` stands for one word, `#` for any number); `None` for all.
         queue: only messages that were published straight to this queue.
         exchange: only messages that were published to this exchange.
         using: alias of `MESSAGING`.
@@ -69,16 +69,16 @@ def assert_published(
     """Assert that such a message was published.
 
     Args:
-        routing_key: a routing key or a pattern; None for any.
+        routing_key: a routing key or a pattern; `None` for any.
         payload: the payload, as it was published or as it arrives. `unittest.mock.ANY` stands for any value, also
             within it.
-        queue: the queue that the message was published straight to; "" for none.
-        exchange: the exchange that the message was published to; "" for the default exchange.
+        queue: the queue that the message was published straight to; `""` if to none.
+        exchange: the exchange that the message was published to; `""` for the default exchange.
         headers: headers that the message must have; it may have others.
-        count: how many such messages there must be; None for at least one.
+        count: how many such messages there must be; `None` for at least one.
         using: as for `published()`.
         database: as for `published()`.
-        fields: other fields of the row, such as `correlation_id=`, `priority=` or `state=`.
+        **fields: other fields of the row, such as `correlation_id=`, `priority=` or `state=`.
 
     Returns:
         The rows that match, in order.
@@ -116,14 +116,14 @@ def assert_not_published(
     """Assert that no such message was published; without arguments, that none was.
 
     Args:
-        routing_key: a routing key or a pattern; None for any.
+        routing_key: a routing key or a pattern; `None` for any.
         payload: as for `assert_published()`.
-        queue: the queue that the message was published straight to; "" for none.
-        exchange: the exchange that the message was published to; "" for the default exchange.
+        queue: the queue that the message was published straight to; `""` if to none.
+        exchange: the exchange that the message was published to; `""` for the default exchange.
         headers: headers that the message must have; it may have others.
         using: as for `published()`.
         database: as for `published()`.
-        fields: other fields of the row, such as `correlation_id=`, `priority=` or `state=`.
+        **fields: other fields of the row, such as `correlation_id=`, `priority=` or `state=`.
 
     Raises:
         AssertionError: there is such a message. The text lists all of them.
@@ -153,8 +153,8 @@ def drain(
     Args:
         within: how many seconds are taken to pass meanwhile. Delays, and pauses before retries, that end within this
             time are over at once.
-        raise_errors: whether to raise the first error of a handler, once everything is done and recorded. Pass False to
-            look at the rows instead.
+        raise_errors: whether to raise the first error of a handler, once everything is done and recorded. Pass
+            `False` to look at the rows instead.
         limit: the number of messages after which it gives up, since handlers may publish to each other without an end.
         using: alias of `MESSAGING`.
 

@@ -34,7 +34,7 @@ def ask(
         payload: the payload of the question.
         timeout: seconds to wait for the answer.
         using: alias of `MESSAGING`.
-        options: other arguments of `publish()`, except `reply_to` and `correlation_id`.
+        **options: other arguments of `publish()`, except `reply_to` and `correlation_id`.
 
     Returns:
         The answer.

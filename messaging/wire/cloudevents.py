@@ -37,16 +37,16 @@ class CloudEvent:
     """A CloudEvent, version 1.0: pass it to `publish()` as the payload, and read it as `message.cloud_event`.
 
     Attributes:
-        type: what happened, such as "com.example.order.placed".
+        type: what happened, such as `com.example.order.placed`.
         source: where it happened, as a URI reference. Two events with the same source and id are the same event.
         data: the event's content. In a received event it is the message's payload.
-        id: the event's id; "" for a new one, which is made when the event is published.
-        time: when it happened. None stands for the time of publishing, and in a received event for an unknown time.
-        subject: the part of the source that the event is about; "" for none.
-        datacontenttype: content type of the data; "" to guess it from the data.
-        dataschema: URI of the schema of the data; "" for none.
-        extensions: further attributes. Names consist of lower-case letters and digits; values are text, bytes, True,
-            False or whole numbers of 32 bits.
+        id: the event's id; `""` for a new one, which is made when the event is published.
+        time: when it happened. `None` stands for the time of publishing, and in a received event for an unknown time.
+        subject: the part of the source that the event is about; `""` if there is none.
+        datacontenttype: content type of the data; `""` to guess it from the data.
+        dataschema: URI of the schema of the data; `""` if there is none.
+        extensions: further attributes. Names consist of lower-case letters and digits; values are text, bytes, `True`,
+            `False` or whole numbers of 32 bits.
     """
 
     type: str
