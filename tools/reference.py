@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from griffe import Attribute, Class, Expr, Extension, Function, GriffeLoader, Module, Object
+from griffe import Alias, Attribute, Class, Expr, Extension, Function, GriffeLoader, Module, Object
 
 
 class Signatures(Extension):
-    """Has a class without `__init__` take what its `__new__` takes, and shows the values of constants as defaults."""
+    """Has a class without `__init__` take what its `__new__` takes, and shows the values of constants as defaults.
+
+    An error of ours that a docstring names is linked, also where the module that has the docstring does not import it.
+    """
 
     def on_package(self, *, pkg: Module, loader: GriffeLoader, **_others: Any) -> None:
         """Go through all modules, once they were read."""
         _improve(pkg, loader)
+        if isinstance(errors := pkg.members.get("exceptions"), Module):
+            _make_known(errors, pkg)
+
+
+def _make_known(errors: Module, module: Module) -> None:
+    for name, error in errors.members.items():
+        if isinstance(error, Class) and name not in module.members:
+            module.set_member(name, Alias(name, error))
+    for member in list(module.members.values()):
+        if isinstance(member, Module):
+            _make_known(errors, member)
 
 
 def _improve(owner: Object, loader: GriffeLoader) -> None:
