@@ -443,12 +443,15 @@ def test_a_tenants_schema_is_kept_free_of_our_tables_without_an_error(monkeypatc
         assert ids(check_routers(used_databases([]))) == found
 
 
-def test_every_id_is_in_the_reference_and_the_reference_has_no_other() -> None:
+def test_every_id_is_in_the_reference_in_order_and_the_reference_has_no_other() -> None:
     reference = (ROOT / "docs" / "reference" / "checks.md").read_text()
     rows = re.findall(r"^\| `(messaging\.[EW]\d{3})` \| .+ \| .+ \|$", reference, re.MULTILINE)
     sources = [path.read_text() for path in (ROOT / "messaging").rglob("*.py")]
     used = {found for source in sources for found in re.findall(r'"(?:messaging\.)?([EW]\d{3})"', source)}
     assert sorted(rows) == sorted(f"messaging.{identity}" for identity in used)
+    for table in re.findall(r"(?:^\| `messaging\..+\n)+", reference, re.MULTILINE):
+        ids_there = re.findall(r"^\| `messaging\.(\w+)`", table, re.MULTILINE)
+        assert ids_there == sorted(ids_there)
 
 
 BROKEN = [
