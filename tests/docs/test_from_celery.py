@@ -126,7 +126,8 @@ def celery() -> str:
 
 
 def write_site(folder: Path, *kinds: str, settings: str = SITE) -> dict[str, str]:
-    """Write the files of the page; returns the environment in which they are a site."""
+    """Write the files of the page, blocks of one title into one; returns the environment in which they are a site."""
+    parts: dict[str, str] = {"settings.py": settings}
     for block in blocks_of(PAGE):
         if block.kind in kinds:
             path = folder / block.title
@@ -134,7 +135,8 @@ def write_site(folder: Path, *kinds: str, settings: str = SITE) -> dict[str, str
                 if folder in parent.parents:
                     parent.mkdir(parents=True, exist_ok=True)
                     (parent / "__init__.py").touch()
-            path.write_text((settings if block.title == "settings.py" else "") + present(block))
+            parts[block.title] = parts.get(block.title, "") + present(block)
+            path.write_text(parts[block.title])
     return os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "DJANGO_SETTINGS_MODULE": "settings"}
 
 
