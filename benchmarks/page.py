@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,10 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 CHART = ROOT / "docs" / "images" / "benchmarks.svg"
 BEGIN, END = "<!-- measured -->\n", "<!-- until here -->\n"
 WORDS = {True: "met", False: "**not met**"}
+# What of a title is code.
+CODE = re.compile(
+    r"manage\.py relay|\bconsume\b(?: --[\w=]+)*|@?\w+\([^)]*\)|database://|\bdb_worker\b|\w+Backend\b|\{.+?\}"
+)
 
 
 def write(result: Result, page: Path = PAGE, chart: Path = CHART) -> None:
@@ -44,18 +49,18 @@ def _where(result: Result) -> str:
 
 
 def _ratios(result: Result) -> Iterator[str]:
-    yield "| Ratio | Ours over | Found | Target | |"
+    yield "| Ratio | Ours over | Found | Target | Result |"
     yield "|---|---|---|---|---|"
     titles = {one.name: one.title for one in listed()}
     for name, value in result.ratios.items():
         target = RATIOS[name].target
         wanted = "" if target is None else f"≥ {target:g}"
         met = "" if target is None else WORDS[result.met[name]]
-        yield f"| `{name}` | {titles[RATIOS[name].other]} | {value:.2f} | {wanted} | {met} |"
+        yield f"| `{name}` | {_marked(titles[RATIOS[name].other])} | {value:.2f} | {wanted} | {met} |"
 
 
 def _limits(result: Result) -> Iterator[str]:
-    yield "| On its own | Found | Target | |"
+    yield "| On its own | Found | Target | Result |"
     yield "|---|---|---|---|"
     for name, value in result.limited.items():
         limit = LIMITS[name]
@@ -71,4 +76,8 @@ def _rates(result: Result) -> Iterator[str]:
             if found := result.samples.get(one.name):
                 best = ", the best of ours" if one.name == best_of(result.samples) else ""
                 span = f"{min(found):,.0f} – {max(found):,.0f}"
-                yield f"| {group} | {one.title}{best} | {result.rates[one.name]:,.0f} | {span} |"
+                yield f"| {group} | {_marked(one.title)}{best} | {result.rates[one.name]:,.0f} | {span} |"
+
+
+def _marked(title: str) -> str:
+    return CODE.sub(r"`\g<0>`", title)

@@ -121,7 +121,7 @@ def test_the_page_takes_a_result_and_keeps_its_prose(result: Result, tmp_path: P
     page.write(result, copy, picture)
     page.write(result, copy, picture)
     text = copy.read_text()
-    assert text.count("| `publish/celery` | Celery, delay() | 7.00 | ≥ 5 | met |") == 1
+    assert text.count("| `publish/celery` | Celery, `delay()` | 7.00 | ≥ 5 | met |") == 1
     prose = page.PAGE.read_text()
     assert text.partition(page.BEGIN)[0] == prose.partition(page.BEGIN)[0]
     assert text.partition(page.END)[2] == prose.partition(page.END)[2]
