@@ -34,8 +34,10 @@ FOLDER = ROOT / "docs" / "images"
 ALL = ROOT / "var" / "screenshots"
 SIZE = {"width": 1440, "height": 900}
 COLUMN = {"width": 900, "height": 945}  # what the README shows is not made smaller, so that it can be read
+MARGIN = 14  # pixels between the lower edge of a picture and what is left out below
 SCHEMES = ("light", "dark")
 LANGUAGES = ("en", "zh-hans")
+SUFFIXES = {"": "en", ".zh-CN": "zh-hans"}  # what the name of a picture ends with, and its language
 WIDTHS = (1280, 768, 390)
 START_TIMEOUT = 180.0  # seconds; the first start may create the virtual environment
 ROAD_TIMEOUT = 60.0  # seconds until what was ordered has failed or succeeded
@@ -103,13 +105,17 @@ class Photographer:
         """Open the first message of the list that is shown."""
         self._page.locator("#result_list tbody tr th a").first.click()
 
-    def take(self, name: str, *, whole: bool = False) -> None:
-        """Save what the window shows, or the whole page, as `<name>.png`."""
+    def take(self, name: str, *, whole: bool = False, above: str = "") -> None:
+        """Save what the window shows, or the whole page, as `<name>.png`; or only what is above an element."""
         for found, other in RENAMED:
             self._page.evaluate(RENAME, [re.escape(found), other])
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{name}.png"
-        self._page.screenshot(path=path, animations="disabled", full_page=whole)
+        clip = None
+        if above:
+            bottom = self._page.locator(above).bounding_box()["y"] - MARGIN
+            clip = {"x": 0, "y": 0, "width": self._page.viewport_size["width"], "height": bottom}
+        self._page.screenshot(path=path, animations="disabled", full_page=whole, clip=clip)
         print(f"{path}: {path.stat().st_size // 1024} KB", flush=True)
 
 
@@ -143,22 +149,24 @@ def fill(photographer: Photographer) -> None:
 
 
 def take_pictures(photographer: Photographer) -> None:
-    """The start page, the queues, what came in, one message that failed, and the overview of it all."""
-    photographer.go("/")
-    photographer.take("shop")
-    photographer.go("/admin/messaging/queuecontrol/")
-    photographer.take("queues")
-    photographer.go("/admin/messaging/processedmessage/")
-    photographer.take("incoming")
+    """The start page, the queues and what came in; one message that failed; and the overview of it all."""
+    for suffix, language in SUFFIXES.items():
+        photographer.look(SIZE, language)
+        photographer.go("/")
+        photographer.take(f"shop{suffix}", above="#messages")
+        photographer.go("/admin/messaging/queuecontrol/")
+        photographer.take(f"queues{suffix}")
+        photographer.go("/admin/messaging/processedmessage/")
+        photographer.take(f"incoming{suffix}")
+    photographer.look(COLUMN)
     photographer.go("/admin/messaging/processedmessage/?state=failed")
     photographer.open_first()
-    photographer.look(COLUMN)
-    photographer.take("failed")
+    photographer.take("failed", above="#msg-timeline")
     wait_until(lambda: photographer.shows("/admin/messaging/", ".msg-chart"), "what was counted in a minute", COUNTED)
-    for name, language in (("overview", "en"), ("overview.zh-CN", "zh-hans")):
+    for suffix, language in SUFFIXES.items():
         photographer.look(COLUMN, language)
         photographer.go("/admin/messaging/")
-        photographer.take(name)
+        photographer.take(f"overview{suffix}")
 
 
 def take_all(browser: Any, base: str, signed_in: Any) -> None:
