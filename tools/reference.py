@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from griffe import Alias, Attribute, Class, Expr, Extension, Function, GriffeLoader, Module, Object
+from griffe import Alias, Attribute, Class, Expr, Extension, Function, GriffeLoader, Module, Object, ParameterKind
 
 
 class Signatures(Extension):
@@ -33,7 +33,9 @@ def _improve(owner: Object, loader: GriffeLoader) -> None:
     for member in list(owner.members.values()):
         if isinstance(member, Function):
             for parameter in member.parameters:
-                if isinstance(parameter.default, Expr):
+                if parameter.kind in (ParameterKind.var_positional, ParameterKind.var_keyword):
+                    parameter.default = None  # Griffe says () and {}
+                elif isinstance(parameter.default, Expr):
                     parameter.default = _value(parameter.default, loader)
         elif isinstance(member, Class):
             new = member.members.get("__new__")
