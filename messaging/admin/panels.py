@@ -91,6 +91,11 @@ class AliasPanel:
         return "" if self.reading.age is None else span(self.reading.age)
 
     @property
+    def sources(self) -> str:
+        """Where its numbers come from."""
+        return ", ".join(map(words.source, self.reading.sources))
+
+    @property
     def taken_at(self) -> str:
         """When its numbers were read."""
         return moment(self.reading.taken_at)

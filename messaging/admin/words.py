@@ -15,6 +15,11 @@ KINDS = {
     "consume": pgettext_lazy("kind of worker", "consumer"),
     "relay": pgettext_lazy("kind of worker", "relay"),
 }
+SOURCES = {
+    "database": pgettext_lazy("source of numbers", "database"),
+    "management API": pgettext_lazy("source of numbers", "management API"),
+    "passive declare": pgettext_lazy("source of numbers", "passive declare"),
+}
 STATES = {**dict(PublishedMessage.State.choices), **dict(ProcessedMessage.State.choices)}
 # What a worker's status is made of, and how it is said; what is none of these stays as it is.
 _SAYINGS: tuple[tuple[str, Callable[..., str]], ...] = (
@@ -50,6 +55,11 @@ _SAYINGS: tuple[tuple[str, Callable[..., str]], ...] = (
 def kind(name: str) -> str:
     """What a worker is."""
     return str(KINDS.get(name, name))
+
+
+def source(name: str) -> str:
+    """Where a backend has the numbers of its queues from."""
+    return str(SOURCES.get(name, name))
 
 
 def status(text: str) -> str:

@@ -57,9 +57,9 @@ class Reading:
         return None if self.taken_at is None else max(0.0, (datetime.now(UTC) - self.taken_at).total_seconds())
 
     @property
-    def source(self) -> str:
+    def sources(self) -> list[str]:
         """Where the numbers come from, as the backend names it."""
-        return ", ".join(sorted({depth.source for depth in self.depths.values() if depth.source}))
+        return sorted({depth.source for depth in self.depths.values() if depth.source})
 
 
 @dataclass(frozen=True, slots=True)
