@@ -36,8 +36,8 @@ PUBLIC = sorted(
     {*(f"messaging.{name}" for name in messaging.__all__), *(f"messaging.testing.{name}" for name in testing.__all__)}
     | {*ERRORS.values(), *SIGNALS, "messaging.admin.register", "messaging.django_tasks.MessagingBackend"}
 )
-SIGNATURE = re.compile(r'<div class="doc-signature highlight">.*?</div>', re.DOTALL)
-EXAMPLE = re.compile(r'<div class="highlight">|For example: ')
+SIGNATURE = re.compile(r'<div class="[^"]*doc-signature highlight">.*?</div>', re.DOTALL)
+EXAMPLE = re.compile(r'<div class="language-\w+ highlight">|For example: ')
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,11 @@ def test_headings_in_chinese_have_anchors_that_can_be_linked_to(built: Path) -> 
         assert re.findall(r'<h\d id="(_\d+|)"', html) == [], page
 
 
+def test_output_is_told_apart_from_commands(built: Path) -> None:
+    html = (built / "tutorial.html").read_text()
+    assert {"python", "sh", "text"} == set(re.findall(r'<div class="language-(\w+) highlight">', html))
+
+
 def test_the_site_asks_nobody_else_for_anything(built: Path) -> None:
     loads = r"<(?:script|img|iframe|source)[^>]+src=\"(?:https?:)?//[^\"]+|<link[^>]+href=\"(?:https?:)?//[^\"]+"
     for page in built.rglob("*.html"):
