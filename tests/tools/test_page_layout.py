@@ -1,0 +1,33 @@
+"""Names of the documentation's site, as `tools/page_layout.py` shapes them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from markdown import markdown
+
+from tools.page_layout import Layout
+
+
+def shaped(text: str) -> str:
+    """A page's HTML."""
+    return markdown(text, extensions=[Layout(), "tables", "toc"])
+
+
+@pytest.mark.parametrize(
+    ("name", "html"),
+    [
+        ("publish()", "publish()"),
+        ("manage.py consume --processes=1 -v", "manage.py consume <whole>--processes=1</whole> <whole>-v</whole>"),
+        ("<queue>-x", "<whole>&lt;queue&gt;-x</whole>"),
+        ("tests/test_a.py::test_that_name[is-a-long-one]", "tests/|test_|a.|py::|test_|that_|name[|is-a-long-one]"),
+    ],
+)
+def test_a_name_breaks_where_its_parts_end(name: str, html: str) -> None:
+    tags = html.replace("<whole>", '<span class="whole">').replace("</whole>", "</span>").replace("|", "<wbr />")
+    assert f"<code>{tags}</code>" in shaped(f"See `{name}`.")
+
+
+def test_headings_and_their_anchors_stay_as_they_are() -> None:
+    assert re.sub("</?span[^>]*>", "", shaped("# `x-y`")) == '<h1 id="x-y"><code>x-y</code></h1>'
