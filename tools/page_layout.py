@@ -1,4 +1,4 @@
-"""Pages that can be read at any width: names break where their parts end."""
+"""Pages that can be read at any width: names break where their parts end, and cells know the heads of their columns."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 LONGEST = 36  # characters of a name, of which a phone shows so many side by side
 SEAM = re.compile(r"(?<=[/_.:=,\[])(?=\w)")
+# A table whose rows are shown as blocks is none any more to some screen readers, unless it says so.
+ROLES = {"table": "table", "tbody": "rowgroup", "tr": "row", "td": "cell"}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Have Markdown shape names."""
+    """Have Markdown shape names and tables."""
     config.markdown_extensions.append(Layout())
     return config
 
@@ -33,6 +35,10 @@ class Layout(Extension):
 
 class _Layout(Treeprocessor):
     def run(self, root: Element) -> None:
+        for table in root.iter("table"):
+            heads = ["".join(head.itertext()) for head in table.iter("th")]
+            if len(heads) > 2:
+                _label(table, heads)
         for code in root.iter("code"):
             _shape(code)
 
@@ -54,3 +60,15 @@ def _shape(code: Element) -> None:
         for part in parts:
             last = SubElement(code, "wbr")
             last.tail = part
+
+
+def _label(table: Element, heads: list[str]) -> None:
+    for part in table.iter():
+        if part.tag in ROLES:
+            part.set("role", ROLES[part.tag])
+    for row in table.iter("tr"):
+        for head, cell in zip(heads, row, strict=True):
+            if cell.tag == "td":
+                cell.set("data-label", head)
+                if re.fullmatch(r"\d+-\d+-\d+", cell.text or ""):
+                    cell.set("class", "whole")  # a date has hyphens too

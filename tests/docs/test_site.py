@@ -45,6 +45,15 @@ def test_output_is_told_apart_from_commands(built: Path) -> None:
     assert {"python", "sh", "text"} == set(re.findall(r'<div class="language-(\w+) highlight">', html))
 
 
+def test_a_cell_has_the_head_of_its_column(built: Path) -> None:
+    for page in built.rglob("*.html"):
+        for table in re.findall("<table.*?</table>", page.read_text(), re.DOTALL):
+            heads = [re.sub("<[^>]+>", "", head) for head in re.findall("<th[^>]*>(.*?)</th>", table)]
+            labels = re.findall('<td[^>]* data-label="([^"]*)"', table)
+            assert labels == (heads * table.count("</tr>"))[: len(labels)], page
+            assert len(labels) == (table.count("<td") if len(heads) > 2 else 0), page
+
+
 def test_the_site_asks_nobody_else_for_anything(built: Path) -> None:
     loads = r"<(?:script|img|iframe|source)[^>]+src=\"(?:https?:)?//[^\"]+|<link[^>]+href=\"(?:https?:)?//[^\"]+"
     for page in built.rglob("*.html"):

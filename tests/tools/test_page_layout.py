@@ -1,4 +1,4 @@
-"""Names of the documentation's site, as `tools/page_layout.py` shapes them."""
+"""Names and tables of the documentation's site, as `tools/page_layout.py` shapes them."""
 
 from __future__ import annotations
 
@@ -31,3 +31,11 @@ def test_a_name_breaks_where_its_parts_end(name: str, html: str) -> None:
 
 def test_headings_and_their_anchors_stay_as_they_are() -> None:
     assert re.sub("</?span[^>]*>", "", shaped("# `x-y`")) == '<h1 id="x-y"><code>x-y</code></h1>'
+
+
+def test_a_cell_of_three_columns_knows_its_head() -> None:
+    html = shaped("|A|`b`||\n|---|---|---|\n|1|2||\n|3|2026-11-29||")
+    cells = [("A", "1"), ("b", "2"), ("", ""), ("A", "3"), ("", "")]
+    assert re.findall('<td data-label="(.*)" role="cell">(.*)</td>', html) == cells
+    assert '<td class="whole" data-label="b" role="cell">2026-11-29</td>' in html
+    assert "data-label" not in shaped("|A|B|\n|---|---|\n|1|2|")
