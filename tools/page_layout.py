@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
 
 LONGEST = 36  # characters of a name, of which a phone shows so many side by side
+LONGEST_OF_MANY = 20  # in a table of five columns or more
 SEAM = re.compile(r"(?<=[/_.:=,\[])(?=\w)")
 # A table whose rows are shown as blocks is none any more to some screen readers, unless it says so.
 ROLES = {"table": "table", "tbody": "rowgroup", "tr": "row", "td": "cell"}
@@ -35,24 +36,27 @@ class Layout(Extension):
 
 class _Layout(Treeprocessor):
     def run(self, root: Element) -> None:
+        longest = dict.fromkeys(root.iter("code"), LONGEST)
         for table in root.iter("table"):
             heads = ["".join(head.itertext()) for head in table.iter("th")]
             if len(heads) > 2:
                 _label(table, heads)
-        for code in root.iter("code"):
-            _shape(code)
+            if len(heads) > 4:
+                longest |= dict.fromkeys(table.iter("code"), LONGEST_OF_MANY)
+        for code in longest:
+            _shape(code, longest[code])
 
 
-def _shape(code: Element) -> None:
+def _shape(code: Element, longest: int) -> None:
     """Browsers break after any hyphen, and in long names nowhere."""
     words = re.split(r"(\s+)", code.text or "")
     code.text, last = "", None
     for word in words:
-        if "-" in word and len(word) <= LONGEST:
+        if "-" in word and len(word) <= longest:
             last = SubElement(code, "span", {"class": "whole"})
             last.text, last.tail = word, ""
             continue
-        first, *parts = SEAM.split(word) if len(word) > LONGEST else [word]
+        first, *parts = SEAM.split(word) if len(word) > longest else [word]
         if last is None:
             code.text += first
         else:

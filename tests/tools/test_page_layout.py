@@ -29,6 +29,12 @@ def test_a_name_breaks_where_its_parts_end(name: str, html: str) -> None:
     assert f"<code>{tags}</code>" in shaped(f"See `{name}`.")
 
 
+def test_names_break_sooner_among_many_columns() -> None:
+    html = shaped("|A|B|C|D|E|\n|---|---|---|---|---|\n|`models.light.read_many`|2|3|4|5|\n\n`models.light.read_many`")
+    assert "<code>models.<wbr />light.<wbr />read_<wbr />many</code></td>" in html
+    assert "<code>models.light.read_many</code></p>" in html
+
+
 def test_headings_and_their_anchors_stay_as_they_are() -> None:
     assert re.sub("</?span[^>]*>", "", shaped("# `x-y`")) == '<h1 id="x-y"><code>x-y</code></h1>'
 
