@@ -26,6 +26,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     return config
 
 
+def on_page_content(html: str, **_others: object) -> str:
+    """Take out the blank that mkdocstrings leaves between a default and the bracket after it."""
+    return re.sub(r"</code>\s+\)", "</code>)", html)
+
+
 class Layout(Extension):
     """What site.css needs besides the theme's HTML."""
 

@@ -54,6 +54,12 @@ def test_a_cell_has_the_head_of_its_column(built: Path) -> None:
             assert len(labels) == (table.count("<td") if len(heads) > 2 else 0), page
 
 
+def test_a_default_has_no_blank_behind_it(built: Path) -> None:
+    text = re.sub("<[^>]+>", "", (built / "reference" / "api.html").read_text())
+    assert re.search(r"default:\s+None\)", text)
+    assert not re.search(r"default:\s+\S+\s+\)", text)
+
+
 def test_the_site_asks_nobody_else_for_anything(built: Path) -> None:
     loads = r"<(?:script|img|iframe|source)[^>]+src=\"(?:https?:)?//[^\"]+|<link[^>]+href=\"(?:https?:)?//[^\"]+"
     for page in built.rglob("*.html"):
