@@ -15,6 +15,11 @@ from tests.docs.blocks import CHINESE, DOCS
 from tests.site import ROOT
 
 
+def body(html: str) -> str:
+    """What is a page's own, without the theme's parts."""
+    return html.partition("<article")[2].partition("</article>")[0]
+
+
 def test_every_page_is_in_the_site_and_its_navigation(built: Path) -> None:
     pages = {path.relative_to(DOCS) for path in DOCS.rglob("*.md")}
     assert [str(page) for page in pages if not (built / page.with_suffix(".html")).is_file()] == []
@@ -38,6 +43,23 @@ def test_headings_in_chinese_have_anchors_that_can_be_linked_to(built: Path) -> 
     for page in CHINESE:
         html = (built / page.relative_to(DOCS).with_suffix(".html")).read_text()
         assert re.findall(r'<h\d id="(_\d+|)"', html) == [], page
+
+
+def test_a_line_that_ends_in_chinese_leaves_no_gap(built: Path) -> None:
+    for page in CHINESE:
+        html = body((built / page.relative_to(DOCS).with_suffix(".html")).read_text())
+        texts = [re.sub("<[^>]+>", "", text) for text in re.findall("<p>(.*?)</p>", html, re.DOTALL)]
+        gap = re.compile(r"[\u3001-\u9fff]\s+[\u3001-\u9fff]|[\u3001-\u3011\uff01-\uff1f]\s")
+        assert texts, page
+        assert [text for text in texts if gap.search(text)] == [], page
+        assert ", at the end" not in html, page
+
+
+def test_the_next_page_is_in_the_same_language(built: Path) -> None:
+    for page in built.rglob("*.html"):
+        there = page.relative_to(built).parts[0] == "zh"
+        for link in re.findall('<link rel="(?:prev|next)" href="([^"]+)"', page.read_text()):
+            assert ((page.parent / link).resolve().relative_to(built).parts[0] == "zh") == there, page
 
 
 def test_output_is_told_apart_from_commands(built: Path) -> None:
