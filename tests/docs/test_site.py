@@ -82,6 +82,12 @@ def test_a_default_has_no_blank_behind_it(built: Path) -> None:
     assert not re.search(r"default:\s+\S+\s+\)", text)
 
 
+def test_who_finds_nothing_is_shown_the_way(built: Path) -> None:
+    assert {"index.html", "zh/demo.html"} <= {
+        link.lstrip("/") for link in re.findall('href="([^"]+)"', body((built / "404.html").read_text()))
+    }
+
+
 def test_the_site_asks_nobody_else_for_anything(built: Path) -> None:
     loads = r"<(?:script|img|iframe|source)[^>]+src=\"(?:https?:)?//[^\"]+|<link[^>]+href=\"(?:https?:)?//[^\"]+"
     for page in built.rglob("*.html"):
