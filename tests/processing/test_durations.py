@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -34,10 +35,16 @@ def microseconds(span: timedelta) -> float:
     return span / timedelta(microseconds=1)
 
 
-def test_a_long_run_says_how_long_it_took_and_when_it_began_and_ended(handle: Handle) -> None:
+def took(act: Callable[[], object]) -> float:
+    """Microseconds; on a busy machine that may be long, whatever is done."""
     before = time.monotonic()
-    handle(slow).process(arrived(), nothing)
-    at_most = (time.monotonic() - before) * 1_000_000
+    act()
+    return (time.monotonic() - before) * 1_000_000
+
+
+def test_a_long_run_says_how_long_it_took_and_when_it_began_and_ended(handle: Handle) -> None:
+    processor = handle(slow)
+    at_most = took(lambda: processor.process(arrived(), nothing))
     row = only_row()
     assert row.duration is not None
     assert LONG * 1_000_000 <= row.duration <= at_most
@@ -50,7 +57,10 @@ def test_a_long_run_says_how_long_it_took_and_when_it_began_and_ended(handle: Ha
 
 
 @comes_first
-def test_a_brief_run_costs_no_statement_and_says_that_it_was_brief(handle: Handle) -> None:
+def test_a_brief_run_costs_no_statement_and_says_that_it_was_brief(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durations, "BRIEF", 60.0)
     processor = handle(ignore)
     processor.process(arrived("first"), nothing)  # a new connection of MariaDB's is asked once how its session is
     found = statements(lambda: processor.process(arrived(), nothing))
@@ -64,8 +74,9 @@ def test_a_brief_run_costs_no_statement_and_says_that_it_was_brief(handle: Handl
 def test_where_the_record_comes_last_every_run_is_measured(handle: Handle) -> None:
     if connection.vendor != "sqlite":
         pytest.skip("the record comes first")
-    handle(ignore).process(arrived(), nothing)
-    assert 1 <= (only_row().duration or 0) < durations.BRIEF * 1_000_000
+    processor = handle(ignore)
+    at_most = took(lambda: processor.process(arrived(), nothing))
+    assert 1 <= (only_row().duration or 0) <= at_most
 
 
 def test_a_failed_attempt_says_how_long_it_took_however_late_it_is_recorded(
@@ -83,12 +94,12 @@ def test_a_failed_attempt_says_how_long_it_took_however_late_it_is_recorded(
         time.sleep(1)  # as a database that answers slowly
 
     monkeypatch.setattr(processor.outages, "raise_if_away", ask)
-    processor.process(arrived(), nothing)
+    at_most = took(lambda: processor.process(arrived(), nothing)) - 1_000_000
     row = only_row()
     attempt = row.attempt_set.get()
     assert row.duration is not None
     assert attempt.started_at is not None
-    assert LONG * 1_000_000 <= row.duration < 1_000_000
+    assert LONG * 1_000_000 <= row.duration <= at_most
     assert microseconds(attempt.ended_at - attempt.started_at) == pytest.approx(row.duration, abs=20_000)
 
 
@@ -99,8 +110,9 @@ def test_a_retry_says_how_long_its_last_run_took(handle: Handle) -> None:
         time.sleep(LONG)
 
     processor = handle(second)
-    processor.process(arrived(), nothing)
-    assert 1 <= (only_row().duration or 0) < LONG * 1_000_000
+    at_most = took(lambda: processor.process(arrived(), nothing))
+    first = only_row().duration
+    assert 1 <= (first or 0) <= at_most
     due = only_row().retry_at
     processor.process(sent(next_round()), nothing)
     row = only_row()
@@ -108,14 +120,16 @@ def test_a_retry_says_how_long_its_last_run_took(handle: Handle) -> None:
     assert row.retry_at == due is not None, "when its retry was due is kept"
     assert row.duration is not None
     assert row.duration >= LONG * 1_000_000
+    assert row.duration != first
     assert row.ended_at == row.processed_at
 
 
 def test_a_handler_without_a_transaction_says_it_as_well(handle: Handle) -> None:
-    handle(ignore, atomic=False).process(arrived(), nothing)
+    processor = handle(ignore, atomic=False)
+    at_most = took(lambda: processor.process(arrived(), nothing))
     row = only_row()
     assert row.duration is not None
-    assert 1 <= row.duration < durations.BRIEF * 1_000_000
+    assert 1 <= row.duration <= at_most
     assert row.began_at == row.started_at
 
 
