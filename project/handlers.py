@@ -31,7 +31,7 @@ def reserve_stock(message: ReceivedMessage[OrderPlaced]) -> None:
 
 @handler("parcels", "orders.placed", max_attempts=5, backoff=3)
 def book_parcel(message: ReceivedMessage[OrderPlaced]) -> None:
-    """Book a parcel with a carrier who answers every second call, and the fourth: the message is retried until then."""
+    """Book a parcel with a carrier who answers half the calls, and always the fourth: the message is retried."""
     _record(message, STEPS["parcels"])
     if message.attempt < 4 and random.random() < 0.5:
         raise ServiceDown("The carrier did not answer; what this attempt wrote is rolled back.")

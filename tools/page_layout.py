@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 LONGEST = 36  # characters of a name, of which a phone shows so many side by side
 LONGEST_OF_MANY = 20  # in a table of five columns or more
-SEAM = re.compile(r"(?<=[/_.:=,\[])(?=\w)")
+LONGEST_OF_TWO = 24  # of a first cell beside which a phone has room for a second
+SEAM = re.compile(r"(?<=[/_.:=,\[])(?=\w)(?!py\b)")
 # A table whose rows are shown as blocks is none any more to some screen readers, unless it says so.
 ROLES = {"table": "table", "tbody": "rowgroup", "tr": "row", "td": "cell"}
 
@@ -44,12 +45,17 @@ class _Layout(Treeprocessor):
         longest = dict.fromkeys(root.iter("code"), LONGEST)
         for table in root.iter("table"):
             heads = ["".join(head.itertext()) for head in table.iter("th")]
-            if len(heads) > 2:
+            if len(heads) > 2 or _has_long_names(table):
                 _label(table, heads)
             if len(heads) > 4:
                 longest |= dict.fromkeys(table.iter("code"), LONGEST_OF_MANY)
         for code in longest:
             _shape(code, longest[code])
+
+
+def _has_long_names(table: Element) -> bool:
+    firsts = ["".join(row[0].itertext()) for row in table.iter("tr")]
+    return any(len(word) > LONGEST_OF_TWO for first in firsts for word in first.split())
 
 
 def _shape(code: Element, longest: int) -> None:

@@ -48,7 +48,8 @@ KINDS = {
     "sh": {"", "systemctl", "cluster", "permissions", "topic permissions", "certificates", "containers"}
     | {"save", "restore", "send again"},
     "ini": {"systemd", "environment", "rabbitmq conf", "shipped"},
-    "text": {"", "drawing", "layers", "statements"},
+    "text": {"", "drawing", "layers"},
+    "sql": {"statements"},
     "html": {"demo template"},
     "yaml": {"prometheus"},  # test_deploy_files.py
     "json": {"asyncapi"},  # test_the_page_of_the_demos_messages_is_current

@@ -21,7 +21,7 @@ def shaped(text: str) -> str:
         ("publish()", "publish()"),
         ("manage.py consume --processes=1 -v", "manage.py consume <whole>--processes=1</whole> <whole>-v</whole>"),
         ("<queue>-x", "<whole>&lt;queue&gt;-x</whole>"),
-        ("tests/test_a.py::test_that_name[is-a-long-one]", "tests/|test_|a.|py::|test_|that_|name[|is-a-long-one]"),
+        ("tests/test_a.py::test_that_name[is-a-long-one]", "tests/|test_|a.py::|test_|that_|name[|is-a-long-one]"),
     ],
 )
 def test_a_name_breaks_where_its_parts_end(name: str, html: str) -> None:
@@ -45,3 +45,9 @@ def test_a_cell_of_three_columns_knows_its_head() -> None:
     assert re.findall('<td data-label="(.*)" role="cell">(.*)</td>', html) == cells
     assert '<td class="whole" data-label="b" role="cell">2026-11-29</td>' in html
     assert "data-label" not in shaped("|A|B|\n|---|---|\n|1|2|")
+
+
+def test_beside_a_long_name_a_phone_has_no_room_for_a_second_cell() -> None:
+    long = "`view_payload_processedmessage`"
+    assert "data-label" in shaped(f"|A|B|\n|---|---|\n|{long}|2|")
+    assert "data-label" not in shaped(f"|A|B|\n|---|---|\n|1|{long}|")
