@@ -151,9 +151,10 @@ def fill(photographer: Photographer) -> None:
 def take_pictures(photographer: Photographer) -> None:
     """The start page, the queues and what came in; one message that failed; and the overview of it all."""
     for suffix, language in SUFFIXES.items():
-        photographer.look(SIZE, language)
+        photographer.look(COLUMN, language)
         photographer.go("/")
         photographer.take(f"shop{suffix}", above="#messages")
+        photographer.look(SIZE, language)
         photographer.go("/admin/messaging/queuecontrol/")
         photographer.take(f"queues{suffix}")
         photographer.go("/admin/messaging/processedmessage/")
