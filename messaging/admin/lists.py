@@ -33,6 +33,8 @@ class Page(ChangeList):
         found = getattr(request, "_messaging_found", None)
         if found is not None and not self.multi_page:  # a search has read them
             self.result_list = found
+        elif not self.result_count:  # to look a second time for what is not there costs as much as the first
+            self.result_list = self.queryset.none()
         if not (self.has_active_filters or self.query):
             self.full_result_count = self.result_count
 

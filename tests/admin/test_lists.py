@@ -283,3 +283,10 @@ def test_every_empty_list_says_why_and_what_to_do() -> None:
     lists = {model: own for model, own in site._registry.items() if model._meta.app_label == "messaging"}
     assert len(lists) > 6
     assert [model for model, own in lists.items() if not own.nothing and model is not QueueControl] == []
+
+
+def test_a_list_looks_once_for_what_is_not_there(admin_client: Client) -> None:
+    incoming("failed")
+    with CaptureQueriesContext(connection) as queries:
+        assert "result_list" not in get(admin_client, f"{INCOMING}?state=failed&queue=absent")
+    assert len([query for query in queries if "absent" in query["sql"]]) == 1
