@@ -11,6 +11,7 @@ from django.contrib import admin
 from django.contrib.admin.views.main import SEARCH_VAR
 from django.db import connections
 from django.db.models import Max, Q, QuerySet
+from django.db.models.functions import Greatest
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -252,7 +253,11 @@ class PeriodFilter(admin.SimpleListFilter):
         # The index of a state is in the order of the numbers. With a number to end at, it need not be read as a whole.
         rows = queryset.model._default_manager.using(queryset.db)
         first = rows.filter(is_recent).order_by(moment).values_list("pk", flat=True).first()
-        return found if first is None else found.filter(pk__gt=first - OVERTAKEN)
+        if first is None:
+            return found
+        # Like this no index of times serves it, which would read the whole period.
+        unindexed: QuerySet[Any] = queryset.alias(moment=Greatest(moment, moment))
+        return unindexed.filter(moment__gte=since, pk__gt=first - OVERTAKEN)
 
 
 class OriginFilter(admin.SimpleListFilter):
