@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from django.db.models import Count, Min, Model, Q
 from django.http import HttpRequest
@@ -21,7 +21,7 @@ from messaging.models.base import listed_in
 from messaging.monitoring.conditions import limit
 from messaging.monitoring.databases import ask_each, home
 from messaging.monitoring.snapshot import Outbox, Snapshot
-from messaging.publishing.rounds import LONG, not_back
+from messaging.publishing.rounds import LONG, not_back, with_sent_at
 
 
 class Card(NamedTuple):
@@ -109,20 +109,21 @@ def _failed(label: str, count: int, model: type[Model], database: str, site: str
 def _not_back(site: str) -> list[Card]:
     """The retries and requeues that left the outbox and are not back, if there are any."""
     cards = []
-    for database, found in ask_each(_sum_up_away).items():
-        if not found["count"]:
+    for database, (count, first) in ask_each(_sum_up_away).items():
+        if first is None:
             continue
-        note = _("since %(moment)s") % {"moment": local(found["first"])}
+        note = _("since %(moment)s") % {"moment": local(first)}
         label, url = _("Incoming, sent and not back"), list_of(ProcessedMessage, database, site, state="away")
-        cards.append(Card(beside(label, database), bounded(found["count"]), note, url, True, database))
+        cards.append(Card(beside(label, database), count, note, url, True, database))
     return cards
 
 
-def _sum_up_away(database: str) -> dict[str, Any]:
-    since = Now() - timedelta(seconds=LONG)
-    rows = not_back(ProcessedMessage.objects.using(database), since).order_by("state", "pk")
-    summed: dict[str, Any] = rows[: LIMIT + 1].aggregate(count=Count("pk"), first=Min("sent_at"))
-    return summed
+def _sum_up_away(database: str) -> tuple[int, datetime | None]:
+    rows = not_back(ProcessedMessage.objects.using(database), Now() - timedelta(seconds=LONG))
+    count = bounded_count(rows, "state", "pk")
+    if not count:
+        return 0, None
+    return count, with_sent_at(rows).order_by("state", "pk")[: LIMIT + 1].aggregate(first=Min("sent_at"))["first"]
 
 
 def _over_usual(now: Snapshot, site: str) -> list[Card]:

@@ -26,7 +26,7 @@ from messaging.models.base import listed_in, written
 from messaging.monitoring.conditions import SILENT
 from messaging.monitoring.databases import ask_each, home
 from messaging.monitoring.readings import Reading, read
-from messaging.publishing.rounds import LONG, not_back
+from messaging.publishing.rounds import LONG, not_back, with_sent_at
 
 Numbers: TypeAlias = "dict[str, dict[tuple[str, str], str]]"  # by database, then by alias and queue
 
@@ -125,7 +125,8 @@ def rounds_away(database: str) -> dict[tuple[str, str], str]:
     """What was sent to each queue and is not back, and since when, by alias and queue; of the first so many."""
     rows = not_back(ProcessedMessage.objects.using(database), Now() - timedelta(seconds=LONG)).order_by("state", "pk")
     found: dict[tuple[str, str], list[datetime]] = {}
-    for alias, queue, sent_at in rows.values_list("alias", "queue", "sent_at")[:LIMIT]:
+    away = with_sent_at(rows).values_list("alias", "queue", "sent_at")[:LIMIT] if rows.exists() else ()
+    for alias, queue, sent_at in away:
         found.setdefault((alias, queue), []).append(sent_at)
     return {
         key: _("%(count)d since %(moment)s") % {"count": len(times), "moment": local(min(times))}

@@ -103,14 +103,18 @@ def is_under_way(row: ProcessedMessage, seconds: float = LONG) -> bool:
 
 
 def not_back(rows: QuerySet[Any], since: datetime | Combinable) -> QuerySet[Any]:
-    """Those whose present round was sent by `since` and has not come back, each with `sent_at`.
+    """Those whose present round was sent by `since` and has not come back.
 
     Where retention has removed the row that was sent, it was sent long ago.
     """
     awaited = rows.filter(Q(retry_at=None) | Q(retry_at__lt=since), state__in=ProcessedMessage.AWAITING)
+    return awaited.filter(~_unsent_or_sent_after(since))
+
+
+def with_sent_at(rows: QuerySet[Any]) -> QuerySet[Any]:
+    """Those that are not back, each with `sent_at`. PostgreSQL plans for a high cost, whether there are any or not."""
     sent = _present_rounds().filter(state=Out.PUBLISHED).order_by("-published_at").values("published_at")[:1]
-    left = awaited.filter(~_unsent_or_sent_after(since))
-    found: QuerySet[Any] = left.annotate(sent_at=Coalesce(Subquery(sent), "retry_at", "received_at"))
+    found: QuerySet[Any] = rows.annotate(sent_at=Coalesce(Subquery(sent), "retry_at", "received_at"))
     return found
 
 

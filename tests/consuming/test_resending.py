@@ -20,7 +20,7 @@ from messaging.db.clock import Now
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage
 from messaging.monitoring import readings
 from messaging.operations import Operator
-from messaging.publishing.rounds import LONG, not_back
+from messaging.publishing.rounds import LONG, not_back, with_sent_at
 from tests.admin.test_pages import EVERYTHING
 from tests.admin_rows import INCOMING, QUEUES, incoming, outgoing, staff
 from tests.backends.tools import message, send
@@ -84,7 +84,7 @@ def test_a_round_that_was_sent_again_is_away_since_then() -> None:
 def test_the_pages_say_since_when() -> None:
     away(sent=HOUR)
     row = away(sent=2 * HOUR)
-    first = not_back(ProcessedMessage.objects.all(), Now()).aggregate(first=Min("sent_at"))["first"]
+    first = with_sent_at(not_back(ProcessedMessage.objects.all(), Now())).aggregate(first=Min("sent_at"))["first"]
     said = timezone.localtime(first).strftime("%Y-%m-%d %H:%M")
     client = staff(*EVERYTHING)
     for url, text in (("/admin/messaging/", f"since {said}"), (QUEUES, f"2 since {said}")):
