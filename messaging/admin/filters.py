@@ -19,14 +19,13 @@ from django.utils.translation import pgettext_lazy
 
 from messaging import conf
 from messaging.admin.paginator import LIMIT
-from messaging.db.clock import Now
 from messaging.handlers import queues_of, registry
 from messaging.models import OperationItem, ProcessedMessage, PublishedMessage
 from messaging.models.base import listed_in
 from messaging.models.outbox import PublishedMessageQuerySet
 from messaging.models.processed import in_group
 from messaging.operations.stored import kind_of
-from messaging.publishing.rounds import LONG, not_back
+from messaging.publishing.rounds import not_back
 
 PERIODS = {
     "15m": (_("Past 15 minutes"), timedelta(minutes=15)),
@@ -106,7 +105,7 @@ class StateFilter(admin.SimpleListFilter):
         """The rows in that state."""
         value = self.value()
         if value == "away" and queryset.model is ProcessedMessage:
-            return not_back(queryset, Now() - timedelta(seconds=LONG))
+            return not_back(queryset)
         if value == "open" and queryset.model is ProcessedMessage:
             return queryset.filter(state__in=ProcessedMessage.OPEN)
         if value == "due" and isinstance(queryset, PublishedMessageQuerySet):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import NamedTuple
 
@@ -15,13 +15,12 @@ from messaging.admin.databases import beside, list_of
 from messaging.admin.display import local, seconds_until, span
 from messaging.admin.paginator import LIMIT, Bounded, bounded, bounded_count
 from messaging.admin.running import over_usual
-from messaging.db.clock import Now
 from messaging.models import FailureGroup, ProcessedMessage, PublishedMessage
 from messaging.models.base import listed_in
 from messaging.monitoring.conditions import limit
 from messaging.monitoring.databases import ask_each, home
 from messaging.monitoring.snapshot import Outbox, Snapshot
-from messaging.publishing.rounds import LONG, not_back, with_sent_at
+from messaging.publishing.rounds import not_back, with_sent_at
 
 
 class Card(NamedTuple):
@@ -119,7 +118,7 @@ def _not_back(site: str) -> list[Card]:
 
 
 def _sum_up_away(database: str) -> tuple[int, datetime | None]:
-    rows = not_back(ProcessedMessage.objects.using(database), Now() - timedelta(seconds=LONG))
+    rows = not_back(ProcessedMessage.objects.using(database))
     count = bounded_count(rows, "state", "pk")
     if not count:
         return 0, None

@@ -19,14 +19,13 @@ from messaging.admin.display import UNKNOWN, client_of, local, moment, seconds_u
 from messaging.admin.holders import long_ones
 from messaging.admin.paginator import LIMIT, Bounded
 from messaging.backends.base import QueueDepth, QueueSpec
-from messaging.db.clock import Now
 from messaging.exceptions import ConfigurationError
 from messaging.models import ProcessedMessage, QueueControl, Worker
 from messaging.models.base import listed_in, written
 from messaging.monitoring.conditions import SILENT
 from messaging.monitoring.databases import ask_each, home
 from messaging.monitoring.readings import Reading, read
-from messaging.publishing.rounds import LONG, not_back, with_sent_at
+from messaging.publishing.rounds import not_back, with_sent_at
 
 Numbers: TypeAlias = "dict[str, dict[tuple[str, str], str]]"  # by database, then by alias and queue
 
@@ -123,7 +122,7 @@ def open_failures(database: str) -> dict[tuple[str, str], str]:
 
 def rounds_away(database: str) -> dict[tuple[str, str], str]:
     """What was sent to each queue and is not back, and since when, by alias and queue; of the first so many."""
-    rows = not_back(ProcessedMessage.objects.using(database), Now() - timedelta(seconds=LONG)).order_by("state", "pk")
+    rows = not_back(ProcessedMessage.objects.using(database)).order_by("state", "pk")
     found: dict[tuple[str, str], list[datetime]] = {}
     away = with_sent_at(rows).values_list("alias", "queue", "sent_at")[:LIMIT] if rows.exists() else ()
     for alias, queue, sent_at in away:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from django.db import Error, connections, transaction
 
 from messaging import conf
 from messaging.conf.rules import dead_queue
-from messaging.db.clock import Now, in_utc
+from messaging.db.clock import in_utc
 from messaging.db.patience import bound_here
 from messaging.handlers import queues_of, registry
 from messaging.metrics import names
@@ -32,7 +31,7 @@ from messaging.monitoring.databases import ask_each, home, known
 from messaging.monitoring.snapshot import MOST, Snapshot
 from messaging.monitoring.snapshot import read as look
 from messaging.publishing import publisher
-from messaging.publishing.rounds import LONG, not_back
+from messaging.publishing.rounds import not_back
 from messaging.wire.bodies import one_line
 
 logger = logging.getLogger("messaging.metrics")
@@ -210,7 +209,7 @@ def _of_rounds() -> Iterator[Gauge]:
 
 
 def _rounds_away(database: str) -> dict[str, int]:
-    rows = not_back(ProcessedMessage.objects.using(database), Now() - timedelta(seconds=LONG)).order_by("state", "pk")
+    rows = not_back(ProcessedMessage.objects.using(database)).order_by("state", "pk")
     return Counter(rows.values_list("alias", flat=True)[: MOST + 1])
 
 

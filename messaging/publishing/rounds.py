@@ -27,6 +27,7 @@ In = ProcessedMessage.State
 Out = PublishedMessage.State
 CANCELLED = {"state": Out.DISCARDED, "discarded_at": Now(), "due_at": None, "lease_owner": "", "lease_token": None}
 LONG = 600  # seconds after which a round that is not back is worth a look
+LONG_AGO = Now() - timedelta(seconds=LONG)
 
 
 def cancel_rounds(row: ProcessedMessage) -> int:
@@ -102,7 +103,7 @@ def is_under_way(row: ProcessedMessage, seconds: float = LONG) -> bool:
     return ProcessedMessage.objects.using(row._state.db).filter(under_way(seconds), pk=row.pk).exists()
 
 
-def not_back(rows: QuerySet[Any], since: datetime | Combinable) -> QuerySet[Any]:
+def not_back(rows: QuerySet[Any], since: datetime | Combinable = LONG_AGO) -> QuerySet[Any]:
     """Those whose present round was sent by `since` and has not come back.
 
     Where retention has removed the row that was sent, it was sent long ago.
