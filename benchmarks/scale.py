@@ -41,7 +41,7 @@ PAGE, STATEMENTS = 300.0, 10  # milliseconds and statements that a page of the c
 DUE = 100_000  # messages that wait to be sent while the console is looked at
 REQUEUED, REQUEUING = 100_000, 120.0  # messages that an operation requeues, and seconds that it may take
 GROUP = "f"  # the fingerprint of what failed
-BUSY, PROCESSES = 20, 4  # queues, and processes that count each minute what they did in each of them
+BUSY, PROCESSES, OVER = 20, 4, 2  # queues, processes that count in each, and minutes until their rows are one
 # All have ended well within the last ten days but for the rows of each pruning, which are from `OLDEST` to 20 days old.
 ENDED = f"""now() - CASE WHEN n <= {OLD} THEN interval '1 day' * ({OLDEST} - {STEP} * ((n - 1) / {EXPIRED}))
     ELSE interval '10 days' * (1 - n::float / %(rows)s) END AS at, 3 AS kind"""
@@ -84,7 +84,8 @@ COUNTERS = f"""
     SELECT length, (extract(epoch from now()) / 60)::int - length * back, 'default', 'queue-' || queue, 900, 0, 890, 9,
         1, 4.5, 800, 90, 700, 190
     FROM (SELECT 1 AS length, generate_series(0, 2879) AS back UNION ALL SELECT 60, generate_series(48, 2159)) AS times,
-        generate_series(1, {BUSY}) AS queue, LATERAL generate_series(1, CASE length WHEN 1 THEN {PROCESSES} ELSE 1 END)
+        generate_series(1, {BUSY}) AS queue,
+        LATERAL generate_series(1, CASE WHEN length = 1 AND back < {OVER} THEN {PROCESSES} ELSE 1 END)
 """
 FAILURES = """
     INSERT INTO messaging_failuregroup (fingerprint, exception_type, frame, handler, queue, first_release, last_release,

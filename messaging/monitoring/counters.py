@@ -1,7 +1,8 @@
 """How many messages were published, processed and failed, and how long they took: counted in memory.
 
 It is written about once a minute: a process that is killed loses what it has counted since it last wrote. Each writes
-rows of its own, which are added up by whoever reads them: no two processes ever wait for each other.
+rows of its own, so that no two processes ever wait for each other. Once a minute is over, whoever comes by makes one
+row of theirs for each queue: however many processes there are, a page has the same number of rows to add up.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from django.db import transaction
-from django.db.models import CharField, F, QuerySet, Sum, Value
+from django.db.models import CharField, Count, F, QuerySet, Sum, Value
 
 from messaging.db.clock import Now, in_utc
 from messaging.models import Counter, Worker
@@ -27,6 +28,8 @@ EVERY = 55.0  # seconds between two writes; the chores that write come by every 
 KINDS = ("published", "unpublished", "processed", "retried", "failed")
 MOST = 1000  # queues that are told apart between two writes: names of reply queues may be without number
 ASKED = 16  # messages of a batch that are asked how long they waited, each for its neighbours, which did as long
+OVER = 2  # minutes after which nobody writes rows of a minute any more
+JOINED = 15  # minutes for which those that come by look whether a minute is to be joined
 HOUR = 60  # minutes
 MINUTES_KEPT = 48 * HOUR  # minutes for which each minute stands alone
 HOURS_KEPT = 90 * 24 * HOUR  # minutes
@@ -127,6 +130,7 @@ def write_when_due(database: str) -> None:
     """Write what was counted, unless this process has written less than a minute ago."""
     if time.monotonic() - _written_at >= EVERY:
         write(database)
+        join(database)
 
 
 def write(database: str) -> None:
@@ -148,6 +152,15 @@ def write(database: str) -> None:
                 for name, number in counts.items():
                     _counted[key][name] += number
         raise
+
+
+def join(database: str) -> int:
+    """Make one row for each queue of what the processes wrote in the last minutes. Returns how many rows fewer."""
+    now, minutes = _this_minute(database), Counter.objects.using(database).filter(length=1)
+    over = minutes.filter(minute__gt=now - JOINED, minute__lte=now - OVER).order_by()
+    several = over.values("minute", "alias", "queue").annotate(rows=Count("pk")).filter(rows__gt=1)
+    due = sorted({row["minute"] for row in several})
+    return sum(_add_up(minutes.filter(minute=minute), minute, 1, database) or 0 for minute in due)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,28 +211,42 @@ def prune(database: str) -> int:
     minutes = rows.filter(length=1, minute__lt=now - now % HOUR - MINUTES_KEPT).order_by("minute")
     while (first := minutes.values_list("minute", flat=True).first()) is not None:
         hour = first - first % HOUR
-        gone += _add_up(minutes.filter(minute__lt=hour + HOUR), hour, database)
+        fewer = _add_up(minutes.filter(minute__lt=hour + HOUR), hour, HOUR, database)
+        if fewer is None:
+            break
+        gone += fewer
     return gone + rows.filter(minute__lt=now - HOURS_KEPT).delete()[0]
 
 
-def _add_up(minutes: QuerySet[Counter], hour: int, database: str) -> int:
-    """Replace the rows of an hour by a row for each queue. Returns how many there are fewer."""
-    features = transaction.get_connection(database).features
+def _add_up(rows: QuerySet[Counter], minute: int, length: int, database: str) -> int | None:
+    """Replace rows by one for each queue, from a minute on.
+
+    Returns how many there are fewer; None where somebody else is doing it, or has just added to them.
+    """
+    first = rows.order_by("minute", "pk").first()
     with transaction.atomic(using=database):
-        rows = minutes.select_for_update() if features.has_select_for_update else minutes
+        if first is None or not _is_free(Counter.objects.using(database).filter(pk=first.pk), database):
+            return None
         found = list(rows)
-        if minutes.delete()[0] != len(found):
-            transaction.set_rollback(True, using=database)  # somebody else was faster
-            return 0
-        hours = _sums(found, hour)
-        Counter.objects.using(database).bulk_create(hours)
-    return len(found) - len(hours)
+        if rows.delete()[0] != len(found):
+            transaction.set_rollback(True, using=database)
+            return None
+        sums = _sums(found, minute, length)
+        Counter.objects.using(database).bulk_create(sums)
+    return len(found) - len(sums)
 
 
-def _sums(rows: Iterable[Counter], hour: int) -> list[Counter]:
+def _is_free(first: QuerySet[Counter], database: str) -> bool:
+    """Whether the first of some rows is there and nobody's, whose it is from now on. Waits only where it has to."""
+    if transaction.get_connection(database).features.has_select_for_update_skip_locked:
+        return bool(first.select_for_update(skip_locked=True))
+    return bool(first.update(length=F("length")))
+
+
+def _sums(rows: Iterable[Counter], minute: int, length: int) -> list[Counter]:
     found: dict[tuple[str, str], Counter] = {}
     for row in rows:
-        own: dict[str, Any] = {"length": HOUR, "minute": hour, "alias": row.alias, "queue": row.queue}
+        own: dict[str, Any] = {"length": length, "minute": minute, "alias": row.alias, "queue": row.queue}
         total = found.setdefault((row.alias, row.queue), Counter(**own))
         for name in _SUMS:
             if number := getattr(row, name):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import DatabaseError
+from django.db import DatabaseError, connection, connections
+from django.db.models import QuerySet
 
 from messaging import publish
 from messaging.consuming.housekeeping import Housekeeper
@@ -17,7 +18,7 @@ from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
 from messaging.models import Counter, PublishedMessage
 from messaging.monitoring import counters
-from messaging.monitoring.counters import HOUR, HOURS_KEPT, MINUTES_KEPT, Period, history
+from messaging.monitoring.counters import HOUR, HOURS_KEPT, JOINED, MINUTES_KEPT, OVER, Period, history
 from messaging.processing.processor import Processor
 from messaging.relaying.relay import Relay
 from tests.deliveries import arrived, registered
@@ -139,6 +140,122 @@ def test_history_has_a_point_for_every_step_and_adds_up_processes() -> None:
     assert found == [(990, 0, 0), (1000, 3, 4), (1010, 8, 0)]
     lately = [(point.minute, point.processed, point.failed) for point in queues["default", "billing"]]
     assert lately == [(1005, 0, 4), (1010, 8, 0)]
+
+
+def processes_wrote(*minutes: int) -> None:
+    for minute in minutes:
+        for number in range(4):
+            row(minute, processed=10, run_seconds=0.5, wait_03=10, **{f"run_{number:02}": 10})
+            Counter.objects.create(minute=minute, alias="other", queue="billing", failed=1)
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The minute in which a test runs, even where another one begins."""
+    minute = counters._this_minute("default")
+    monkeypatch.setattr(counters, "_this_minute", lambda _database: minute)
+    return minute
+
+
+def seen(now: int) -> Any:
+    return history(Period(now, HOUR, 1), Period(now, HOUR, 5))
+
+
+def test_what_processes_wrote_becomes_one_row_for_each_queue_once_its_minute_is_over(now: int) -> None:
+    processes_wrote(now - JOINED, now - JOINED + 1, now - OVER, now - OVER + 1)
+    before = seen(now)
+    assert counters.join("default") == 2 * (8 - 2)
+    left = Counter.objects.filter(minute__in=(now - JOINED + 1, now - OVER)).order_by("minute", "alias")
+    assert list(left.values_list("alias", "length", "processed", "failed", "run_seconds", "wait_03", "run_02")) == 2 * [
+        ("default", 1, 40, 0, 2.0, 40, 10),
+        ("other", 1, 0, 4, 0.0, None, None),
+    ]
+    assert Counter.objects.count() == 4 + 2 * 8
+    assert seen(now) == before
+    assert counters.join("default") == 0, "again: nothing is left to do"
+
+
+def test_whoever_writes_joins_what_others_wrote(now: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes_wrote(now - 5)
+    counters.write_when_due("default")
+    assert Counter.objects.count() == 8, "it comes by once a minute"
+    monkeypatch.setattr(counters, "EVERY", 0.0)
+    counters.write_when_due("default")
+    assert Counter.objects.count() == 2
+
+
+def test_an_error_midway_leaves_every_row(now: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes_wrote(now - 5)
+    before = seen(now)
+
+    def fail(*_: Any) -> list[Counter]:
+        assert not Counter.objects.exists(), "they are deleted by now"
+        raise DatabaseError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(counters, "_sums", fail)
+        with pytest.raises(DatabaseError):
+            counters.join("default")
+    assert Counter.objects.count() == 8
+    assert seen(now) == before
+
+
+def in_a_thread(call: Callable[[], object]) -> threading.Thread:
+    def run() -> None:
+        try:
+            call()
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+@pytest.fixture
+def _side_by_side() -> None:
+    if not connection.features.has_select_for_update_skip_locked:
+        pytest.skip("this database cannot pass over rows that are locked")
+
+
+@pytest.mark.usefixtures("_side_by_side")
+def test_what_is_written_late_is_joined_the_next_time(now: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes_wrote(now - 5)
+    delete = QuerySet.delete
+
+    def delete_later(rows: QuerySet[Counter]) -> tuple[int, dict[str, int]]:
+        in_a_thread(lambda: row(now - 5, processed=1)).join(30)
+        return delete(rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QuerySet, "delete", delete_later)
+        assert counters.join("default") == 0
+    total(processed=41, failed=4)
+    assert counters.join("default") == 7
+    total(processed=41, failed=4)
+
+
+@pytest.mark.usefixtures("_side_by_side")
+def test_nobody_waits_for_another_who_joins(now: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes_wrote(now - 5)
+    is_held, may_go_on = threading.Event(), threading.Event()
+    add_up, fewer = counters._sums, []
+
+    def slowly(*args: Any) -> list[Counter]:
+        is_held.set()
+        assert may_go_on.wait(30)
+        return add_up(*args)
+
+    monkeypatch.setattr(counters, "_sums", slowly)
+    thread = in_a_thread(lambda: fewer.append(counters.join("default")))
+    assert is_held.wait(30)
+    monkeypatch.setattr(counters, "_sums", add_up)
+    assert counters.join("default") == 0
+    assert thread.is_alive()
+    may_go_on.set()
+    thread.join(30)
+    assert fewer == [6]
+    total(processed=40, failed=4)
 
 
 def test_old_minutes_become_hours_and_old_hours_go() -> None:
