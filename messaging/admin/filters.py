@@ -251,7 +251,7 @@ class PeriodFilter(admin.SimpleListFilter):
             return found
         # The index of a state is in the order of the numbers. With a number to end at, it need not be read as a whole.
         rows = queryset.model._default_manager.using(queryset.db)
-        first = rows.filter(is_recent).order_by(moment).values_list("pk", flat=True).first()
+        first = rows.filter(is_recent).order_by(moment, "pk").values_list("pk", flat=True).first()
         if first is None:
             return found
         # Like this no index of times serves it, which would read the whole period.

@@ -169,8 +169,8 @@ def test_a_state_within_a_period_has_the_rows_that_others_overtook(
     monkeypatch.setattr(filters, "OVERTAKEN", 3)
     now = timezone.now()
     hours = (30, 20, 2, 30, 20, 1, 30)  # when each arrived; the numbers rise with the rows
-    for number, ago in enumerate(hours):
-        row = incoming("failed", routing_key=f"key.{number}")
+    rows = [incoming("failed", routing_key=f"key.{number}") for number in range(len(hours))]
+    for row, ago in reversed(list(zip(rows, hours, strict=True))):  # so a table may have them in another order
         ProcessedMessage.objects.filter(pk=row.pk).update(received_at=now - timedelta(hours=ago))
 
     def shown(period: str) -> list[str]:
