@@ -244,6 +244,7 @@ class Housekeeper(Keeper):
             "the pause flags": (min(POLL, processor.settings.lease / 3), self._read_flags),
             "this worker's row": (HEARTBEAT, self._show_life),
             "the counters": (HEARTBEAT, lambda: counters.write_when_due(database)),
+            "the counters of the last minutes": (HEARTBEAT, lambda: counters.join_when_due(database)),
             **(claims_chores(processor, database) if database in processor.databases else {}),
         }
         super().__init__(database, processor, chores, on_outage)

@@ -16,7 +16,7 @@ RUNS = tuple(f"run_{step:02}" for step in range(len(BOUNDS) + 1))  # and of how 
 
 
 class Counter(models.Model):
-    """What one process did with the messages of a queue within a minute, or all of them within a minute or an hour.
+    """What one process, or all together, did with the messages of a queue within a minute or an hour.
 
     Several rows may be about the same minute and queue: their sum is what was done. `minute` counts from 1970, in UTC
     by the database's clock; `length` is how many minutes a row is about. `queue` is "" for what was published to an

@@ -1,8 +1,8 @@
 """How many messages were published, processed and failed, and how long they took: counted in memory.
 
 It is written about once a minute: a process that is killed loses what it has counted since it last wrote. Each writes
-rows of its own, so that no two processes ever wait for each other. Once a minute is over, whoever comes by makes one
-row of theirs for each queue: however many processes there are, a page has the same number of rows to add up.
+rows of its own, so that it waits for no other. Once a minute is over, whoever comes by makes one row of theirs for each
+queue: however many processes there are, a page has the same number of rows to add up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ KINDS = ("published", "unpublished", "processed", "retried", "failed")
 MOST = 1000  # queues that are told apart between two writes: names of reply queues may be without number
 ASKED = 16  # messages of a batch that are asked how long they waited, each for its neighbours, which did as long
 OVER = 2  # minutes after which nobody writes rows of a minute any more
-JOINED = 15  # minutes for which those that come by look whether a minute is to be joined
+JOINED = 15  # minutes back that `join()` looks; what is older is left to `prune()`
+LONGEST = 1.0  # seconds after which it begins no other minute: others wait for this thread
+BATCH = 1000  # rows of a statement: a server has a limit for the length of one
 HOUR = 60  # minutes
 MINUTES_KEPT = 48 * HOUR  # minutes for which each minute stands alone
 HOURS_KEPT = 90 * 24 * HOUR  # minutes
@@ -50,7 +52,7 @@ observer: Observer | None = None  # set where metrics are on
 _lock = threading.Lock()
 _SUMS = (*KINDS, "run_seconds", *WAITS, *RUNS)
 _counted: defaultdict[tuple[str, str], defaultdict[str, float]] = defaultdict(lambda: defaultdict(int))
-_written_at = time.monotonic()
+_written_at = _joined_at = time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,6 @@ def write_when_due(database: str) -> None:
     """Write what was counted, unless this process has written less than a minute ago."""
     if time.monotonic() - _written_at >= EVERY:
         write(database)
-        join(database)
 
 
 def write(database: str) -> None:
@@ -154,13 +155,26 @@ def write(database: str) -> None:
         raise
 
 
+def join_when_due(database: str) -> None:
+    """Join what all processes wrote, unless this one has looked less than a minute ago."""
+    global _joined_at
+    if time.monotonic() - _joined_at >= EVERY:
+        _joined_at = time.monotonic()
+        join(database)
+
+
 def join(database: str) -> int:
     """Make one row for each queue of what the processes wrote in the last minutes. Returns how many rows fewer."""
+    began, fewer = time.monotonic(), 0
     now, minutes = _this_minute(database), Counter.objects.using(database).filter(length=1)
     over = minutes.filter(minute__gt=now - JOINED, minute__lte=now - OVER).order_by()
-    several = over.values("minute", "alias", "queue").annotate(rows=Count("pk")).filter(rows__gt=1)
-    due = sorted({row["minute"] for row in several})
-    return sum(_add_up(minutes.filter(minute=minute), minute, 1, database) or 0 for minute in due)
+    several: defaultdict[int, set[str]] = defaultdict(set)
+    for row in over.values("minute", "alias", "queue").annotate(rows=Count("pk")).filter(rows__gt=1):
+        several[row["minute"]].add(row["queue"])
+    for minute, queues in sorted(several.items()):
+        if time.monotonic() - began < LONGEST:
+            fewer += _add_up(minutes.filter(minute=minute, queue__in=queues), minute, 1, database) or 0
+    return fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +219,10 @@ def _point(minute: int, sums: Mapping[str, Any]) -> Point:
 
 
 def prune(database: str) -> int:
-    """Add up the minutes of two days ago to hours, and delete the hours of three months ago. Returns how many went."""
+    """Add up the minutes of two days ago to hours, and delete the hours of three months ago. Returns how many went.
+
+    It stops where another process is at it.
+    """
     now, gone = _this_minute(database), 0
     rows = Counter.objects.using(database)
     minutes = rows.filter(length=1, minute__lt=now - now % HOUR - MINUTES_KEPT).order_by("minute")
@@ -228,11 +245,13 @@ def _add_up(rows: QuerySet[Counter], minute: int, length: int, database: str) ->
         if first is None or not _is_free(Counter.objects.using(database).filter(pk=first.pk), database):
             return None
         found = list(rows)
+        sums = _sums(found, minute, length)
+        if length == 1 and len(sums) == len(found):  # somebody was faster
+            return 0
         if rows.delete()[0] != len(found):
             transaction.set_rollback(True, using=database)
             return None
-        sums = _sums(found, minute, length)
-        Counter.objects.using(database).bulk_create(sums)
+        Counter.objects.using(database).bulk_create(sums, batch_size=BATCH)
     return len(found) - len(sums)
 
 

@@ -299,6 +299,7 @@ class Leases:
             Worker.objects.using(self.database).update_or_create(name=self._owner[:200], defaults=values)
             counters.write_when_due(self.database)
             failure_groups.write(self.database)
+            counters.join_when_due(self.database)
 
     def sign_off(self) -> None:
         """Say that this relay has ended."""

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture(autouse=True)
 def _nothing_counted() -> Iterator[None]:
     counters._counted.clear()
-    counters._written_at = time.monotonic()
+    counters._written_at = counters._joined_at = time.monotonic()
     yield
     counters._counted.clear()
 
@@ -175,12 +175,44 @@ def test_what_processes_wrote_becomes_one_row_for_each_queue_once_its_minute_is_
     assert counters.join("default") == 0, "again: nothing is left to do"
 
 
-def test_whoever_writes_joins_what_others_wrote(now: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_queue_that_one_process_wrote_keeps_its_row(now: int) -> None:
+    alone = row(now - 5, processed=1)
+    for _ in range(2):
+        Counter.objects.create(minute=now - 5, alias="default", queue="mail", processed=2)
+    assert counters.join("default") == 1
+    assert Counter.objects.filter(pk=alone.pk).exists()
+    total(processed=5)
+
+
+def test_what_somebody_else_has_joined_since_stays(now: int, monkeypatch: pytest.MonkeyPatch) -> None:
     processes_wrote(now - 5)
-    counters.write_when_due("default")
-    assert Counter.objects.count() == 8, "it comes by once a minute"
+    is_free = counters._is_free
+
+    def too_late(rows: QuerySet[Counter], database: str) -> bool:
+        monkeypatch.setattr(counters, "_is_free", is_free)
+        assert counters.join(database) == 6
+        return is_free(rows.model._default_manager.all(), database)
+
+    monkeypatch.setattr(counters, "_is_free", too_late)
+    assert counters.join("default") == 0
+    assert Counter.objects.count() == 2
+    total(processed=40, failed=4)
+
+
+def test_a_minute_that_takes_long_is_the_last_for_now(now: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes_wrote(now - 5, now - 6, now - 7)
+    monkeypatch.setattr(counters, "LONGEST", 0.0)
+    assert counters.join("default") == 0
+    monkeypatch.setattr(counters, "LONGEST", 60.0)
+    assert counters.join("default") == 18
+
+
+def test_whoever_comes_by_joins_what_others_wrote(now: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes_wrote(now - 5)
+    counters.join_when_due("default")
+    assert Counter.objects.count() == 8, "it looks once a minute"
     monkeypatch.setattr(counters, "EVERY", 0.0)
-    counters.write_when_due("default")
+    counters.join_when_due("default")
     assert Counter.objects.count() == 2
 
 
@@ -188,12 +220,12 @@ def test_an_error_midway_leaves_every_row(now: int, monkeypatch: pytest.MonkeyPa
     processes_wrote(now - 5)
     before = seen(now)
 
-    def fail(*_: Any) -> list[Counter]:
+    def fail(*_: Any, **__: Any) -> list[Counter]:
         assert not Counter.objects.exists(), "they are deleted by now"
         raise DatabaseError("away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(counters, "_sums", fail)
+        patch.setattr(QuerySet, "bulk_create", fail)
         with pytest.raises(DatabaseError):
             counters.join("default")
     assert Counter.objects.count() == 8
