@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -75,6 +76,16 @@ def _emptying() -> None:
     from tests.emptying import empty  # models: only once Django is set up
 
     TransactionTestCase._fixture_teardown = empty
+
+
+@pytest.fixture(autouse=True)
+def _nothing_counted() -> None:
+    """Have no test write what one before it has counted in the memory of this process."""
+    from messaging.monitoring import counters, failure_groups  # models: only once Django is set up
+
+    counters._counted.clear()
+    failure_groups._counted.clear()
+    counters._written_at = counters._joined_at = time.monotonic()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,12 +27,9 @@ TRACE = 'Traceback (most recent call last):\n  File "/srv/shop/handlers.py", lin
 
 
 @pytest.fixture(autouse=True)
-def _quiet(settings: Any) -> Iterator[None]:
+def _quiet(settings: Any) -> None:
     settings.MESSAGING = {"default": {"URL": "amqp://guest:guest@127.0.0.1:1/", "QUEUES": {"billing": {}}}}
     readings.forget()
-    failure_groups._counted.clear()
-    yield
-    failure_groups._counted.clear()
 
 
 def group(fingerprint: str = "a" * 32, failed: int = 3, retrying: int = 0, **values: Any) -> FailureGroup:

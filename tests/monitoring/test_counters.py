@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,14 +24,6 @@ from tests.deliveries import arrived, registered
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_counted() -> Iterator[None]:
-    counters._counted.clear()
-    counters._written_at = counters._joined_at = time.monotonic()
-    yield
-    counters._counted.clear()
 
 
 def written() -> list[dict[str, Any]]:

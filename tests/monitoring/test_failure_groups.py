@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -35,13 +35,6 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 ANN = Operator(name="ann", reason="known")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_counted() -> Iterator[None]:
-    failure_groups._counted.clear()
-    yield
-    failure_groups._counted.clear()
 
 
 def site(source: str, name: str = "shop.handlers", file: str = "/srv/one/shop/handlers.py") -> Any:

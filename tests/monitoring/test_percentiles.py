@@ -21,7 +21,6 @@ from messaging.monitoring.percentiles import SHARES, percentile, total
 from messaging.processing.processor import Processor
 from messaging.wire.envelope import made_at, new_id
 from tests.deliveries import arrived, registered, sent
-from tests.monitoring.test_counters import _nothing_counted  # noqa: F401  for each test
 
 NOTHING = [0] * (len(BOUNDS) + 1)
 
