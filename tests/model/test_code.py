@@ -69,6 +69,7 @@ OUTSIDE = {
     "messaging.operations.stored.cancel": STORED,
     "messaging.retention.prune_operations": STORED,
     "messaging.monitoring.counters._add_up": COUNTED,
+    "messaging.monitoring.counters._is_free": COUNTED,
     "messaging.monitoring.counters.prune": COUNTED,
     "messaging.monitoring.counters.write": COUNTED,
     "messaging.operations.stored.go_on": STORED,
