@@ -144,7 +144,7 @@ class Composer:
         # The handler's own may have been another one in an earlier run, before it moved: the ids stay the same.
         is_own = current is not None and database == current.database
         self._current, self._database = current, None if is_own else database
-        self._exchange = settings.exchange
+        self._exchange = name_of(settings.exchange)  # which was checked
         self._common = PublishedMessage.blank_values() | {
             "alias": settings.alias,
             "state": PublishedMessage.State.PENDING.value,  # plain text, which drivers take as it is
@@ -207,7 +207,7 @@ class Composer:
             if message.exchange:
                 raise PublishError("Give either queue or exchange: a queue is reached through the default exchange.")
             return "", _name("queue", message.queue)
-        return _name("exchange", self._exchange if message.exchange is None else message.exchange), ""
+        return self._exchange if message.exchange is None else _name("exchange", message.exchange), ""
 
     def _new_id(self, message: Message, values: dict[str, Any]) -> str:
         current = self._current
@@ -240,8 +240,10 @@ def _content(message: Message) -> dict[str, str]:
         body, content_type = encode_body(message.payload, message.content_type, message.content_encoding)
     except PayloadError as error:
         body, content_type = _of_instances(message, error)
+    if message.content_type is not None:
+        content_type = _short("content_type", content_type)
     text, body_encoding = pack_body(body)
-    return {"body": text, "body_encoding": body_encoding, "content_type": _short("content_type", content_type)}
+    return {"body": text, "body_encoding": body_encoding, "content_type": content_type}
 
 
 def _of_instances(message: Message, problem: PayloadError) -> tuple[bytes, str]:
@@ -347,7 +349,7 @@ def _name(name: str, value: object) -> str:
 
 
 def _short(name: str, value: object) -> str:
-    text = _text(value)
+    text = value if type(value) is str else _text(value)
     if len(text) <= 255 and text.isascii() and text.isprintable():  # nearly all
         return text
     try:

@@ -81,7 +81,7 @@ def encode_body(payload: Any, content_type: str | None, content_encoding: str | 
     if isinstance(payload, (bytes, bytearray, memoryview)):
         return bytes(payload), content_type or "application/octet-stream"
     body, content_type = _encode_text(payload, content_type)
-    return _compressed(body, content_encoding), content_type
+    return _compressed(body, content_encoding) if content_encoding else body, content_type
 
 
 def _encode_text(payload: Any, content_type: str | None) -> tuple[bytes, str]:
