@@ -199,8 +199,8 @@ def unpack_body(body: str, body_encoding: str) -> bytes:
         raise WireError(f"A stored body is damaged: {error}.") from error
 
 
-def _compressed(body: bytes, content_encoding: str | None) -> bytes:
-    encoding = (content_encoding or "").strip().lower()
+def _compressed(body: bytes, content_encoding: str) -> bytes:
+    encoding = content_encoding.strip().lower()
     if encoding in PLAIN:
         return body
     if encoding not in COMPRESSED:
