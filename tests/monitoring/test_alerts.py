@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from django.core import mail
-from django.db import connections
 
 from messaging.db.clock import Now
 from messaging.models import Alert, AlertMessage, FailureGroup, Worker
@@ -20,6 +19,7 @@ from messaging.monitoring.conditions import Condition
 from messaging.monitoring.databases import home
 from messaging.monitoring.evaluation import Findings
 from messaging.monitoring.failure_groups import Cause
+from tests.deliveries import in_a_thread
 from tests.recipients import Recipient
 from tests.waiting import wait_until
 
@@ -189,8 +189,7 @@ def test_nobody_hears_of_an_end_that_is_none(recipient: Recipient) -> None:
 
 def test_a_message_that_changes_while_it_is_sent_is_sent_anew(recipient: Recipient) -> None:
     recipient.go_on.clear()
-    sender = threading.Thread(target=lambda: (note(AWAY), connections.close_all()))
-    sender.start()
+    sender = in_a_thread(lambda: note(AWAY))
     while not recipient.told:
         sender.join(0.02)
     alerts.note(Findings([]), telling.channels(), home(Alert))
@@ -228,15 +227,7 @@ def test_an_url_that_cannot_be_asked_is_not_repeated(settings: Any, tmp_path: An
 def test_of_many_that_look_at_once_one_writes(recipient: Recipient) -> None:
     note()
 
-    def look() -> None:
-        try:
-            note(AWAY)
-        finally:
-            connections.close_all()
-
-    threads = [threading.Thread(target=look) for _ in range(5)]
-    for thread in threads:
-        thread.start()
+    threads = [in_a_thread(lambda: note(AWAY)) for _ in range(5)]
     for thread in threads:
         thread.join(60)
     assert recipient.events == [("begins", "broker_away")]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import DatabaseError, connection, connections
+from django.db import DatabaseError, connection
 from django.db.models import QuerySet
 
 from messaging import publish
@@ -20,7 +19,7 @@ from messaging.monitoring import counters
 from messaging.monitoring.counters import HOUR, HOURS_KEPT, JOINED, MINUTES_KEPT, OVER, Period, history
 from messaging.processing.processor import Processor
 from messaging.relaying.relay import Relay
-from tests.deliveries import arrived, registered
+from tests.deliveries import arrived, in_a_thread, registered
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -221,18 +220,6 @@ def test_an_error_midway_leaves_every_row(now: int, monkeypatch: pytest.MonkeyPa
             counters.join("default")
     assert Counter.objects.count() == 8
     assert seen(now) == before
-
-
-def in_a_thread(call: Callable[[], object]) -> threading.Thread:
-    def run() -> None:
-        try:
-            call()
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
 
 
 @pytest.fixture

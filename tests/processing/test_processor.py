@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from django.db import connection, connections
+from django.db import connection
 
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage
@@ -13,7 +13,7 @@ from messaging.testing.draining import Arrival
 from messaging.wire import envelope as envelope_module
 from messaging.wire.envelope import Envelope
 from tests.app.models import Effect
-from tests.deliveries import arrived, sent
+from tests.deliveries import arrived, in_a_thread, sent
 from tests.processing.tools import Handle, effect, ignore, next_round, nothing, only_row, statements
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -139,14 +139,7 @@ def test_twins_in_two_transactions_have_one_effect_and_spend_no_attempt(handle: 
 
     processor, delivery = handle(slow), arrived()
 
-    def first() -> None:
-        try:
-            processor.process(delivery, nothing)
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=first)
-    thread.start()
+    thread = in_a_thread(lambda: processor.process(delivery, nothing))
     assert entered.wait(60)
     if connection.vendor == "sqlite":
         leave.set()
