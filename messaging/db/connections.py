@@ -199,11 +199,12 @@ def batches(rows: Sequence[Row], size_of: Callable[[Row], int], most: int = BATC
     batch: list[Row] = []
     size = 0
     for row in rows:
-        if batch and (len(batch) == most or size + size_of(row) > BATCH_BYTES):
+        added = size_of(row)
+        if batch and (len(batch) == most or size + added > BATCH_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(row)
-        size += size_of(row)
+        size += added
     if batch:
         yield batch
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property
-from operator import attrgetter
-from typing import Any, TypeAlias, TypeVar
+from functools import cache, cached_property, partial
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from django.db import connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -13,6 +13,7 @@ from django.db.models.expressions import DatabaseDefault
 from django.db.models.sql import InsertQuery
 
 from messaging.db.connections import batches
+from messaging.db.insert_one import PLAIN
 from messaging.db.session import can_prepare, cursor_of
 
 Row = TypeVar("Row", bound=models.Model)
@@ -71,9 +72,9 @@ def _complete(
     # Drivers take their time over a moment, so it is read once for all rows.
     first = type(rows[0])._base_manager.using(connection.alias).filter(pk=keys[0])
     added = first.values(*defaults).get() if defaults else {}
+    key_name = rows[0]._meta.pk.attname
     for row, key in zip(rows, keys, strict=True):
-        row.__dict__.update(added)
-        row.pk = key
+        row.__dict__.update(added, **{key_name: key})
         row._state.adding, row._state.db = False, connection.alias
 
 
@@ -100,7 +101,7 @@ def _insert_values(
     if connection.vendor != "postgresql":
         return False
     statement = _Statement(model, connection)
-    for field, _ in _columns(model):
+    for field in _columns(model).fields:
         name = field.attname
         if name in each[0]:
             values = [own[name] for own in each]
@@ -117,15 +118,29 @@ def _statement(rows: Sequence[Row], connection: BaseDatabaseWrapper) -> _Stateme
     """The statement that inserts them all; None where it takes the ORM's."""
     if connection.vendor != "postgresql":  # it alone has arrays, and answers in their order
         return None
-    statement = _Statement(type(rows[0]), connection)
-    if all(statement.add(field, list(map(value_of, rows))) for field, value_of in _columns(type(rows[0]))):
+    statement, columns = _Statement(type(rows[0]), connection), _columns(type(rows[0]))
+    values = zip(*map(columns.values_of, map(vars, rows)), strict=True)  # without a line of Python for each row
+    if all(map(statement.add, columns.fields, values)):
         return statement if statement.has_arrays else None
     return None
 
 
+class _Columns(NamedTuple):
+    """The columns of a table but for its key.
+
+    Attributes:
+        fields: of the columns.
+        values_of: from the attributes of a row to its values, in the same order.
+    """
+
+    fields: list[Field]
+    values_of: itemgetter[Any]
+
+
 @cache
-def _columns(model: type[models.Model]) -> list[tuple[Field, attrgetter[Any]]]:
-    return [(field, attrgetter(field.attname)) for field in model._meta.concrete_fields if not field.primary_key]
+def _columns(model: type[models.Model]) -> _Columns:
+    fields = [field for field in model._meta.concrete_fields if not field.primary_key]
+    return _Columns(fields, itemgetter(*(field.attname for field in fields)))
 
 
 class _Statement:
@@ -153,9 +168,9 @@ class _Statement:
         """Whether there is a column whose value differs, which makes it insert as many rows as there are."""
         return bool(self._arrays)
 
-    def add(self, field: Field, values: list[Any]) -> bool:
+    def add(self, field: Field, values: Sequence[Any]) -> bool:
         """One column, with its value in each row. Returns False for what this kind of statement cannot carry."""
-        if set(map(type, values)) == {DatabaseDefault}:
+        if type(values[0]) is DatabaseDefault and set(map(type, values)) == {DatabaseDefault}:
             self.defaults.append(field.attname)
         elif _are_equal(values):
             self._shared[str(field.column)] = self._compile(field, values[0])
@@ -165,7 +180,9 @@ class _Statement:
             # Without its length, because a cast would cut what is too long, where the column refuses it.
             place = "%b" if self._is_direct else "%s"
             self._arrays[str(field.column)] = f"{place}::{str(field.db_type(self._connection)).split('(')[0]}[]"
-            self._array_params.append([field.get_db_prep_save(value, self._connection) for value in values])
+            is_plain = set(map(type, values)) == {str} and isinstance(field, PLAIN)
+            prepare = partial(field.get_db_prep_save, connection=self._connection)
+            self._array_params.append(list(values) if is_plain else list(map(prepare, values)))
         return True
 
     def run(self) -> list[Any]:
@@ -200,7 +217,7 @@ class _Statement:
         return InsertQuery(self._model).get_compiler(connection=self._connection)
 
 
-def _are_equal(values: list[Any]) -> bool:
+def _are_equal(values: Sequence[Any]) -> bool:
     if isinstance(values[0], (dict, list)):  # equal ones may differ in what is inside: 1, 1.0 and True are equal
         return not any(values)
     return values.count(values[0]) == len(values)

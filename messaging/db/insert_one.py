@@ -21,7 +21,7 @@ from messaging.db.connections import Local, brief_locks, setting
 from messaging.db.session import STATE, can_prepare, compare, execute
 
 # Fields whose plain values every driver takes as they are.
-_PLAIN = (models.CharField, models.TextField, models.IntegerField, models.BooleanField)
+PLAIN = (models.CharField, models.TextField, models.IntegerField, models.BooleanField)
 
 # What most rows have in common is part of their statement, so that no driver has to encode it. Few values: each
 # combination is a statement of its own. By type, because True == 1.
@@ -42,6 +42,7 @@ class _Shape(NamedTuple):
 
     database: str
     model: type[models.Model]
+    unusual: tuple[str, ...]
     given: tuple[str, ...]
     literal: tuple[tuple[str, str], ...]
     moments: tuple[str, ...]
@@ -57,15 +58,17 @@ _inserts: dict[_Shape, str] = {}
 
 @dataclass(slots=True)
 class _Values:
-    """What one row brings along.
+    """What one row brings along that most rows do not.
 
     Attributes:
+        unusual: all attributes that are not as in most rows.
         given: prepared values by attribute; what is NULL is not named at all.
         literal: SQL by attribute, for values that need no parameter.
         moments: attributes that take the database's clock.
         defaults: attributes that the database has a default for.
     """
 
+    unusual: tuple[str, ...]
     given: dict[str, Any] = field(default_factory=dict)
     literal: dict[str, str] = field(default_factory=dict)
     moments: list[str] = field(default_factory=list)
@@ -134,17 +137,16 @@ def _is_watched(model: type[models.Model]) -> bool:
 def _values(row: models.Model, connection: BaseDatabaseWrapper) -> _Values | None:
     """The values of a row; None where one is an expression other than the database's clock, or NULL not by default."""
     columns, attributes = _columns(type(row)), row.__dict__
-    values = _Values(literal=columns.constants.copy())
+    values = _Values(tuple(columns.unusual(attributes)))
     given, literal = values.given, values.literal
     of_database = {Now: values.moments, DatabaseDefault: values.defaults}
-    for name in columns.unusual(attributes):
+    for name in values.unusual:
         value, (column, is_plain, has_db_default) = attributes.get(name), columns.fields[name]
-        literal.pop(name, None)
         if value is None:
             if has_db_default:
                 return None
         elif is_plain and (kind := type(value)) in _LITERALS:
-            if (sql := _LITERALS[kind].get(value)) is not None:
+            if (kind is not str or not value) and (sql := _LITERALS[kind].get(value)) is not None:  # no body is hashed
                 literal[name] = sql
             else:
                 given[name] = value
@@ -185,7 +187,7 @@ def _columns(model: type[models.Model]) -> _Columns:
     columns = _Columns(tuple(column.attname for column in model._meta.concrete_fields), (), {}, {})
     usual: list[Any] = []
     for column in model._meta.concrete_fields:
-        is_plain, has_db_default, default = isinstance(column, _PLAIN), column.has_db_default(), column.get_default()
+        is_plain, has_db_default, default = isinstance(column, PLAIN), column.has_db_default(), column.get_default()
         constant = _LITERALS.get(type(default), {}).get(default) if is_plain else None
         if constant is not None:
             columns.constants[column.attname] = constant
@@ -203,18 +205,20 @@ def _insert(
     lock_wait: float | None = None,
     local: Local = (),
 ) -> None:
-    literals = tuple(values.literal.items())
-    given, moments = tuple(values.given), tuple(values.moments)
-    shape = _Shape(connection.alias, type(row), given, literals, moments, lock_wait, local)
+    given, literal, moments = tuple(values.given), tuple(values.literal.items()), tuple(values.moments)
+    shape = _Shape(connection.alias, type(row), values.unusual, given, literal, moments, lock_wait, local)
     sql = _inserts.get(shape)
     if sql is None:
         sql = _inserts[shape] = _compile(type(row), values, connection, lock_wait, local)
-    # As with the ORM: a caller that swallows the error does not commit the rest.
-    with transaction.mark_for_rollback_on_error(using=connection.alias):
+    try:
         found = _execute(connection, sql, list(values.given.values()))
         row.pk = found[0]
         if lock_wait is not None:
             compare(connection, found[1])
+    except Exception:
+        # As with the ORM: a caller that swallows the error does not commit the rest.
+        with transaction.mark_for_rollback_on_error(using=connection.alias):
+            raise
     row._state.adding, row._state.db = False, connection.alias
     for name in (*values.moments, *values.defaults):
         del row.__dict__[name]
@@ -239,11 +243,13 @@ def _compile(
     columns = {column.attname: column for column in model._meta.concrete_fields}
     quote = connection.ops.quote_name
     table, key = quote(model._meta.db_table), quote(str(model._meta.pk.column))
-    named = [*values.given, *values.literal, *values.moments]
+    usual = {name: sql for name, sql in _columns(model).constants.items() if name not in values.unusual}
+    literal = usual | values.literal
+    named = [*values.given, *literal, *values.moments]
     names = ", ".join(quote(str(columns[name].column)) for name in named)
     places = [_place(columns[name], connection) for name in values.given]
     now = str(InsertQuery(model).get_compiler(connection=connection).compile(Now())[0])
-    selected = ", ".join(places + [*values.literal.values()] + [now] * len(values.moments))
+    selected = ", ".join(places + [*literal.values()] + [now] * len(values.moments))
     head = f"INSERT INTO {table} ({names})"
     if lock_wait is not None:
         # The limit is set before the row is inserted and taken back behind it: no statements of their own.
