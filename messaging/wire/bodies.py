@@ -42,6 +42,8 @@ COMPRESSED = frozenset({"gzip", "x-gzip", "deflate"})
 MOST_DECODED = 16 * 1024 * 1024  # bytes: what RabbitMQ 4 takes of a message that is not compressed
 _CONTAINERS = (dict, list, tuple)
 _OTHER_KEY = re.compile(r'"(?:-?[0-9][^"]*|null|true|false)":')  # how JSON writes a key that is not text
+# What such a key ends with, which is looked for in half the time: hardly a key of text does.
+_OTHER_END = re.compile(r'":(?:(?<=[0-9]":)|(?<="null":)|(?<="true":)|(?<="false":))')
 
 _json = DjangoJSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
@@ -99,7 +101,7 @@ def _encode_text(payload: Any, content_type: str | None) -> tuple[bytes, str]:
         body = text.encode(_charset(content_type))
     except (TypeError, ValueError, LookupError, RecursionError) as error:
         raise PayloadError(f"The payload cannot be written as JSON: {error}.") from error
-    if _OTHER_KEY.search(text):
+    if _OTHER_END.search(text) and _OTHER_KEY.search(text):
         _check_keys(payload)
     return body, content_type or "application/json"
 
