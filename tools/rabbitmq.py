@@ -135,7 +135,13 @@ class RabbitMQ:
         """Run `rabbitmq-queues` or another of its tools on this node; see `ctl()`."""
         command = [*self._tool(program), *arguments]
         done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+            command,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,  # some read what they are not told
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
         if done.returncode:
             raise ServiceFailed(f"{program} {' '.join(arguments)}: {done.stdout}{done.stderr}")
