@@ -107,7 +107,10 @@ def go(site: Site) -> None:
 
 def processed(site: Site, count: int, deadline: float = 60.0) -> None:
     """Wait until so many messages were processed, and that nothing else is recorded."""
-    wait_until(lambda: site.states() == {"processed": count}, deadline=deadline, what=f"{count} processed messages")
+    try:
+        wait_until(lambda: site.states() == {"processed": count}, deadline=deadline, what=f"{count} processed messages")
+    except AssertionError as error:
+        raise AssertionError(f"{error} The inbox has {site.states()}.") from None
 
 
 def effects(site: Site) -> tuple[int, int]:
