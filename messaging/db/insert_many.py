@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -74,7 +74,8 @@ def _complete(
     added = first.values(*defaults).get() if defaults else {}
     key_name = rows[0]._meta.pk.attname
     for row, key in zip(rows, keys, strict=True):
-        row.__dict__.update(added, **{key_name: key})
+        row.__dict__.update(added)
+        row.__dict__[key_name] = key
         row._state.adding, row._state.db = False, connection.alias
 
 
@@ -180,9 +181,9 @@ class _Statement:
             # Without its length, because a cast would cut what is too long, where the column refuses it.
             place = "%b" if self._is_direct else "%s"
             self._arrays[str(field.column)] = f"{place}::{str(field.db_type(self._connection)).split('(')[0]}[]"
-            is_plain = set(map(type, values)) == {str} and isinstance(field, PLAIN)
-            prepare = partial(field.get_db_prep_save, connection=self._connection)
-            self._array_params.append(list(values) if is_plain else list(map(prepare, values)))
+            if set(map(type, values)) != {str} or not isinstance(field, PLAIN):
+                values = [field.get_db_prep_save(value, self._connection) for value in values]
+            self._array_params.append(list(values))
         return True
 
     def run(self) -> list[Any]:
