@@ -10,7 +10,6 @@ from typing import Any
 
 import pika
 from django.db import connections
-from pytest_django import Settings
 
 from messaging.models import PublishedMessage
 from messaging.relaying.relay import Relay
@@ -39,11 +38,6 @@ class Desk:
         """Disconnect, unless a test had that cut."""
         with suppress(pika.exceptions.AMQPError):
             self.connection.close()
-
-
-def try_unroutable_again_after(settings: Settings, *pauses: float) -> None:
-    """For the relays that begin from now on."""
-    settings.MESSAGING = {"default": {**settings.MESSAGING["default"], "UNROUTABLE": pauses}}
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from messaging.operations import Operator, requeue
 from messaging.operations.stored import store
 from messaging.retention import expired, prune
 from tests import admin_rows
+from tests.options import set_options
 from tests.settings import TEST_DB
 
 pytestmark = pytest.mark.django_db
@@ -221,6 +222,6 @@ def test_operations_go_when_they_ended_long_ago_and_their_items_with_them(settin
     assert set(Operation.objects.values_list("pk", flat=True)) == {recent.pk, waiting.pk}
     assert set(OperationItem.objects.values_list("operation_id", flat=True)) == {recent.pk, waiting.pk}
     Operation.objects.update(ended_at=Now() - timedelta(days=400))
-    settings.MESSAGING = {"default": {**settings.MESSAGING["default"], "RETENTION": {"discarded": None}}}
+    set_options(settings, RETENTION={"discarded": None})
     call_command("prune_messages")
     assert Operation.objects.count() == 2

@@ -19,7 +19,8 @@ from messaging.operations import Operator, stored
 from messaging.operations.stored import run_waiting
 from tests.admin.test_pages import EVERYTHING
 from tests.admin_rows import INCOMING, OUTGOING, QUEUES, incoming, inline_code, outgoing, staff
-from tests.relays import Desk, relaying, state_is, try_unroutable_again_after
+from tests.options import set_options
+from tests.relays import Desk, relaying, state_is
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db
@@ -159,7 +160,7 @@ def test_a_list_reads_no_tries(admin_client: Client) -> None:
 @pytest.mark.broker
 @pytest.mark.django_db(transaction=True)
 def test_publishing_to_nowhere_does_not_end_in_green(admin_client: Client, desk: Desk, settings: Any) -> None:
-    try_unroutable_again_after(settings, 0.05)
+    set_options(settings, UNROUTABLE=[0.05])
     body = {"using": "default", "routing_key": "nobody.listens", "format": "json", "body": "1", "mandatory": "on"}
     html = admin_client.post(f"{OUTGOING}add/", {**body, "_publish": "1"}, follow=True).content.decode()
     assert '<li class="info">The message is stored' in html

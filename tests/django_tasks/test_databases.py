@@ -11,6 +11,7 @@ from messaging.testing import drain
 from tests.django_tasks import jobs
 from tests.django_tasks.conftest import Use
 from tests.django_tasks.test_behaviours import exceptions
+from tests.options import set_options
 
 pytestmark = [
     pytest.mark.database,
@@ -21,7 +22,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _two(settings: Settings, use: Use) -> None:
-    settings.MESSAGING = {"default": {**settings.MESSAGING["default"], "DATABASES": ["default", "other"]}}
+    set_options(settings, DATABASES=["default", "other"])
     use(database="other")
 
 

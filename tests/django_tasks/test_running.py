@@ -28,6 +28,7 @@ from tests.deliveries import Acks, Arrived, arrived
 from tests.django_tasks import jobs
 from tests.django_tasks.conftest import Use
 from tests.django_tasks.test_behaviours import LOGGER, InvalidTask, default_task_backend, exceptions, framework
+from tests.options import set_options
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("tasks")]
 
@@ -281,7 +282,7 @@ def test_priorities_are_refused_where_queues_have_none(use: Use) -> None:
 
 def test_a_priority_is_one_of_the_queues(settings: Settings, use: Use) -> None:
     classic = {"type": "classic", "arguments": {"x-max-priority": 10}}
-    settings.MESSAGING = {"default": {**settings.MESSAGING["default"], "QUEUES": {"tasks.default": classic}}}
+    set_options(settings, QUEUES={"tasks.default": classic})
     assert jobs.noop.get_backend().supports_priority
     for priority in (-100, -50, 0, 1, 20, 100):
         jobs.noop.using(priority=priority).enqueue()
@@ -439,7 +440,7 @@ def test_a_value_goes_with_its_message() -> None:
 
 
 def test_what_became_of_a_task_long_ago_may_be_forgotten(settings: Settings) -> None:
-    settings.MESSAGING = {"default": {**settings.MESSAGING["default"], "RETENTION": {"published": None}}}
+    set_options(settings, RETENTION={"published": None})
     result = run(jobs.meaning)
     ProcessedMessage.objects.all().delete()
     PublishedMessage.objects.update(published_at=Now() - timedelta(days=31))

@@ -110,7 +110,8 @@ def processed(site: Site, count: int, deadline: float = 60.0) -> None:
     try:
         wait_until(lambda: site.states() == {"processed": count}, deadline=deadline, what=f"{count} processed messages")
     except AssertionError as error:
-        raise AssertionError(f"{error} The inbox has {site.states()}.") from None
+        outbox = site.states("published")
+        raise AssertionError(f"{error} The inbox has {site.states()}, the outbox {outbox}.") from None
 
 
 def effects(site: Site) -> tuple[int, int]:

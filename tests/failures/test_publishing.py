@@ -37,7 +37,8 @@ from tests.failures.tools import (
     take_all,
     wait_for_one_effect_each,
 )
-from tests.relays import Desk, burst, relaying, states, try_unroutable_again_after
+from tests.options import set_options
+from tests.relays import Desk, burst, relaying, states
 from tests.site import Running, Site, SiteFactory
 from tests.waiting import wait_until
 from tools.rabbitmq import RabbitMQ
@@ -67,7 +68,7 @@ def alone(site: SiteFactory, own_rabbitmq: RabbitMQ) -> Site:
 @pytest.fixture
 def quick(desk: Desk, settings: Settings) -> None:
     """Try an unroutable message again at once."""
-    try_unroutable_again_after(settings, 0.05, 0.05, 0.05)
+    set_options(settings, UNROUTABLE=[0.05, 0.05, 0.05])
 
 
 def relay(site: Site, **env: str) -> Running:

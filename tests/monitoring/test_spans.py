@@ -40,7 +40,8 @@ from messaging.wire.properties import Properties
 from tests.consumers import consuming
 from tests.deliveries import arrived, registered, sent
 from tests.docs.blocks import find
-from tests.relays import Desk, burst, relaying, try_unroutable_again_after
+from tests.options import set_options
+from tests.relays import Desk, burst, relaying
 from tests.site import ROOT
 from tests.waiting import wait_until
 
@@ -172,7 +173,7 @@ def test_one_trace_leads_from_a_request_to_the_second_handler_through_a_retry_an
 @pytest.mark.broker
 @pytest.mark.django_db(transaction=True)
 def test_a_try_to_send_that_comes_to_nothing_says_why(desk: Desk, settings: Settings, traced: Traced) -> None:
-    try_unroutable_again_after(settings)  # never
+    set_options(settings, UNROUTABLE=[])  # never
     row = publish("nobody.cares", {})
     burst()
     row.refresh_from_db()

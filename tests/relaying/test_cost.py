@@ -21,7 +21,8 @@ from messaging.publishing.publisher import publish_many
 from messaging.publishing.rows import seal
 from messaging.relaying.leases import Marker
 from messaging.relaying.relay import BATCH, Relay
-from tests.relays import Desk, burst, relaying, states, try_unroutable_again_after
+from tests.options import set_options
+from tests.relays import Desk, burst, relaying, states
 from tests.settings import TEST_DB
 from tests.waiting import wait_until
 
@@ -120,7 +121,7 @@ def test_a_relay_sends_thousands_with_a_few_statements(desk: Desk, statements: C
 def test_what_goes_to_a_missing_exchange_ends_together(
     desk: Desk, statements: Counter[str], settings: Settings
 ) -> None:
-    try_unroutable_again_after(settings, 0.05, 0.05, 0.05)
+    set_options(settings, UNROUTABLE=[0.05, 0.05, 0.05])
     many(2000, exchange="no-such-exchange")
     statements.clear()
     with relaying():

@@ -16,6 +16,7 @@ from messaging.models import PublishedMessage
 from messaging.publishing.publisher import publish, publish_many
 from messaging.relaying.leases import Held, Leases
 from messaging.relaying.verdicts import OFTEN, Judge, Proof
+from tests.options import set_options
 from tests.relays import Desk, relaying, state_is, states
 from tests.waiting import wait_until
 from tools.proxy import Proxy
@@ -29,11 +30,10 @@ PUBLISH = b"\x00\x3c\x00\x28"  # how each publish begins: class and method
 @pytest.fixture
 def proxy(desk: Desk, settings: Settings) -> Iterator[Proxy]:
     """Between the relays and the broker."""
-    own = settings.MESSAGING["default"]
-    url = urlsplit(own["URL"])
+    url = urlsplit(settings.MESSAGING["default"]["URL"])
     with Proxy(url.hostname or "", url.port or 5672) as proxy:
         through = f"{url.username}:{url.password}@127.0.0.1:{proxy.port}"
-        settings.MESSAGING = {"default": {**own, "URL": urlunsplit(url._replace(netloc=through))}}
+        set_options(settings, URL=urlunsplit(url._replace(netloc=through)))
         yield proxy
 
 

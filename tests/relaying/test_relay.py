@@ -23,7 +23,8 @@ from messaging.models import ProcessedMessage, PublishedMessage, Worker
 from messaging.publishing.publisher import publish, publish_many
 from messaging.relaying.relay import Relay
 from messaging.signals import message_failed, message_published, message_unpublishable
-from tests.relays import Desk, burst, relaying, state_is, states, try_unroutable_again_after
+from tests.options import set_options
+from tests.relays import Desk, burst, relaying, state_is, states
 from tests.settings import TEST_DB
 from tests.waiting import wait_until
 
@@ -70,8 +71,7 @@ def test_a_receiver_that_raises_changes_nothing(desk: Desk, caplog: pytest.LogCa
 
 
 def test_it_declares_the_known_topology_first(desk: Desk, settings: Settings) -> None:
-    options = {"QUEUES": {"billing": {"type": "classic", "bindings": [("messaging", "orders.#")]}}}
-    settings.MESSAGING = {"default": {**settings.MESSAGING["default"], **options}}
+    set_options(settings, QUEUES={"billing": {"type": "classic", "bindings": [("messaging", "orders.#")]}})
     publish("orders.placed", {"order": 17})
     burst()
     assert desk.bodies("billing") == [b'{"order":17}']
@@ -79,7 +79,7 @@ def test_it_declares_the_known_topology_first(desk: Desk, settings: Settings) ->
 
 @pytest.mark.mode(8)
 def test_unroutable_messages_end_failed_after_their_tries(desk: Desk, settings: Settings) -> None:
-    try_unroutable_again_after(settings, 0.05, 0.05, 0.05)
+    set_options(settings, UNROUTABLE=[0.05, 0.05, 0.05])
     desk.queue("hello")
     lost = [publish("nobody.listens", 1), publish("x", 1, exchange="no-such-exchange"), publish("x", 1, queue="gone")]
     tolerated = publish("nobody.listens", 1, mandatory=False)
@@ -143,7 +143,7 @@ def test_what_is_published_while_thousands_fall_due_does_not_wait_for_them(desk:
 def test_a_site_whose_relay_is_off_sends_nothing(desk: Desk, settings: Settings) -> None:
     desk.queue("hello")
     publish("hello", "x", queue="hello")
-    settings.MESSAGING = {"default": {**settings.MESSAGING["default"], "RELAY": False}}
+    set_options(settings, RELAY=False)
     for run in (burst, lambda: call_command("relay", "--burst")):
         with pytest.raises((ConfigurationError, CommandError), match='"RELAY"\\] is False: nothing is sent from here'):
             run()
@@ -160,7 +160,7 @@ def test_an_unroutable_message_is_tried_for_six_hours() -> None:
 
 
 def test_a_round_that_cannot_be_sent_takes_its_incoming_message_along(desk: Desk, settings: Settings) -> None:
-    try_unroutable_again_after(settings)
+    set_options(settings, UNROUTABLE=[])
     received = ProcessedMessage.objects.create(
         state=In.RETRYING, queue="gone", round=2, message_id="a", key=uuid.uuid4(), digest=uuid.uuid4(), retry_at=Now()
     )
@@ -270,7 +270,7 @@ def test_a_full_queue_makes_its_messages_wait_and_spends_nothing(desk: Desk) -> 
 
 @pytest.mark.mode(15)
 def test_relays_share_the_work_and_none_sends_twice(desk: Desk, settings: Settings) -> None:
-    settings.MESSAGING = {"default": {**settings.MESSAGING["default"], "LEASE": 60}}  # however busy the machine is
+    set_options(settings, LEASE=60)  # however busy the machine is
     desk.queue("work")
     publish_many([Message("work", str(n), queue="work") for n in range(2000)])
     with relaying(2):
@@ -337,7 +337,7 @@ def test_a_running_relay_reports_itself_and_signs_off(desk: Desk) -> None:
 @pytest.mark.skipif(TEST_DB != "postgres", reason="NOTIFY is PostgreSQL's")
 def test_notify_wakes_a_relay_long_before_its_next_look(desk: Desk, settings: Settings) -> None:
     desk.queue("work")
-    settings.MESSAGING = {"default": {**settings.MESSAGING["default"], "POLL_INTERVAL": 600}}
+    set_options(settings, POLL_INTERVAL=600)
     with relaying() as relays:
         wait_until(lambda: relays[0]._uplink._is_declared, what="a connected relay")
         # It notifies itself, so that it knows whether notifications arrive before anybody has published.

@@ -9,6 +9,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from pytest_django import Settings
 
 from messaging import publish
 from messaging.message import Message
@@ -17,7 +18,8 @@ from messaging.models.tries import KEPT, LONGEST, told
 from messaging.publishing.publisher import publish_many
 from messaging.relaying.leases import Held, Leases
 from messaging.relaying.verdicts import Judge
-from tests.relays import Desk, relaying, state_is, try_unroutable_again_after
+from tests.options import set_options
+from tests.relays import Desk, relaying, state_is
 from tests.waiting import wait_until
 
 rows = PublishedMessage.objects
@@ -110,8 +112,8 @@ def test_a_relay_that_ends_tells_what_was_lost_and_hands_all_back() -> None:
 
 @pytest.mark.broker
 @pytest.mark.django_db(transaction=True)
-def test_publishing_to_nowhere_has_the_brokers_answers(desk: Desk, settings: object) -> None:
-    try_unroutable_again_after(settings, 0.05, 0.05)  # type: ignore[arg-type]
+def test_publishing_to_nowhere_has_the_brokers_answers(desk: Desk, settings: Settings) -> None:
+    set_options(settings, UNROUTABLE=[0.05, 0.05])
     row = publish("nobody.listens", 1)
     with relaying() as (relay,):
         wait_until(state_is(row, "failed"), what="failed at its end")
