@@ -111,24 +111,33 @@ def identity(delivery: Delivery) -> tuple[str, str, str | None, int]:
 
 
 class Line:
-    """The items of one queue that wait for their turn, in order. Not safe to share without a lock."""
+    """The items of one queue that wait for their turn, in order, the urgent before all others.
+
+    Not safe to share without a lock.
+    """
 
     def __init__(self) -> None:
+        self._urgent: deque[Item] = deque()
         self._items: deque[Item] = deque()
         self._together: Counter[int] = Counter()  # those that may run in a batch, by handler
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._items) + len(self._urgent)
 
     @property
     def held(self) -> int:
         """How many last found their record in an open transaction of someone else's."""
-        return sum(item.is_held for item in self._items)
+        return sum(item.is_held for item in (*self._urgent, *self._items))
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether the next is urgent."""
+        return bool(self._urgent)
 
     @property
     def head(self) -> Item:
         """The next; there must be one."""
-        return self._items[0]
+        return (self._urgent or self._items)[0]
 
     @property
     def is_full(self) -> bool:
@@ -139,7 +148,7 @@ class Line:
     def append(self, item: Item) -> bool:
         """Take in an item; returns whether that may let something start, or begins the waiting for its mates."""
         if item.is_urgent:
-            self._items.appendleft(item)
+            self._urgent.append(item)
             return True
         self._items.append(item)
         if item.batch is None:
@@ -149,11 +158,13 @@ class Line:
 
     def append_left(self, item: Item) -> None:
         """Take in an item whose turn comes first."""
-        self._items.appendleft(item)
+        (self._urgent if item.is_urgent else self._items).appendleft(item)
         self._together[id(item.handler)] += item.batch is not None
 
     def take(self) -> list[Item]:
         """Remove the next, and with it those that may run in one batch with it."""
+        if self._urgent:
+            return [self._urgent.popleft()]
         head = self.head
         taken, others = list[Item](), list[Item]()
         while self._items and len(taken) < (head.batch or 1):
@@ -167,11 +178,11 @@ class Line:
 
     def remove(self, chosen: Callable[[Item], bool]) -> list[Item]:
         """Remove those that `chosen` picks."""
-        items = list(self._items)
-        removed = [item for item in items if chosen(item)]
+        removed = [item for item in (*self._urgent, *self._items) if chosen(item)]
         if removed:
             gone = set(removed)
-            self._items = deque(item for item in items if item not in gone)
+            self._urgent = deque(item for item in self._urgent if item not in gone)
+            self._items = deque(item for item in self._items if item not in gone)
             self._together = Counter(id(item.handler) for item in self._items if item.batch is not None)
         return removed
 
@@ -219,6 +230,7 @@ class Backlog:
         self._is_alone = self._is_held = self._is_closed = False
         self._suspect_since: float | None = None
         self._unstarted: set[tuple[str, str, str | None, int]] = set()  # their identities
+        self._worn: frozenset[str] = frozenset()
 
     def put(self, delivery: Delivery) -> None:
         """Take in a delivery; called from the backend's thread."""
@@ -226,6 +238,8 @@ class Backlog:
         handler = None if is_dead or delivery.spool is not None else self._find_handler(delivery)
         is_urgent = delivery.redelivered and handler is not None and self._is_near_limit(delivery)
         with self._changed:
+            if is_urgent != (delivery.queue in self._worn):
+                self._worn ^= {delivery.queue}
             item = Item(delivery, handler, is_dead, delivery.redelivered and self._gave_back(delivery), is_urgent)
             if not self._is_closed:
                 self._allowance.held += item.size
@@ -309,6 +323,11 @@ class Backlog:
             return [line.head.delivery for line in self._waiting.values() if line]
 
     @property
+    def worn(self) -> frozenset[str]:
+        """The queues of whose last delivery the broker may soon give up: what is behind it may have come as often."""
+        return self._worn
+
+    @property
     def waiting(self) -> int:
         """How many deliveries have not started."""
         with self._changed:
@@ -359,6 +378,8 @@ class Backlog:
         self._recall(now)
         pauses = [self._aside[0].due - now] if self._aside else []
         lines = [(queue, line) for queue, line in self._waiting.items() if line]
+        if len(lines) > 1:
+            lines.sort(key=lambda waiting: not waiting[1].is_urgent)
         if not any(line.head.is_suspect for _, line in lines):
             self._suspect_since = None
         for queue, line in lines:

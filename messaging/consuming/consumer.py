@@ -45,7 +45,7 @@ GIVE_BACK_AFTER = 300.0  # seconds; the broker's own patience ends at 30 minutes
 KEEP_CONSUMING = 10.0  # seconds of a database's absence after which the broker keeps what it has
 FROZEN_SHOWN = 600.0  # seconds for which a worker's state tells that it could do nothing else
 DEAD_PREFETCH = 10
-CAREFUL = 60.0  # seconds for which one message at once is taken from each queue, after a death nobody is blamed for
+CAREFUL = 60.0  # seconds for which one message at once is taken, after a death nobody is blamed for or of worn queues
 LONGEST_STATUS = 200  # characters, for whoever asks on this host
 MAX_PREFETCH = 65535  # that AMQP can ask for
 
@@ -149,7 +149,7 @@ class Consumer:
             allowance,
         )
         self._is_careful = is_careful
-        self._wide_at: float | None = None  # whatever was done until then
+        self._well_since: float | None = None  # when the broker was there first
         self._wake = threading.Event()
         self._idle_since: float | None = None
         self._froze = 0.0, -FROZEN_SHOWN  # for how long, and when that ended
@@ -236,25 +236,30 @@ class Consumer:
         """The queues that may deliver more than one message at once.
 
         A broker counts each death against everything that the process held, and gives up in the end what it has
-        delivered too often. One that dies as soon as it has begun would have it give up what never ran. A batch dies
-        together anyway.
+        delivered too often. One that dies as soon as it has begun would have it give up what never ran. So do many
+        whose first commit takes longer than they live: of what is nearly given up they hold one, which goes first. A
+        batch dies together anyway.
         """
-        if self._has_settled_in():
+        if self._well_for() >= CAREFUL:
             return self._wanted()
-        return frozenset() if self._is_careful else self._plan.batch_queues
+        if self._is_careful:
+            return frozenset()
+        return self._wanted() - self._backlog.worn if self._has_settled_in() else self._plan.batch_queues
 
     def _has_settled_in(self) -> bool:
+        return self._backlog.finished >= FIRST_MESSAGES or self._well_for() >= FIRST_SECONDS
+
+    def _well_for(self) -> float:
+        """How many seconds ago the broker was there first."""
         now = time.monotonic()
-        if self._wide_at is None and self._subscription.is_well:
-            self._wide_at = now + (CAREFUL if self._is_careful else FIRST_SECONDS)
-        if not self._is_careful and self._backlog.finished >= FIRST_MESSAGES:
-            return True
-        return self._wide_at is not None and now >= self._wide_at
+        if self._well_since is None and self._subscription.is_well:
+            self._well_since = now
+        return 0.0 if self._well_since is None else now - self._well_since
 
     def _tick(self) -> float:
         """Seconds until the next look, unless something wakes it."""
         is_settled_in = self._has_settled_in()  # which notes since when the broker has been there
-        return TICK if is_settled_in or self._is_careful or self._wide_at is None else FIRST_TICK
+        return TICK if is_settled_in or self._is_careful or self._well_since is None else FIRST_TICK
 
     def _is_to_go_back(self, delivery: Delivery) -> bool:
         waited = time.monotonic() - delivery.received_at

@@ -59,3 +59,23 @@ def test_what_the_broker_may_soon_give_up_comes_first_and_need_not_be_alone() ->
     jobs = [backlog.take() for _ in range(2)]
     assert [job and job.head.delivery for job in jobs] == [worn, parcels[0]]
     assert not any(job and job.is_alone for job in jobs)
+
+
+def test_what_the_broker_may_soon_give_up_comes_before_other_queues_the_longest_waiting_first() -> None:
+    backlog = Backlog(lambda _: SINGLE, is_near_limit=lambda delivery: delivery.queue == "long")
+    others, worn = [Parcel("many") for _ in range(2)], [Parcel("long", redelivered=True) for _ in range(3)]
+    for parcel in (*others, *worn):
+        backlog.put(parcel)
+    assert backlog.give_back(lambda delivery: delivery is worn[1]) == 1
+    jobs = [backlog.take() for _ in range(4)]
+    assert [job and job.head.delivery for job in jobs] == [worn[0], worn[2], *others]
+    assert backlog.waiting == 0
+
+
+def test_a_queue_is_worn_until_it_delivers_what_is_not() -> None:
+    backlog = Backlog(lambda _: SINGLE, is_near_limit=lambda delivery: delivery.queue == "long")
+    backlog.put(Parcel("many", redelivered=True))
+    backlog.put(Parcel("long", redelivered=True))
+    assert backlog.worn == {"long"}
+    backlog.put(Parcel("long"))
+    assert backlog.worn == set()

@@ -604,6 +604,18 @@ def test_no_batch_asks_for_more_than_the_broker_can_be_asked_for(monkeypatch: py
     assert Plan("default", ("many",), prefetch=7).prefetches()["many"] == 7
 
 
+def test_of_what_is_nearly_given_up_it_holds_one_at_once_for_a_minute() -> None:
+    consumer = Consumer(Plan("default", ("effects", "other"), concurrency=1), "worker-1")
+    both, to = consumer._wanted(), {"routing_key": "effects.made"}
+    consumer._backlog.put(Parcel("effects", redelivered=True, headers={"x-delivery-count": 10**6}, **to))
+    for seconds, wide in {0.5: set(), 2.0: both - {"effects"}, 61.0: both}.items():
+        consumer._well_since = time.monotonic() - seconds
+        assert consumer._wide() == wide
+    consumer._well_since = time.monotonic() - 2.0
+    consumer._backlog.put(Parcel("effects", **to))
+    assert consumer._wide() == both
+
+
 @pytest.mark.django_db(transaction=True)
 def test_one_that_has_just_begun_looks_often_for_whether_it_may_have_more_than_one_at_once() -> None:
     consumer = Consumer(Plan("default", ("effects",), concurrency=1), "worker-1")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.failures.journal import ALARM, CONSUMER, QUEUE, RELAY, SECRET, assert_told_once
 from tests.failures.scene import HANDLERS, attempts, channel, consume, effects, processed, ready, send
-from tests.site import SiteFactory
+from tests.site import Site, SiteFactory
 from tests.waiting import wait_until
 from tools.proxy import Proxy
 from tools.rabbitmq import RabbitMQ, add_vhost, delete_vhost
@@ -19,6 +19,11 @@ from tools.rabbitmq import RabbitMQ, add_vhost, delete_vhost
 # Two heartbeats of a second with their grace, and what a busy machine takes; with heartbeats of a minute it were 130 s.
 NOTICED = 2 * (1 + 5) + 30
 PUBLISH = "from messaging import publish\nfor number in range({}): publish('work.a', {{}})"
+SLOW_COMMITS = """
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1.5); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER slow AFTER INSERT OR UPDATE ON messaging_processedmessage
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow();
+"""
 
 
 @pytest.fixture
@@ -31,6 +36,14 @@ def own_vhost(own_rabbitmq: RabbitMQ) -> Iterator[str]:
     yield f"amqp://{user}:{SECRET}@127.0.0.1:{own_rabbitmq.port}/{vhost}"
     with contextlib.suppress(Exception):
         delete_vhost(own_rabbitmq.management_url, vhost)
+
+
+def declare_limited(site: Site, queue: str, limit: int) -> None:
+    """Somebody's queue, whose messages are dead-lettered once they were delivered more often than `limit` says."""
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": limit}
+    dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"{queue}.dead"}
+    with channel(site) as broker:
+        broker.queue_declare(queue, durable=True, arguments=arguments | dead)
 
 
 def through(url: str, proxy: Proxy) -> str:
@@ -139,9 +152,7 @@ def test_a_deleted_queue_is_one_line_and_back_within_seconds(site: SiteFactory) 
 def test_rolling_restarts_dead_letter_nothing(site: SiteFactory) -> None:
     """Of our own queue, and of somebody's whose limit is RabbitMQ 4's, where every disconnect counts."""
     made = site(db="postgres", handlers=HANDLERS, options={"STOP_TIMEOUT": 5})
-    with channel(made) as broker:
-        limited = {"x-queue-type": "quorum", "x-delivery-limit": 20, "x-dead-letter-exchange": ""}
-        broker.queue_declare("long", durable=True, arguments={**limited, "x-dead-letter-routing-key": "long.dead"})
+    declare_limited(made, "long", 20)
     made.manage("topology")
     for queue in ("work", "long"):
         send(made, queue, *(f"{queue}{number}" for number in range(500)), body=b'{"do": "slow"}')
@@ -156,4 +167,26 @@ def test_rolling_restarts_dead_letter_nothing(site: SiteFactory) -> None:
     assert ready(made, "work.dead") == ready(made, "long.dead") == 0
     assert made.value("SELECT COUNT(*) FROM app_effect WHERE value = 'done'") >= 1000
     assert made.value("SELECT COUNT(DISTINCT key) FROM app_effect") == 1000
+    assert running.stop() == 0
+
+
+@pytest.mark.mode(41)
+@pytest.mark.slow
+def test_processes_that_live_for_one_slow_commit_have_nothing_dead_lettered(site: SiteFactory) -> None:
+    """So slow that by then the process has long been there, and could hold as many messages as it may."""
+    known = {"long": {"declare": False, "arguments": {"x-delivery-limit": 6}}}
+    made = site(db="postgres", handlers=HANDLERS, options={"QUEUES": known})
+    declare_limited(made, "long", 6)
+    made.manage("topology")
+    made.sql(SLOW_COMMITS)
+    send(made, "long", *(f"long{number}" for number in range(60)))
+    for _ in range(9):
+        running = consume(made, "--concurrency=1")
+        seen = sum(made.states().values())
+        wait_until(lambda seen=seen: sum(made.states().values()) > seen, what="a message to be recorded")
+        running.kill()
+    made.sql("DROP TRIGGER slow ON messaging_processedmessage")
+    running = consume(made, "--processes=2")
+    processed(made, 60)
+    assert effects(made)[1] == 60
     assert running.stop() == 0
