@@ -34,7 +34,7 @@ class Item:
         is_innocent: whether it was redelivered because this process gave it back unstarted.
         is_urgent: whether the broker may soon give it up: its turn comes first, and it is sent round then, not run.
         is_acked: whether the broker was told that it is done.
-        is_atomic: whether a handler runs it and blocks nobody for hours: such messages make room for a suspect.
+        is_atomic: whether a handler runs it now and blocks nobody for hours: such messages make room for a suspect.
         is_suspect: whether it may have killed a process before, so that nothing innocent should run beside it.
         batch: how many of its kind may run together; None for one at a time.
         is_held: whether it last found its record in an open transaction of someone else's.
@@ -58,8 +58,8 @@ class Item:
     def __post_init__(self) -> None:
         delivery, handler = self.delivery, self.handler
         self.size = len(delivery.body)
-        self.is_atomic = handler is not None and handler.atomic and not self.is_dead
-        self.is_suspect = self.is_atomic and delivery.redelivered and not (self.is_innocent or self.is_urgent)
+        self.is_atomic = handler is not None and handler.atomic and not (self.is_dead or self.is_urgent)
+        self.is_suspect = self.is_atomic and delivery.redelivered and not self.is_innocent
         runs_together = self.is_atomic and not delivery.redelivered
         is_in_batch = handler is not None and handler.batch is not None and runs_together
         # What a row has to be asked about runs alone, or a stranger could have the whole batch run one by one.
@@ -111,13 +111,10 @@ def identity(delivery: Delivery) -> tuple[str, str, str | None, int]:
 
 
 class Line:
-    """The items of one queue that wait for their turn, in order, the urgent before all others.
-
-    Not safe to share without a lock.
-    """
+    """The items of one queue that wait for their turn, in order, the urgent first. Not safe to share without a lock."""
 
     def __init__(self) -> None:
-        self._urgent: deque[Item] = deque()
+        self._urgent: deque[Item] = deque()  # until each was tried once: it may have to wait for somebody
         self._items: deque[Item] = deque()
         self._together: Counter[int] = Counter()  # those that may run in a batch, by handler
 
@@ -131,7 +128,7 @@ class Line:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether the next is urgent."""
+        """Whether the next goes before what other queues have."""
         return bool(self._urgent)
 
     @property
@@ -158,7 +155,7 @@ class Line:
 
     def append_left(self, item: Item) -> None:
         """Take in an item whose turn comes first."""
-        (self._urgent if item.is_urgent else self._items).appendleft(item)
+        self._items.appendleft(item)
         self._together[id(item.handler)] += item.batch is not None
 
     def take(self) -> list[Item]:
@@ -195,7 +192,7 @@ class _Aside:
 
 
 class Backlog:
-    """Deliveries by queue, taken in turn. Safe to call from any thread.
+    """Deliveries by queue, taken in turn, but for the urgent ones. Safe to call from any thread.
 
     A message that was redelivered, or whose row says so, may be why a process died. While it runs, no other atomic
     message runs here, so that only it can be blamed.
@@ -230,7 +227,8 @@ class Backlog:
         self._is_alone = self._is_held = self._is_closed = False
         self._suspect_since: float | None = None
         self._unstarted: set[tuple[str, str, str | None, int]] = set()  # their identities
-        self._worn: frozenset[str] = frozenset()
+        self._fresh: frozenset[str] = frozenset()
+        self._has_urgent = False  # if not, no line has
 
     def put(self, delivery: Delivery) -> None:
         """Take in a delivery; called from the backend's thread."""
@@ -238,8 +236,9 @@ class Backlog:
         handler = None if is_dead or delivery.spool is not None else self._find_handler(delivery)
         is_urgent = delivery.redelivered and handler is not None and self._is_near_limit(delivery)
         with self._changed:
-            if is_urgent != (delivery.queue in self._worn):
-                self._worn ^= {delivery.queue}
+            if is_urgent == (delivery.queue in self._fresh):
+                self._fresh ^= {delivery.queue}
+            self._has_urgent |= is_urgent
             item = Item(delivery, handler, is_dead, delivery.redelivered and self._gave_back(delivery), is_urgent)
             if not self._is_closed:
                 self._allowance.held += item.size
@@ -323,9 +322,9 @@ class Backlog:
             return [line.head.delivery for line in self._waiting.values() if line]
 
     @property
-    def worn(self) -> frozenset[str]:
-        """The queues of whose last delivery the broker may soon give up: what is behind it may have come as often."""
-        return self._worn
+    def fresh(self) -> frozenset[str]:
+        """The queues whose last delivery the broker will not soon give up, nor therefore what is behind it."""
+        return self._fresh
 
     @property
     def waiting(self) -> int:
@@ -378,8 +377,9 @@ class Backlog:
         self._recall(now)
         pauses = [self._aside[0].due - now] if self._aside else []
         lines = [(queue, line) for queue, line in self._waiting.items() if line]
-        if len(lines) > 1:
+        if self._has_urgent:
             lines.sort(key=lambda waiting: not waiting[1].is_urgent)
+            self._has_urgent = bool(lines) and lines[0][1].is_urgent
         if not any(line.head.is_suspect for _, line in lines):
             self._suspect_since = None
         for queue, line in lines:

@@ -45,7 +45,7 @@ GIVE_BACK_AFTER = 300.0  # seconds; the broker's own patience ends at 30 minutes
 KEEP_CONSUMING = 10.0  # seconds of a database's absence after which the broker keeps what it has
 FROZEN_SHOWN = 600.0  # seconds for which a worker's state tells that it could do nothing else
 DEAD_PREFETCH = 10
-CAREFUL = 60.0  # seconds for which one message at once is taken, after a death nobody is blamed for or of worn queues
+CAREFUL = 60.0  # seconds for which one message at once is taken where many might be given up, or be too large together
 LONGEST_STATUS = 200  # characters, for whoever asks on this host
 MAX_PREFETCH = 65535  # that AMQP can ask for
 
@@ -236,15 +236,15 @@ class Consumer:
         """The queues that may deliver more than one message at once.
 
         A broker counts each death against everything that the process held, and gives up in the end what it has
-        delivered too often. One that dies as soon as it has begun would have it give up what never ran. So do many
-        whose first commit takes longer than they live: of what is nearly given up they hold one, which goes first. A
-        batch dies together anyway.
+        delivered too often. One that dies as soon as it has begun would have it give up what never ran. So would one
+        that takes longer for its first commit than it lives: of what is nearly given up it holds one, which goes first.
+        A batch dies together anyway.
         """
         if self._well_for() >= CAREFUL:
             return self._wanted()
         if self._is_careful:
             return frozenset()
-        return self._wanted() - self._backlog.worn if self._has_settled_in() else self._plan.batch_queues
+        return self._wanted() & self._backlog.fresh if self._has_settled_in() else self._plan.batch_queues
 
     def _has_settled_in(self) -> bool:
         return self._backlog.finished >= FIRST_MESSAGES or self._well_for() >= FIRST_SECONDS

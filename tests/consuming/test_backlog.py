@@ -72,10 +72,31 @@ def test_what_the_broker_may_soon_give_up_comes_before_other_queues_the_longest_
     assert backlog.waiting == 0
 
 
-def test_a_queue_is_worn_until_it_delivers_what_is_not() -> None:
+def test_what_the_broker_may_soon_give_up_waits_neither_for_a_suspect_nor_twice_before_the_others() -> None:
     backlog = Backlog(lambda _: SINGLE, is_near_limit=lambda delivery: delivery.queue == "long")
+    suspect, other, worn = Parcel("many", redelivered=True), Parcel("many"), Parcel("long", redelivered=True)
+    backlog.put(suspect)
+    first = backlog.take()
+    assert first is not None
+    assert first.is_alone
+    backlog.put(other)
+    backlog.put(worn)
+    second = backlog.take()
+    assert second is not None
+    assert second.head.delivery is worn
+    for job in (first, second):
+        backlog.done(job)
+    backlog.put_back(second.items)
+    assert [job and job.head.delivery for job in (backlog.take(), backlog.take())] == [other, worn]
+
+
+def test_a_queue_is_fresh_once_it_delivers_what_is_not_nearly_given_up() -> None:
+    backlog = Backlog(lambda _: SINGLE, is_near_limit=lambda delivery: delivery.queue == "long")
+    assert backlog.fresh == set()
     backlog.put(Parcel("many", redelivered=True))
     backlog.put(Parcel("long", redelivered=True))
-    assert backlog.worn == {"long"}
+    assert backlog.fresh == {"many"}
     backlog.put(Parcel("long"))
-    assert backlog.worn == set()
+    assert backlog.fresh == {"many", "long"}
+    backlog.put(Parcel("long", redelivered=True))
+    assert backlog.fresh == {"many"}

@@ -21,7 +21,7 @@ import pytest
 
 from messaging.backends.base import Delivery
 from messaging.consuming.backlog import Backlog, Job
-from messaging.consuming.consumer import FIRST_TICK, TICK, Consumer, Plan
+from messaging.consuming.consumer import FIRST_MESSAGES, FIRST_TICK, TICK, Consumer, Plan
 from messaging.handlers import Handler
 from messaging.wire.envelope import DIED, KEY, QUEUE, ROUND
 from messaging.wire.properties import Properties
@@ -604,16 +604,31 @@ def test_no_batch_asks_for_more_than_the_broker_can_be_asked_for(monkeypatch: py
     assert Plan("default", ("many",), prefetch=7).prefetches()["many"] == 7
 
 
-def test_of_what_is_nearly_given_up_it_holds_one_at_once_for_a_minute() -> None:
+def test_many_at_once_may_come_of_a_queue_that_showed_it_has_nothing_nearly_given_up() -> None:
     consumer = Consumer(Plan("default", ("effects", "other"), concurrency=1), "worker-1")
-    both, to = consumer._wanted(), {"routing_key": "effects.made"}
-    consumer._backlog.put(Parcel("effects", redelivered=True, headers={"x-delivery-count": 10**6}, **to))
-    for seconds, wide in {0.5: set(), 2.0: both - {"effects"}, 61.0: both}.items():
-        consumer._well_since = time.monotonic() - seconds
-        assert consumer._wide() == wide
-    consumer._well_since = time.monotonic() - 2.0
+    to = {"routing_key": "effects.made"}
+    worn, other = {"headers": {"x-delivery-count": 10**6}, "redelivered": True, **to}, Parcel("other")
+    consumer._backlog.put(Parcel("effects", **worn))
+    assert wide_after(consumer, 2) == set()
+    consumer._backlog.put(other)
+    assert wide_after(consumer, 0) == set()
+    assert wide_after(consumer, 2) == {"other"}
+    assert wide_after(consumer, 61) == consumer._wanted()
     consumer._backlog.put(Parcel("effects", **to))
-    assert consumer._wide() == both
+    assert wide_after(consumer, 2) == {"other", "effects"}
+
+
+def test_after_a_death_that_nobody_is_blamed_for_it_holds_one_at_once_for_a_minute_whatever_is_done() -> None:
+    consumer = Consumer(Plan("default", ("effects",), concurrency=1), "worker-1", is_careful=True)
+    consumer._backlog.put(Parcel("effects"))
+    consumer._backlog.finished = FIRST_MESSAGES
+    assert wide_after(consumer, 59) == set()
+    assert wide_after(consumer, 61) == consumer._wanted()
+
+
+def wide_after(consumer: Consumer, seconds: float) -> frozenset[str]:
+    consumer._well_since = time.monotonic() - seconds
+    return consumer._wide()
 
 
 @pytest.mark.django_db(transaction=True)
