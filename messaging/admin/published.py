@@ -218,7 +218,8 @@ def _tried(row: PublishedMessage) -> list[Event]:
         by = _("relay %(name)s") % {"name": one.by} if one.by else ""
         more = _("earlier tries are no longer kept") if had_more and not events else ""
         note = " · ".join(filter(None, (redaction.text(one.answer, row), by, more)))
-        events.append(Event(one.at, titles.get(one.fate, one.fate), note, kind="bad"))
+        at = max(one.at, row.created_at)  # a try's is in whole milliseconds
+        events.append(Event(at, titles.get(one.fate, one.fate), note, kind="bad"))
     return events
 
 

@@ -14,6 +14,8 @@ from django.db.models import BigIntegerField, Func, TextField, Value
 from django.db.models.functions import Coalesce, Concat, Right
 from django.db.models.sql.compiler import SQLCompiler
 
+from messaging.db.clock import as_stored
+
 KEPT = 8000  # characters: some thirty tries
 LONGEST = 500  # characters of an answer
 
@@ -63,7 +65,7 @@ def _read(line: str) -> Try | None:
     try:
         said = json.loads(line)
         at = datetime.fromtimestamp(said["at"] / 1000, UTC)
-        return Try(at, str(said["by"]), str(said["fate"]), str(said["answer"]))
+        return Try(as_stored(at), str(said["by"]), str(said["fate"]), str(said["answer"]))
     except (ValueError, TypeError, KeyError, OverflowError, OSError):
         return None
 
@@ -71,7 +73,8 @@ def _read(line: str) -> Try | None:
 class _Milliseconds(Func):
     """How many have passed since 1970, by the database's clock."""
 
-    template = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"  # SQLite's
+    # SQLite's, which has days of whole milliseconds in a float: their difference may be a little less than it is.
+    template = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
 
     def __init__(self, **extra: Any) -> None:
         super().__init__(output_field=BigIntegerField(), **extra)

@@ -139,6 +139,16 @@ def test_a_timeline_tells_every_try_to_send_with_the_brokers_answer() -> None:
     assert places == sorted(places)
 
 
+def test_a_timeline_begins_with_the_writing_however_soon_the_first_try_came(admin_client: Client) -> None:
+    row = outgoing("failed", error="Unroutable.", attempts=1)
+    tried(row, tries.FAILED, "Unroutable.")
+    row.refresh_from_db()
+    at = tries.told(row.tries)[0][0].at
+    rows.filter(pk=row.pk).update(created_at=at + timedelta(microseconds=999))
+    html = admin_client.get(page_of(row)).content.decode()
+    assert html.index("Written") < html.index("Sending it failed for good")
+
+
 def test_a_success_tells_how_often_it_was_sent_and_what_is_not_kept(admin_client: Client) -> None:
     row = outgoing("published", attempts=31, published_at=timezone.now())
     rows.filter(pk=row.pk).update(tries='": "", "fate": "refused", "answer": "full"}\n')

@@ -12,6 +12,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from messaging import publish
+from messaging.db.clock import Now
 from messaging.message import Message
 from messaging.models import PublishedMessage, tries
 from messaging.models.tries import KEPT, LONGEST, told
@@ -51,6 +52,16 @@ def test_each_try_that_came_to_nothing_is_kept_with_its_answer() -> None:
     assert before < moments[0]
     assert moments == sorted(moments)
     assert moments[-1] < timezone.now() + timedelta(seconds=1), "by the database's clock"
+
+
+@pytest.mark.django_db
+def test_a_try_is_at_the_millisecond_of_the_statement_that_notes_it() -> None:
+    row = publish("a", 1)
+    for _ in range(20):  # a wrong one may be right now and then
+        rows.filter(pk=row.pk).update(due_at=Now(), tries=tries.noted(tries.LOST, ""))
+        row.refresh_from_db()
+        assert row.due_at is not None
+        assert abs(told(row.tries)[0][-1].at - row.due_at) < timedelta(milliseconds=1)
 
 
 @pytest.mark.django_db
