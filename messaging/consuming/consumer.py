@@ -238,13 +238,13 @@ class Consumer:
         A broker counts each death against everything that the process held, and gives up in the end what it has
         delivered too often. One that dies as soon as it has begun would have it give up what never ran. So would one
         that takes longer for its first commit than it lives: of what is nearly given up it holds one, which goes first.
-        A batch dies together anyway.
+        A queue of batches is left alone: a batch dies together anyway.
         """
         if self._well_for() >= CAREFUL:
             return self._wanted()
         if self._is_careful:
             return frozenset()
-        return self._wanted() & self._backlog.fresh if self._has_settled_in() else self._plan.batch_queues
+        return self._plan.batch_queues | (self._backlog.fresh if self._has_settled_in() else frozenset())
 
     def _has_settled_in(self) -> bool:
         return self._backlog.finished >= FIRST_MESSAGES or self._well_for() >= FIRST_SECONDS

@@ -618,6 +618,13 @@ def test_many_at_once_may_come_of_a_queue_that_showed_it_has_nothing_nearly_give
     assert wide_after(consumer, 2) == {"other", "effects"}
 
 
+def test_a_queue_with_a_batch_handler_has_all_of_its_prefetch_at_once_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("messaging.consuming.consumer.registry.all", lambda _: [handler("many", batch=3)])
+    consumer = Consumer(Plan("default", ("effects", "many"), concurrency=1), "worker-1")
+    assert consumer._wide() == {"many"}
+    assert wide_after(consumer, 2) == {"many"}, "after a reconnection, when nothing has come of it yet"
+
+
 def test_after_a_death_that_nobody_is_blamed_for_it_holds_one_at_once_for_a_minute_whatever_is_done() -> None:
     consumer = Consumer(Plan("default", ("effects",), concurrency=1), "worker-1", is_careful=True)
     consumer._backlog.put(Parcel("effects"))
