@@ -37,7 +37,7 @@ class Cell:
     """Versions that are tried together.
 
     Attributes:
-        wants: the version of each of them, by name: what the cell is called.
+        wants: the version of each of them, by name: what the cell is called; or a setting with its value, USE_TZ.
         ran: the tests, in the page's words.
         options: what pytest gets; () for `make test`.
         database: `TEST_DB`.
@@ -68,6 +68,11 @@ def _database(what: str, version: str, test_db: str) -> Cell:
     return Cell({what: version}, f"what `make test` runs with `TEST_DB={test_db}`", DATABASE, test_db)
 
 
+def _without_time_zones(what: str, version: str, test_db: str) -> Cell:
+    ran = f"what `make test` runs with `TEST_DB`, here with `TEST_DB={test_db} TEST_USE_TZ=0`"
+    return Cell({what: version, "USE_TZ": "0"}, ran, DATABASE, test_db)
+
+
 CELLS = (
     _language("3.11", "5.2"),
     _language("3.12", "6.0"),
@@ -77,6 +82,8 @@ CELLS = (
     *(_database("PostgreSQL", version, "postgres") for version in ("15", "17")),
     _database("MariaDB", "10.11", "mariadb"),
     _database("MySQL", "9", "mariadb"),
+    _without_time_zones("SQLite", "3", "sqlite"),
+    _without_time_zones("PostgreSQL", "15", "postgres"),
     # The tests themselves use psycopg 3.
     Cell({"psycopg": "2"}, "a host of `tests/hosts`", ("tests/hosts", "-m", "slow", "-k", "psycopg_2")),
 )
@@ -132,6 +139,7 @@ def run(cell: Cell) -> bool:
     constraints = folder / "constraints.txt"
     constraints.write_text("".join(f"{package}\n" for package in cell.packages))
     environment = os.environ | {"VENV": str(folder / "venv"), "TEST_DB": cell.database}
+    environment |= {"TEST_USE_TZ": cell.wants.get("USE_TZ", "1")}
     environment |= {"PIP_CONSTRAINT": str(constraints)}
     python = shutil.which(f"python{cell.wants['Python']}") if "Python" in cell.wants else sys.executable
     assert python is not None

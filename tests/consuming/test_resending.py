@@ -16,7 +16,7 @@ from messaging import operations
 from messaging.backends import get_backend
 from messaging.backends.base import QueueSpec, Topology
 from messaging.consuming.resending import resend
-from messaging.db.clock import Now
+from messaging.db.clock import Now, in_utc
 from messaging.models import AuditRecord, ProcessedMessage, PublishedMessage
 from messaging.monitoring import readings
 from messaging.operations import Operator
@@ -85,7 +85,7 @@ def test_the_pages_say_since_when() -> None:
     away(sent=HOUR)
     row = away(sent=2 * HOUR)
     first = with_sent_at(not_back(ProcessedMessage.objects.all(), Now())).aggregate(first=Min("sent_at"))["first"]
-    said = timezone.localtime(first).strftime("%Y-%m-%d %H:%M")
+    said = timezone.localtime(in_utc(first)).strftime("%Y-%m-%d %H:%M")
     client = staff(*EVERYTHING)
     for url, text in (("/admin/messaging/", f"since {said}"), (QUEUES, f"2 since {said}")):
         page = client.get(url).content.decode()

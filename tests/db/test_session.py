@@ -34,7 +34,7 @@ LEFT_IN_POSTGRESQL = {
     "longer statement timeout": "SET statement_timeout TO 50",
     "prepared statements": "DEALLOCATE ALL",
     "isolation": "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE",
-    "time zone": "SET TIME ZONE 'Asia/Kolkata'",
+    "time zone": "SET TIME ZONE 'Asia/Tokyo'",
     "lock timeout": "SET lock_timeout TO 1",
     "nothing": "SELECT 1",
 }
@@ -46,7 +46,7 @@ LEFT_IN_MARIADB = {
     "read-only": "SET SESSION TRANSACTION READ ONLY",
     "statement timeout": "SET SESSION max_statement_time = 0.05",
     "isolation": "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE",
-    "time zone": "SET time_zone = '+05:30'",
+    "time zone": "SET time_zone = '+09:00'",
     "mode": "SET SESSION sql_mode = ''",
     "lock timeout": "SET SESSION innodb_lock_wait_timeout = 1",
     "nothing": "SELECT 1",

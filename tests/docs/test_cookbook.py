@@ -114,7 +114,8 @@ def test_a_job_that_is_asked_for_twice_is_done_once(capsys: pytest.CaptureFixtur
     recipe(HANDLERS, "reports.daily")
     for _run in range(2):
         call_command(command, "--day=2020-02-29")  # not yesterday, whenever this runs
-    call_command(command)
+    with override_settings(USE_TZ=True):  # which `timezone.localdate()` wants
+        call_command(command)
     drain()
     first, second = as_printed(capsys)
     assert first == "The report of 2020-02-29"

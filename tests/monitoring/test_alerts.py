@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from django.core import mail
 
-from messaging.db.clock import Now
+from messaging.db.clock import Now, in_utc
 from messaging.models import Alert, AlertMessage, FailureGroup, Worker
 from messaging.monitoring import alerts, evaluation, failure_groups, readings, telling
 from messaging.monitoring.conditions import Condition
@@ -134,7 +134,7 @@ def test_a_webhook_that_is_down_is_tried_again_for_hours_and_then_given_up(recip
     assert len(recipient.told) == 1, "not at once again"
     message = AlertMessage.objects.get()
     assert (message.attempts, message.error) == (1, "the webhook answers 503")
-    assert timedelta(seconds=20) < message.due_at - datetime.now(UTC) < timedelta(seconds=31)
+    assert timedelta(seconds=20) < in_utc(message.due_at) - datetime.now(UTC) < timedelta(seconds=31)
     recipient.status = 200
     later(seconds=31)
     assert note(AWAY) == 1

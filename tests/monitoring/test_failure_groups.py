@@ -15,6 +15,7 @@ from django.db import DatabaseError
 
 from messaging import operations
 from messaging.consuming.housekeeping import Housekeeper
+from messaging.db.clock import in_utc
 from messaging.exceptions import ProcessDied, Reject
 from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
@@ -217,8 +218,8 @@ def test_a_group_that_only_messages_name_gets_its_row_and_none_gets_two(monkeypa
     assert FailureGroup.objects.count() == 3
     group = FailureGroup.objects.get(fingerprint="2" * 32)
     assert (group.exception_type, group.queue, group.first_release) == ("E2", "billing", "")
-    assert abs(group.first_seen - (now - timedelta(hours=5))) < timedelta(seconds=1)
-    assert abs(group.last_seen - (now - timedelta(hours=1))) < timedelta(seconds=1)
+    assert abs(in_utc(group.first_seen) - (now - timedelta(hours=5))) < timedelta(seconds=1)
+    assert abs(in_utc(group.last_seen) - (now - timedelta(hours=1))) < timedelta(seconds=1)
     incoming("failed", fingerprint="3" * 32)
     adoption.go_on()
     assert FailureGroup.objects.count() == 3, "not before an hour has passed"

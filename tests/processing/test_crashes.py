@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from django.db import connection
-from django.db.models import DateTimeField, Value
+from django.db.models import Value
 
 from messaging import operations
 from messaging.consuming.deaths import Deaths
-from messaging.db.clock import Now
+from messaging.db.clock import MomentField, Now
 from messaging.db.connections import Outages
 from messaging.exceptions import DatabaseUnavailable, ProcessDied
 from messaging.handlers import Registry
@@ -367,7 +367,7 @@ def test_a_redelivery_within_the_same_tick_of_the_databases_clock_is_known(
     moment = datetime.fromtimestamp(1_790_000_000, UTC)
     ProcessedMessage.objects.update(received_at=moment)
     began = moment + timedelta(microseconds=500)  # by a clock that cuts off less than that of the run's beginning
-    monkeypatch.setattr(crashes, "Now", lambda: Value(began, DateTimeField()))
+    monkeypatch.setattr(crashes, "Now", lambda: Value(began, MomentField()))
     crash = crashes.Crash.of(processor._station, entry_without_id(delivery), KILLED, time.monotonic() + 60)
     crashes.record_crash(crash)
     assert ProcessedMessage.objects.get().pk == row.pk
