@@ -143,17 +143,17 @@ def test_a_connection_reset_in_the_middle_of_a_batch_leaves_the_unconfirmed_pend
 @pytest.mark.slow
 def test_a_broker_that_is_killed_under_load_has_all_that_it_confirmed(alone: Site, own_rabbitmq: RabbitMQ) -> None:
     running = relay(alone)
-    publisher = publishing(alone, 1, 2000, "work.x", "plain.x")
+    stop_publishing = publishing(alone, "work.x", "plain.x")
     wait_until(lambda: alone.states("published").get("published", 0) > 300, what="some confirmed", interval=0.01)
     own_rabbitmq.kill()
     running.wait_for_output("was lost")
-    assert publisher.wait(60) == 0
+    count = stop_publishing()
     assert set(alone.states("published")) == {"published", "pending"}
     own_rabbitmq.start()
-    wait_until(lambda: is_published(alone, 2000), deadline=60, what="the rest published")
+    wait_until(lambda: is_published(alone, count), deadline=60, what="the rest published")
     assert running.stop() == 0
     consumer = alone.start("consume", "--no-relay")
-    wait_for_one_effect_each(alone, 2000, deadline=120)
+    wait_for_one_effect_each(alone, count, deadline=120)
     assert consumer.stop() == 0
 
 

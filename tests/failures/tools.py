@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pika
 
-from tests.site import Running, Site
+from tests.site import Site
 from tests.waiting import wait_until
 from tools.proxy import Proxy
 
@@ -37,16 +37,33 @@ for start in range({first}, {last} + 1, {size}):
     publish_many([Message(keys[number % len(keys)], str(number)) for number in numbers])
 """
 
+PUBLISHING = """
+import itertools, os
+from messaging import Message, publish_many
+keys = {keys!r}
+for first in itertools.count(1, 50):
+    if os.path.exists({enough!r}):
+        break
+    publish_many([Message(keys[number % len(keys)], str(number)) for number in range(first, first + 50)])
+"""
+
 
 def publish(site: Site, first: int, last: int, *routing_keys: str) -> None:
     """Publish the numbers from `first` to `last`, in transactions of 500, to the keys in turn."""
     site.run(PUBLISH.format(first=first, last=last, size=500, keys=routing_keys or ("work.x",)))
 
 
-def publishing(site: Site, first: int, last: int, *routing_keys: str) -> Running:
-    """The same in a process that goes on while the test does, in transactions of 50."""
-    code = PUBLISH.format(first=first, last=last, size=50, keys=routing_keys or ("work.x",))
-    return site.start("shell", "-c", code)
+def publishing(site: Site, *routing_keys: str) -> Callable[[], int]:
+    """A process that publishes the numbers from 1, by fifties, until what is returned is called: it says how many."""
+    enough = site.folder / "enough"
+    running = site.start("shell", "-c", PUBLISHING.format(enough=str(enough), keys=routing_keys))
+
+    def stop() -> int:
+        enough.touch()
+        assert running.wait(60) == 0, running.output
+        return int(site.value("SELECT COUNT(*) FROM messaging_publishedmessage"))
+
+    return stop
 
 
 def ready_to_publish(site: Site, first: int, last: int) -> Callable[[], None]:
