@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -52,6 +52,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("django_db") or DATABASE_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("database")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say with a failure what the processes of its sites and the node of its own have said."""
+    report = yield
+    if report.failed and report.when != "teardown":
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, SiteFactory):
+                report.sections += [(f"Output of {running}", running.last_lines) for running in value.running]
+            elif isinstance(value, RabbitMQ):
+                report.sections.append(("The node's log", value.last_lines))
+    return report
 
 
 def pytest_unconfigure() -> None:

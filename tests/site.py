@@ -70,6 +70,11 @@ class Running:
         return self.log.read_text(errors="replace")
 
     @property
+    def last_lines(self) -> str:
+        """The last hundred lines of that."""
+        return "\n".join(self.output.splitlines()[-100:])
+
+    @property
     def returncode(self) -> int | None:
         """Its exit status; negative for a signal, None while it runs."""
         return self._process.poll()
@@ -270,6 +275,11 @@ class SiteFactory:
         site = Site(folder, values | dict(env or {}), self._janitor)
         self._sites.append(site)
         return site
+
+    @property
+    def running(self) -> list[Running]:
+        """What the sites of this test have started, ended or not."""
+        return [running for site in self._sites for running in site._running]
 
     def close_sites(self) -> None:
         """End the sites of one test and give back their databases and virtual hosts."""

@@ -129,8 +129,9 @@ def test_a_connection_cut_while_handlers_run_loses_and_doubles_nothing(
             wait_until(lambda seen=100 * cut: sum(made.states().values()) > seen, what="handlers that run")
             proxy.reset()
         processed(made, 300, deadline=90)
-        assert (effects(made), attempts(made)) == ((300, 300), 0)
         assert running.stop() == 0
+        made.manage("consume", "--burst")  # what the last cut gave back may not have come again before the stop
+        assert (effects(made), attempts(made)) == ((300, 300), 0)
         assert ready(made, "work") == ready(made, "work.dead") == 0
 
 
