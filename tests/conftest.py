@@ -34,6 +34,7 @@ hypothesis_settings.load_profile("any machine")
 # With these a test may use the database that TEST_DB names.
 DATABASE_FIXTURES = {"db", "transactional_db", "django_db_setup", "second_database"}
 
+LINES = 100  # of the end of a log, with the failure of a test
 services = Services()
 
 
@@ -61,9 +62,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed and report.when != "teardown":
         for value in getattr(item, "funcargs", {}).values():
             if isinstance(value, SiteFactory):
-                report.sections += [(f"Output of {running}", running.last_lines) for running in value.running]
+                report.sections += [(f"Output of {running}", running.log_tail(LINES)) for running in value.running]
             elif isinstance(value, RabbitMQ):
-                report.sections.append(("The node's log", value.last_lines))
+                report.sections.append(("The node's log", value.log_tail(LINES)))
     return report
 
 

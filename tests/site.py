@@ -26,7 +26,7 @@ from tools.commands import Commands, command
 from tools.environment import ROOT
 from tools.janitor import Janitor
 from tools.mariadb import connected
-from tools.services import free_ports, is_listening
+from tools.services import free_ports, is_listening, tail
 
 SETTINGS = "tests.site_settings"
 loaded = Loaded()
@@ -69,10 +69,9 @@ class Running:
         """All it has said so far, both streams."""
         return self.log.read_text(errors="replace")
 
-    @property
-    def last_lines(self) -> str:
-        """The last hundred lines of that."""
-        return "\n".join(self.output.splitlines()[-100:])
+    def log_tail(self, lines: int) -> str:
+        """The last lines of that."""
+        return tail(self.log, lines)
 
     @property
     def returncode(self) -> int | None:

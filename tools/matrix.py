@@ -139,8 +139,7 @@ def run(cell: Cell) -> bool:
     constraints = folder / "constraints.txt"
     constraints.write_text("".join(f"{package}\n" for package in cell.packages))
     environment = os.environ | {"VENV": str(folder / "venv"), "TEST_DB": cell.database}
-    environment |= {"TEST_USE_TZ": cell.wants.get("USE_TZ", "1")}
-    environment |= {"PIP_CONSTRAINT": str(constraints)}
+    environment |= {"TEST_USE_TZ": cell.wants.get("USE_TZ", "1"), "PIP_CONSTRAINT": str(constraints)}
     python = shutil.which(f"python{cell.wants['Python']}") if "Python" in cell.wants else sys.executable
     assert python is not None
     if not cell.options:

@@ -21,7 +21,6 @@ from urllib.parse import quote, unquote
 from tools.janitor import Janitor
 from tools.services import Daemon, ServiceFailed, ServiceMissing, free_ports, is_listening, wait_for
 
-LOG = "rabbitmq.log"
 HOW_TO_GET = "RabbitMQ is not installed: `apt-get install rabbitmq-server` (Debian, Ubuntu) or `brew install rabbitmq`."
 # Debian's /usr/sbin/rabbitmq-server switches to the account `rabbitmq`; these are the programs behind it.
 SCRIPT_FOLDERS = ("/usr/lib/rabbitmq/bin", "/usr/local/opt/rabbitmq/sbin", "/opt/homebrew/opt/rabbitmq/sbin")
@@ -92,17 +91,16 @@ class RabbitMQ:
         """Whether the broker accepts connections."""
         return self.is_running and self._answers()
 
-    @property
-    def last_lines(self) -> str:
-        """The last hundred lines of its log."""
-        return "\n".join((self.folder / LOG).read_text(errors="replace").splitlines()[-100:])
+    def log_tail(self, lines: int) -> str:
+        """The last lines of its log; "" if it was never started."""
+        return self._node.log_tail(lines) if self._node is not None else ""
 
     def start(self) -> None:
         """Start the node and wait until it accepts connections. Raises ServiceFailed."""
         if self._peer is None and (self._epmd is None or not self._epmd.is_running):
             self._epmd = self._spawn([_epmd(), "-port", str(self._epmd_port), "-address", "127.0.0.1"], "epmd.log")
             wait_for(lambda: is_listening(self._epmd_port), self._epmd, "Erlang's port mapper")
-        self._node = self._spawn([str(self._scripts / "rabbitmq-server")], LOG)
+        self._node = self._spawn([str(self._scripts / "rabbitmq-server")], "rabbitmq.log")
         wait_for(self._answers, self._node, "RabbitMQ")
 
     def stop(self) -> None:

@@ -88,7 +88,12 @@ class Daemon:
 
     def log_tail(self, lines: int = 15) -> str:
         """The last lines of its log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return tail(self.log, lines)
+
+
+def tail(log: Path, lines: int) -> str:
+    """The last lines of a file that a process writes to."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
 @contextlib.contextmanager

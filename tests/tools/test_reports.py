@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import pytest_runtest_makereport
+from tests.conftest import LINES, pytest_runtest_makereport
 from tests.site import SiteFactory
 
 
@@ -23,5 +23,5 @@ def test_a_failure_says_what_its_processes_have_said(site: SiteFactory, when: An
     with pytest.raises(StopIteration) as end:
         reporting.send(report)
     assert end.value.value is report
-    assert (report.sections == [(f"Output of {running}", running.last_lines)]) == is_told
+    assert (report.sections == [(f"Output of {running}", running.log_tail(LINES))]) == is_told
     assert "said something" in str(report.sections) or not is_told
