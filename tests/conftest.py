@@ -60,7 +60,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Say with a failure what the processes of its sites and the node of its own have said."""
     report = yield
     if report.failed and report.when != "teardown":
-        for value in getattr(item, "funcargs", {}).values():
+        fixtures = getattr(item, "funcargs", {}).values()
+        for value in {id(value): value for value in fixtures}.values():  # one may pass on what another has made
             if isinstance(value, SiteFactory):
                 report.sections += [(f"Output of {running}", running.log_tail(LINES)) for running in value.running]
             elif isinstance(value, RabbitMQ):

@@ -18,7 +18,7 @@ def test_a_failure_says_what_its_processes_have_said(site: SiteFactory, when: An
     running = site().start("shell", "-c", "print('said', 'something')")
     assert running.wait() == 0
     report = pytest.TestReport("a test", ("", 0, ""), {}, outcome, None, when)
-    reporting = pytest_runtest_makereport(SimpleNamespace(funcargs={"site": site}))  # type: ignore[arg-type]
+    reporting = pytest_runtest_makereport(SimpleNamespace(funcargs={"_one": site, "site": site}))  # type: ignore[arg-type]
     next(reporting)
     with pytest.raises(StopIteration) as end:
         reporting.send(report)
