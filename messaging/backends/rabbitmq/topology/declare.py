@@ -21,9 +21,10 @@ from messaging.backends.rabbitmq.topology.probes import (
 )
 from messaging.exceptions import TopologyError
 
-# A quorum queue's members are written to disk half a second after its creation; a broker killed before that has lost
-# every confirmed message in it.
-SETTLE_SECONDS = 1.0
+# The name of a new quorum queue's member is written to disk within two times half a second (`auto_save` in Ra's
+# `ra_directory.erl`, and Erlang's `dets.erl`). A broker that is killed before that has lost every confirmed message in
+# the queue, and RabbitMQ 3.10 leaves it without a leader for ever. The rest is for timers that are late.
+SETTLE_SECONDS = 1.75
 
 
 class Declarer:
