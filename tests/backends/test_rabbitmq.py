@@ -16,7 +16,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from messaging.backends.base import Difference, ExchangeSpec, Fate, QueueSpec, Topology
-from messaging.backends.rabbitmq import RabbitMQ
+from messaging.backends.rabbitmq import RabbitMQ, parameters
 from messaging.backends.rabbitmq.connection import Connection
 from messaging.exceptions import BrokerUnavailable, ConfigurationError, TopologyError
 from messaging.wire.envelope import ROW
@@ -224,6 +224,57 @@ class TestLosingTheConnection:
         assert len(lines) == 2
         assert "lost" in lines[0]
         assert "again" in lines[1]
+
+    def test_a_connection_that_ends_late_ends_nothing_of_the_next_one(
+        self, backend: RabbitMQ, queue: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The thread of the first is busy for longer than anybody waits for its end."""
+        is_free = threading.Event()
+        sender = backend.sender()
+        with monkeypatch.context() as busy:
+            busy.setattr("messaging.backends.rabbitmq.sender.CONNECT_TIMEOUT", 0.1)
+            busy.setattr(sender, "_open_lane", lambda *_: is_free.wait())
+            with pytest.raises(BrokerUnavailable):
+                sender.open()
+        late = next(one for one in threading.enumerate() if one.name == "messaging-rabbitmq-publisher")
+        timer = threading.Timer(1, is_free.set)
+        timer.start()
+        sender.open()
+        timer.join()
+        late.join()
+        assert confirmed(send(sender, message(queue)))
+        sender.close()
+
+    def test_nothing_is_opened_beside_a_connection_that_does_not_end(
+        self, backend: RabbitMQ, queue: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sender = backend.sender()
+        sender.open()
+        connection = sender._connection
+        assert connection is not None
+        sender.close()
+        with monkeypatch.context() as busy:
+            busy.setattr(connection, "close", lambda: False)
+            with pytest.raises(BrokerUnavailable, match="has not ended yet"):
+                sender.open()
+        sender.open()
+        assert confirmed(send(sender, message(queue)))
+        sender.close()
+
+    def test_a_host_that_answers_too_late_does_not_end_the_connection_to_the_next_one(
+        self, backend: RabbitMQ, broker_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        proxy.delay = 1.0
+        slow = through(broker_url, proxy).settings
+        hosts = [*parameters.for_hosts(slow, "late", 10), *parameters.for_hosts(backend.settings, "late", 10)]
+        monkeypatch.setattr(parameters, "for_hosts", lambda *_: hosts)
+        connection = Connection(backend.settings, "late")
+        connection.open(timeout=-4.5)  # it waits for five seconds more
+        for thread in threading.enumerate():
+            if thread.name == "messaging-rabbitmq-late" and thread is not connection._thread:
+                thread.join()
+        assert connection.is_open
+        assert connection.close()
 
     @pytest.mark.mode(4)
     @pytest.mark.mode(45)
@@ -486,6 +537,24 @@ class TestDeclaring:
         own_rabbitmq.stop()
         own_rabbitmq.start()
         assert backend.declare(topology) == []
+
+    @pytest.mark.chaos
+    @pytest.mark.slow
+    def test_a_queue_outlives_a_broker_that_is_killed_as_soon_as_it_is_declared(self, own_rabbitmq: Node) -> None:
+        backend, name = rabbitmq_backend(own_rabbitmq.url), unique("young")
+        topology = Topology(queues=(QueueSpec(name, dead_letter=False),))
+        assert backend.declare(topology) == []
+        sender = backend.sender()
+        sender.open()
+        assert confirmed(send(sender, message(name)))
+        own_rabbitmq.kill()
+        sender.close()
+        own_rabbitmq.start()
+        sender.open()
+        assert confirmed(send(sender, message(name)))
+        sender.close()
+        wait_until(lambda: backend.depths([name])[0].ready == 2, what="both messages")
+        backend.purge_and_delete(topology)
 
     def test_a_queue_that_is_not_durable_is_an_error_that_deletes_nothing(
         self, backend: RabbitMQ, channel: BlockingChannel

@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 import pika
@@ -113,18 +114,22 @@ class Connection:
         if self._candidate is not None:
             parameters.failed(self._candidate.host, self._candidate.port)
 
-    def close(self, timeout: float = 5.0) -> None:
-        """Disconnect after what was handed over; a peer that does not answer is left after `timeout` seconds."""
+    def close(self, timeout: float = 5.0) -> bool:
+        """Disconnect after what was handed over; a peer that does not answer is left after `timeout` seconds.
+
+        Returns whether the I/O thread has ended, so that no more is heard of this connection.
+        """
         thread = self._thread
         if thread is None:
-            return
+            return True
         for attempt, seconds in ((self._close, timeout), (self._drop, 2.0)):
             with contextlib.suppress(BrokerUnavailable):
                 self.run(attempt)
             if not self.in_io_thread:
                 thread.join(seconds)
             if not thread.is_alive():
-                return
+                return True
+        return False
 
     def _try(self, candidate: pika.ConnectionParameters, timeout: float) -> Loss | None:
         opened: Future[Loss | None] = Future()
@@ -136,9 +141,9 @@ class Connection:
         try:
             loss = opened.result(timeout + 5)  # pika's own timeout comes first unless name resolution hangs
         except TimeoutError:
-            loss = Loss("it did not answer in time")
-            self._loss = loss
-            self.io.ioloop.add_callback_threadsafe(self.io.ioloop.stop)
+            loss = self._loss = Loss("it did not answer in time")
+            self._thread = None  # so whatever becomes of that one is not heard of
+            self.io.ioloop.add_callback_threadsafe(partial(self._close_late, self.io))
         if loss is not None:
             self._thread = None
         return loss
@@ -176,6 +181,8 @@ class Connection:
         loop.close()
 
     def _end(self, loss: Loss, opened: Future[Loss | None]) -> None:
+        if not self.in_io_thread:  # it was given up, and another host may have been tried since
+            return
         with self._lock:
             self._loss = self._loss or loss
         if not loss.ours:
@@ -204,6 +211,10 @@ class Connection:
             for channel in self.io._channels.values():
                 channel._consumers.clear()  # else pika cancels each and rejects what arrives meanwhile
             self.io.close()
+
+    def _close_late(self, io: LosslessConnection) -> None:
+        if not (io.is_closing or io.is_closed):
+            io.close()
 
     def _drop(self) -> None:
         if not self.io.is_closed:
@@ -242,6 +253,7 @@ class Endpoint:
         self._role = role
         self._opening = threading.Lock()
         self._connection: Connection | None = None
+        self._last: Connection | None = None  # the one above, or one that did not get so far
         self._connection_trouble = ""
 
     def open(self) -> None:
@@ -249,10 +261,10 @@ class Endpoint:
         with self._opening:
             if self.is_open:
                 return
-            if self._connection is not None:
-                self._connection.close()  # it ended already: this waits until its messages are settled
             connection = Connection(self._settings, self._role, lambda loss: self._on_lost(connection, loss))
             try:
+                self._await_end()
+                self._last = connection
                 connection.open()
                 self._prepare(connection)
             except BrokerUnavailable as error:
@@ -261,6 +273,11 @@ class Endpoint:
                 raise
             self._connection = connection
             self._end_trouble(connection)
+
+    def _await_end(self) -> None:
+        """Wait until the messages of the last connection are settled, which else would end what the next one began."""
+        if self._last is not None and not self._last.close():
+            raise BrokerUnavailable(f"The {self._role}'s last connection to {self._last.peer} has not ended yet.")
 
     @property
     def is_open(self) -> bool:
