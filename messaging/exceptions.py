@@ -29,6 +29,21 @@ class BrokerUnavailable(MessagingError):
     """The broker cannot be reached, or the connection to it was lost. This costs no attempt: try again."""
 
 
+class QueueUnavailable(BrokerUnavailable):
+    """A queue exists and cannot be used now, while others can: its node is gone, or it has no leader.
+
+    Args:
+        text: what is wrong, for people.
+        queues: names of those that messages may not reach.
+        unusable: what else was found that can never be used, for people.
+    """
+
+    def __init__(self, text: str, queues: tuple[str, ...] = (), unusable: str = "") -> None:
+        super().__init__(text)
+        self.queues = queues
+        self.unusable = unusable
+
+
 class TopologyError(MessagingError):
     """An exchange or a queue of the broker cannot be used safely. The text says what differs, and what to do."""
 

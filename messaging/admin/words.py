@@ -47,6 +47,7 @@ _SAYINGS: tuple[tuple[str, Callable[..., str]], ...] = (
             % {"count": count}
         ),
     ),
+    (r"cannot use for now: (.+)", lambda names: _("cannot use for now: %(names)s") % {"names": names}),
     (r"cannot renew its claims in (.+)", lambda names: _("cannot renew its claims in %(names)s") % {"names": names}),
     (f"{BROKER_TROUBLE}(.+)", lambda reason: _("broker: %(reason)s") % {"reason": reason}),
 )

@@ -312,7 +312,8 @@ class Backend(abc.ABC):
     def declare(self, topology: Topology) -> list[Difference]:
         """Create what is missing, on a connection of its own, and return once it may be published into.
 
-        Returns what differs but can be used as it is. Raises TopologyError for what cannot, BrokerUnavailable.
+        Returns what differs but can be used as it is. Raises QueueUnavailable when messages may not reach a queue now,
+        TopologyError for what can never be used, both after doing all the rest; BrokerUnavailable.
         """
 
     @abc.abstractmethod

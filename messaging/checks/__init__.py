@@ -54,6 +54,7 @@ def check_messaging(**_options: Any) -> list[CheckMessage]:
     for alias, options in configured.items():
         wrong = [_error(problem) for problem in problems.of_alias(alias, options)]
         found += wrong or [*check_effects(conf.get(alias)), *check_traces(alias, options)]
+        found += () if wrong else check_copies(conf.get(alias))
         found += () if wrong else check_middleware(conf.get(alias))
         found += () if wrong else check_queues(alias, registry.all(alias))
     found += check_reports()
@@ -227,6 +228,18 @@ def check_metrics() -> Iterator[CheckMessage]:
     except ImportError as error:
         yield Error("MESSAGING_METRICS is set, but metrics cannot be counted.", hint=str(error), id="messaging.E017")
     yield from _check_read(conf.metrics_token, ", if it serves metrics")
+
+
+def check_copies(settings: conf.AliasSettings) -> Iterator[CheckMessage]:
+    """Queues of which a cluster has no copy."""
+    for name, options in settings.queues.items() if len(settings.hosts) > 1 else ():
+        if options.type == "classic" and options.declare:
+            yield CheckWarning(
+                f'MESSAGING["{settings.alias}"]["QUEUES"]["{name}"] is a classic queue, and the URL names several '
+                "hosts: while the node of the queue is away, events that other queues take too can pass it by.",
+                hint='Remove "type"; once the queue is empty, delete it, and run `manage.py topology`.',
+                id="messaging.W015",
+            )
 
 
 def check_queues(alias: str, handlers: list[Handler]) -> Iterator[CheckMessage]:

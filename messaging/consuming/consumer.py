@@ -285,6 +285,8 @@ class Consumer:
         if not self._subscription.is_well:
             return WAITS_FOR_BROKER
         status = f"running {self._backlog.running}, waiting {self._backlog.waiting}"
+        if away := self._subscription.away:
+            status += f"; cannot use for now: {', '.join(sorted(away))}"
         seconds, ended = self._froze
         if time.monotonic() - ended < FROZEN_SHOWN:
             status += f"; a handler kept all else from running for {seconds:.0f} s"
@@ -304,7 +306,9 @@ class Consumer:
         return time.monotonic() - self._idle_since >= TICK
 
     def _is_idle(self) -> bool:
-        if not self._subscription.is_well or self._outage.lasted or self._backlog.running or self._backlog.waiting:
+        if not self._subscription.is_well or self._subscription.away or self._outage.lasted:
+            return False
+        if self._backlog.running or self._backlog.waiting:
             return False
         if self._has_work(self._is_abandoned) or (self._plan.relay and self._has_work(self._is_due)):
             return False

@@ -9,16 +9,37 @@ from collections.abc import Callable, Mapping
 
 from messaging.backends.allowance import Allowance
 from messaging.backends.base import Backend, Delivery, Topology
-from messaging.exceptions import BrokerUnavailable, MessagingError, TopologyError, UnusableQueue
+from messaging.exceptions import BrokerUnavailable, MessagingError, QueueUnavailable, TopologyError, UnusableQueue
 from messaging.topology import warn_once
+from messaging.wire.bodies import one_line
 
 logger = logging.getLogger("messaging.consumer")
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two tries to reach the broker
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two tries to reach the broker, or a queue
+
+
+class Pause:
+    """When the next try is due, and how long to wait if that fails: twice as long each time, but for some chance."""
+
+    def __init__(self) -> None:
+        self._seconds = FIRST_PAUSE
+        self._next_try = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a try is due."""
+        return time.monotonic() >= self._next_try
+
+    def begin(self) -> None:
+        """A try has failed."""
+        self._next_try = time.monotonic() + self._seconds * random.uniform(0.5, 1.0)
+        self._seconds = min(LONGEST_PAUSE, self._seconds * 2)
 
 
 class Subscription:
     """Keeps consumers on queues, through losses of the broker and deletions of queues. One thread calls it.
+
+    A queue that cannot be used now, while the broker can, is tried again and again. The others are consumed meanwhile.
 
     Args:
         backend: the broker.
@@ -44,8 +65,9 @@ class Subscription:
         self._optional = optional
         self._receiver = backend.receiver(on_delivery, on_change, allowance)
         self._missing: set[str] = set()  # of the optional ones
-        self._pause = FIRST_PAUSE
-        self._next_try = 0.0
+        self._away: dict[str, Pause] = {}  # queues that cannot be used now
+        self._unreached: Pause | None = None  # while messages may not reach a queue
+        self._pause = Pause()
         self._in_trouble = self._was_well = False
 
     def follow(self, wanted: frozenset[str], wide: frozenset[str]) -> None:
@@ -58,14 +80,16 @@ class Subscription:
         Raises TopologyError when the broker holds something unusable at the first connection; later on that is
         logged, and tried again, but for what can never be consumed from.
         """
-        if time.monotonic() < self._next_try:
+        if not self._pause.is_over:
             return
         if self._was_well and not self._in_trouble and self._receiver.trouble:
             self._complain(self._receiver.trouble)
         try:
             if not self._receiver.is_open:
                 self._connect()
-            self._reconcile(wanted)
+            self._reconcile(wanted - self._missing)
+            if self._unreached is not None and self._unreached.is_over:
+                self._declare_again(self._unreached)
         except BrokerUnavailable as error:
             self._back_off(error)
         except TopologyError as error:
@@ -74,7 +98,7 @@ class Subscription:
             self._back_off(error)
         else:
             self._receiver.widen(wide)
-            self._report(wanted)
+            self._report()
 
     def cancel_all(self) -> None:
         """Take nothing more; what was delivered can still be acknowledged."""
@@ -94,6 +118,11 @@ class Subscription:
         """Whether the connection stands and nothing was lost."""
         return self._was_well and not self._in_trouble
 
+    @property
+    def away(self) -> frozenset[str]:
+        """The queues that are wanted and cannot be used now. From any thread."""
+        return frozenset(list(self._away))
+
     def _connect(self) -> None:
         self._declare()
         self._receiver.open()
@@ -101,18 +130,44 @@ class Subscription:
         self._missing = {depth.queue for depth in depths if not depth.exists}
 
     def _declare(self) -> None:
-        warn_once(self._backend.alias, self._backend.declare(self._topology))
+        try:
+            warn_once(self._backend.alias, self._backend.declare(self._topology))
+        except TopologyError:
+            self._unreached = None
+            raise
+        except QueueUnavailable as error:
+            if error.unusable and not self._was_well:
+                raise TopologyError(error.unusable) from error
+            if self._unreached is None:
+                logger.warning("%s This is tried again until it works.", error)
+            self._unreached = self._unreached or Pause()
+            self._unreached.begin()
+        else:
+            if self._unreached is not None:
+                logger.warning("Messages can reach all queues again.")
+            self._unreached = None
+
+    def _declare_again(self, pause: Pause) -> None:
+        try:
+            self._declare()
+        except BrokerUnavailable as error:  # what is consumed goes on
+            logger.debug("The topology cannot be declared yet: %s", error)
+            pause.begin()
 
     def _reconcile(self, wanted: frozenset[str]) -> None:
         consuming = self._receiver.consuming
-        for queue in consuming - wanted:
+        for queue in (consuming | self._away.keys()) - wanted:
             self._cancel(queue)
-        for queue in sorted(wanted - consuming - self._missing):
-            self._consume(queue)
+            self._away.pop(queue, None)
+        for queue in sorted(wanted - consuming):
+            if queue not in self._away or self._away[queue].is_over:
+                self._consume(queue)
 
     def _consume(self, queue: str) -> None:
         try:
             self._receiver.consume(queue, self._prefetch[queue])
+        except QueueUnavailable as error:
+            self._leave_for_now(queue, error)
         except UnusableQueue:
             raise
         except TopologyError:
@@ -122,6 +177,17 @@ class Subscription:
                 self._missing.add(queue)
             else:
                 raise
+        if queue in self._away and queue in self._receiver.consuming:
+            logger.warning("%s: queue %s is back, and is consumed.", self._backend.settings.safe_url, queue)
+        if queue in self._missing | self._receiver.consuming:
+            self._away.pop(queue, None)
+
+    def _leave_for_now(self, queue: str, error: QueueUnavailable) -> None:
+        if queue not in self._away:
+            where, why = self._backend.settings.safe_url, one_line(error)
+            logger.warning("%s: queue %s is away, the others are consumed. %s", where, queue, why)
+        self._cancel(queue)  # whatever it was lost over is said
+        self._away.setdefault(queue, Pause()).begin()
 
     def _consume_anew(self, queue: str) -> None:
         """Declare what someone deleted, the dead-letter queue included, and consume from it."""
@@ -141,20 +207,19 @@ class Subscription:
         except MessagingError:  # with the connection went its consumers
             logger.debug("The consumer on %s was gone already.", queue)
 
-    def _report(self, wanted: frozenset[str]) -> None:
+    def _report(self) -> None:
         if self._in_trouble or not self._was_well:
             again = " again" if self._was_well else ""
-            names = ", ".join(sorted(wanted - self._optional - self._missing)) or "no queue (all are paused)"
+            names = ", ".join(sorted(self._receiver.consuming - self._optional)) or "no queue (all are paused, or away)"
             level = logging.WARNING if again else logging.INFO  # who heard of the loss hears of its end
             logger.log(level, "Connected to %s%s; consuming %s.", self._backend.settings.safe_url, again, names)
         self._in_trouble, self._was_well = False, True
-        self._pause, self._next_try = FIRST_PAUSE, 0.0
+        self._pause = Pause()
 
     def _back_off(self, error: MessagingError) -> None:
         if not self._in_trouble:
             self._complain(str(error))
-        self._next_try = time.monotonic() + self._pause * random.uniform(0.5, 1.0)
-        self._pause = min(LONGEST_PAUSE, self._pause * 2)
+        self._pause.begin()
 
     def _complain(self, why: str) -> None:
         self._in_trouble = True

@@ -51,6 +51,11 @@ GIVEN = (*ADDRESS, "type", "content_type", "reply_to", "priority", "expiration",
 REPLIES = "amq.rabbitmq.reply-to"  # stands for a consumer on the publisher's own channel; the relay's has none
 
 
+def address(row: PublishedMessage) -> tuple[str, str]:
+    """The exchange and the routing key under which an outbox row is sent."""
+    return ("", row.queue) if row.queue else (row.exchange, row.routing_key)
+
+
 def seal(row: PublishedMessage) -> tuple[str, str, bytes, bytes]:
     """What an outbox row puts on the wire: exchange, routing key, properties, body. Raises WireError, ValueError."""
     exchange, routing_key = row.exchange, row.routing_key

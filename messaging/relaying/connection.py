@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from messaging import topology
 from messaging.backends import get_backend
 from messaging.backends.base import Outgoing, SendOutcome
 from messaging.conf import AliasSettings
-from messaging.exceptions import BrokerUnavailable, TopologyError
+from messaging.exceptions import BrokerUnavailable, QueueUnavailable, TopologyError
+from messaging.handlers import topic_matches
 from messaging.monitoring.conditions import BROKER_TROUBLE
 from messaging.wire.bodies import one_line
 
 logger = logging.getLogger("messaging.relay")
 RECONNECT_PAUSE = 30.0  # seconds between tries to reach the broker, at most
-DECLARE_PAUSE = 5.0  # seconds between declarations because of unroutable messages
+DECLARE_PAUSE = 5.0  # seconds between declarations because of unroutable messages, or that failed
 
 
 class Trouble:
@@ -54,8 +55,9 @@ class Uplink:
         self._failures = 0
         self._down_since: float | None = None
         self.openings = 0  # how often a connection was made
-        self._next_open = self._next_declare = 0.0
-        self._broker, self._alarm = Trouble(), Trouble()
+        self._next_open = self._next_declare = self._next_look = 0.0
+        self._broker, self._alarm, self._away = Trouble(), Trouble(), Trouble()
+        self._withheld: frozenset[tuple[str, str]] = frozenset()  # exchanges and patterns
 
     @property
     def is_open(self) -> bool:
@@ -75,7 +77,8 @@ class Uplink:
     @property
     def status(self) -> str:
         """What is wrong, in words; "" while all is well."""
-        return f"{BROKER_TROUBLE}{self._broker.reason}" if self._broker.reason else self._alarm.reason
+        broker = f"{BROKER_TROUBLE}{self._broker.reason}" if self._broker.reason else ""
+        return broker or self._alarm.reason or self._away.reason
 
     @property
     def pause(self) -> float:
@@ -90,6 +93,9 @@ class Uplink:
     def connect(self) -> bool:
         """Make sure of a connection, as often as that may be tried. After each loss the topology is declared again."""
         if self._sender.is_open and self._is_declared:
+            if self._away.reason and time.monotonic() >= self._next_look:
+                self._next_look = time.monotonic() + RECONNECT_PAUSE
+                self.declare_again()
             return True
         url = self._settings.safe_url
         if self._is_declared and self._sender.trouble:
@@ -105,13 +111,24 @@ class Uplink:
         except BrokerUnavailable as error:
             self._failures += 1
             self._down_since = self._down_since or time.monotonic()
-            pause = min(RECONNECT_PAUSE, 0.25 * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
+            longest = DECLARE_PAUSE if self._sender.is_open else RECONNECT_PAUSE
+            pause = min(longest, 0.25 * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
             self._next_open = time.monotonic() + pause
             self._broker.begin(f"Cannot reach {url}; messages wait in the outbox", error)
             return False
         self._failures, self._down_since = 0, None
         self._broker.end(f"Connected to {url} again; messages are sent.")
         return True
+
+    @property
+    def is_withholding(self) -> bool:
+        """Whether some messages must wait; see `withholds()`."""
+        return bool(self._withheld)
+
+    def withholds(self, exchange: str, routing_key: str) -> str:
+        """Why a message must wait: a queue that is away would take it, and the broker knows no route there. Else ""."""
+        is_missed = any(exchange == one and topic_matches(pattern, routing_key) for one, pattern in self._withheld)
+        return self._away.reason if is_missed else ""
 
     def send(self, messages: Sequence[Outgoing]) -> None:
         """Hand over messages. Raises BrokerUnavailable, with nothing handed over, when there is no connection."""
@@ -127,7 +144,7 @@ class Uplink:
             try:
                 self._declare()
             except BrokerUnavailable:
-                self._next_declare = 0.0
+                self._next_declare = time.monotonic() + DECLARE_PAUSE
 
     def wake(self) -> None:
         """Make a waiting `outcomes()` return now. From any thread."""
@@ -144,3 +161,17 @@ class Uplink:
             topology.warn_once(alias, self._backend.declare(topology.build(alias)))
         except TopologyError as error:  # the consumer stops over it; what other queues take can still be sent
             topology.say_once(alias, str(error))
+        except QueueUnavailable as error:
+            self._withheld = frozenset(self._taken_by(error.queues))
+            self._away.begin("A queue is away; what it would take waits, all else is sent", error)
+            return
+        self._withheld = frozenset()
+        self._away.end("All queues are there again.")
+
+    def _taken_by(self, queues: Collection[str]) -> Iterator[tuple[str, str]]:
+        """Exchanges with the patterns of what these queues take; of others' exchanges, whose type is unknown, all."""
+        for spec in topology.build(self._settings.alias).queues:
+            if spec.name in queues:
+                yield "", spec.name
+                for exchange, pattern in spec.bindings:
+                    yield exchange, pattern if exchange == self._settings.exchange else "#"

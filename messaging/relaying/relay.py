@@ -25,7 +25,7 @@ from messaging.backends.base import Fate, Outgoing
 from messaging.exceptions import BrokerUnavailable, ConfigurationError
 from messaging.killpoints import kill_point
 from messaging.models.light import LIGHT
-from messaging.publishing.rows import seal
+from messaging.publishing.rows import address, seal
 from messaging.relaying.connection import Uplink
 from messaging.relaying.leases import MARK_DELAY, Held, Leases
 from messaging.relaying.listener import Listener, can_listen
@@ -221,6 +221,8 @@ class Relay:
         kill_point("relay.leased")
         light: list[Held] = []
         for one in held:
+            if self._is_withheld(one):
+                continue
             (light if one.row.size <= LIGHT else self._heavy).append(one)
             self._body_size = max(one.row.size, self._body_size * 0.95)
         return (self._hand_over(light) if light else 0) + self._send_heavy()
@@ -230,6 +232,8 @@ class Relay:
         sent = 0
         while self._heavy and (not self._bytes or self._bytes + self._heavy[0].row.size <= self._window_bytes):
             one = self._heavy.popleft()
+            if self._is_withheld(one):
+                continue
             if one.row.size > 2 * self._most:
                 one.fail(TOO_LARGE.format(one.row.size, self.alias, one.row.size))
                 continue
@@ -239,6 +243,13 @@ class Relay:
             else:
                 one.hand_back()
         return sent
+
+    def _is_withheld(self, held: Held) -> bool:
+        """Whether a queue that is away would miss it; then it is left for later."""
+        reason = self._uplink.withholds(*address(held.row)) if self._uplink.is_withholding else ""
+        if reason:
+            self._judge.withhold(held, reason)
+        return bool(reason)
 
     def _hand_over(self, held: Sequence[Held]) -> int:
         outgoing = []

@@ -201,6 +201,10 @@ class Judge:
             case Fate.UNANSWERED:
                 held.hand_back()
 
+    def withhold(self, held: Held, reason: str) -> None:
+        """Leave for later what was not sent."""
+        held.leases.judged(held.row, Unsent(reason, LONGEST_PAUSE * random.choice(JITTER), spend=False))
+
     def _unknown(self, held: Held, reason: str) -> None:
         if self.doubts.lost(held):
             self.doubts.answered(held)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -36,11 +37,18 @@ def count(message):
     Effect.objects.create(key=message.id, value=str(message.payload["number"]))
 """
 
+HANDLERS_OF_TWO = (
+    HANDLERS.replace('"counted.*"', '"counted.*", "both.*"')
+    + """
+handler("lonely", "lonely.*", "both.*", max_attempts=1)(count)
+"""
+)
+
 PUBLISH = """
 import time
 from messaging import Message, publish_many
 for start in range(0, {count}, 25):
-    publish_many([Message("counted.one", {{"number": number}}) for number in range(start, start + 25)])
+    publish_many([Message("{queue}.one", {{"number": number}}) for number in range(start, start + 25)])
     time.sleep({pause})
 """
 
@@ -55,16 +63,20 @@ class Flow:
         make: the fixture `site`.
         cluster: the nodes.
         hosts: the nodes in the order in which the URL names them.
+        made_with: more arguments of `make`.
     """
 
-    def __init__(self, make: SiteFactory, cluster: Cluster, hosts: list[RabbitMQ] | None = None) -> None:
+    def __init__(
+        self, make: SiteFactory, cluster: Cluster, hosts: list[RabbitMQ] | None = None, **made_with: Any
+    ) -> None:
         self.cluster = cluster
         self.vhost = f"flow-{uuid4().hex[:8]}"
         cluster.nodes[0].add_vhost(self.vhost)
         url = cluster.url_of(self.vhost, hosts)
-        self.site = make("postgres", handlers=HANDLERS, broker=url, options={"LEASE": 5, "HEARTBEAT": HEARTBEAT})
+        options = {"LEASE": 5, "HEARTBEAT": HEARTBEAT}
+        self.site = make("postgres", broker=url, options=options, **{"handlers": HANDLERS, **made_with})
         self.site.manage("topology", env={"MESSAGING_URL": cluster.url_of(self.vhost)})  # the first node leads
-        self.published = 0
+        self.published = self.copies = 0  # messages, and further queues that take one of them
         self.running: list[Running] = []
 
     def begin(self, count: int, pause: float = 0.1) -> None:
@@ -74,10 +86,10 @@ class Flow:
         self.publish(count, pause)
         self.wait_for_effects(min(count, 500))
 
-    def publish(self, count: int, pause: float = 0.1) -> None:
+    def publish(self, count: int, pause: float = 0.1, queue: str = "counted") -> None:
         """Have a process of its own publish `count` messages, 25 at a time and `pause` seconds apart."""
         self.published += count
-        self.site.start("shell", "-c", PUBLISH.format(count=count, pause=pause))
+        self.site.start("shell", "-c", PUBLISH.format(count=count, pause=pause, queue=queue))
 
     def wait_for_effects(self, count: int) -> None:
         """Wait until so many were handled."""
@@ -93,7 +105,8 @@ class Flow:
 
     @property
     def is_done(self) -> bool:
-        return self.outbox == {"published": self.published} and self.site.states() == {"processed": self.published}
+        processed = {"processed": self.published + self.copies}
+        return self.outbox == {"published": self.published} and self.site.states() == processed
 
     @property
     def is_kept_waiting(self) -> bool:
@@ -105,7 +118,7 @@ class Flow:
     def finish(self) -> None:
         """Everything that was published was processed, once."""
         wait_until(lambda: self.is_done, deadline=DEADLINE, what="all is processed")
-        assert self.effects == self.published
+        assert self.effects == self.published + self.copies
         assert self.site.value('SELECT COUNT(DISTINCT "key") FROM app_effect') == self.published
         assert self.site.value("SELECT MAX(attempts) FROM messaging_publishedmessage") == 1
         for process in self.running:
@@ -120,8 +133,8 @@ def flow(site: SiteFactory, rabbitmq_cluster: Cluster) -> Iterator[Callable[...,
     """`flow(hosts=...)`: see `Flow`. What its processes said is shown where a test fails."""
     made: list[Flow] = []
 
-    def make(hosts: list[RabbitMQ] | None = None) -> Flow:
-        made.append(Flow(site, rabbitmq_cluster, hosts))
+    def make(hosts: list[RabbitMQ] | None = None, **made_with: Any) -> Flow:
+        made.append(Flow(site, rabbitmq_cluster, hosts, **made_with))
         return made[-1]
 
     yield make
@@ -189,6 +202,28 @@ def test_all_nodes_are_restarted_in_turn_with_a_backlog(flow: Callable[..., Flow
     nodes = {f"rabbit@rabbit-{number}": node.name for number, node in enumerate(rabbitmq_cluster.nodes, 1)}
     type_at(rabbitmq_cluster.nodes[0], grow, nodes)
     flowing.finish()
+
+
+def test_a_queue_that_is_gone_with_its_node_holds_up_no_other(
+    flow: Callable[..., Flow], rabbitmq_cluster: Cluster
+) -> None:
+    """A classic queue has no copies: what it takes waits for its node, alone or with other queues."""
+    flowing = flow(handlers=HANDLERS_OF_TWO, queues={"lonely": {"type": "classic"}})
+    flowing.begin(100)
+    relays = [flowing.running[0], flowing.site.start("relay")]
+    flowing.running.append(relays[1])
+    rabbitmq_cluster.nodes[0].kill()
+    for relay in relays:
+        relay.wait_for_output("A queue is away")
+    flowing.publish(50, queue="lonely")
+    flowing.publish(50, queue="both")
+    flowing.copies = 50
+    flowing.publish(100)
+    flowing.wait_for_effects(200)
+    wait_until(lambda: flowing.outbox == {"published": 200, "pending": 100}, what="what the queue takes waits")
+    rabbitmq_cluster.nodes[0].start()
+    flowing.finish()
+    assert all("All queues are there again" in relay.output for relay in relays)
 
 
 @pytest.mark.parametrize("handling", ["pause_minority", "ignore"])

@@ -201,6 +201,7 @@ def test_a_message_tells_its_error_first_then_payload_timeline_and_properties(ad
             "running 1, waiting 0; waits for another process's transaction: 2 messages",
             "运行 1，等待 0; 等待另一进程的事务：2 条消息",
         ),
+        ("running 0, waiting 0; cannot use for now: a, b", "运行 0，等待 0; 暂时无法使用：a, b"),
         ("cannot renew its claims in default", "无法在 default 续期其占用"),
         ("broker: Cannot reach it; refused", "消息中间件：Cannot reach it; refused"),
         ("what a later release says", "what a later release says"),

@@ -18,12 +18,14 @@ from pika.adapters.blocking_connection import BlockingChannel
 from messaging.backends.base import Difference, ExchangeSpec, Fate, QueueSpec, Topology
 from messaging.backends.rabbitmq import RabbitMQ, parameters
 from messaging.backends.rabbitmq.connection import Connection
-from messaging.exceptions import BrokerUnavailable, ConfigurationError, TopologyError
+from messaging.backends.rabbitmq.topology import differences
+from messaging.exceptions import BrokerUnavailable, ConfigurationError, QueueUnavailable, TopologyError
 from messaging.wire.envelope import ROW
 from messaging.wire.fields import encode_table
 from messaging.wire.properties import Properties
 from tests.backends.rabbitmq_settings import rabbitmq_backend
-from tests.backends.tools import Deliveries, confirmed, fates, message, send, unique
+from tests.backends.tools import Deliveries, confirmed, crashed, fates, message, send, unique
+from tests.services import Broker
 from tests.waiting import wait_until
 from tools.proxy import Proxy
 from tools.rabbitmq import RabbitMQ as Node
@@ -467,19 +469,6 @@ class TestReceiving:
 
 # Marks a queue as one whose process crashed too often to be restarted: where queues are in a database module of their
 # own, and before that.
-CRASH = """
-    Name = rabbit_misc:r(<<"/">>, queue, <<"NAME">>),
-    Crash = fun(Queue) -> amqqueue:set_state(Queue, crashed) end,
-    case code:ensure_loaded(rabbit_db_queue) of
-        {module, _} ->
-            rabbit_db_queue:update(Name, Crash);
-        _ ->
-            {ok, Queue} = rabbit_amqqueue:lookup(Name),
-            rabbit_misc:execute_mnesia_transaction(fun() -> rabbit_amqqueue:store_queue(Crash(Queue)) end)
-    end.
-"""
-
-
 class TestDeclaring:
     def test_our_arguments_in_full(self, backend: RabbitMQ, broker_url: str, management_url: str) -> None:
         backend = rabbitmq_backend(broker_url, management_url=management_url)
@@ -517,26 +506,37 @@ class TestDeclaring:
                 assert [done.result() for done in [pool.submit(declare) for _ in range(6)]] == [[]] * 6
             rabbitmq_backend(broker_url).purge_and_delete(topology)
 
-    @pytest.mark.chaos
-    @pytest.mark.slow
-    def test_a_queue_that_is_down_is_waited_for(self, own_rabbitmq: Node) -> None:
-        backend, name = rabbitmq_backend(own_rabbitmq.url), unique("down")
-        topology = Topology(queues=(QueueSpec(name, type="classic", dead_letter=False),))
-        backend.declare(topology)
-        own_rabbitmq.ctl("eval", CRASH.replace("NAME", name))
-        with pytest.raises(BrokerUnavailable, match="not ready"):
-            backend.declare(topology)
-        [reading] = backend.depths([name])
-        assert (reading.exists, reading.ready) == (True, None)
+    def test_a_queue_that_is_down_keeps_nothing_else_from_being_declared(self, rabbitmq: Broker, queue: str) -> None:
+        backend, name, exchange = rabbitmq_backend(rabbitmq.url), unique("down"), ExchangeSpec(unique("x"))
+        down = QueueSpec(name, type="classic", dead_letter=False, bindings=((exchange.name, "a"),))
+        new = QueueSpec(unique("new"), type="classic", bindings=((exchange.name, "b"),))
+        backend.declare(Topology((exchange,), (down,)))
         deliveries = Deliveries()
         receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change)
         receiver.open()
-        with pytest.raises(BrokerUnavailable, match="not ready"):
-            receiver.consume(name, 1)
+        with crashed(rabbitmq, name):
+            found = backend.declare(Topology((exchange,), (down, new)))
+            assert found == [differences.unavailable(name)]
+            assert found == backend.compare(Topology((exchange,), (down, new)))
+            for spec in (QueueSpec(name, declare=False), QueueSpec(name, type="classic", dead_letter=False)):
+                with pytest.raises(QueueUnavailable, match="may not reach") as caught:  # nothing was bound
+                    backend.declare(Topology(queues=(spec,)))
+                assert caught.value.queues == (name,)
+            [reading] = backend.depths([name])
+            assert (reading.exists, reading.ready) == (True, None)
+            sender = backend.sender()
+            sender.open()
+            assert confirmed(send(sender, message("b", exchange=exchange.name)))
+            sender.close()
+            with pytest.raises(QueueUnavailable, match="cannot be used now"):
+                receiver.consume(name, 1)
+            receiver.consume(new.name, 1)
+            deliveries.wait(1)
+        receiver.consume(name, 1)
         receiver.close()
-        own_rabbitmq.stop()
-        own_rabbitmq.start()
+        topology = Topology((exchange,), (down, new))
         assert backend.declare(topology) == []
+        backend.purge_and_delete(topology)
 
     @pytest.mark.chaos
     @pytest.mark.slow

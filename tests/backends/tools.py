@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 from uuid import uuid4
 
 from messaging.backends.allowance import Allowance
 from messaging.backends.base import Delivery, Fate, Outgoing, Sender, SendOutcome
 from messaging.wire.properties import Properties
+from tests.services import Broker
 from tests.waiting import wait_until
 
 
@@ -51,6 +53,35 @@ def send(sender: Sender, *messages: Outgoing) -> list[SendOutcome]:
 def confirmed(outcomes: Iterable[SendOutcome]) -> bool:
     """Whether all were confirmed."""
     return all(outcome.fate is Fate.CONFIRMED for outcome in outcomes)
+
+
+# The broker takes a queue to be down while its record says so. The record is kept elsewhere from RabbitMQ 4 on.
+MARK = """
+    Name = rabbit_misc:r(<<"VHOST">>, queue, <<"QUEUE">>),
+    Mark = fun(Queue) -> amqqueue:set_state(Queue, STATE) end,
+    case code:ensure_loaded(rabbit_db_queue) of
+        {module, _} ->
+            rabbit_db_queue:update(Name, Mark);
+        _ ->
+            {ok, Queue} = rabbit_amqqueue:lookup(Name),
+            rabbit_misc:execute_mnesia_transaction(fun() -> rabbit_amqqueue:store_queue(Mark(Queue)) end)
+    end.
+"""
+
+
+@contextlib.contextmanager
+def crashed(broker: Broker, queue: str, vhost: str = "") -> Iterator[None]:
+    """A classic queue that exists and cannot be used, as after its process has crashed too often, or with its node."""
+
+    def mark(state: str) -> None:
+        named = MARK.replace("VHOST", vhost or broker.vhost).replace("QUEUE", queue)
+        broker.ctl("eval", named.replace("STATE", state))
+
+    mark("crashed")
+    try:
+        yield
+    finally:
+        mark("live")
 
 
 class Deliveries:

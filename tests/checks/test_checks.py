@@ -365,6 +365,17 @@ def test_a_misspelt_queue_is_found_by_its_handler(handlers: Registry, settings: 
     assert run(settings, {"default": {"QUEUES": {"billing": {}, "billings": {}}}}) == []
 
 
+def test_a_queue_that_a_cluster_has_once_only_is_told(settings: Settings) -> None:
+    queues: dict[str, dict[str, object]] = {
+        "old": {"type": "classic"},
+        "new": {},
+        "of others": {"type": "classic", "declare": False},
+    }
+    assert run(settings, {"default": {"URL": "amqp://a/", "QUEUES": queues}}) == []
+    (message,) = run(settings, {"default": {"URL": "amqp://a,b/", "QUEUES": queues}})
+    assert (message.id, '"old"' in message.msg) == ("messaging.W015", True)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "overlap"),
     [

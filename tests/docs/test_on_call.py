@@ -13,6 +13,8 @@ HOUSE = ROOT / "messaging"
 LEVELS = {"warning", "error", "critical", "exception"}
 # The ends of troubles, whose beginnings have rows.
 ENDS = {
+    "…: queue … is back, and is consumed.",
+    "Messages can reach all queues again.",
     "Could see to … again.",
     "The database can be used again after … s: consumption goes on.",
     'No claim in the database "…" is about to lapse any more.',

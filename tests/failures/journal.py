@@ -38,6 +38,9 @@ DATABASE = Trouble(
 CONSUMER = Trouble(
     "messaging.consumer", r"Trying again until it works; nothing is lost\.$", r"Connected to .* again; consuming "
 )
+AWAY = Trouble(
+    "messaging.consumer", r"queue .* is away, the others are consumed\. ", r"queue .* is back, and is consumed"
+)
 RELAY = Trouble("messaging.relay", r"; messages wait in the outbox: .+", r"Connected to .* again; messages are sent")
 ALARM = Trouble("messaging.relay", r"takes no messages for now; they wait in the outbox: .+", r"takes messages again")
 QUEUE = Trouble(

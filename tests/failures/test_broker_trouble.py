@@ -9,12 +9,14 @@ from uuid import uuid4
 
 import pytest
 
-from tests.failures.journal import ALARM, CONSUMER, QUEUE, RELAY, SECRET, assert_told_once
+from tests.backends.tools import crashed
+from tests.failures.journal import ALARM, AWAY, CONSUMER, QUEUE, RELAY, SECRET, assert_told_once
 from tests.failures.scene import HANDLERS, attempts, channel, consume, effects, processed, ready, send
+from tests.services import Broker
 from tests.site import Site, SiteFactory
 from tests.waiting import wait_until
 from tools.proxy import Proxy
-from tools.rabbitmq import RabbitMQ, add_vhost, delete_vhost
+from tools.rabbitmq import RabbitMQ, add_vhost, delete_vhost, vhost_of
 
 # Two heartbeats of a second with their grace, and what a busy machine takes; with heartbeats of a minute it were 130 s.
 NOTICED = 2 * (1 + 5) + 30
@@ -146,6 +148,24 @@ def test_a_deleted_queue_is_one_line_and_back_within_seconds(site: SiteFactory) 
     processed(made, 3)
     assert running.stop() == 0
     assert_told_once(running, QUEUE)
+
+
+@pytest.mark.mode(69)
+def test_a_queue_that_is_down_holds_up_no_other(site: SiteFactory, rabbitmq: Broker, vhost_url: str) -> None:
+    with Proxy("127.0.0.1", urlsplit(vhost_url).port or 5672) as proxy:
+        queues = {"long": {"type": "classic"}}
+        made = site(db="postgres", handlers=HANDLERS, queues=queues, broker=through(vhost_url, proxy))
+        running = consume(made)
+        with crashed(rabbitmq, "long", vhost_of(vhost_url)):
+            proxy.cut()
+            running.wait_for_output("Trying again until it works")
+            made.run(PUBLISH.format(20))
+            processed(made, 20)
+        running.wait_for_output("queue long is back, and is consumed")
+        made.run(PUBLISH.format(5).replace("work.a", "long.a"))
+        processed(made, 25)
+        assert running.stop() == 0
+        assert_told_once(running, CONSUMER, RELAY, AWAY, besides=['queue "long": it exists and cannot be used now'])
 
 
 @pytest.mark.mode(41)

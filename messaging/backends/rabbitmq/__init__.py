@@ -13,7 +13,7 @@ from datetime import datetime
 from messaging.backends.allowance import Allowance
 from messaging.backends.base import Backend, Delivery, Difference, QueueDepth, Topology
 from messaging.backends.rabbitmq import certificates, parameters
-from messaging.backends.rabbitmq.errors import ChannelRefused, QueueUnavailable
+from messaging.backends.rabbitmq.errors import ChannelRefused
 from messaging.backends.rabbitmq.logs import logger
 from messaging.backends.rabbitmq.management import Management
 from messaging.backends.rabbitmq.receiver import RabbitReceiver
@@ -23,7 +23,7 @@ from messaging.backends.rabbitmq.topology import declare, inspection
 from messaging.backends.rabbitmq.topology.probes import is_builtin
 from messaging.backends.rabbitmq.topology.survey import Survey
 from messaging.conf import AliasSettings
-from messaging.exceptions import BrokerUnavailable, TopologyError
+from messaging.exceptions import BrokerUnavailable, QueueUnavailable, TopologyError
 
 __all__ = ["RabbitMQ"]
 
@@ -90,7 +90,8 @@ class RabbitMQ(Backend):
         if self.settings.management_url:
             try:
                 found = Management(self.settings, _READING_SECONDS).depths(names, _READING_SECONDS)
-                readings = {reading.queue: reading for reading in found}
+                # RabbitMQ 3.10 takes a queue whose node is gone for missing here.
+                readings = {reading.queue: reading for reading in found if reading.exists}
             except BrokerUnavailable as error:
                 logger.debug("%s", error)
         missing = [name for name in names if name not in readings]

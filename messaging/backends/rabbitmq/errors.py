@@ -10,7 +10,7 @@ from pika import exceptions
 from pika.adapters.utils import connection_workflow
 
 from messaging.backends.rabbitmq.frames import text
-from messaging.exceptions import BrokerUnavailable
+from messaging.exceptions import BrokerUnavailable, QueueUnavailable
 from messaging.wire.fields import printable
 
 NOT_IMPLEMENTED = 540
@@ -46,10 +46,6 @@ class Loss:
         return cls(_describe(error), unanswered=isinstance(error, BrokerUnavailable))
 
 
-class QueueUnavailable(BrokerUnavailable):
-    """A queue exists and cannot be used now: it is being created, has no leader, or is being restarted."""
-
-
 class ChannelRefused(Exception):
     """The broker closed a channel over a request."""
 
@@ -66,7 +62,7 @@ class NoChannelLeft(Exception):
 def refusal(loss: Loss) -> ChannelRefused | QueueUnavailable:
     """What a closed channel means for the request that closed it."""
     if loss.code == 404 and NOT_NOW.search(loss.reason):
-        return QueueUnavailable(f"The broker is not ready: {loss.reason}.")
+        return QueueUnavailable(f"It cannot be used now: {loss.reason}.")
     return ChannelRefused(loss.code, loss.reason)
 
 

@@ -13,7 +13,7 @@ from django.core.management.base import CommandError
 from messaging import conf, topology
 from messaging.backends import get_backend
 from messaging.backends.base import Difference, Topology
-from messaging.exceptions import BrokerUnavailable, MessagingError
+from messaging.exceptions import BrokerUnavailable, MessagingError, QueueUnavailable
 from messaging.handlers import registry
 from messaging.management.base import MessagingCommand
 
@@ -76,7 +76,9 @@ class Command(MessagingCommand):
         if options["json"]:
             self.stdout.write(json.dumps(rows, indent=2))
         if trouble:
-            is_away = all(isinstance(error, BrokerUnavailable) for _, error in trouble)
+            is_away = all(
+                isinstance(error, BrokerUnavailable) and not isinstance(error, QueueUnavailable) for _, error in trouble
+            )
             text = "\n".join(f"{alias}: {error}" for alias, error in trouble)
             raise CommandError(text, returncode=UNREACHABLE if is_away else 1)
         if options["check"] and any(row["severity"] in SERIOUS for row in rows):

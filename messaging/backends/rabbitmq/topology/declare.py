@@ -19,7 +19,7 @@ from messaging.backends.rabbitmq.topology.probes import (
     look_at_exchange_of_others,
     look_at_foreign,
 )
-from messaging.exceptions import TopologyError
+from messaging.exceptions import QueueUnavailable, TopologyError
 
 # The name of a new quorum queue's member is written to disk within two times half a second (`auto_save` in Ra's
 # `ra_directory.erl`, and Erlang's `dets.erl`). A broker that is killed before that has lost every confirmed message in
@@ -34,11 +34,13 @@ class Declarer:
         self._session = session
         self._found: list[Difference] = []
         self._new_quorum_queue = False
+        self._unreached: set[str] = set()
 
     def declare(self, topology: Topology) -> list[Difference]:
         """Create what is missing: dead-letter queues first, then exchanges, queues, bindings.
 
-        Returns what differs but can be used. Raises TopologyError for what cannot, after doing all the rest.
+        Returns what differs but can be used. Raises QueueUnavailable where messages may not reach a queue now,
+        TopologyError for what can never be used, both after doing all the rest.
         """
         ours = [queue for queue in topology.queues if queue.declare]
         for queue in ours:
@@ -46,21 +48,29 @@ class Declarer:
                 self._queue(queue.dead, arguments.for_dead_letters(queue))
         self._exchanges(topology)
         for queue in ours:
-            if self._queue(queue.name, arguments.for_queue(queue)):
-                self._bindings(queue)
+            if self._queue(queue.name, arguments.for_queue(queue)) and self._bindings(queue):
+                self._unreached.discard(queue.name)
         for queue in topology.queues:
             if not queue.declare:
-                self._found += look_at_foreign(self._session, queue.name)
+                found = look_at_foreign(self._session, queue.name)
+                self._found += found
+                self._unreached |= {queue.name} if differences.unavailable(queue.name) in found else set()
         if self._new_quorum_queue:
             time.sleep(SETTLE_SECONDS)
         return self._verdict()
 
     def _verdict(self) -> list[Difference]:
-        errors = [found for found in self._found if found.severity == "error"]
+        errors = " ".join(
+            f"{capital(error.subject)}: {error.problem} {error.way_out}"
+            for error in self._found
+            if error.severity == "error"
+        )
+        if self._unreached:  # the worse of the two: what is sent now goes past them
+            names = ", ".join(f'"{name}"' for name in sorted(self._unreached))
+            text = f"These queues cannot be used now, and messages may not reach them: {names}. {errors}".strip()
+            raise QueueUnavailable(text, tuple(sorted(self._unreached)), errors)
         if errors:
-            raise TopologyError(
-                " ".join(f"{capital(error.subject)}: {error.problem} {error.way_out}" for error in errors)
-            )
+            raise TopologyError(errors)
         return self._found
 
     def _queue(self, name: str, wanted: dict[str, object]) -> bool:
@@ -76,6 +86,9 @@ class Declarer:
                 difference = differences.forbidden(difference.subject)
             is_unfit = difference.severity != "error" and refusal.code == 406 and is_stream(self._session, name)
             self._found.append(differences.stream(name) if is_unfit else difference)
+        except QueueUnavailable:
+            self._found.append(differences.unavailable(name))
+            self._unreached.add(name)
         return all(found.severity != "error" for found in self._found[before:])
 
     def _exchanges(self, topology: Topology) -> None:
@@ -88,7 +101,9 @@ class Declarer:
             if not exchange_exists(self._session, name):
                 self._found += declare_exchange(self._session, name, "topic")
 
-    def _bindings(self, queue: QueueSpec) -> None:
+    def _bindings(self, queue: QueueSpec) -> bool:
+        """Make the bindings of a queue; returns whether the broker routes to it."""
+        is_bound = False
         for exchange, routing_key in queue.bindings:
             if exchange == "":
                 if routing_key != queue.name:
@@ -102,6 +117,11 @@ class Declarer:
                 self._found.append(
                     differences.forbidden(subject) if forbidden else differences.refused(subject, refusal)
                 )
+            except QueueUnavailable:
+                return False
+            else:
+                is_bound = True
+        return is_bound
 
 
 def capital(words: str) -> str:

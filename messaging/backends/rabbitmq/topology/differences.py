@@ -148,6 +148,16 @@ def forbidden(subject: str) -> Difference:
     )
 
 
+def unavailable(name: str) -> Difference:
+    """A queue that exists and does not answer."""
+    return Difference(
+        f'queue "{name}"',
+        "it exists and cannot be used now, so what differs cannot be seen.",
+        "See that its node runs, and that it has a leader (`rabbitmq-queues quorum_status` for a quorum queue).",
+        "loss",
+    )
+
+
 def refused(subject: str, refusal: ChannelRefused) -> Difference:
     """Anything else that the broker refuses."""
     code = f"{refusal.code} " if refusal.code else ""

@@ -10,6 +10,7 @@ from messaging.backends.rabbitmq.errors import ChannelRefused
 from messaging.backends.rabbitmq.session import Session
 from messaging.backends.rabbitmq.topology import differences, probes
 from messaging.backends.rabbitmq.topology.comparison import compare_queue, wishes
+from messaging.exceptions import QueueUnavailable
 
 UNSEEN = (
     "bindings (to queues that this site no longer names, too), policies (one may add dead lettering), and the "
@@ -49,6 +50,9 @@ def _compare_queue(session: Session, spec: QueueSpec) -> Iterator[Difference]:
             is_forbidden = refusal.code == 403  # it exists, or is taken to
             yield differences.forbidden(f'queue "{name}"') if is_forbidden else differences.of_queue(name, refusal)
             continue
+        except QueueUnavailable:
+            yield differences.unavailable(name)
+            continue
         if found is None:
             yield missing.queue(name, ours=True)
         else:
@@ -66,5 +70,5 @@ def _dead_end(session: Session, spec: QueueSpec, exchange: str, key: str | None)
         return ""  # if it is missing, that is said of it
     try:
         return "" if probes.exists(session, key) else f'the queue "{key}", which does not exist'
-    except ChannelRefused:
-        return ""  # it exists, and may not be looked at
+    except (ChannelRefused, QueueUnavailable):
+        return ""  # it exists, and cannot be looked at

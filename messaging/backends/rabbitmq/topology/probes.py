@@ -15,6 +15,7 @@ from messaging.backends.rabbitmq.errors import INEQUIVALENT, ChannelRefused
 from messaging.backends.rabbitmq.session import Session
 from messaging.backends.rabbitmq.topology import differences
 from messaging.backends.rabbitmq.topology.found import FoundQueue
+from messaging.exceptions import QueueUnavailable
 
 # An argument that no broker accepts: an existing queue answers with what differs, a missing one is not created.
 _PROBE = {"x-queue-type": "none"}
@@ -45,7 +46,7 @@ def exchange_exists(session: Session, name: str) -> bool:
 
 
 def look_at_foreign(session: Session, name: str) -> list[Difference]:
-    """What is wrong with a queue that someone else owns: missing, exclusive, not durable, or auto-deleted."""
+    """What is wrong with a queue that someone else owns: missing, away, exclusive, not durable, or auto-deleted."""
     try:
         if not exists(session, name):
             return [missing.queue(name, ours=False)]
@@ -60,6 +61,8 @@ def look_at_foreign(session: Session, name: str) -> list[Difference]:
             return [differences.auto_deleted(name, ours=False)]
         if match is not None and is_stream(session, name):
             return [differences.stream(name)]
+    except QueueUnavailable:
+        return [differences.unavailable(name)]
     return []
 
 
