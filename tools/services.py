@@ -115,16 +115,22 @@ def stopping_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+_given: set[int] = set()  # ports, by this process
+
+
 def free_ports(count: int) -> list[int]:
-    """Free loopback ports below the range that the kernel hands out for outgoing connections."""
+    """Free loopback ports below the range that the kernel hands out for outgoing connections; never the same twice."""
     with contextlib.ExitStack() as stack:
         ports: list[int] = []
         while len(ports) < count:
             port = random.randrange(15000, 32000)
             probe = stack.enter_context(socket.socket())
+            if port in _given:  # whoever asked for it may not listen yet
+                continue
             with contextlib.suppress(OSError):
                 probe.bind(("127.0.0.1", port))
                 ports.append(port)
+                _given.add(port)
         return ports
 
 
