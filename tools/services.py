@@ -124,9 +124,9 @@ def free_ports(count: int) -> list[int]:
         ports: list[int] = []
         while len(ports) < count:
             port = random.randrange(15000, 32000)
-            probe = stack.enter_context(socket.socket())
             if port in _given:  # whoever asked for it may not listen yet
                 continue
+            probe = stack.enter_context(socket.socket())
             with contextlib.suppress(OSError):
                 probe.bind(("127.0.0.1", port))
                 ports.append(port)

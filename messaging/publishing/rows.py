@@ -52,23 +52,23 @@ REPLIES = "amq.rabbitmq.reply-to"  # stands for a consumer on the publisher's ow
 
 
 def address(row: PublishedMessage) -> tuple[str, str]:
-    """The exchange and the routing key under which an outbox row is sent."""
+    """The exchange and the routing key under which an outbox row is sent, as its columns have them."""
     return ("", row.queue) if row.queue else (row.exchange, row.routing_key)
 
 
 def seal(row: PublishedMessage) -> tuple[str, str, bytes, bytes]:
     """What an outbox row puts on the wire: exchange, routing key, properties, body. Raises WireError, ValueError."""
-    exchange, routing_key = row.exchange, row.routing_key
+    exchange, routing_key = address(row)
     if row.wire is None:
         properties = properties_of(row)
     else:
         envelope = Envelope.from_wire(bytes(row.wire), b"")
-        exchange, routing_key, found = envelope.exchange, envelope.routing_key, envelope.properties
+        found = envelope.properties
+        if not row.queue:
+            exchange, routing_key = envelope.exchange, envelope.routing_key
         if row.round == 1 and found.timestamp is None:  # it was not known before the row was in the database
             found = found.edited(timestamp=_epoch(row.created_at))
         properties = found.encode()
-    if row.queue:
-        exchange, routing_key = "", row.queue
     return exchange, routing_key, properties, row.raw_body
 
 

@@ -54,7 +54,8 @@ class Declarer:
             if not queue.declare:
                 found = look_at_foreign(self._session, queue.name)
                 self._found += found
-                self._unreached |= {queue.name} if differences.unavailable(queue.name) in found else set()
+                if differences.unavailable(queue.name) in found:
+                    self._unreached.add(queue.name)
         if self._new_quorum_queue:
             time.sleep(SETTLE_SECONDS)
         return self._verdict()
