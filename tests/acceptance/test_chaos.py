@@ -6,13 +6,18 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from tests.services import missing
+from tests.waiting import wait_until
 from tools import postgresql, rabbitmq
 from tools.chaos.schedule import FAILOVER, KINDS, OPERATOR, PROCESSES
+from tools.chaos.stage import Stage
 from tools.environment import ROOT
+from tools.janitor import Janitor
 from tools.services import ServiceMissing
 
 pytestmark = [pytest.mark.chaos, pytest.mark.broker, pytest.mark.postgres]
@@ -44,19 +49,51 @@ def test_nothing_is_lost_or_doubled_but_what_a_copy_of_the_database_had_never_re
     assert number(report, "effects that were forgotten") >= number(report, "of them made again") > 0
 
 
+@pytest.mark.slow
+def test_the_operator_sends_a_purged_round_again_whose_original_was_forgotten() -> None:
+    look_for_servers()
+    folder, janitor = Path(tempfile.mkdtemp(prefix="messaging-chaos-")), Janitor()
+    folder.chmod(0o755)  # PostgreSQL's account must reach its folder below
+    janitor.remove(folder)
+    failed = "SELECT id, message_id FROM messaging_processedmessage WHERE queue = 'picky' AND state = 'failed' LIMIT 1"
+    try:
+        with Stage(folder, janitor, broker="rabbitmq", management_url=None, seed="17") as stage:
+            [(pk, message_id)] = wait_until(lambda: stage.sql(failed))
+            assert stage.operate("pause", "--queue=picky")
+            assert stage.rabbitmq is not None
+            ctl = stage.rabbitmq.ctl
+            wait_until(lambda: "picky\t0" in ctl("--quiet", "list_queues", "name", "consumers"))
+            stage.sql(f"DELETE FROM messaging_publishedmessage WHERE message_id = '{message_id}' AND inbox_id IS NULL")
+            stage.site.manage("requeue_messages", f"--id={message_id}")
+            sent = f"SELECT id FROM messaging_publishedmessage WHERE inbox_id = {pk} AND state = 'published'"
+            wait_until(lambda: stage.sql(sent))
+            dropped = stage.purge("picky")
+            assert dropped
+            assert stage.operate("resume", "--queue=picky")
+            assert stage.replay(dropped)
+            ended = f"SELECT id FROM messaging_processedmessage WHERE id = {pk} AND state IN ('processed', 'failed')"
+            wait_until(lambda: stage.sql(ended))
+    finally:
+        janitor.close()
+
+
 def soak(**environment: str) -> str:
     """What a run says that passed."""
-    try:
-        rabbitmq.find_scripts()
-        postgresql.find_programs()
-    except ServiceMissing as error:
-        missing(error)
+    look_for_servers()
     values = os.environ | {"SEED": "17"} | environment
     command = [sys.executable, "-m", "tools.chaos"]
     done = subprocess.run(command, cwd=ROOT, env=values, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Passed: 0 lost, 0 doubled." in done.stdout
     return done.stdout
+
+
+def look_for_servers() -> None:
+    try:
+        rabbitmq.find_scripts()
+        postgresql.find_programs()
+    except ServiceMissing as error:
+        missing(error)
 
 
 def number(report: str, name: str) -> int:

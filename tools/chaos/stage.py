@@ -180,17 +180,24 @@ class Stage:
     def replay(self, keys: Collection[str]) -> bool:
         """Have an operator replay the messages of these keys; False where trouble was in the way.
 
-        What a relay has sent before and marks only now is not found, so it has to be done again at the end.
+        Of a message whose original a failover has forgotten, its later rounds are. What a relay has sent before and
+        marks only now is not found, so it has to be done again at the end.
         """
         self.debts.update(keys)
         if not keys:
             return True
-        statement = f"SELECT id FROM messaging_publishedmessage WHERE inbox_id IS NULL AND {KEY} IN ({_list(keys)})"
+        statement = f"""SELECT key, is_round, id FROM (SELECT {KEY} AS key, inbox_id IS NOT NULL AS is_round, id
+            FROM messaging_publishedmessage) AS found WHERE key IN ({_list(keys)})"""
         try:
-            rows = {name: [pk for (pk,) in self._ask(name, statement)] for name in DATABASES}
+            found = {name: self._ask(name, statement) for name in DATABASES}
         except psycopg.OperationalError:
             return False
-        return self.operate("replay", stdin=json.dumps(rows))
+        originals = {key for rows in found.values() for key, is_round, _ in rows if not is_round}
+        chosen = {
+            name: [pk for key, is_round, pk in rows if not is_round or key not in originals]
+            for name, rows in found.items()
+        }
+        return self.operate("replay", stdin=json.dumps(chosen))
 
     def purge(self, queue: str) -> list[str]:
         """Drop what waits in a queue at the broker, if that can be asked. Returns the keys of the messages."""
