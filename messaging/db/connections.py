@@ -360,6 +360,13 @@ class Outages:
         now = time.monotonic()
         return [(now - begin, now - end) for begin, end in tuple(self._past.get(database, ()))]
 
+    def before_us(self, database: str) -> float | None:
+        """Seconds since this process began, if that was in an outage of which it cannot know the beginning."""
+        for begin, _end in tuple(self._past.get(database, ()))[:1]:
+            if begin == self._began:
+                return time.monotonic() - begin
+        return None
+
     def _end(self, database: str, now: float) -> None:
         begin = self._away_since.pop(database, now)
         self._past.setdefault(database, deque(maxlen=REMEMBERED)).append((begin, now))

@@ -9,12 +9,13 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from django.db import DatabaseError, transaction
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
+from django.db.models.expressions import Combinable
 
 from messaging.db.clock import Now
 from messaging.exceptions import HandlerTimeout, IdReused, ProcessDied, WireError
 from messaging.handlers import Handler
-from messaging.models import ProcessedMessage, Worker
+from messaging.models import AuditRecord, ProcessedMessage, Worker
 from messaging.models.base import in_state
 from messaging.models.operations import STOPPED
 from messaging.models.processed import UNCLAIMED
@@ -225,7 +226,22 @@ def _lapsed_in_an_outage(station: Station, database: str, row: ProcessedMessage)
     for begin, end in station.outages.seen(database):
         earliest, latest = Now() - timedelta(seconds=begin), Now() + timedelta(seconds=lease - end)
         lapsed |= Q(leased_until__gte=earliest, leased_until__lte=latest)
+    began = station.outages.before_us(database)
+    if began is not None:
+        lapsed |= _lapsed_unseen(Now() - timedelta(seconds=began))
     return bool(lapsed) and ProcessedMessage.objects.using(database).filter(lapsed, pk=row.pk).exists()
+
+
+def _lapsed_unseen(began: Combinable) -> Q:
+    """That a claim ran out before this process began, which was in an outage, and no worker was seen after it ran out.
+
+    Once for each message: what ends whole machines may look like this, and must not run for ever.
+    """
+    seen = Worker.objects.filter(seen_at__gt=OuterRef("leased_until"), seen_at__lt=began)
+    excused = AuditRecord.objects.filter(
+        kind="processed", message_pk=OuterRef("pk"), action=AuditRecord.INTERRUPTION, reason=AWAY
+    )
+    return Q(~Exists(seen), ~Exists(excused), leased_until__lt=began)
 
 
 def record_abandoned(station: Station, database: str, row: ProcessedMessage, handler: Handler | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -142,6 +143,31 @@ def test_a_worker_that_was_stopped_in_an_outage_costs_no_attempt_where_another_o
     settled(doing, processed=1)
     assert (attempts(doing), count_of(doing), len(starts(doing, "wait"))) == ({}, 1, 2)
     assert survivor.stop() == 0
+
+
+@pytest.mark.mode(46)
+@pytest.mark.slow
+def test_all_workers_that_are_replaced_in_an_outage_cost_no_attempt(
+    site: SiteFactory, own_postgres: PostgreSQL
+) -> None:
+    server, lease = Database(own_postgres.dsn), 3
+    doing = site("postgres", handlers=HANDLERS, server=server, options={"LEASE": lease, "STOP_TIMEOUT": 60})
+    running = consume(doing, "long")
+    publish(doing, ("long.a", "wait"))
+    started(doing, "wait")
+    own_postgres.stop()
+    running.wait_for_output("consumption pauses")
+    running.signal(signal.SIGTERM)
+    running.wait_for_output("Cannot mark the claims in the database")
+    running.kill()
+    time.sleep(lease)  # its claim runs out before another process begins
+    replaced = consume(doing, "long")
+    replaced.wait_for_output("cannot be used")
+    own_postgres.start()
+    (doing.folder / "go").touch()
+    settled(doing, processed=1)
+    assert (attempts(doing), count_of(doing), len(starts(doing, "wait"))) == ({}, 1, 2)
+    assert replaced.stop() == 0
 
 
 TWO_DATABASES = """

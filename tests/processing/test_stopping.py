@@ -324,6 +324,41 @@ def test_claims_that_ran_out_in_an_outage_are_not_attempts_and_those_before_are(
     assert (before.attempts, during.attempts, during.error) == (1, 0, AWAY)
 
 
+def test_a_claim_that_ran_out_before_a_process_began_in_an_outage_is_excused_once(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Worker.objects.create(
+        name="killed meanwhile", kind="consume", alias="default", pid=1, seen_at=Now() - timedelta(seconds=20)
+    )
+    before = claimed(arrived(), leased_until=Now() - timedelta(seconds=30))
+    unseen = claimed(arrived(), leased_until=Now() - timedelta(seconds=10))
+    for attempts in 0, 1:
+        processor = handle(atomic=False)
+        away(monkeypatch, processor)
+        with processor.outages.watch("default"):
+            pass
+        processor.outages.up_since["default"] = -1e9
+        assert processor.sweep() == 2 - attempts
+        for row in (before, unseen):
+            row.refresh_from_db()
+        assert (before.attempts, unseen.attempts) == (1, attempts)
+        claim = {"state": State.PROCESSING, "lease_token": uuid.uuid4(), "at_broker": False, "started_at": Now()}
+        lapsed = Now() - timedelta(seconds=10)
+        ProcessedMessage.objects.filter(pk=unseen.pk).update(leased_until=lapsed, **claim)
+    assert told().count(AWAY) == 1
+
+
+def test_a_claim_that_ran_out_before_a_process_began_is_an_attempt_where_it_saw_no_outage(handle: Handle) -> None:
+    row = claimed(arrived(), leased_until=Now() - timedelta(seconds=10))
+    processor = handle(atomic=False)
+    with processor.outages.watch("default"):
+        pass
+    processor.outages.up_since["default"] = -1e9
+    assert processor.sweep() == 1
+    row.refresh_from_db()
+    assert row.attempts == 1
+
+
 @pytest.mark.parametrize("at_broker", [None, False])
 def test_a_claim_that_is_renewed_while_others_are_swept_goes_on(handle: Handle, at_broker: bool | None) -> None:
     processor = handle(atomic=False)
