@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
@@ -30,7 +29,6 @@ WARM = 60.0  # seconds within which the first effect is waited for, so that faul
 REQUEUE_EVERY = 20.0  # seconds between an operator's looks at the failed messages, while faults go on
 REQUEUE_SOON = 2.0  # the same afterwards
 REPLAY_EVERY = 10.0  # seconds between two replays of what was lost on purpose, until all is done
-FORGOTTEN_AFTER = 30.0  # seconds without any change after which a round that did not come back is taken for forgotten
 SETTLE = 300.0  # seconds within which everything has to come to rest
 STANDSTILL = 120.0  # seconds without any change after which nothing more is expected
 
@@ -136,18 +134,18 @@ class Watch:
         expected, missing, failed = counts
         return f"{expected:7} published {expected - missing:7} done {missing:6} to go {failed:3} failed"
 
-    def requeue(self, *options: str) -> None:
-        """Have the operator requeue what failed, or what `options` name, unless the last time is not over yet."""
+    def requeue(self) -> None:
+        """Have the operator requeue what failed, unless the last time is not over yet."""
         if self._operator is not None and self._operator.is_alive():
             return
-        self._operator = threading.Thread(target=self._requeue_all, args=options, daemon=True)
+        self._operator = threading.Thread(target=self._requeue_all, daemon=True)
         self._operator.start()
 
-    def _requeue_all(self, *options: str) -> None:
+    def _requeue_all(self) -> None:
         # An outage interrupts it; the failed ones are still there at the next look.
         for database in DATABASES:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._stage.site.manage("requeue_messages", f"--database={database}", *options, check=False)
+                self._stage.site.manage("requeue_messages", f"--database={database}", check=False)
 
 
 def _now(injector: Injector) -> str:
@@ -161,7 +159,6 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
     _bring_back(stage)
     _fill(stage)
     began = phase = watch.elapsed
-    quiet_since = datetime.now(UTC)
     watch.changed_at, watch.requeue_every, watch.look_every = began, REQUEUE_SOON, LOOK_EVERY
     replayed_at = -REPLAY_EVERY
     is_done = proof.is_rested
@@ -173,8 +170,6 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
             return True
         if now - replayed_at >= REPLAY_EVERY:
             stage.replay(stage.debts)
-            if now - watch.changed_at > FORGOTTEN_AFTER:
-                watch.requeue("--state=retrying", f"--not-back-since={quiet_since.isoformat()}")
             replayed_at = watch.elapsed
         return False
 
