@@ -45,6 +45,8 @@ def test_what_strangers_sent_is_what_the_broker_has_confirmed() -> None:
 
 
 LEDGER = """
+from datetime import timedelta
+from messaging.db.clock import Now
 from messaging.models import Attempt, AuditRecord, ProcessedMessage
 from tools.chaos.workload.models import Effect, Elsewhere, Expected, Forgotten, Meeting, Stranger
 oversized = ("a.oversized", "b.oversized", "c.oversized")
@@ -67,6 +69,10 @@ Forgotten.objects.bulk_create(Forgotten(kind="received", key="undone") for _ in 
 for queue, crashed in ("marathon", True), ("marathon", False), ("long", True):
     row = ProcessedMessage.objects.create(queue=queue, key=uuid.uuid4(), digest=uuid.uuid4(), state="processed")
     Attempt.objects.create(message=row, number=1, round=1, crashed=crashed)
+ids = {"queue": "stranger-job", "key": uuid.uuid4(), "digest": uuid.uuid4()}
+bereft = ProcessedMessage.objects.create(state="processing", **ids)
+began = Now() - timedelta(seconds=9)
+Attempt.objects.create(message=bereft, number=1, round=1, crashed=True, started_at=began)
 ids = {"queue": "large", "key": uuid.uuid4(), "digest": uuid.uuid4(), "message_id": "a.oversized"}
 ProcessedMessage.objects.create(state="failed", exception_type="messaging.exceptions.MessageTooLarge", **ids)
 AuditRecord.objects.create(message_id="c.oversized", action="requeue", state_before="failed", state_after="requeued")
@@ -86,10 +92,13 @@ def test_the_proof_finds_what_is_lost_doubled_or_was_rolled_back(site: SiteFacto
     assert list(proof.count(made.sql, proof.FLAWS).values()) == [2, 1, 1, 1, 1, 1]
     assert keys(made, proof.UNRESTED) == ["b.oversized"]
     assert not proof.is_rested(made.sql)
-    assert proof.count(made.sql, proof.LEFT) == {"failed": 1, "still on its way": 0}
-    assert list(proof.count(made.sql, proof.COSTS).values()) == [1, 3, 1, 1, 1, 1, 3, 0]
-    assert proof.count(made.sql, proof.LEFT, made.sql) == {"failed": 2, "still on its way": 0}
+    assert proof.count(made.sql, proof.LEFT) == {"failed": 1, "still on its way": 1}
+    assert list(proof.count(made.sql, proof.COSTS).values()) == [1, 3, 1, 1, 1, 1, 3, 0, 0]
+    assert proof.count(made.sql, proof.LEFT, made.sql) == {"failed": 2, "still on its way": 2}
     assert not proof.is_settled(made.sql)
+    made.sql("INSERT INTO workload_forgotten (kind, key) SELECT 'at', extract(epoch FROM now() - interval '5 s')::text")
+    assert proof.count(made.sql, proof.LEFT)["still on its way"] == 0
+    assert proof.count(made.sql, proof.COSTS)["runs that died after their message and claim were forgotten"] == 1
     promoted = "SELECT 'at', extract(epoch FROM min(ended_at))::text FROM messaging_attempt"
     made.sql(f"INSERT INTO workload_forgotten (kind, key) {promoted}")
     assert proof.count(made.sql, proof.FLAWS)["attempts spent by a stop"] == 0

@@ -49,7 +49,14 @@ _SOON_AFTER = f"""EXISTS (SELECT FROM workload_forgotten AS gone WHERE gone.kind
 UNSENT = "SELECT id FROM messaging_publishedmessage WHERE state = 'pending'"
 FAILED_OUT = "SELECT id FROM messaging_publishedmessage WHERE state = 'failed'"
 FAILED_IN = "SELECT id FROM messaging_processedmessage WHERE state = 'failed'"
-UNENDED = "SELECT id FROM messaging_processedmessage WHERE state IN ('processing', 'retrying', 'requeued')"
+# Whose message was acknowledged before a failover that has forgotten it: the death of its run is all that there is.
+_BEREFT = """received.wire IS NULL AND received.lease_token IS NULL AND EXISTS (SELECT FROM messaging_attempt AS attempt
+    JOIN workload_forgotten AS gone ON gone.kind = 'at'
+        AND to_timestamp(gone.key::float) BETWEEN attempt.started_at AND attempt.ended_at
+    WHERE attempt.message_id = received.id)"""
+_UNENDED = """SELECT id FROM messaging_processedmessage AS received
+    WHERE state IN ('processing', 'retrying', 'requeued')"""
+UNENDED = f"{_UNENDED} AND NOT ({_BEREFT})"
 
 # Oversized ones that do not rest as failed, and that no operator found so.
 UNRESTED = """SELECT key FROM workload_expected AS due WHERE key LIKE '%.oversized'
@@ -98,6 +105,7 @@ COSTS = {
     "effects of handlers without a transaction that were forgotten alone": f"{_MISSING} AND {_ALONE}",
     "messages without an id whose end or effect was forgotten": f"SELECT 1 FROM ({_MISSED}) AS missed, "
     f"generate_series(1, missing::int) WHERE missing BETWEEN 1 AND {_EXCUSED}",
+    "runs that died after their message and claim were forgotten": f"{_UNENDED} AND {_BEREFT}",
     "attempts spent by a stop that was forgotten": f"SELECT id FROM ({SPENT}) AS spent WHERE {_SOON_AFTER}",
 }
 

@@ -212,8 +212,11 @@ def _fill(stage: Stage) -> None:
     rows += [("published", key) for key in forgotten.published.elements()]
     rows += [("effect", key) for key in forgotten.effects.elements()]
     rows += [("received", key) for *_, key in forgotten.received.elements() if key]
-    rows += [("at", f"{at:.3f}") for at in stage.pair.promoted]
-    proof.insert(stage.sql, "forgotten", rows)
+    promoted = [("at", f"{at:.3f}") for at in stage.pair.promoted]
+    first, *others = stage.queries
+    proof.insert(first, "forgotten", rows + promoted)
+    for other in others:
+        proof.insert(other, "forgotten", promoted)
 
 
 def _count(stage: Stage, result: Result) -> None:
@@ -224,7 +227,7 @@ def _count(stage: Stage, result: Result) -> None:
     result.facts["dropped by purges, and replayed"] = stage.dropped
     result.flaws = proof.count(first, proof.FLAWS) | proof.count(first, proof.LEFT, *others)
     if stage.pair.promoted:
-        result.costs = {"bytes of the log": stage.pair.forgotten.wal} | proof.count(first, proof.COSTS)
+        result.costs = {"bytes of the log": stage.pair.forgotten.wal} | proof.count(first, proof.COSTS, *others)
     told = {place.name: without_failures(place.log.read_text(errors="replace")) for place in stage.places}
     tracebacks = {name: text.count("Traceback (") for name, text in told.items()}
     found = ", ".join(f"{count} in {name}.log" for name, count in tracebacks.items() if count)
