@@ -253,7 +253,8 @@ def keep(stage: Stage, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     for log in [*stage.folder.glob("*.log"), *stage.folder.glob("*/*.log")]:
-        (folder / log.name).write_bytes(log.read_bytes())
+        name = log.name if log.parent == stage.folder else f"{log.parent.name}.{log.name}"
+        (folder / name).write_bytes(log.read_bytes())
     if stage.ledger.exists():
         shutil.copy(stage.ledger, folder)
     forgotten = [list(map(str, row)) for row in stage.pair.forgotten.received]

@@ -171,11 +171,18 @@ class Stage:
         return word
 
     def operate(self, *arguments: str, stdin: str = "") -> bool:
-        """Have an operator act; False where trouble was in the way."""
+        """Have an operator act; False where trouble was in the way, which `operator.log` tells."""
         try:
-            return self.site.manage("operate_chaos", *arguments, check=False, stdin=stdin).returncode == 0
-        except subprocess.TimeoutExpired:
-            return False
+            done = self.site.manage("operate_chaos", *arguments, check=False, stdin=stdin)
+        except subprocess.TimeoutExpired as error:
+            said = str(error)
+        else:
+            if done.returncode == 0:
+                return True
+            said = done.stdout + done.stderr
+        with (self.folder / "operator.log").open("a") as log:
+            log.write(f"{' '.join(arguments)}\n{said}\n")
+        return False
 
     def replay(self, keys: Collection[str]) -> bool:
         """Have an operator replay the messages of these keys; False where trouble was in the way.
