@@ -71,6 +71,12 @@ def claimed(delivery: Arrived, *, seconds: float = 60, **values: Any) -> Process
     return ProcessedMessage.objects.get(pk=place.row.pk)
 
 
+def dead_letter() -> Arrived:
+    """A message without an id that the broker gave up, of the content that `arrived()` has."""
+    death = [{"queue": "work", "reason": "delivery_limit", "exchange": "messaging", "routing-keys": ["work.do"]}]
+    return arrived(queue="work.dead", routing_key="work.dead", message_id=None, headers={"x-death": death})
+
+
 def entry_of(row: ProcessedMessage, **changes: Any) -> Entry:
     """What the ledger shows of a first run of a row's message."""
     values: dict[str, Any] = {
@@ -135,20 +141,29 @@ def test_a_message_without_id_adopts_its_own_claim_whatever_its_handler_has_beco
     assert (row.state, row.round) == (State.RETRYING, 2)
 
 
-def test_a_dead_letter_without_id_adopts_no_claim_of_a_later_round(handle: Handle) -> None:
-    death = [{"queue": "work", "reason": "delivery_limit", "exchange": "messaging", "routing-keys": ["work.do"]}]
-    other = claimed(arrived(message_id=None), seconds=-1, round=2)
-    dead = arrived(queue="work.dead", routing_key="work.dead", message_id=None, headers={"x-death": death})
-    assert handle().record_dead(dead).action == "ack"
-    assert ProcessedMessage.objects.exclude(pk=other.pk).get().state == State.FAILED
-    other.refresh_from_db()
-    assert other.state == State.PROCESSING
+@pytest.mark.parametrize("lives", [True, False])
+@pytest.mark.parametrize("values", [{"round": 2}, {"at_broker": False}, {"at_broker": None}])
+def test_a_dead_letter_without_id_ends_no_claim_of_what_the_broker_has_no_more(
+    handle: Handle, values: dict[str, Any], lives: bool
+) -> None:
+    other = claimed(arrived(message_id=None), **values)
+    ProcessedMessage.objects.update(started_at=Now())  # so that its end is a crash, and costs an attempt
+    if not lives:
+        ProcessedMessage.objects.update(leased_until=Now() - timedelta(seconds=1))
+    processor = handle(atomic=False)
+    assert processor.record_dead(dead_letter()).action == "ack"
+    dead = ProcessedMessage.objects.exclude(pk=other.pk).get()
+    assert (dead.state, dead.dead_lettered, dead.round) == (State.FAILED, True, 1)
+    after = ProcessedMessage.objects.get(pk=other.pk)
+    assert (after.state, after.lease_token, after.attempts) == (State.PROCESSING, other.lease_token, 0)
+    processor.sweep()
+    after.refresh_from_db()
+    swept = (State.PROCESSING, other.round, 0) if lives else (State.RETRYING, other.round + 1, 1)
+    assert (after.state, after.round, after.attempts) == swept, "what it held goes on by itself"
 
 
 def test_a_dead_letter_without_id_waits_for_the_run_that_may_have_been_its_last(handle: Handle) -> None:
-    death = [{"queue": "work", "reason": "delivery_limit", "exchange": "messaging", "routing-keys": ["work.do"]}]
-    last = claimed(arrived(message_id=None))
-    dead = arrived(queue="work.dead", routing_key="work.dead", message_id=None, headers={"x-death": death})
+    last, dead = claimed(arrived(message_id=None)), dead_letter()
     assert handle().record_dead(dead).action == "set_aside"
     ProcessedMessage.objects.update(leased_until=Now() - timedelta(seconds=1))
     assert handle().record_dead(dead).action == "ack"
