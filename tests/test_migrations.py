@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import IntegrityError, connection
+from django.db import IntegrityError, connection, models
+from django.db.migrations import AddField, AlterField, CreateModel
+from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.state import ModelState, ProjectState
 
 from messaging.models import ProcessedMessage, PublishedMessage
 from tests import admin_rows
@@ -81,3 +84,54 @@ def test_the_foreign_keys_keep_their_values_and_an_index_back_and_forth() -> Non
         assert indexed() == FOREIGN_KEYS
     with pytest.raises(IntegrityError):
         PublishedMessage.objects.filter(pk=first.pk)._raw_delete("default")
+
+
+def unwritable(before: ProjectState, after: ProjectState) -> set[str]:
+    """Columns of tables that were there before which `after` alone demands, so that code of `before` cannot insert."""
+    return {
+        f"{model}.{name}"
+        for model, state in after.models.items()
+        if model in before.models
+        for name in demanded(state) - demanded(before.models[model])
+    }
+
+
+def demanded(model: ModelState) -> set[str]:
+    """The columns that neither are nullable nor get a value from the database itself."""
+    return {
+        name
+        for name, field in model.fields.items()
+        if not (field.null or field.primary_key or field.many_to_many or field.generated or field.has_db_default())
+    }
+
+
+def test_the_code_of_the_release_before_can_write_its_rows_into_the_new_tables() -> None:
+    loader = MigrationLoader(None)
+    names = sorted(name for label, name in loader.disk_migrations if label == "messaging")
+    states = [loader.project_state(("messaging", name)) for name in names]
+    assert len(states) > 1
+    for name, before, after in zip(names[1:], states, states[1:], strict=False):
+        assert not unwritable(before, after), f"{name}: make them nullable, or give them a `db_default`"
+
+
+@pytest.mark.parametrize(
+    ("field", "is_refused"),
+    [
+        (models.TextField(), True),
+        (models.TextField(default="of the new code alone"), True),
+        (models.ForeignKey("messaging.Worker", models.CASCADE), True),
+        (models.TextField(null=True), False),
+        (models.TextField(db_default=""), False),
+    ],
+)
+def test_a_new_column_that_the_release_before_cannot_leave_out_is_found(field: Any, is_refused: bool) -> None:
+    before = MigrationLoader(None).project_state(("messaging", "0001_initial"))
+    added, created = before.clone(), before.clone()
+    AddField("attempt", "further", field).state_forwards("messaging", added)
+    CreateModel("Further", [("further", field)]).state_forwards("messaging", created)
+    assert bool(unwritable(before, added)) == is_refused
+    assert not unwritable(before, created), "a new table is written by new code alone"
+    nullable = before.clone()
+    AddField("attempt", "further", models.TextField(null=True)).state_forwards("messaging", nullable)
+    AlterField("attempt", "further", field).state_forwards("messaging", added := nullable.clone())
+    assert bool(unwritable(nullable, added)) == is_refused
