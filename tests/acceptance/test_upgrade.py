@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,28 @@ def releases(site: SiteFactory, before: Path, request: pytest.FixtureRequest) ->
     made = site(db, handlers=HANDLERS, broker=broker, options={"LEASE": 3}, env={"RELEASE": "new"})
     made.manage("topology")
     return {"old": made.beside(before, RELEASE="old"), "new": made}
+
+
+def test_only_a_copy_without_its_history_may_lack_the_release_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, shallow, exported = (tmp_path / name for name in ("whole", "shallow", "exported"))
+    author = ["-c", "user.name=olga", "-c", "user.email=olga@example.com"]
+    for arguments in [
+        ["init", "--quiet", str(whole)],
+        *[["-C", str(whole), *author, "commit", "--quiet", "--allow-empty", "-m", name] for name in ("one", "two")],
+        ["clone", "--quiet", "--depth=1", whole.as_uri(), str(shallow)],
+    ]:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    exported.mkdir()
+    fails, skips = pytest.fail.Exception, pytest.skip.Exception
+    for in_ci, of_whole in (("true", fails), ("", skips)):
+        monkeypatch.setenv("CI", in_ci)
+        for root, ends in ((whole, of_whole), (shallow, skips), (exported, skips)):
+            with pytest.raises((fails, skips), match="release before") as caught:
+                extracted(tmp_path / "before", root)
+            assert caught.type is ends, root
 
 
 def test_each_release_runs_its_own_code(releases: dict[str, Site]) -> None:
