@@ -119,7 +119,7 @@ def channel(site: Site) -> Iterator[Any]:
         yield opened
 
 
-def send(site: Site, queue: str, *messages: tuple[str, str], **more: Any) -> None:
+def send(site: Site, queue: str, *messages: tuple[str | None, str], **more: Any) -> None:
     """Send messages as (id, deed) straight to a queue, all on one connection."""
     with channel(site) as broker:
         for message_id, do in messages:
