@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.failures.deeds import HANDLERS, attempts, channel, consume, effects, publish, send, settled, starts
+from tests.failures.deeds import HANDLERS, attempts, consume, effects, publish, send, settled, starts
 from tests.site import SiteFactory
 
 pytestmark = pytest.mark.broker
@@ -55,10 +55,9 @@ def test_a_slow_killer_is_started_as_often_as_it_has_attempts(
         send(doing, queue, (None, "late"))
     settled(doing, deadline=180, failed=1)
     assert running.stop() == 0
+    doing.manage("consume", queue, "--burst")  # the last copy may have come back since
+    assert doing.states() == {"failed": 1}
     assert (list(attempts(doing).values()), len(starts(doing, "late"))) == ([3], 3)
     assert doing.value("SELECT attempts FROM messaging_processedmessage") == 3
     assert doing.value("SELECT COUNT(*) FROM messaging_attempt WHERE crashed") == 3
-    with channel(doing) as broker:
-        assert broker.queue_declare(queue, passive=True).method.message_count == 0, "no copy is left to run"
-    assert set(doing.states("published")) <= {"published"}, "nor to be sent"
     assert effects(doing) == {}
