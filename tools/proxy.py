@@ -25,6 +25,8 @@ class _Pipe:
     downstream: bool  # from the server to the client
     queue: deque[tuple[float, bytes]] = field(default_factory=deque)
     seen: bytes = b""  # the last that passed, as what is looked for may come in two pieces
+    sent: bytes = b""  # upstream, of the open transaction
+    lost: threading.Event | None = None  # downstream, where the answer to a COMMIT is kept; set once it has come
 
 
 class Proxy:
@@ -49,6 +51,7 @@ class Proxy:
         self.refuses = False
         self.poison = b""
         self.accepted = 0
+        self._losses: list[tuple[tuple[bytes, ...], threading.Event]] = []
         self._pipes: list[_Pipe] = []
         self._lock = threading.Lock()
         self._closing = False
@@ -79,6 +82,16 @@ class Proxy:
         self.silent_downstream = self.silent_upstream = self.refuses = False
         self.poison = b""
         self.delay = 0.0
+
+    def lose_commit(self, *marks: bytes) -> threading.Event:
+        """Keep the answer to one COMMIT of PostgreSQL's from its client, and close that connection.
+
+        It is the first one of a transaction in which all of `marks` were sent. What is returned is set once the server
+        has answered: the transaction is durable then, and its client cannot know.
+        """
+        lost = threading.Event()
+        self._losses.append((marks, lost))
+        return lost
 
     def cut(self) -> None:
         """Close every connection in the ordinary way (FIN)."""
@@ -141,8 +154,26 @@ class Proxy:
             for sock in (pipe.source, pipe.target):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._drop(pipe)
+        elif pipe.lost is not None:
+            pipe.seen += data
+            if b"COMMIT\0" in pipe.seen:  # which the server calls by its name only if that is what it did
+                self._drop(pipe)
+                pipe.lost.set()
         elif not (self.silent_downstream if pipe.downstream else self.silent_upstream):
+            if self._losses and not pipe.downstream:
+                self._look_for_commit(pipe, data)
             pipe.queue.append((time.monotonic() + self.delay, data))
+
+    def _look_for_commit(self, pipe: _Pipe, data: bytes) -> None:
+        pipe.sent = (pipe.sent + data).rpartition(b"BEGIN")[2]
+        if b"COMMIT" not in pipe.sent:
+            return
+        sent, pipe.sent = pipe.sent, b""
+        loss = next((loss for loss in self._losses if all(mark in sent for mark in loss[0])), None)
+        if loss is not None:
+            self._losses.remove(loss)
+            answers = next(other for other in self._pipes if other.source is pipe.target)
+            answers.seen, answers.lost = b"", loss[1]
 
     def _is_poisoned(self, pipe: _Pipe, data: bytes) -> bool:
         if not self.poison or pipe.downstream:
