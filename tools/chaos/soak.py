@@ -29,6 +29,7 @@ WARM = 60.0  # seconds within which the first effect is waited for, so that faul
 REQUEUE_EVERY = 20.0  # seconds between an operator's looks at the failed messages, while faults go on
 REQUEUE_SOON = 2.0  # the same afterwards
 REPLAY_EVERY = 10.0  # seconds between two replays of what was lost on purpose, until all is done
+QUIET = 30.0  # seconds without any change after which nothing is under way any more
 SETTLE = 300.0  # seconds within which everything has to come to rest
 STANDSTILL = 120.0  # seconds without any change after which nothing more is expected
 
@@ -170,6 +171,8 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
             return True
         if now - replayed_at >= REPLAY_EVERY:
             stage.replay(stage.debts)
+            if now - watch.changed_at > QUIET:
+                stage.requeue_forgotten()
             replayed_at = watch.elapsed
         return False
 

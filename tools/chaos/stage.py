@@ -206,6 +206,22 @@ class Stage:
         }
         return self.operate("replay", stdin=json.dumps(chosen))
 
+    def requeue_forgotten(self) -> bool:
+        """Have an operator requeue claims that wait for a delivery that was acknowledged, as a failover has forgotten.
+
+        Only once nothing is under way: a message without an id that comes after all would run twice.
+        """
+        keys = {key for *_, key in self.pair.forgotten.received if key}
+        if not keys:
+            return True
+        statement = f"""SELECT id FROM messaging_processedmessage WHERE state = 'processing' AND wire IS NOT NULL
+            AND (lease_token IS NULL OR leased_until < now()) AND {KEY} IN ({_list(keys)})"""
+        try:
+            found = {name: [pk for (pk,) in self._ask(name, statement)] for name in DATABASES}
+        except psycopg.OperationalError:
+            return False
+        return not any(found.values()) or self.operate("requeue", stdin=json.dumps(found))
+
     def purge(self, queue: str) -> list[str]:
         """Drop what waits in a queue at the broker, if that can be asked. Returns the keys of the messages."""
         url, found = self.site.env["MESSAGING_URL"], list[str]()

@@ -12,7 +12,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from messaging import conf, operations
-from messaging.models import PublishedMessage
+from messaging.models import ProcessedMessage, PublishedMessage
 
 BY = operations.Operator(name="chaos")
 BATCH = 500
@@ -21,21 +21,24 @@ BATCH = 500
 class Command(BaseCommand):
     """One act of an operator's."""
 
-    help = "Pause or resume a queue, or replay what was published."
+    help = "Pause or resume a queue, replay what was published, or requeue what was received."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """What to do, and to what."""
-        parser.add_argument("act", choices=["pause", "resume", "replay"])
+        """What to do, and to what: `replay` and `requeue` read the numbers of rows, of each database, as JSON."""
+        parser.add_argument("act", choices=["pause", "resume", "replay", "requeue"])
         parser.add_argument("--queue", default="", help="which is paused or resumed")
-        parser.add_argument("--latest", type=int, help="replay so many; else those whose numbers come in, as JSON")
+        parser.add_argument("--latest", type=int, help="replay so many instead")
 
     def handle(self, *args: Any, act: str, queue: str, latest: int | None, **options: Any) -> None:
         """Act, in every database."""
-        if act != "replay":
+        if act in ("pause", "resume"):
             operations.set_paused(queue, act == "pause", BY)
             return
         chosen = json.load(sys.stdin) if latest is None else {}
         for database in conf.get("default").databases:
+            if act == "requeue":
+                operations.requeue(ProcessedMessage.objects.using(database).filter(pk__in=chosen[database]), BY)
+                continue
             rows = PublishedMessage.objects.using(database)
             ids = chosen.get(database, [])
             if latest is not None:
