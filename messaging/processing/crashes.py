@@ -101,18 +101,32 @@ def record_crash(crash: Crash) -> None:
 
 
 def came_again(crash: Crash, database: str) -> bool:
-    """Whether a message without an id has come again in a database that its handler has moved to; it is counted there.
+    """Whether a message has come again in a database that its handler has moved to; its crash is counted there.
 
     Raises SetAside while another run of the message keeps its row locked.
     """
     moved = replace(crash, entry=replace(crash.entry, database=database))
     for _ in range(LOOKS):
         try:
-            known = crash.entry.message_id or crash.rows().filter(key=crash.entry.identity[0]).exists()
-            return not known and _settle_elsewhere(moved, None)
+            is_here = crash.rows().filter(key=crash.entry.identity[0]).exists()
+            if crash.entry.message_id:
+                return _record_moved(moved, is_here=is_here)
+            return not is_here and _settle_elsewhere(moved, None)
         except (AlreadyRecorded, IntegrityError):
             continue
     raise SetAside
+
+
+def _record_moved(crash: Crash, *, is_here: bool) -> bool:
+    """Count the crash of a message with an id in the row that it has in this database, unless its own knows it too."""
+    row = crash.rows().filter(key=crash.entry.identity[0]).first()
+    if row is None:
+        return False
+    if row.failures().filter(run=crash.entry.run).exists():
+        return True
+    if not is_here:
+        _record_known(row, crash)
+    return not is_here
 
 
 def absorb(place: inbox.Place, bare: ProcessedMessage, database: str) -> None:

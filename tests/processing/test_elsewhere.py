@@ -671,6 +671,43 @@ def test_a_crash_after_the_move_is_counted_where_it_ran() -> None:
     assert row(NEW).attempts == 2
 
 
+def died_before_it_was_recorded(delivery: Arrived) -> Entry:
+    """What the ledger has of a message whose process is killed in the old database's handler at its first delivery."""
+    killed("processor.handled", lambda: consumer(OLD).process(delivery, nothing))
+    envelope = delivery.envelope
+    key, digest, message_id = str(envelope.key), str(envelope.digest), envelope.message_id
+    return Entry("default", "work", key, digest, 1, message_id, OLD, "tests.die", 1_700_000_000.0)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_crash_is_counted_where_its_message_has_come_again_since(ends: bool) -> None:
+    delivery, since = arrived(), time.monotonic()
+    entry = died_before_it_was_recorded(delivery)
+    assert states() == ["", ""]
+    processor = consumer(NEW, None if ends else fail)
+    processor.process(again(delivery), nothing)
+    for _ in range(2):
+        assert processor.record_crash(entry, ProcessDied("killed by signal 9 (SIGKILL)"), since)
+    assert states() == ["", "processed" if ends else "retrying"]
+    assert row(NEW).attempts == (1 if ends else 2)
+    go_on(consumer(NEW))
+    assert effects() == [NEW]
+
+
+def test_a_crash_that_was_counted_counts_once_though_its_handler_moves_back() -> None:
+    delivery, since = arrived(), time.monotonic()
+    entry, error = died_before_it_was_recorded(delivery), ProcessDied("killed by signal 9 (SIGKILL)")
+    there = consumer(NEW, fail)
+    there.process(again(delivery), nothing)
+    assert there.record_crash(entry, error, since)
+    (retry,) = take(NEW)
+    back = consumer(OLD, fail)
+    back.process(retry, nothing)
+    assert states() == ["retrying", "superseded"]
+    assert back.record_crash(entry, error, since)
+    assert row(OLD).attempts == 3
+
+
 @pytest.mark.mode(64)
 @pytest.mark.parametrize("unknown", [False, True])
 def test_a_round_is_recognised_by_its_row_whichever_database_has_it(settings: Settings, unknown: bool) -> None:
