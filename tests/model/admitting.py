@@ -38,6 +38,7 @@ from tests.model.states import (
     UNCLAIMED_RUN,
     Consumer,
     Copy,
+    Report,
     Row,
     State,
 )  # fmt: skip
@@ -213,6 +214,19 @@ def running(model: Model, state: State, index: int, one: Consumer) -> State:
         before = tuple(sorted(other.key for other in state.databases[one.database].inbox if other))
     if copy.round < row.round:
         state = state._replace(early=True)
+    if any(_ended_the_attempts(state, report, one) for report in state.reports):
+        state = state._replace(beyond=True)
     state = model.owe(state, row.message, row.queue, 1)
     acked = one.acked or not model.of.atomic or "acknowledge before the commit" in model.mutants
     return with_consumer(state, index, one._replace(phase=RUNNING, before=before, acked=acked))
+
+
+def _ended_the_attempts(state: State, report: Report, one: Consumer) -> bool:
+    """Whether a death that is not counted yet ended the last attempt of the round that a consumer begins to run."""
+    row = one.row
+    if not row or not report.last:
+        return False
+    recorded = row_of(state, one.database, one.number)
+    is_counted = bool(recorded) and report.run in recorded.runs  # type: ignore[union-attr]
+    place = (one.database, row.queue, row.key, row.round)
+    return (report.database, report.queue, report.key, report.round) == place and not is_counted

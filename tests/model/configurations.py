@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.model.invariants import COUNTED
+from tests.model.invariants import COUNTED, DEATHS, LAST
 from tests.model.protocol import Configuration
 
 # What may go wrong anywhere. Each world counts how often in all.
@@ -27,7 +27,11 @@ TROUBLE = frozenset(
 PURGE, REPLAY = "the broker loses what is ready", "replay"
 STOP, MOVE, LAG = "a stop signal", "the handler moves to another database", "a copy of the database falls behind"
 FORGOTTEN = {COUNTED: "a report may be about a run whose record the failover forgot"}
-OLD = {COUNTED: "the release before counts whatever lapses, and a crash as often as it is reported"}
+OLD = {
+    COUNTED: "the release before counts whatever lapses, and a crash as often as it is reported",
+    DEATHS: "it ends a report that meets a lock, and its successes overwrite what was counted meanwhile",
+    LAST: "it claims no last attempt before it runs",
+}
 
 
 def _world(name: str, says: str, **options: object) -> Configuration:

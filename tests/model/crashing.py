@@ -140,7 +140,8 @@ def _reported(model: Model, state: State, one: Consumer) -> State | None:
     if len(state.reports) >= REPORTS:
         return None
     place = (one.database, row.queue, row.message, row.key, row.round)
-    report = Report(*place, one.token, one.run, one.before, one.void)
+    is_last = one.number > 0 and row.attempts + 1 >= model.of.attempts
+    report = Report(*place, one.token, one.run, one.before, one.void, last=is_last)
     return state._replace(reports=tuple(sorted((*state.reports, report))))
 
 
@@ -159,16 +160,37 @@ def reporting(model: Model, state: State) -> Iterator[Step]:
         rest = state._replace(reports=(*state.reports[:place], *state.reports[place + 1 :]))
         if model.is_locked(state, report.database, report.queue, report.key):
             if model.deviates(old, "reports end at a lock"):
-                yield Step(REPORT, rest, about)
+                yield Step(REPORT, _noted(rest, rest, report), about)
             continue
         try:
             after = _recorded(model, rest, report, old) if not report.row else _laid(model, rest, report)
         except Locked:
             continue
+        after = _noted(rest, after, report)
         yield Step(LAY_PHANTOM if report.row else REPORT, after, about)
         if not report.row and model.may(state, REPORT_UNTOLD.name):
             untold = after._replace(reports=tuple(sorted((*rest.reports, report))))
             yield Step(REPORT_UNTOLD, model.spent(untold, REPORT_UNTOLD.name), about)
+
+
+def _noted(before: State, after: State, report: Report) -> State:
+    """With a note, for the invariants, of a death that is told, is not counted, and leaves its message to go on."""
+    if report.void or len(after.reports) > len(before.reports):  # it is told once more when it has been looked for
+        return after
+    ours = [row for one in before.databases for row in one.inbox if row and _is_about(row, report)]
+    counted = [row for one in after.databases for row in one.inbox if row and report.run in row.runs]
+    is_over = any(row.state not in (PROCESSING, RETRYING) or row.round < report.round for row in ours)
+    if is_over or any(_is_about(row, report) for row in counted):
+        return after
+    return after._replace(forgotten=True)
+
+
+def _is_about(row: Row, report: Report) -> bool:
+    """Whether a row may be of the message of a death; one without an id comes again under another key."""
+    if row.queue != report.queue:
+        return False
+    is_alike = row.key >= ANONYMOUS and report.key >= ANONYMOUS and row.key not in report.before
+    return row.key == report.key or is_alike
 
 
 def _recorded(model: Model, state: State, report: Report, old: bool) -> State:

@@ -30,10 +30,12 @@ ONE_EFFECT = "one effect"
 RECORD = "an effect with its record"
 FINISHED = "nothing at rest unfinished"
 COUNTED = "no attempt counted that never began"
+DEATHS = "no death that never counts"
+LAST = "nothing runs after a last attempt"
 ROUNDS = "a round runs on its own delivery"
 WAY_OUT = "a way out for the operator"
 REST = "rest can be reached"
-ALL = (SOMEWHERE, ONE_EFFECT, RECORD, FINISHED, COUNTED, ROUNDS, WAY_OUT, REST)
+ALL = (SOMEWHERE, ONE_EFFECT, RECORD, FINISHED, COUNTED, DEATHS, LAST, ROUNDS, WAY_OUT, REST)
 
 
 def broken(model: Model, state: State, *, at_rest: bool) -> Iterator[str]:
@@ -46,6 +48,10 @@ def broken(model: Model, state: State, *, at_rest: bool) -> Iterator[str]:
         yield from _effects(model, state, pairs)
     if min(state.owed) < 0:
         yield COUNTED
+    if state.forgotten:
+        yield DEATHS
+    if state.beyond:
+        yield LAST
     if state.early:
         yield ROUNDS
     if at_rest:

@@ -143,6 +143,8 @@ def succeed(model: Model, state: State, consumer: Consumer) -> State:
     assert seen
     row = row_of(state, consumer.database, consumer.number) or seen
     before = seen.attempts if model.deviates(old, "success overwrites the count") else row.attempts
+    if before < row.attempts:
+        state = state._replace(forgotten=True)
     # Who has the message is left standing: it tells later that it came again.
     done = row._replace(state=PROCESSED, attempts=before + 1, token=0, lapsed=0, started=False, interrupted=False)
     done = done._replace(buried=False)

@@ -124,6 +124,7 @@ class Report(NamedTuple):
     before: tuple[int, ...]
     void: bool = False
     row: int = 0
+    last: bool = False  # ghost: the run was the last that the attempts allow
 
 
 class Database(NamedTuple):
@@ -150,6 +151,8 @@ class State(NamedTuple):
     lost: tuple[bool, ...] = ()  # ghost: lost by the broker or a failover, by message and queue
     gone: tuple[bool, ...] = ()  # ghost: ended, and deleted since
     early: bool = False  # ghost: something ran on a delivery of an earlier round
+    forgotten: bool = False  # ghost: a death, or a count of one, went by without being counted
+    beyond: bool = False  # ghost: something ran in the round of a last attempt whose death is still to be told
 
 
 def held_back(copies: tuple[Copy, ...], *more: Copy) -> tuple[Copy, ...]:
