@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.model.operating import takes_verbs
-from tests.model.protocol import Model
+from tests.model.operating import outgoing_takes_verbs, takes_verbs
+from tests.model.protocol import Model, row_of
 from tests.model.states import (
     ANONYMOUS,
     AWAITING,
@@ -61,7 +61,7 @@ def broken(model: Model, state: State, *, at_rest: bool) -> Iterator[str]:
             or _is_pending(state)
         ):
             yield FINISHED
-        if any(not _has_way_out(model, state, place, row) for place, row in _rows(state)):
+        if any(not _has_way_out(model, state, place, row) for place, row in _rows(state)) or _is_stuck(model, state):
             yield WAY_OUT
 
 
@@ -147,6 +147,17 @@ def _has_way_out(model: Model, state: State, place: tuple[int, int], row: Row) -
     if row.state in (PROCESSED, DISCARDED, SUPERSEDED):
         return True
     return takes_verbs(model, state, *place)
+
+
+def _is_stuck(model: Model, state: State) -> bool:
+    """Whether an outbox row failed for good, so that retention keeps it, and what it is a round of, for ever."""
+    for database, one in enumerate(state.databases):
+        for number, sent in enumerate(one.outbox, 1):
+            if sent and sent.state == FAILED and not outgoing_takes_verbs(model, state, database, number):
+                row = row_of(state, database, sent.inbox)
+                if not row or row.key != sent.key or not takes_verbs(model, state, database, sent.inbox):
+                    return True
+    return False
 
 
 def _is_of(row: Row, message: int, queue: int) -> bool:

@@ -116,6 +116,12 @@ MUTANTS = (
         (SOMEWHERE, FINISHED),
         "it waits for a round that will never be sent",
     ),
+    Mutant(
+        "failed round stays failed",
+        _in("unroutable", trouble=frozenset({"return as unroutable"}), troubles=1, rarely={"requeue": 1}),
+        (WAY_OUT,),
+        "neither what ends the message nor an operator lays it aside, and retention keeps both rows",
+    ),
     Mutant("handler's database alone", _in("two databases"), (ONE_EFFECT, FINISHED), "the other database is forgotten"),
     Mutant("old row is not retired", _in("two databases"), (FINISHED, SOMEWHERE), "the old row waits for ever"),
     Mutant(

@@ -120,6 +120,17 @@ def takes_verbs(model: Model, state: State, database: int, number: int) -> bool:
     return row.state in (FAILED, RETRYING) or (row.state == REQUEUED and not unsent(state, database, number))
 
 
+def outgoing_takes_verbs(model: Model, state: State, database: int, number: int) -> bool:
+    """Whether an outbox row can be laid aside by itself: a first sending, or a failed round that nobody waits for."""
+    sent = outgoing_of(state, database, number)
+    if not sent or sent.state not in (PENDING, FAILED):
+        return False
+    if not sent.inbox:
+        return True
+    stale = sent.state == FAILED and not waits_for(row_of(state, database, sent.inbox), sent)
+    return stale and "failed round stays failed" not in model.mutants
+
+
 def cancelled(model: Model, state: State, database: int, number: int) -> State:
     """The outbox rows of earlier rounds are discarded: those not sent yet, and those that failed."""
     if "earlier rounds are not cancelled" in model.mutants:
@@ -142,9 +153,7 @@ def _on_outgoing(model: Model, state: State, database: int, number: int, sent: O
     if sent.state == FAILED and not sent.inbox and model.may(state, PUBLISH_AGAIN.name):
         after = with_outgoing(state, database, number, anew)
         yield Step(PUBLISH_AGAIN, model.spent(after, PUBLISH_AGAIN.name), about)
-    verbs = sent.state in (PENDING, FAILED) and not sent.inbox
-    stale = sent.state == FAILED and sent.inbox and not waits_for(row_of(state, database, sent.inbox), sent)
-    if (verbs or stale) and model.may(state, LAY_ASIDE.name):
+    if model.may(state, LAY_ASIDE.name) and outgoing_takes_verbs(model, state, database, number):
         after = with_outgoing(state, database, number, sent._replace(state=DISCARDED, token=0, lapsed=False))
         yield Step(LAY_ASIDE, model.spent(after, LAY_ASIDE.name), about)
     if sent.state in (PUBLISHED, DISCARDED) and model.may(state, PRUNE.name) and _is_quiet(state, sent.message):
