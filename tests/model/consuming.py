@@ -273,7 +273,7 @@ def _failing(model: Model, state: State, index: int, one: Consumer) -> Iterator[
         return
     row = row_of(state, one.database, one.number) or seen
     counted = row._replace(attempts=row.attempts + 1, runs=(*row.runs, one.run))
-    after = model.owe(state, seen.message, seen.queue, -1)
+    after = model.owe(state, counted.message, seen.queue, -1)
     after = consequence(model, after, one.database, one.number, counted, one.old)
     number = one.number or len(after.databases[one.database].inbox)
     phase = RECORDED

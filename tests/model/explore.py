@@ -57,6 +57,18 @@ def steps(model: Model, state: State) -> Iterator[Step]:
                 yield step._replace(state=after)
 
 
+def beginning(model: Model) -> State:
+    """The state in which the exploration begins."""
+    state = canonical(model.start())
+    for said in model.of.begun:
+        state = next(step.state for step in steps(model, state) if _said(step) == said)
+    return state
+
+
+def _said(step: Step) -> str:
+    return f"{step.action.name} ({step.about})" if step.about else step.action.name
+
+
 def explore(configuration: Configuration, limit: int = 10_000_000, *, first_only: bool = False) -> Result:
     """Visit all states of a configuration, `limit` at most.
 
@@ -82,7 +94,7 @@ class _Search:
     def run(self, *, first_only: bool) -> Result:
         """Visit them."""
         begun, result, relaxed = time.process_time(), self._result, self._model.of.relaxed
-        start = canonical(self._model.start())
+        start = beginning(self._model)
         self._place(start, -1)
         level = [(0, start)]
         while level and not (first_only and result.broken) and len(self._parents) <= self._limit:
@@ -143,11 +155,11 @@ class _Search:
         way = [place]
         while self._parents[way[-1]] >= 0:
             way.append(self._parents[way[-1]])
-        said, state = [], canonical(self._model.start())
+        said, state = list(self._model.of.begun), beginning(self._model)
         for there in reversed(way[:-1]):
             for step in steps(self._model, state):
                 if self._place(step.state, -1)[0] == there:
-                    said.append(f"{step.action.name} ({step.about})" if step.about else step.action.name)
+                    said.append(_said(step))
                     state = step.state
                     break
         return said

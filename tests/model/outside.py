@@ -39,7 +39,7 @@ def happening(model: Model, state: State) -> Iterator[Step]:
                 after = state._replace(broker=held_back(rest, buried))
                 yield Step(DEAD_LETTER, model.spent(after, DEAD_LETTER.name), f"message {copy.message}")
     if not state.replica and model.may(state, LAG.name):
-        yield Step(LAG, model.spent(state._replace(replica=(state.databases[0],)), LAG.name))
+        yield Step(LAG, model.spent(state._replace(replica=(state.databases[0],), owed_there=state.owed), LAG.name))
     if state.replica:
         yield Step(FAIL_OVER, _failed_over(model, state))
     if model.may(state, MOVE.name) and all(one.phase == IDLE for one in state.consumers):
@@ -50,7 +50,9 @@ def happening(model: Model, state: State) -> Iterator[Step]:
 
 def _failed_over(model: Model, state: State) -> State:
     """The copy takes over, and knows nothing of what was committed since; open transactions are gone."""
-    after = state._replace(databases=(*state.replica, *state.databases[1:]), replica=())
+    after = state._replace(
+        databases=(*state.replica, *state.databases[1:]), replica=(), owed=state.owed_there, owed_there=()
+    )
     consumers = []
     for one in state.consumers:
         if one.phase == BATCH:

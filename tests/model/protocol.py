@@ -100,6 +100,8 @@ class Configuration:
         rarely: what operators do, and other rare events, with how often at most.
         rounds: no more trouble from this round on, so that the world stays finite.
         relaxed: invariants that do not hold here, with the reason.
+        begun: steps that were taken before, so that what lies deep is near.
+        mutant: the rule that is broken.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Configuration:
     rarely: Mapping[str, int] = field(default_factory=dict)
     rounds: int = 3
     relaxed: Mapping[str, str] = field(default_factory=dict)
+    begun: tuple[str, ...] = ()
     mutant: str = ""
 
 
@@ -189,8 +192,9 @@ class Model:
     def owe(self, state: State, message: int, queue: int, change: int) -> State:
         """Note that an attempt began, or that one was counted or forgiven. Below zero one was made up."""
         place = self.pair(message if self.of.identified else 0, queue)
-        owed = min(3, max(-1, state.owed[place] + change))
-        return state._replace(owed=(*state.owed[:place], owed, *state.owed[place + 1 :]))
+        owed = _with_change(state.owed, place, change)
+        there = _with_change(state.owed_there, place, change) if state.owed_there and change > 0 else state.owed_there
+        return state._replace(owed=owed, owed_there=there)
 
     def is_locked(self, state: State, database: int, queue: int, key: int, but: int = -1) -> bool:
         """Whether a handler's open transaction holds a message's row."""
@@ -212,6 +216,10 @@ class Model:
         if old or row.at_broker is None:
             return self.of.atomic
         return row.at_broker
+
+
+def _with_change(owed: tuple[int, ...], place: int, change: int) -> tuple[int, ...]:
+    return (*owed[:place], min(3, max(-1, owed[place] + change)), *owed[place + 1 :])
 
 
 # Rows

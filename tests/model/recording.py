@@ -148,7 +148,7 @@ def succeed(model: Model, state: State, consumer: Consumer) -> State:
     # Who has the message is left standing: it tells later that it came again.
     done = row._replace(state=PROCESSED, attempts=before + 1, token=0, lapsed=0, started=False, interrupted=False)
     done = done._replace(buried=False)
-    state = model.owe(state, seen.message, seen.queue, -1)
+    state = model.owe(state, row.message, seen.queue, -1)
     return with_row(state, consumer.database, consumer.number, done)
 
 

@@ -148,6 +148,7 @@ class State(NamedTuple):
     home: int = 0
     replica: tuple[Database, ...] = ()  # a lagging copy of the first database
     owed: tuple[int, ...] = ()  # ghost: attempts that began and are not counted, by content and queue
+    owed_there: tuple[int, ...] = ()  # ghost: the same where the lagging copy takes over, which knows no count since
     lost: tuple[bool, ...] = ()  # ghost: lost by the broker or a failover, by message and queue
     gone: tuple[bool, ...] = ()  # ghost: ended, and deleted since
     early: bool = False  # ghost: something ran on a delivery of an earlier round
