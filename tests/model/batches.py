@@ -28,6 +28,7 @@ from tests.model.states import (
 
 RUN_BATCH = action("run a batch", "progress", "processing.batching.run_batch", "processing.batching._run")
 COMMIT_BATCH = action("commit a batch", "progress", "processing.batching._insert_all", at=("processor.committed",))
+COMMIT_BATCH_UNTOLD = action("commit a batch, the answer lost", "trouble", "processing.batching.run_batch")
 FAIL_BATCH = action(
     "a batch fails", "progress", "processing.processor.Processor.process_batch", "processing.batching._take_back"
 )
@@ -61,3 +62,6 @@ def batch(model: Model, state: State, index: int, one: Consumer) -> Iterator[Ste
         after = with_row(after, one.database, 0, done)
         after = effect(model, after, one.database, copy.message, copy.queue)
     yield Step(COMMIT_BATCH, with_consumer(after, index, one._replace(phase=RECORDED, alone=False)))
+    if model.may(state, COMMIT_BATCH_UNTOLD.name):  # each is looked at alone, as if for the first time
+        untold = with_consumer(after, index, one._replace(phase=GOT, alone=True))
+        yield Step(COMMIT_BATCH_UNTOLD, model.spent(untold, COMMIT_BATCH_UNTOLD.name))

@@ -18,6 +18,9 @@ TROUBLE = frozenset(
         "a channel is lost",
         "claim, its answer lost",
         "commit the handler, the answer lost",
+        "record the failure, the answer lost",
+        "commit a batch, the answer lost",
+        "retire its row elsewhere, the answer lost",
         "the database goes away",
         "a claim lapses though held",
         "a claim lapses in an outage",
@@ -97,4 +100,6 @@ def full() -> list[Configuration]:
     larger.append(
         replace(BY_NAME["purge"], name="purge in between", troubles=2, rarely={PURGE: 1, REPLAY: 2, "requeue": 1})
     )
+    verbs = {"requeue": 2, "discard": 2, "restore": 2}
+    larger.append(replace(BY_NAME["operators"], name="operators that act twice", troubles=1, rarely=verbs))
     return larger

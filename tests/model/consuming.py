@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.model.admitting import dead, enter, gone_on, known, running
+from tests.model.admitting import ACK_UNRUN, dead, enter, gone_on, known, running
 from tests.model.batches import batch, begin_batch
 from tests.model.protocol import (
+    Action,
     Model,
     Step,
     action,
@@ -76,6 +77,9 @@ RECORD_FAILURE = action(
     "processing.attempting.Attempts._record",
     at=("processor.recorded",),
 )
+RECORD_FAILURE_UNTOLD = action(
+    "record the failure, the answer lost", "trouble", "processing.attempting.Attempts._record"
+)
 WRITE_RETRY = action("write the retry", "progress")  # a mutant's
 HANDLE = action("the handler ends", "progress", "processing.attempting.Attempts._call")
 RECORD_RUN = action(
@@ -87,6 +91,12 @@ RECORD_RUN = action(
 LOOK_AGAIN = action("look again", "progress", "processing.processor.Processor._settle")
 SUPERSEDE = action(
     "retire its row elsewhere", "progress", "processing.elsewhere.Elsewhere.retire", at=("processor.moved",)
+)
+SUPERSEDE_UNTOLD = action(
+    "retire its row elsewhere, the answer lost",
+    "trouble",
+    "processing.elsewhere.Elsewhere.retire",
+    "processing.attempting.Attempts._retire_others",
 )
 ABSORB = action("take over a crash that was counted", "progress", "processing.without_handler.absorb_crash")
 ACK = action(
@@ -128,14 +138,19 @@ def _idle(model: Model, state: State, index: int, one: Consumer) -> Iterator[Ste
 
 
 def _got(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:
+    if one.acked and not one.waiting:  # whoever took its claim answers for it
+        yield Step(ACK_UNRUN, with_consumer(state, index, one._replace(phase=RECORDED)))
+    elif len(one.copies) > 1 and not one.alone:
+        yield from begin_batch(model, state, index, one)
+    elif one.copies[0].dead:
+        yield from dead(model, state, index, one)
+    else:
+        yield from _admit(model, state, index, one)
+
+
+def _admit(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:
     """Look at what is recorded, and act on it."""
     copy = one.copies[0]
-    if len(one.copies) > 1 and not one.alone:
-        yield from begin_batch(model, state, index, one)
-        return
-    if copy.dead:
-        yield from dead(model, state, index, one)
-        return
     if one.again or copy.round > 1 or not model.of.locks:
         found = look(model, state, one)
         if found.blocked:
@@ -198,7 +213,9 @@ def _taken_over(model: Model, state: State, index: int, one: Consumer) -> Iterat
     if "old row is not retired" in model.mutants:
         yield Step(SUPERSEDE, with_consumer(state, index, after))
     elif row and (row.key, row.state, row.round) == (seen.key, seen.state, seen.round):
-        yield Step(SUPERSEDE, with_consumer(_superseded(state, one), index, after))
+        superseded = _superseded(state, one)
+        yield Step(SUPERSEDE, with_consumer(superseded, index, after))
+        yield from _untold(model, SUPERSEDE_UNTOLD, _look_again(superseded, index, one, waiting=one.token))
     else:
         yield Step(LOOK_AGAIN, _look_again(state, index, one, waiting=one.token))
 
@@ -217,6 +234,12 @@ def _absorbed(model: Model, state: State, index: int, one: Consumer) -> State | 
         return None
     after = gone_on(model, state, one.database, one.number, mine, one.old)
     return with_consumer(after, index, one._replace(phase=RECORDED, run=0))
+
+
+def _untold(model: Model, by: Action, after: State) -> Iterator[Step]:
+    """What was committed and whose answer got lost."""
+    if model.may(after, by.name):
+        yield Step(by, model.spent(after, by.name))
 
 
 def _look_again(state: State, index: int, one: Consumer, *, waiting: int = 0) -> State:
@@ -257,8 +280,7 @@ def _commit(model: Model, state: State, index: int, one: Consumer) -> Iterator[S
         return
     after = effect(model, succeed(model, state, one), one.database, row.message, row.queue)
     yield Step(COMMIT, with_consumer(after, index, one._replace(phase=RECORDED)))
-    if model.may(state, COMMIT_UNTOLD.name):
-        yield Step(COMMIT_UNTOLD, model.spent(_look_again(after, index, one), COMMIT_UNTOLD.name))
+    yield from _untold(model, COMMIT_UNTOLD, _look_again(after, index, one))
 
 
 def _failing(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:
@@ -280,6 +302,8 @@ def _failing(model: Model, state: State, index: int, one: Consumer) -> Iterator[
     if "failure without its retry" in model.mutants and counted.attempts < model.of.attempts:
         phase = OWING
     yield Step(RECORD_FAILURE, with_consumer(after, index, one._replace(phase=phase, number=number)))
+    if not one.acked:  # else it is tried until the row says that it is recorded
+        yield from _untold(model, RECORD_FAILURE_UNTOLD, _look_again(after, index, one))
 
 
 def _owing(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:
@@ -306,7 +330,9 @@ def _ran(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step
 
 def _moving(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:
     """The outcome is recorded in the handler's database: the row elsewhere ends."""
-    yield Step(SUPERSEDE, with_consumer(_superseded(state, one), index, one._replace(phase=RECORDED, elsewhere=())))
+    after = _superseded(state, one)
+    yield Step(SUPERSEDE, with_consumer(after, index, one._replace(phase=RECORDED, elsewhere=())))
+    yield from _untold(model, SUPERSEDE_UNTOLD, _look_again(after, index, one))
 
 
 def _superseded(state: State, one: Consumer) -> State:
