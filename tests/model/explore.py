@@ -107,7 +107,7 @@ class _Search:
                         result.broken[name] = [*self._way_to(place), _shown(state)]
             level = following
         result.states, result.complete = len(self._parents), not level
-        if result.complete and not (first_only and result.broken) and REST not in relaxed:
+        if not (first_only and result.broken) and REST not in relaxed:
             self._check_rest()
         result.seconds = time.process_time() - begun
         return result
@@ -134,12 +134,15 @@ class _Search:
         return place, True
 
     def _check_rest(self) -> None:
-        """From every state, what goes on by itself must be able to end."""
+        """From every state, what goes on by itself must be able to end.
+
+        What was not visited is taken to be able to: what is found is true of a world that was cut off as well.
+        """
         count = len(self._parents)
         before: list[list[int]] = [[] for _ in range(count)]
         for tail, head in zip(self._tails, self._heads, strict=True):
             before[head].append(tail)
-        reached = bytearray(self._quiet)
+        reached = self._quiet + b"\1" * (count - len(self._quiet))
         waiting = [place for place in range(count) if reached[place]]
         while waiting:
             for tail in before[waiting.pop()]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
-from tests.model.configurations import SMALL
+from tests.model.configurations import BY_NAME, SMALL
 from tests.model.explore import explore
+from tests.model.invariants import REST
 from tests.model.mutants import MUTANTS, Mutant
-from tests.model.protocol import ACTIONS, Configuration
+from tests.model.protocol import ACTIONS, Configuration, Model, Step
+from tests.model.states import State
 
 FEW = 1500  # states of each world
 
@@ -44,3 +48,14 @@ def test_every_deviation_of_the_release_before_is_a_known_rule() -> None:
 
 def test_every_action_is_one_of_three_kinds() -> None:
     assert {action.kind for action in ACTIONS.values()} == {"progress", "trouble", "operator"}
+
+
+def test_a_circle_without_an_end_is_found_in_a_world_that_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def circling(model: Model, state: State) -> Iterator[Step]:
+        yield Step(ACTIONS["publish"], state._replace(home=1 - state.home))
+        yield Step(ACTIONS["a process dies"], state._replace(left=(state.left[0] + 1,)))
+
+    monkeypatch.setattr("tests.model.explore.steps", circling)
+    result = explore(BY_NAME["one message"], 50)
+    assert not result.complete
+    assert set(result.broken) == {REST}
