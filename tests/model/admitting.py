@@ -17,6 +17,7 @@ from tests.model.recording import (
     COUNTED,
     CRASHED,
     DONE,
+    RUNS,
     Found,
     abandoned,
     again,
@@ -32,9 +33,12 @@ from tests.model.states import (
     FRESH,
     GOT,
     MOVING,
+    PROCESSED,
     PROCESSING,
     RECORDED,
+    RETRYING,
     RUNNING,
+    SUPERSEDED,
     UNCLAIMED_RUN,
     Consumer,
     Copy,
@@ -48,13 +52,17 @@ CLAIM = action(
     "progress",
     "processing.inbox.Place.claim",
     "processing.inbox.Place._claim",
-    "processing.elsewhere.Elsewhere.move",
-    "processing.processor.Processor._move",
     at=("processor.claimed",),
 )
 CLAIM_UNTOLD = action("claim, its answer lost", "trouble", "processing.inbox.Place.claim")
 GO_ON = action("go on under its claim", "progress", "models.processed.ProcessedMessage.renewed")
 RUN = action("run", "progress", "processing.attempting.Attempts._run_atomic")
+TAKE_UP = action(
+    "take its round up at home",
+    "progress",
+    "processing.elsewhere.Elsewhere.move",
+    "processing.processor.Processor._move",
+)
 ACK_UNRUN = action(
     "acknowledge it unrun",
     "progress",
@@ -79,33 +87,51 @@ def known(model: Model, state: State, index: int, one: Consumer, found: Found) -
         row = row_of(state, database, found.number)
     assert row
     locked = model.is_locked(state, database, copy.queue, row.key)
-    if row.token and row.token == one.waiting and row.state == PROCESSING:
+    is_ours = row.token > 0 and row.token == one.waiting and row.state == PROCESSING
+    verdict = gate(model, row, copy)
+    if (is_ours or verdict == RUNS) and _runs_elsewhere(state, database, one, row):
+        return
+    if is_ours:
         if not locked:
             renewed = row._replace(lapsed=0)
             after = with_row(state, database, found.number, renewed)
             mine = one._replace(phase=CLAIMED, database=database, number=found.number, row=renewed, token=row.token)
-            mine = mine._replace(run=row.token, waiting=0, elsewhere=_left_over(state, database, row))
+            mine = mine._replace(run=row.token, waiting=0, elsewhere=_left_over(model, state, database, row, copy))
             yield Step(GO_ON, with_consumer(after, index, mine))
         return
-    verdict = gate(model, row, copy)
     if verdict == DONE:
         yield from _done(model, state, index, one, found._replace(row=row))
     elif locked:
         return
     elif verdict == COUNTED:
         after = gone_on(model, state, database, found.number, row._replace(message=copy.message), one.old)
-        yield Step(COUNT_ON, with_consumer(after, index, _ended(state, one, database, row)))
+        yield Step(COUNT_ON, with_consumer(after, index, one._replace(phase=RECORDED)))
     elif verdict == CRASHED:
         after = abandoned(model, state, database, found.number, one.old, copy)
-        yield Step(COUNT_ABANDONED, with_consumer(after, index, _ended(state, one, database, row)))
+        yield Step(COUNT_ABANDONED, with_consumer(after, index, one._replace(phase=RECORDED)))
     elif database == one.home:
-        left = _left_over(state, database, row)
+        left = _left_over(model, state, database, row, copy)
         mine = one._replace(database=database, number=found.number, row=row, elsewhere=left)
         yield from enter(model, state, index, mine)
     else:
-        new = Row(row.message, row.key, row.queue, round=row.round, attempts=row.attempts)
-        elsewhere = (database, found.number, row)
-        yield from enter(model, state, index, one._replace(database=one.home, number=0, row=new, elsewhere=elsewhere))
+        yield from _moved(model, state, index, one, found)
+
+
+def _moved(model: Model, state: State, index: int, one: Consumer, found: Found) -> Iterator[Step]:
+    """What waits in another database runs in its handler's, where a row of it takes up the round or is made anew."""
+    row, round_, number = found.row, one.copies[0].round, 0
+    assert row
+    if number := number_of(state, one.home, row.queue, row.key):
+        home = row_of(state, one.home, number)
+        if home and not model.is_locked(state, one.home, row.queue, row.key):
+            here = home._replace(state=RETRYING, round=max(home.round, round_), attempts=row.attempts, buried=False)
+            after = with_row(state, one.home, number, unclaimed(model, here, one.old))
+            is_waiting = one.waiting != home.token
+            yield Step(TAKE_UP, with_consumer(after, index, one._replace(waiting=one.waiting if is_waiting else 0)))
+        return
+    new = Row(row.message, row.key, row.queue, round=round_, attempts=row.attempts)
+    elsewhere = (found.database, found.number, row)
+    yield from enter(model, state, index, one._replace(database=one.home, number=0, row=new, elsewhere=elsewhere))
 
 
 def gone_on(model: Model, state: State, database: int, number: int, row: Row, old: bool) -> State:
@@ -129,22 +155,45 @@ def _done(model: Model, state: State, index: int, one: Consumer, found: Found) -
         if model.is_locked(state, found.database, row.queue, row.key):
             return
         state = with_row(state, found.database, found.number, row._replace(content=True))
-    yield Step(ACK_UNRUN, with_consumer(state, index, _ended(state, one, found.database, row)))
+    yield Step(ACK_UNRUN, with_consumer(state, index, _ended(model, state, one, found.database, row)))
 
 
-def _ended(state: State, one: Consumer, database: int, row: Row) -> Consumer:
-    """A consumer whose delivery was answered for by a row; others that wait for it are retired first."""
-    left = _left_over(state, database, row)
+def _ended(model: Model, state: State, one: Consumer, database: int, row: Row) -> Consumer:
+    """A consumer whose delivery was answered for by a row; others that wait for it are retired first.
+
+    But not what may be renewed meanwhile, unless it is over: two such rows could retire each other.
+    """
+    left = _left_over(model, state, database, row, one.copies[0])
+    if left and (row.state == SUPERSEDED or (left[2].state == PROCESSING and row.state != PROCESSED)):
+        left = ()
+    other = _other(state, database, row)
+    if other and other[0] == one.home and other[2].token and other[2].token == one.waiting:
+        left = other  # claimed to run here, it went on there meanwhile
     return one._replace(phase=MOVING, elsewhere=left) if left else one._replace(phase=RECORDED)
 
 
-def _left_over(state: State, but: int, row: Row) -> tuple[int, int, Row] | tuple[()]:
-    """A row of the same message that still waits in another database."""
+def _other(state: State, but: int, row: Row) -> tuple[int, int, Row] | tuple[()]:
+    """The row of the same message in another database."""
     for database in range(len(state.databases)):
         number = number_of(state, database, row.queue, row.key) if database != but else 0
-        if number and (other := row_of(state, database, number)) and other.state in AWAITING:
+        if number and (other := row_of(state, database, number)):
             return (database, number, other)
     return ()
+
+
+def _left_over(model: Model, state: State, but: int, row: Row, copy: Copy) -> tuple[int, int, Row] | tuple[()]:
+    """A row of the same message in another database that still waits for it, or for somebody to end it."""
+    other = _other(state, but, row)
+    is_open = other and other[2].state != SUPERSEDED and gate(model, other[2], copy) != DONE
+    return other if is_open else ()
+
+
+def _runs_elsewhere(state: State, but: int, one: Consumer, row: Row) -> bool:
+    """Whether a message is being run in another database, by somebody else."""
+    other = _other(state, but, row)
+    if not other or other[2].state != PROCESSING:
+        return False
+    return other[2].token > 0 and not other[2].lapsed and other[2].token != one.waiting
 
 
 def dead(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:
@@ -159,8 +208,8 @@ def dead(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step
     key = row.key if row else copy.key or FRESH
     if model.is_locked(state, found.database, copy.queue, key):
         return
-    recorded = one._replace(phase=RECORDED)
     if not row:
+        recorded = one._replace(phase=RECORDED)
         failed = Row(copy.message, key, copy.queue, FAILED, copy.round, buried=True)
         yield Step(RECORD_DEAD, with_consumer(with_row(state, found.database, 0, failed), index, recorded))
         return
@@ -170,6 +219,7 @@ def dead(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step
     if verdict == DONE or (verdict == CRASHED and row.at_broker is False):
         yield from _done(model, state, index, one, found)
         return
+    recorded = _ended(model, state, one, found.database, row)
     failed = unclaimed(model, row._replace(state=FAILED, content=True, message=copy.message, buried=True), one.old)
     yield Step(RECORD_DEAD, with_consumer(with_row(state, found.database, found.number, failed), index, recorded))
 
@@ -202,7 +252,7 @@ def _needs_claim(model: Model, one: Consumer, row: Row) -> bool:
         return True
     if one.number == 0 or model.deviates(one.old, "last attempts run unclaimed"):
         return False
-    return row.attempts + 1 >= model.of.attempts or row.state == FAILED
+    return row.attempts + 1 >= model.of.attempts or row.state not in AWAITING
 
 
 def running(model: Model, state: State, index: int, one: Consumer) -> State:

@@ -23,6 +23,7 @@ from tests.model.recording import (
     look,
     stands,
     succeed,
+    unclaimed,
 )  # fmt: skip
 from tests.model.states import (
     ANONYMOUS,
@@ -32,6 +33,7 @@ from tests.model.states import (
     FRESH,
     GOT,
     IDLE,
+    LOOKED,
     MOVING,
     OWING,
     PROCESSING,
@@ -88,6 +90,7 @@ RECORD_RUN = action(
     "processing.attempting.Attempts._finish_claimed",
     at=("processor.handled",),
 )
+LOOK = action("look, and claim later", "trouble", "processing.processor.Processor._find_alike")
 LOOK_AGAIN = action("look again", "progress", "processing.processor.Processor._settle")
 SUPERSEDE = action(
     "retire its row elsewhere", "progress", "processing.elsewhere.Elsewhere.retire", at=("processor.moved",)
@@ -168,7 +171,17 @@ def _admit(model: Model, state: State, index: int, one: Consumer) -> Iterator[St
     key = copy.key or FRESH
     if not model.is_locked(state, one.home, copy.queue, key):
         fresh = Row(copy.message, key, copy.queue, round=copy.round)
-        yield from enter(model, state, index, one._replace(database=one.home, number=0, row=fresh))
+        mine = one._replace(database=one.home, number=0, row=fresh)
+        yield from enter(model, state, index, mine)
+        # With an id, one of two who make a row of it fails; without, a crash may be counted in another row meanwhile.
+        if copy.key == 0 and one.again and model.may(state, LOOK.name):
+            later = mine._replace(phase=LOOKED, row=fresh._replace(key=0))
+            yield Step(LOOK, model.spent(with_consumer(state, index, later), LOOK.name))
+
+
+def _looked(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:
+    assert one.row
+    yield from enter(model, state, index, one._replace(row=one.row._replace(key=FRESH)))
 
 
 # What was claimed
@@ -186,7 +199,7 @@ def _claimed(model: Model, state: State, index: int, one: Consumer) -> Iterator[
         return
     if model.is_locked(state, one.database, row.queue, row.key):
         return
-    if one.copies[0].key == 0 and not model.deviates(one.old, "phantoms stay"):
+    if one.copies[0].key == 0:
         absorbed = _absorbed(model, state, index, one)
         if absorbed is not None:
             yield Step(ABSORB, absorbed)
@@ -212,8 +225,8 @@ def _taken_over(model: Model, state: State, index: int, one: Consumer) -> Iterat
     after = one._replace(elsewhere=())
     if "old row is not retired" in model.mutants:
         yield Step(SUPERSEDE, with_consumer(state, index, after))
-    elif row and (row.key, row.state, row.round) == (seen.key, seen.state, seen.round):
-        superseded = _superseded(state, one)
+    elif _is_as_seen(row, seen):
+        superseded = _superseded(model, state, one)
         yield Step(SUPERSEDE, with_consumer(superseded, index, after))
         yield from _untold(model, SUPERSEDE_UNTOLD, _look_again(superseded, index, one, waiting=one.token))
     else:
@@ -223,7 +236,8 @@ def _taken_over(model: Model, state: State, index: int, one: Consumer) -> Iterat
 def _absorbed(model: Model, state: State, index: int, one: Consumer) -> State | None:
     """A crash of it that was counted before it was claimed is taken over into the claim, and it goes round."""
     mine = row_of(state, one.database, one.number)
-    if not mine or not stands(model, state, one):
+    rules = ("phantoms stay", "a counted crash is not taken over")
+    if not mine or not stands(model, state, one) or any(model.deviates(one.old, rule) for rule in rules):
         return None
     for number, row in enumerate(state.databases[one.database].inbox, 1):
         bare = row and not row.content and row.state == PROCESSING and not row.token and row.key >= ANONYMOUS
@@ -329,19 +343,31 @@ def _ran(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step
 
 
 def _moving(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:
-    """The outcome is recorded in the handler's database: the row elsewhere ends."""
-    after = _superseded(state, one)
+    """Another row answers for the message: this one ends, unless it has changed since."""
+    assert one.elsewhere
+    database, number, seen = one.elsewhere
+    row = row_of(state, database, number)
+    if row and model.is_locked(state, database, row.queue, row.key):
+        return
+    if not _is_as_seen(row, seen):
+        yield Step(LOOK_AGAIN, _look_again(state, index, one, waiting=one.waiting))
+        return
+    after = _superseded(model, state, one)
     yield Step(SUPERSEDE, with_consumer(after, index, one._replace(phase=RECORDED, elsewhere=())))
     yield from _untold(model, SUPERSEDE_UNTOLD, _look_again(after, index, one))
 
 
-def _superseded(state: State, one: Consumer) -> State:
+def _is_as_seen(row: Row | tuple[()], seen: Row) -> bool:
+    own = (seen.key, seen.state, seen.round, seen.token)
+    return bool(row) and (row.key, row.state, row.round, row.token) == own  # type: ignore[union-attr]
+
+
+def _superseded(model: Model, state: State, one: Consumer) -> State:
     assert one.elsewhere
-    database, number, seen = one.elsewhere
+    database, number, _ = one.elsewhere
     row = row_of(state, database, number)
-    if row and (row.key, row.state, row.round) == (seen.key, seen.state, seen.round):
-        return with_row(state, database, number, row._replace(state=SUPERSEDED))
-    return state
+    assert row
+    return with_row(state, database, number, unclaimed(model, row, one.old)._replace(state=SUPERSEDED, buried=False))
 
 
 def _recorded(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:
@@ -353,6 +379,6 @@ def _recorded(model: Model, state: State, index: int, one: Consumer) -> Iterator
 
 
 PHASES = {
-    IDLE: _idle, GOT: _got, CLAIMED: _claimed, RUNNING: _running_phase, RAN: _ran, FAILING: _failing, OWING: _owing,
-    BATCH: batch, MOVING: _moving, RECORDED: _recorded,
+    IDLE: _idle, GOT: _got, LOOKED: _looked, CLAIMED: _claimed, RUNNING: _running_phase, RAN: _ran, FAILING: _failing,
+    OWING: _owing, BATCH: batch, MOVING: _moving, RECORDED: _recorded,
 }  # fmt: skip

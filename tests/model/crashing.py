@@ -55,6 +55,8 @@ REPORT = action(
     "processing.crashes._insert",
 )
 REPORT_UNTOLD = action("report a crash and die before telling", "trouble", "processing.crashes.record_crash")
+REPORT_LATER = action("look whose a crash was, and count it later", "trouble", "processing.crashes._record_unknown")
+INSERT = action("count a crash in a row of its own", "progress", "processing.crashes._insert")
 LAY_PHANTOM = action(
     "look for whose a crash was",
     "progress",
@@ -162,11 +164,16 @@ def reporting(model: Model, state: State) -> Iterator[Step]:
             if model.deviates(old, "reports end at a lock"):
                 yield Step(REPORT, _noted(rest, rest, report), about)
             continue
+        if report.row < 0:
+            yield Step(INSERT, _in_a_row_of_its_own(model, rest, report), about)
+            continue
         try:
             after = _recorded(model, rest, report, old) if not report.row else _laid(model, rest, report)
         except Locked:
             continue
         after = _noted(rest, after, report)
+        if not report.row and _is_in_a_row_of_its_own(rest, after, report) and model.may(state, REPORT_LATER.name):
+            yield Step(REPORT_LATER, model.spent(_asking(rest, report, -1), REPORT_LATER.name), about)
         yield Step(LAY_PHANTOM if report.row else REPORT, after, about)
         if not report.row and model.may(state, REPORT_UNTOLD.name):
             untold = after._replace(reports=tuple(sorted((*rest.reports, report))))
@@ -241,12 +248,22 @@ def _recorded_unknown(model: Model, state: State, report: Report) -> State:
         known = _settled(model, state, report, 0)
         if known is not None:
             return known
+    return _in_a_row_of_its_own(model, state, report)
+
+
+def _in_a_row_of_its_own(model: Model, state: State, report: Report) -> State:
     own = (report.message, report.key, report.queue)
     crash = Row(*own, round=report.round, attempts=1, content=False, runs=(report.run,))
     state = with_row(model.owe(state, report.message, report.queue, -1), report.database, 0, crash)
-    if report.key < ANONYMOUS or "phantoms stay" in model.mutants:
+    if report.key < ANONYMOUS or model.mutants & {"phantoms stay", "a crash is looked for once"}:
         return state
     return _asking(state, report, len(state.databases[report.database].inbox))
+
+
+def _is_in_a_row_of_its_own(before: State, after: State, report: Report) -> bool:
+    """Whether a crash is now counted in a new row, whose message may have come again under another key."""
+    own = (report.database, report.queue, report.key)
+    return report.key >= ANONYMOUS and not number_of(before, *own) and number_of(after, *own) > 0
 
 
 def _asking(state: State, report: Report, number: int) -> State:

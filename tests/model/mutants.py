@@ -58,6 +58,8 @@ _NUMBER_GIVEN_AGAIN = _in(
         "acknowledge (message 0, round 1)",
     ),
 )
+_LATER = ("a process dies", "look, and claim later", "look whose a crash was, and count it later")
+_DEATH_WHILE_LOOKING = _in("no id", trouble=frozenset(_LATER), troubles=3)
 _UNROUTABLE = _in("unroutable", troubles=2)
 
 MUTANTS = (
@@ -111,6 +113,18 @@ MUTANTS = (
     Mutant("reports without identity", _in("one message"), (COUNTED,), "one death counts as often as it is reported"),
     Mutant(
         "phantoms stay", _in("no id"), (FINISHED,), "a crash without its content waits for a message that has gone on"
+    ),
+    Mutant(
+        "a crash is looked for once",
+        _DEATH_WHILE_LOOKING,
+        (FINISHED,),
+        "its row waits for ever if its message was claimed between the two",
+    ),
+    Mutant(
+        "a counted crash is not taken over",
+        _DEATH_WHILE_LOOKING,
+        (FINISHED, DEATHS),
+        "the death was told to a row that the claim made meanwhile leaves behind",
     ),
     Mutant("replay of round 1 only", _PURGE_MIDWAY, (FINISHED, SOMEWHERE), "the lost round stays lost"),
     Mutant(

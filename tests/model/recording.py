@@ -8,18 +8,20 @@ from tests.model.protocol import Model, next_round, number_of, row_of, with_row
 from tests.model.states import (
     ANONYMOUS,
     AWAITING,
+    DISCARDED,
     FAILED,
     OUTAGE,
     PROCESSED,
     PROCESSING,
     RETRYING,
+    SUPERSEDED,
     Consumer,
     Copy,
     Row,
     State,
 )  # fmt: skip
 
-RUN, DONE, CRASHED, COUNTED = "run", "done", "crashed", "counted"
+RUNS, DONE, CRASHED, COUNTED = "run", "done", "crashed", "counted"
 
 
 class Found(NamedTuple):
@@ -32,13 +34,23 @@ class Found(NamedTuple):
 
 
 def look(model: Model, state: State, consumer: Consumer) -> Found:
-    """The row of the delivery in hand: in its handler's database, else in another; none for a new message."""
+    """The row that decides about the delivery in hand, of those in all databases; none for a new message."""
     others = [] if model.deviates(consumer.old, "handler's database alone") else list(range(len(state.databases)))
+    found = []
     for database in (consumer.home, *(one for one in others if one != consumer.home)):
-        found = _find(model, state, database, consumer)
-        if found.row or found.blocked:
-            return found
-    return Found(consumer.home)
+        one = _find(model, state, database, consumer)
+        if one.blocked or (one.row and not consumer.copies[0].key):
+            return one
+        if one.row:
+            found.append(one)
+    return max(found, key=_rank, default=Found(consumer.home))  # of equals the first, which is at home
+
+
+def _rank(found: Found) -> tuple[bool, int, bool, bool]:
+    """What is processed, else the latest round; of one round what was laid aside, and last what went on elsewhere."""
+    row = found.row
+    assert row
+    return row.state == PROCESSED, row.round, row.state != SUPERSEDED, row.state == DISCARDED
 
 
 def _find(model: Model, state: State, database: int, consumer: Consumer) -> Found:
@@ -76,15 +88,15 @@ def gate(model: Model, row: Row, copy: Copy) -> str:
     if copy.round < row.round and "no round fence" not in model.mutants:
         return DONE
     if row.state in AWAITING:
-        return RUN
+        return RUNS
     if row.state == PROCESSING:
         if not row.token:
             return COUNTED
         return CRASHED if row.lapsed else DONE
-    if row.state != FAILED:
+    if row.state not in (FAILED, SUPERSEDED):
         return DONE
-    is_alive = row.buried and copy.round == row.round and not copy.dead
-    return RUN if copy.round > row.round or is_alive else DONE
+    is_alive = row.state == FAILED and row.buried and copy.round == row.round and not copy.dead
+    return RUNS if copy.round > row.round or is_alive else DONE
 
 
 def unclaimed(model: Model, row: Row, old: bool) -> Row:

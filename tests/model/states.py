@@ -15,8 +15,8 @@ AWAITING = (RETRYING, REQUEUED)
 # Phases of a relay with its row, and of a consumer with its delivery.
 IDLE = "idle"
 LEASED, SENT, RETURNED = "leased", "sent", "returned"
-GOT, CLAIMED, RUNNING, RAN, FAILING, OWING, MOVING, RECORDED = (
-    "got", "claimed", "running", "ran", "failing", "owing", "moving", "recorded",
+GOT, LOOKED, CLAIMED, RUNNING, RAN, FAILING, OWING, MOVING, RECORDED = (
+    "got", "looked", "claimed", "running", "ran", "failing", "owing", "moving", "recorded",
 )  # fmt: skip
 BATCH = "batch"
 
@@ -112,7 +112,10 @@ class Consumer(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A death that a successor has to record. `row` is its row's number once it made one that may be a phantom."""
+    """A death that a successor has to record.
+
+    `row` is its row's number once it made one that may be a phantom; -1 while it is about to make one.
+    """
 
     database: int
     queue: int

@@ -25,11 +25,18 @@ def taken(worlds: Iterable[Configuration], states: int) -> dict[Transition, set[
             for step in steps(model, state):
                 if step.action not in (FAIL_OVER, LAG):
                     for change in _changes(state, step.state):
-                        found.setdefault(change, set()).add(step.action.name)
+                        found.setdefault(change, set()).add(_told(step.action.name))
                 if step.state not in seen and len(seen) < states:
                     seen.add(step.state)
                     waiting.append(step.state)
     return found
+
+
+def _told(name: str) -> str:
+    """An action's name, whether its answer gets lost or not."""
+    for untold in (", the answer lost", ", its answer lost", " and die before telling"):
+        name = name.removesuffix(untold)
+    return name
 
 
 def name_of(row: Row) -> str:
