@@ -154,6 +154,12 @@ MUTANTS = (
         "neither what ends the message nor an operator lays it aside, and retention keeps both rows",
     ),
     Mutant("handler's database alone", _in("two databases"), (ONE_EFFECT, FINISHED), "the other database is forgotten"),
+    Mutant(
+        "a crash is told to one database",
+        _in("two databases"),
+        (FINISHED,),
+        "its row waits for ever if the message was processed in another one meanwhile",
+    ),
     Mutant("old row is not retired", _in("two databases"), (FINISHED, SOMEWHERE), "the old row waits for ever"),
     Mutant(
         "retention does not look at the outbox",
