@@ -221,7 +221,11 @@ def dead(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step
         return
     recorded = _ended(model, state, one, found.database, row)
     failed = unclaimed(model, row._replace(state=FAILED, content=True, message=copy.message, buried=True), one.old)
-    yield Step(RECORD_DEAD, with_consumer(with_row(state, found.database, found.number, failed), index, recorded))
+    after = with_row(state, found.database, found.number, failed)
+    # What is alive runs all the same, whatever the attempts were: the broker has given the others up.
+    reports = [report._replace(last=report.last and report.key != row.key) for report in state.reports]
+    after = after._replace(reports=tuple(sorted(reports)))
+    yield Step(RECORD_DEAD, with_consumer(after, index, recorded))
 
 
 def enter(model: Model, state: State, index: int, one: Consumer) -> Iterator[Step]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.model.protocol import Model, Step, action, number_of, row_of, with_consumer, with_row
-from tests.model.recording import abandoned, again, consequence, unclaimed
+from tests.model.recording import abandoned, again, consequence, stands, unclaimed
 from tests.model.states import (
     ANONYMOUS,
     AWAITING,
@@ -142,7 +142,7 @@ def _reported(model: Model, state: State, one: Consumer) -> State | None:
     if len(state.reports) >= REPORTS:
         return None
     place = (one.database, row.queue, row.message, row.key, row.round)
-    is_last = one.number > 0 and row.attempts + 1 >= model.of.attempts
+    is_last = one.number > 0 and row.attempts + 1 >= model.of.attempts and stands(model, state, one)
     report = Report(*place, one.token, one.run, one.before, one.void, last=is_last)
     return state._replace(reports=tuple(sorted((*state.reports, report))))
 
@@ -207,7 +207,7 @@ def _recorded(model: Model, state: State, report: Report, old: bool) -> State:
         elsewhere = _known_elsewhere(model, state, report, old)
         return _recorded_unknown(model, state, report) if elsewhere is None else elsewhere
     has_identity = not model.deviates(old, "reports without identity")
-    if has_identity and report.run in row.runs:
+    if has_identity and (report.run in row.runs or _is_counted_elsewhere(state, report)):
         bare = row.state == PROCESSING and not row.token and not row.content and row.key >= ANONYMOUS
         return _asking(state, report, number) if bare else state
     counted = row._replace(attempts=row.attempts + 1, runs=(*row.runs, report.run))
@@ -227,6 +227,13 @@ def _recorded(model: Model, state: State, report: Report, old: bool) -> State:
     if row.state == PROCESSING and model.comes_again(row, old):
         return with_row(fewer, database, number, unclaimed(model, counted, False))
     return consequence(model, fewer, database, number, counted, old)
+
+
+def _is_counted_elsewhere(state: State, report: Report) -> bool:
+    """Whether another database has counted the crash of a message with an id, before its handler moved on."""
+    others = [one.inbox for database, one in enumerate(state.databases) if database != report.database]
+    rows = [row for inbox in others for row in inbox if row and report.key < ANONYMOUS]
+    return any(row.key == report.key and row.queue == report.queue and report.run in row.runs for row in rows)
 
 
 def _known_elsewhere(model: Model, state: State, report: Report, old: bool) -> State | None:
