@@ -305,6 +305,23 @@ def test_a_replay_does_not_believe_a_confirm_of_the_round_that_the_broker_has_lo
     assert (found.state, found.lease_token, found.epoch) == ("pending", None, held.epoch + 1)
 
 
+@pytest.mark.parametrize("unrouted", [None, True])
+def test_a_replay_does_not_believe_a_confirm_of_a_relay_that_held_the_round_before(unrouted: bool | None) -> None:
+    row = outgoing("published", message_id="a")
+    round_of(incoming("retrying", message_id="a", key=key_of("a"), round=2), "pending")
+    frozen = PublishedMessage.objects.lease("default", "frozen", -1, 1)  # and its lease lapses
+    other = PublishedMessage.objects.lease("default", "other", 15, 1)
+    if unrouted is None:
+        PublishedMessage.objects.release(other, "The connection was lost.")
+    else:
+        PublishedMessage.objects.back_off(other, 60, "No queue takes it.", unrouted=unrouted)
+    due_at = PublishedMessage.objects.get(inbox__isnull=False).due_at
+    assert operations.replay(one(row), BY).done == [row.pk]
+    assert PublishedMessage.objects.mark_published(frozen) == 0
+    found = PublishedMessage.objects.get(inbox__isnull=False)
+    assert (found.state, found.epoch, found.due_at) == ("pending", frozen[0].epoch + 1, due_at)
+
+
 def test_a_replay_sends_the_present_round_beside_an_earlier_one_that_is_to_be_sent_again() -> None:
     row = outgoing("published", message_id="a")
     waiting = incoming("retrying", message_id="a", key=key_of("a"), round=2)

@@ -79,16 +79,15 @@ def is_awaited(row: ProcessedMessage) -> bool:
 def send_round_again(row: ProcessedMessage) -> PublishedMessage | None:
     """Send a message's present round once more, if it waits for that and the outbox has none of it to send.
 
-    Whatever becomes of the message meanwhile: it is at worst a copy of a round that is over. What a relay holds may
-    have been sent already, and lost: it is sent anew, and the confirm of before says nothing of that. Raises WireError
-    where its content is damaged.
+    Whatever becomes of the message meanwhile: it is at worst a copy of a round that is over. What a relay holds, or has
+    held, may have been sent already, and lost: it is sent anew, and the confirm of before says nothing of that. Raises
+    WireError where its content is damaged.
     """
     if not is_awaited(row) or row.wire is None:
         return None
     unsent = unsent_rounds(row).filter(round=row.round)  # an earlier one would not run
-    if unsent.exists():
-        held = unsent.filter(lease_token__isnull=False)
-        held.update(epoch=F("epoch") + 1, due_at=Now(), lease_owner="", lease_token=None)
+    if unsent.update(epoch=F("epoch") + 1):
+        unsent.filter(lease_token__isnull=False).update(due_at=Now(), lease_owner="", lease_token=None)
         return None
     return add_round(row, Now())
 
