@@ -12,7 +12,7 @@ from django.db import Error, OperationalError
 from messaging import conf
 from messaging.db.connections import Outages, is_conflict, is_lock_wait, is_lost, is_unfit, reconnect
 from messaging.db.session import end_orphan
-from messaging.exceptions import MessagingError
+from messaging.exceptions import DatabaseUnavailable, MessagingError
 from messaging.handlers import Handler, Registry, registry
 from messaging.models import ProcessedMessage
 from messaging.models.spools import Spool
@@ -140,8 +140,15 @@ class Processor:
         if handler is None:
             return self._refusals.record_unknown(delivery, envelope)
         work = Work(envelope, delivery.queue, handler, delivery.redelivered, ack, alone=alone)
-        with self.outages.watch(handler.database):
-            return self._settle(work)
+        try:
+            with self.outages.watch(handler.database):
+                return self._settle(work)
+        except DatabaseUnavailable:
+            work.redelivered = True  # nobody knows what was committed
+            raise
+        finally:
+            if envelope.key is None:  # so that the claim which it may have made is found
+                delivery.redelivered = work.redelivered
 
     def process_batch(self, handler: Handler, deliveries: Sequence[Incoming]) -> list[Settlement]:
         """Run a batch handler on deliveries in one transaction; singly where anything is in the way.

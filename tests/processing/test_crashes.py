@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.db.models import Value
 
 from messaging import operations
@@ -495,10 +495,41 @@ def test_a_claim_whose_commit_was_not_answered_is_gone_on_with(
     running, acks, delivery = handle(atomic=False), Acks(), arrived(message_id=message_id)
     with pytest.raises(DatabaseUnavailable):
         running.process(delivery, acks)
-    delivery.redelivered = True
     assert running.process(delivery, acks).action == "done"
     row = ProcessedMessage.objects.get()
     assert (row.pk, row.state, row.attempts, acks.times) == (lost[0], State.PROCESSED, 1, ["ack"])
+
+
+def test_a_claim_of_a_first_delivery_without_id_is_gone_on_with_after_an_outage(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is claimed since its connection was stale, so that it is looked at twice; then the database goes away."""
+    gone = [True, True]
+
+    def break_once(_: ReceivedMessage) -> None:
+        if gone:
+            gone.pop()
+            raise OperationalError("gone") from OperationalError()
+
+    admit = Processor._admit
+
+    def admit_at_second_look(processor: Processor, work: Any) -> Any:
+        if len(gone) == 2:
+            gone.pop()
+            raise OperationalError("stale") from OperationalError()
+        return admit(processor, work)
+
+    monkeypatch.setattr(Processor, "_admit", admit_at_second_look)
+    running, delivery = handle(break_once), arrived(message_id=None)
+    with monkeypatch.context() as patch:
+        patch.setattr("messaging.db.connections.is_up", lambda _: len(gone) != 0)
+        with pytest.raises(DatabaseUnavailable):
+            running.process(delivery, nothing)
+    claimed_row = ProcessedMessage.objects.get()
+    assert claimed_row.state == State.PROCESSING
+    assert running.process(delivery, nothing).action == "ack"
+    row = ProcessedMessage.objects.get()
+    assert (row.pk, row.state, row.attempts) == (claimed_row.pk, State.PROCESSED, 1)
 
 
 def test_a_waiting_claim_is_gone_on_with_by_one_delivery() -> None:
