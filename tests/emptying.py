@@ -19,10 +19,15 @@ LARGE = 1_000_000  # bytes of a table above which its file is given back: dead r
 def empty(case: TransactionTestCase) -> None:
     """Delete every row that a test may have left; stands in for the flush of Django's own test case."""
     for name in case._databases_names(include_mirrors=False):  # type: ignore[attr-defined]
-        connection = connections[name]
-        with transaction.atomic(using=name), connection.constraint_checks_disabled(), connection.cursor() as cursor:
-            for table in _left_in(connection):
-                cursor.execute(f"DELETE FROM {connection.ops.quote_name(table)}")
+        empty_database(name)
+
+
+def empty_database(name: str) -> None:
+    """Delete every row of one database."""
+    connection = connections[name]
+    with transaction.atomic(using=name), connection.constraint_checks_disabled(), connection.cursor() as cursor:
+        for table in _left_in(connection):
+            cursor.execute(f"DELETE FROM {connection.ops.quote_name(table)}")
 
 
 def _left_in(connection: BaseDatabaseWrapper) -> list[str]:

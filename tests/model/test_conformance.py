@@ -9,6 +9,7 @@ import pytest
 
 from messaging import killpoints
 from messaging.relaying import relay
+from tests.emptying import empty_database
 from tests.model.acting import Watch
 from tests.model.canonical import canonical
 from tests.model.configurations import BY_NAME, PURGE, REPLAY
@@ -62,8 +63,9 @@ def test_the_code_has_the_rows_of_the_model_after_each_step(world: Configuration
     walk(world, seed)
 
 
-def walk(world: Configuration, seed: int, mutant: str = "") -> None:
-    """Take a random way; raises AssertionError, with the way so far, where the code does otherwise."""
+def walk(world: Configuration, seed: int) -> None:
+    """Take a random way from empty tables; raises AssertionError, with it so far, where the code does otherwise."""
+    empty_database("default")
     chance, model = random.Random(f"{world.name} {seed}"), Model(world)
     state, taken = canonical(model.start()), []
     site = Site(identified=world.identified, atomic=world.atomic, attempts=world.attempts)
