@@ -26,13 +26,19 @@ def canonical(state: State) -> State:
         state = state._replace(relays=relays, consumers=consumers)
     if _is_in_order(state):
         return state
-    names = _Names(relays, consumers, state)
+    numbered = renumbered(state)
+    return numbered._replace(reports=tuple(sorted(numbered.reports)))
+
+
+def renumbered(state: State) -> State:
+    """The same with everybody, and every report, in the place where it was."""
+    names = _Names(state.relays, state.consumers, state)
     return state._replace(
         databases=tuple(map(names.database, state.databases)),
-        relays=tuple(map(names.relay, relays)),
-        consumers=tuple(map(names.consumer, consumers)),
+        relays=tuple(map(names.relay, state.relays)),
+        consumers=tuple(map(names.consumer, state.consumers)),
         broker=tuple(sorted(map(names.copy, state.broker))),
-        reports=tuple(sorted(map(names.report, state.reports))),
+        reports=tuple(map(names.report, state.reports)),
         replica=tuple(map(names.database, state.replica)),
     )
 

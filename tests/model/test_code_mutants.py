@@ -15,12 +15,11 @@ from messaging.models.outbox import PublishedMessageQuerySet
 from messaging.processing import crashes, failures, inbox, without_handler
 from messaging.processing.processor import Processor
 from tests.model.protocol import Configuration
-from tests.model.test_conformance import WORLDS, _stepped, walk
+from tests.model.test_conformance import NAMED, _stepped, walk
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
 
 WALKS = 60
-NAMED = {world.name: world for world in WORLDS}
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
