@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -21,6 +23,7 @@ from messaging.processing.inbox import Place
 from messaging.processing.processor import Processor
 from messaging.processing.station import DONE, Settlement, Work
 from messaging.relaying.relay import Relay
+from messaging.supervising.ledger import Entry
 from tests.deliveries import Arrived
 from tests.model.acting import Actor, current
 
@@ -62,9 +65,7 @@ def lose_next_answer(database: str) -> None:
 
 def stepped(handlers: Registry) -> Stepped:
     """The processor of a new process. What lapsed in the outage that it knows of is told from what lapsed since."""
-    made = Stepped(
-        "default", f"worker {next(_names)}", handlers=handlers, running=lambda entry: current().running(entry)
-    )
+    made = Stepped("default", f"worker {next(_names)}", handlers=handlers, running=_running)
     settle_outages(made)
     elsewhere = made._station.elsewhere
     retire = elsewhere.retire
@@ -84,6 +85,18 @@ def stepped(handlers: Registry) -> Stepped:
 
     attempts._begin = beginning  # type: ignore[method-assign]
     return made
+
+
+@contextmanager
+def _running(entry: Entry) -> Iterator[Callable[[], None]]:
+    """What the ledger shows of a death, as long as the run is in it."""
+    actor = current()
+    with actor.running(entry) as lift:
+        try:
+            yield lift
+        except BaseException:
+            actor.entry = None
+            raise
 
 
 def settle_outages(processor: Processor) -> None:
@@ -246,9 +259,9 @@ class Seat:
             self.begin()
             self.go("look")
 
-    def done(self) -> None:
-        """Acknowledge the first delivery."""
+    def done(self, count: int) -> None:
+        """Acknowledge so many deliveries."""
         if self.at in OUTCOMES:
             self.go("end", "look", by=tuple(OUTCOMES))
-        EmbeddedMessage.objects.remove(self.taken[:1], self.holder)
-        del self.taken[:1], self.deliveries[:1]
+        EmbeddedMessage.objects.remove(self.taken[:count], self.holder)
+        del self.taken[:count], self.deliveries[:count]
