@@ -1,23 +1,39 @@
-"""Rules that are broken in the code, by a patch, are noticed by the conformance test."""
+"""Rules that are broken in the code, by a patch, are noticed by the conformance test.
+
+Every rule of `mutants.py` that breaks an invariant has its twin here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from django.db import connections, transaction
 from django.db.models import F
+from django.db.models.lookups import In
 
-from messaging import operations
+from messaging import operations, retention
 from messaging.db.clock import Now
-from messaging.models import ProcessedMessage
+from messaging.db.connections import transaction_mode
+from messaging.models import ProcessedMessage, PublishedMessage, outbox
 from messaging.models.outbox import PublishedMessageQuerySet
-from messaging.processing import crashes, failures, inbox, without_handler
+from messaging.processing import attempting, crashes, failures, inbox, stopping, without_handler
+from messaging.processing.elsewhere import Elsewhere
 from messaging.processing.processor import Processor
+from messaging.publishing import rounds, rows
+from messaging.supervising.ledger import Entry
 from tests.model.protocol import Configuration
+from tests.model.rows import DATABASES
 from tests.model.test_conformance import NAMED, _stepped, walk
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
+pytestmark = [
+    pytest.mark.django_db(transaction=True, databases=DATABASES),
+    pytest.mark.usefixtures("second_database"),
+    pytest.mark.slow,
+]
 
 WALKS = 60
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -105,6 +121,85 @@ def do_not_cancel_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "cancel_rounds_together", lambda rows, database: None)
 
 
+class Unproven:
+    """Stands in for a proof, and asks nothing."""
+
+    def local(self, timeout: float | None) -> tuple[()]:
+        return ()
+
+    def recorded(self, row: ProcessedMessage) -> None:
+        pass
+
+    def refuse_other(self) -> None:
+        pass
+
+
+def do_not_prove_commits(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def unproven(database: str, *arguments: object, mode: str) -> Iterator[Unproven]:
+        with transaction_mode(connections[database], mode), transaction.atomic(using=database, durable=True):
+            yield Unproven()
+
+    monkeypatch.setattr(attempting, "proven_commit", unproven)
+
+
+def mark_whatever_was_said_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_epoch(self: PublishedMessageQuerySet, rows: Any) -> In:
+        return In(outbox._Sending("id", "message_id"), [f"{row.id} {row.message_id}" for row in rows])
+
+    monkeypatch.setattr(PublishedMessageQuerySet, "_as_sent", without_epoch)
+
+
+def mark_rounds_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "new_epoch", lambda: 0)
+
+
+def release_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "_everywhere", lambda *arguments: None)
+
+
+def do_not_recognise_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Entry, "run", property(lambda self: uuid.uuid4()))
+
+
+def do_not_replay_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def again(row: ProcessedMessage) -> PublishedMessage | None:
+        under_way = rounds.unsent_rounds(row).filter(round=row.round).exists()
+        return None if under_way or not rounds.is_awaited(row) else rounds.add_round(row, Now())
+
+    monkeypatch.setattr(operations, "send_round_again", again)
+
+
+def take_an_earlier_round_for_this(monkeypatch: pytest.MonkeyPatch) -> None:
+    def again(row: ProcessedMessage) -> PublishedMessage | None:
+        held = rounds.unsent_rounds(row).filter(lease_token__isnull=False)
+        if rounds.unsent_rounds(row).exists():
+            held.update(epoch=F("epoch") + 1, due_at=Now(), lease_owner="", lease_token=None)
+            return None
+        return rounds.add_round(row, Now()) if rounds.is_awaited(row) else None
+
+    monkeypatch.setattr(operations, "send_round_again", again)
+
+
+def leave_the_message_of_a_failed_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(self: PublishedMessage) -> bool:
+        return self.inbox_id is None or self.incoming().filter(state__in=ProcessedMessage.AWAITING).exists()
+
+    monkeypatch.setattr(PublishedMessage, "fail_round", told)
+
+
+def ask_one_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Elsewhere, "others", lambda self, database: ())
+
+
+def do_not_retire(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Elsewhere, "retire", lambda self, rows, database: None)
+
+
+def delete_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "deletable", lambda rows: rows)
+
+
 MUTANTS: list[tuple[Patch, str]] = [
     (acknowledge_first, "one message"),
     (mark_by_number, "purge"),
@@ -118,6 +213,17 @@ MUTANTS: list[tuple[Patch, str]] = [
     (leave_phantoms, "no id"),
     (refuse_what_is_processing, "operators"),
     (do_not_cancel_rounds, "operators"),
+    (do_not_prove_commits, "one message"),
+    (mark_whatever_was_said_since, "replay"),
+    (mark_rounds_alike, "failover with late marks"),
+    (release_nothing, "stop, not atomic"),
+    (do_not_recognise_reports, "not atomic"),
+    (do_not_replay_what_is_under_way, "replay"),
+    (take_an_earlier_round_for_this, "replay of later rounds"),
+    (leave_the_message_of_a_failed_round, "unroutable"),
+    (ask_one_database, "two databases"),
+    (do_not_retire, "two databases"),
+    (delete_what_is_needed, "retention"),
 ]
 
 

@@ -21,7 +21,7 @@ from tests.model.explore import SOURCES
 from tests.model.protocol import Configuration, Model, Step
 from tests.model.real import Site
 from tests.model.rows import DATABASES, rows_in, rows_of
-from tests.model.states import AWAITING, GOT, IDLE, PROCESSING, State
+from tests.model.states import AWAITING, GOT, IDLE, PROCESSING, SENT, State
 from tests.settings import TEST_DB
 
 pytestmark = [pytest.mark.django_db(transaction=True, databases=DATABASES), pytest.mark.usefixtures("second_database")]
@@ -86,6 +86,13 @@ WORLDS = (
     _world("edit"),
     _world("purge", rarely={PURGE: 1, REPLAY: 1}),
     _world("purge", "replay", relays=("new",) * 2, rarely={PURGE: 2, REPLAY: 3}),
+    _world(
+        "purge",
+        "replay of later rounds",
+        attempts=4,
+        rarely={PURGE: 1, REPLAY: 3},
+        trouble=frozenset({"lose the confirm", "a relay dies"}),
+    ),
     _world("unroutable", trouble=UNROUTABLE, rarely={PUBLISH: 1, "requeue": 1, ASIDE: 1}),
     _world("stop", rarely={STOP: 2}),
     _world("stop, not atomic", rarely={STOP: 2}),
@@ -93,6 +100,7 @@ WORLDS = (
     _world("two databases"),
     _world("two databases, not atomic"),
     _world("failover", rarely={LAG: 1}, relays=("new",) * 2),
+    _world("failover", "failover with late marks", messages=1, relays=("new",) * 2, rarely={LAG: 1}, troubles=0),
     _world("dead letters", rarely={DEAD: 2}),
     _world("dead letters, no id", rarely={DEAD: 2}),
     _world("two queues"),
@@ -174,6 +182,10 @@ def _weight(model: Model, state: State, step: Step) -> float:
         weight *= 0.2 if step.about.endswith((IDLE, GOT)) else 0.6
     if name == MOVE and not any(row and row.state in OPEN for one in state.databases for row in one.inbox):
         weight = 0.05
+    if name == "mark published" and LAG in model.of.rarely:
+        weight = 0.15
+    if name == "failover to the copy" and not any(relay.phase == SENT for relay in state.relays):
+        weight = 0.15
     if name == "deliver" and model.of.batch:
         pairs = zip(state.consumers, step.state.consumers, strict=True)
         weight = 0.05 if all(len(other.copies) == 1 for one, other in pairs if one != other) else 2.0
