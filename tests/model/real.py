@@ -25,7 +25,7 @@ from tests.deliveries import registered
 from tests.model import forgetting
 from tests.model.acting import current
 from tests.model.operating import _is_quiet
-from tests.model.protocol import Configuration, Step
+from tests.model.protocol import Configuration, Model, Step
 from tests.model.rows import DATABASES, QUEUES, Names, copy_in, effect_key
 from tests.model.seats import RelaySeat, Seat, lose_next_answer, settle_outages, stepped
 from tests.model.states import (
@@ -105,6 +105,10 @@ class Site:
             # Of a message without an id the code is in the midst of a call then; and of two alike nothing tells which.
             told = list(map(about, before.reports))
             return of.identified and len(told) == len(set(told))
+        if name.startswith("a claim lapses"):  # time does it to a row that is locked, but no statement of ours can
+            place, number = _changed_row(before, step.state)
+            row = before.databases[place].inbox[number - 1]
+            return not row or not Model(of).is_locked(before, place, row.queue, row.key)
         if before.consumers == step.state.consumers:
             return True
         place = _changed(before.consumers, step.state.consumers)
