@@ -459,12 +459,6 @@ class Site:
         outcome = operations.replay(sent, BY)
         # Of a round that is still to be sent it says that there is nothing to do.
         assert outcome.done or any(old and old.epoch != new.epoch for old, new in _pairs(before, after, place) if new)
-        for there, alias in enumerate(self.names.databases):
-            for one, (old, new) in enumerate(_pairs(before, after, there), 1):
-                if old and new and new.epoch > old.epoch:
-                    pk = self.names.pk(there, PublishedMessage, one)
-                    row = PublishedMessage.objects.using(alias).get(pk=pk)
-                    self.names.overlook(there, pk, new.epoch - self.names.epoch(there, row) if not old.token else 0)
 
     def _publish_again(self, before: State, after: State) -> None:
         alias, pk = self._outgoing(before, after)

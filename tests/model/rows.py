@@ -60,10 +60,6 @@ class Names:
         """How often a row was sent anew."""
         return row.epoch - self._epochs.get((database, row.pk), 0)
 
-    def overlook(self, database: int, pk: int, raised: int) -> None:
-        """Take a row for one that was sent anew so many times oftener than it says."""
-        self._epochs[database, pk] -= raised
-
     def message(self, message_id: str) -> int | None:
         """Which message has an id; None where it has none, or several may."""
         return self.ids.index(message_id) if message_id else None
