@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from tests.site import Site, SiteFactory
-from tools.chaos import proof
+from tools.chaos import proof, soak
 from tools.chaos.schedule import BROKER, FAILOVER, KINDS, plan
 
 
@@ -42,6 +42,12 @@ def test_what_strangers_sent_is_what_the_broker_has_confirmed() -> None:
     ledger = "a 0\na 1\na 1\nb 0\nc 0\nc 1"
     assert proof.strangers(ledger) == [("a", 2), ("b", 0), ("c", 1)]
     assert proof.strangers(ledger + "\nd") == [("a", 2), ("b", 0), ("c", 1), ("d", 0)]
+
+
+def test_a_queue_that_rabbitmq_itself_has_broken_is_told_from_a_loss_of_ours() -> None:
+    line = "2026-11-30 13:10:16.856678+00:00 [error] <0.477.0> ** State machine '%2F_{}' terminating"
+    log = "\n".join([line.format("bulk"), "an error of something else terminating", line.format("bulk")])
+    assert soak.crashed_queues(log) == {"bulk": 2}
 
 
 LEDGER = """

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -80,7 +82,21 @@ def run(stage: Stage, seconds: float, kinds: Collection[str], say: Say) -> Resul
     say("No more faults and nothing new: waiting until all is done.")
     _quiet(stage, watch, injector, result)
     _count(stage, result)
+    crashes = crashed_queues(stage.broker_log)
+    if crashes:
+        told = "RabbitMQ's own process crashed of " + ", ".join(f"{name} ({n} times)" for name, n in crashes.items())
+        result.remarks.append(told)
+        result.spoiled = told if any(result.flaws.values()) else ""
     return result
+
+
+def crashed_queues(log: str) -> Counter[str]:
+    """The quorum queues whose process crashed, as RabbitMQ's log has it, and how often each.
+
+    Such a process no longer finds messages in its log that RabbitMQ has confirmed:
+    https://github.com/rabbitmq/rabbitmq-server/issues/12635.
+    """
+    return Counter(re.findall(r"State machine '%2F_([^']+)' terminating", log))
 
 
 class Watch:
@@ -186,7 +202,10 @@ def _quiet(stage: Stage, watch: Watch, injector: Injector, result: Result) -> No
     for place, status in zip(ending, _stop(ending), strict=True):
         if status != 0:
             result.remarks.append(f"{place.name} was told to stop and ended with status {status}")
-    stage.site.manage("consume", "--burst", timeout=120, check=False)
+    try:
+        stage.site.manage("consume", "--burst", timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        result.remarks.append("consume --burst was not done within 120 s")
 
 
 def _stop(places: Collection[Place]) -> list[int | None]:

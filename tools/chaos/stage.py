@@ -128,6 +128,12 @@ class Stage:
         """What the strangers have sent."""
         return self.folder / "strangers.txt"
 
+    @property
+    def broker_log(self) -> str:
+        """What the private node has logged; "" where there is none."""
+        log = self.folder / "rabbitmq" / "rabbitmq.log"
+        return log.read_text(errors="replace") if log.exists() else ""
+
     def place(self, name: str) -> Place:
         """The place of that name."""
         return next(place for place in self.places if place.name == name)
