@@ -103,6 +103,8 @@ class Deaths(threading.Thread):
                 is_recorded = self._processor.record_crash(death.entry, death.error, death.since)
             except DatabaseUnavailable as trouble:
                 self._note(death, str(trouble))
+                if trouble.database != death.entry.database:  # whose own can be consumed from meanwhile
+                    return False
                 self._stopping.wait(PAUSE)
             except Exception:
                 facts = about(death.entry)

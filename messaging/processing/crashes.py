@@ -108,7 +108,8 @@ def came_again(crash: Crash, database: str) -> bool:
     moved = replace(crash, entry=replace(crash.entry, database=database))
     for _ in range(LOOKS):
         try:
-            is_here = crash.rows().filter(key=crash.entry.identity[0]).exists()
+            here = crash.rows().filter(key=crash.entry.identity[0])
+            is_here = crash.station.outages.steadily(crash.entry.database, here.exists)
             if crash.entry.message_id:
                 return _record_moved(moved, is_here=is_here)
             return not is_here and _settle_elsewhere(moved, None)

@@ -16,6 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
 from messaging import Reject, operations
+from messaging.consuming.deaths import Deaths
 from messaging.db.clock import Now
 from messaging.exceptions import DatabaseUnavailable, ProcessDied
 from messaging.handlers import Registry
@@ -675,7 +676,7 @@ def died_before_it_was_recorded(delivery: Arrived) -> Entry:
     """What the ledger has of a message whose process is killed in the old database's handler at its first delivery."""
     killed("processor.handled", lambda: consumer(OLD).process(delivery, nothing))
     envelope = delivery.envelope
-    key, digest, message_id = str(envelope.key), str(envelope.digest), envelope.message_id
+    key, digest, message_id = str(envelope.key or uuid.uuid4()), str(envelope.digest), envelope.message_id
     return Entry("default", "work", key, digest, 1, message_id, OLD, "tests.die", 1_700_000_000.0)
 
 
@@ -706,6 +707,56 @@ def test_a_crash_that_was_counted_counts_once_though_its_handler_moves_back() ->
     assert states() == ["retrying", "superseded"]
     assert back.record_crash(entry, error, since)
     assert row(OLD).attempts == 3
+
+
+@pytest.mark.parametrize("away", BOTH)
+@pytest.mark.parametrize("message_id", ["", None])
+def test_a_crash_waits_for_the_database_that_is_away(
+    message_id: str | None, away: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    since, processor = time.monotonic(), consumer(NEW)
+    entry = died_before_it_was_recorded(arrived(message_id=message_id))
+    gone = Away(monkeypatch, away)
+    try:
+        with pytest.raises(DatabaseUnavailable) as caught:
+            processor.record_crash(entry, ProcessDied("killed by signal 9 (SIGKILL)"), since)
+    finally:
+        gone.end()
+    assert caught.value.database == away
+    assert processor.record_crash(entry, ProcessDied("killed by signal 9 (SIGKILL)"), since)
+    assert row(OLD).attempts == 1
+
+
+def test_a_crash_is_recorded_where_the_connection_to_its_own_database_broke_meanwhile() -> None:
+    if connections[OLD].vendor != "postgresql":
+        pytest.skip("has no server that ends a session")
+    since, processor = time.monotonic(), consumer(NEW)
+    entry = died_before_it_was_recorded(arrived())
+    with connections[OLD].cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    with connections[NEW].cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+    assert processor.record_crash(entry, ProcessDied("killed by signal 9 (SIGKILL)"), since)
+    assert row(OLD).attempts == 1
+
+
+def test_a_death_waits_beside_the_work_for_a_database_that_is_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor, stopping, told = consumer(NEW), threading.Event(), threading.Event()
+    entry = died_before_it_was_recorded(arrived())
+    report = {"entry": entry.to_json(), "error": "ProcessDied", "text": "killed", "since": time.monotonic()}
+    deaths, gone = Deaths([report], processor, told.set, stopping), Away(monkeypatch, NEW)  # for this thread
+    held_up = threading.Timer(20, stopping.set)
+    held_up.start()
+    try:
+        deaths.record()
+        assert not stopping.is_set(), "it kept the work from beginning"
+    finally:
+        held_up.cancel()
+        gone.end()
+    assert told.wait(30)
+    deaths.finish()
+    assert row(OLD).attempts == 1
 
 
 @pytest.mark.mode(64)
