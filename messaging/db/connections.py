@@ -355,17 +355,13 @@ class Outages:
         since = self.up_since.get(database)
         return since is not None and time.monotonic() - since >= lease
 
-    def seen(self, database: str) -> list[tuple[float, float]]:
-        """The outages of a database that are over: seconds since each began, at the earliest, and since it ended."""
-        now = time.monotonic()
-        return [(now - begin, now - end) for begin, end in tuple(self._past.get(database, ()))]
+    def seen(self, database: str) -> list[tuple[float, float, bool]]:
+        """The outages of a database that are over: seconds since each began, at the earliest, and since it ended.
 
-    def before_us(self, database: str) -> float | None:
-        """Seconds since this process began, if that was in an outage of which it cannot know the beginning."""
-        for begin, _end in tuple(self._past.get(database, ()))[:1]:
-            if begin == self._began:
-                return time.monotonic() - begin
-        return None
+        And whether this process saw it begin: otherwise it was begun in the outage.
+        """
+        now, past = time.monotonic(), tuple(self._past.get(database, ()))
+        return [(now - begin, now - end, begin != self._began) for begin, end in past]
 
     def _end(self, database: str, now: float) -> None:
         begin = self._away_since.pop(database, now)

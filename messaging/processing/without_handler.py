@@ -223,17 +223,14 @@ def _was_stopping(database: str, worker: str) -> bool:
 def _lapsed_in_an_outage(station: Station, database: str, row: ProcessedMessage) -> bool:
     """Whether a claim ran out after an outage began that its last renewal did not outlive."""
     lapsed, lease = Q(), station.settings.lease
-    for begin, end in station.outages.seen(database):
-        earliest, latest = Now() - timedelta(seconds=begin), Now() + timedelta(seconds=lease - end)
-        lapsed |= Q(leased_until__gte=earliest, leased_until__lte=latest)
-    began = station.outages.before_us(database)
-    if began is not None:
-        lapsed |= _lapsed_unseen(Now() - timedelta(seconds=began))
+    for begin, end, was_seen in station.outages.seen(database):
+        began, latest = Now() - timedelta(seconds=begin), Now() + timedelta(seconds=lease - end)
+        lapsed |= Q(leased_until__lte=latest) & (Q(leased_until__gte=began) if was_seen else _lapsed_unseen(began))
     return bool(lapsed) and ProcessedMessage.objects.using(database).filter(lapsed, pk=row.pk).exists()
 
 
 def _lapsed_unseen(began: Combinable) -> Q:
-    """That a claim ran out before this process began, which was in an outage, and no worker was seen after it ran out.
+    """That a claim may have run out in an outage in which this process began: no worker was seen in between.
 
     Once for each message: what ends whole machines may look like this, and must not run for ever.
     """
@@ -241,7 +238,7 @@ def _lapsed_unseen(began: Combinable) -> Q:
     excused = AuditRecord.objects.filter(
         kind="processed", message_pk=OuterRef("pk"), action=AuditRecord.INTERRUPTION, reason=AWAY
     )
-    return Q(~Exists(seen), ~Exists(excused), leased_until__lt=began)
+    return Q(~Exists(seen), ~Exists(excused))
 
 
 def record_abandoned(station: Station, database: str, row: ProcessedMessage, handler: Handler | None) -> bool:
