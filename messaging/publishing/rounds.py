@@ -86,7 +86,7 @@ def send_round_again(row: ProcessedMessage) -> PublishedMessage | None:
     if not is_awaited(row) or row.wire is None:
         return None
     unsent = unsent_rounds(row).filter(round=row.round)  # an earlier one would not run
-    if unsent.update(epoch=F("epoch") + 1):
+    if unsent.exists() and unsent.update(epoch=F("epoch") + 1):
         unsent.filter(lease_token__isnull=False).update(due_at=Now(), lease_owner="", lease_token=None)
         return None
     return add_round(row, Now())
