@@ -88,7 +88,8 @@ class ReceivedMessage(Generic[Payload]):
         attempt (int): 1 for the first attempt. It counts every attempt that was started since an operator last
             requeued the message.
         round (int): 1 for the first round, one more per retry or requeue.
-        redelivered (bool): whether the broker says that it delivered the message before.
+        redelivered (bool): whether the message may have run before: the broker says that it delivered it before, or a
+            database went away meanwhile.
         version (int): the version of the payload that the publisher declared, or 1. Reading it raises `PayloadError` if
             the header is not a version.
         cloud_event (CloudEvent | None): the CloudEvent that the message is, with the payload as its data; `None` if it

@@ -144,7 +144,7 @@ class Processor:
             with self.outages.watch(handler.database):
                 return self._settle(work)
         except DatabaseUnavailable:
-            work.redelivered = True  # nobody knows what was committed
+            work.redelivered |= not handler.atomic  # nobody knows whether it was claimed
             raise
         finally:
             if envelope.key is None:  # so that the claim which it may have made is found
