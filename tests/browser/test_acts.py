@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from tests.browser.conftest import Visit
@@ -30,8 +28,13 @@ def reads(visitor: Visitor, text: str) -> None:
 
 def press(visitor: Visitor, name: str) -> None:
     """Follow a link of the tools, or press a button."""
-    button: Any = visitor.page.locator(f"#content input[type=submit][value='{name}'], #content a:text-is('{name}')")
-    button.first.click()
+    follow(visitor, f"#content input[type=submit][value='{name}'], #content a:text-is('{name}')")
+
+
+def follow(visitor: Visitor, selector: str) -> None:
+    """Click on the first that is found, and wait for the page that this leads to: a click alone does not."""
+    with visitor.page.expect_navigation():
+        visitor.page.locator(selector).first.click()
 
 
 def write(visitor: Visitor, routing_key: str) -> None:
@@ -50,7 +53,7 @@ def test_a_message_is_published_fails_and_is_requeued(shop: Site, visit: Visit) 
     reads(visitor, "The broker has confirmed it.")
     wait_until(lambda: shop.states() == {"failed": 1}, deadline=300)
     visitor.go(f"{INCOMING}?state=failed")
-    visitor.page.locator("#result_list tbody tr th a").first.click()
+    follow(visitor, "#result_list tbody tr th a")
     assert "ValueError: The other service is away" in visitor.text()
     (shop.folder / "broken").unlink()
     press(visitor, "Requeue")
@@ -72,7 +75,7 @@ def test_all_that_match_are_requeued_while_a_consumer_is_killed(shop: Site, visi
     visitor.page.check("#action-toggle")
     visitor.page.locator(".actions .question a").click()
     visitor.page.select_option("select[name=action]", "requeue")
-    visitor.page.locator(".actions button[name=index]").click()
+    follow(visitor, ".actions button[name=index]")
     press(visitor, "Requeue")
     assert "It is stored as operation" in visitor.text()
     wait_until(lambda: "requeued" in shop.states() or "processed" in shop.states(), deadline=300)
@@ -89,7 +92,7 @@ def test_a_paused_queue_waits_and_goes_on(shop: Site, visit: Visit) -> None:
     consumer = shop.start("consume")
     wait_until(lambda: shop.value("SELECT COUNT(*) FROM messaging_worker WHERE kind = 'consume'"), deadline=300)
     visitor.go(QUEUES)
-    visitor.page.locator("a.msg-button[href*='queue=work']").click()
+    follow(visitor, "a.msg-button[href*='queue=work']")
     visitor.page.fill("[name=reason]", "a deployment")
     press(visitor, "Pause")
     assert "a deployment" in visitor.text()
@@ -99,7 +102,7 @@ def test_a_paused_queue_waits_and_goes_on(shop: Site, visit: Visit) -> None:
     reads(visitor, "The broker has confirmed it.")
     assert shop.states() == {}
     visitor.go(QUEUES)
-    visitor.page.locator("a.msg-button[href*='resume'][href*='queue=work']").click()
+    follow(visitor, "a.msg-button[href*='resume'][href*='queue=work']")
     press(visitor, "Resume")
     wait_until(lambda: shop.states() == {"processed": 1}, deadline=300)
     assert consumer.returncode is None
