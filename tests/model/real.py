@@ -264,7 +264,8 @@ class Site:
         self._who(before, after).go("look", order="lose the claim's answer")
 
     def _go_on_under_its_claim(self, before: State, after: State) -> None:
-        self._who(before, after).go("admitted")
+        # Where inserting decides who runs, a first delivery inserts before it looks.
+        self._who(before, after).go("admitted", by=("look",))
 
     def _run(self, before: State, after: State) -> None:
         self._who(before, after).go("handler")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.db import connections, transaction
+from django.db import connection, connections, transaction
 from django.db.models import F
 from django.db.models.lookups import In
 
@@ -231,6 +231,8 @@ MUTANTS: list[tuple[Patch, str]] = [
 def test_a_rule_that_is_broken_in_the_code_is_noticed(
     monkeypatch: pytest.MonkeyPatch, patch: Patch, world: str
 ) -> None:
+    if connection.vendor != "sqlite":
+        pytest.skip("what one database shows needs no other, which takes other ways through the model")
     for seed in range(WALKS):
         with monkeypatch.context() as broken:
             patch(broken)
