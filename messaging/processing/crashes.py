@@ -103,7 +103,8 @@ def record_crash(crash: Crash) -> None:
 def came_again(crash: Crash, database: str) -> bool:
     """Whether a message has come again in a database that its handler has moved to; its crash is counted there.
 
-    Raises SetAside while another run of the message keeps its row locked.
+    Raises SetAside while another run of the message keeps its row locked. Raises DatabaseUnavailable where its own
+    database is away.
     """
     moved = replace(crash, entry=replace(crash.entry, database=database))
     for _ in range(LOOKS):
