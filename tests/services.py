@@ -26,7 +26,7 @@ import pytest
 from psycopg import sql
 
 from tests.mariadb import MariaDatabase
-from tools import rabbitmq
+from tools import postgresql, rabbitmq
 from tools.cluster import Cluster
 from tools.janitor import Janitor
 from tools.mariadb import MariaDB
@@ -255,6 +255,15 @@ class Services:
         self._watch()
         assert self._folder is not None
         return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._folder))
+
+
+def need_servers() -> None:
+    """Have the test fail in CI, and skip elsewhere, where RabbitMQ or PostgreSQL is not installed."""
+    try:
+        rabbitmq.find_scripts()
+        postgresql.find_programs()
+    except ServiceMissing as error:
+        missing(error)
 
 
 def missing(error: ServiceMissing) -> None:

@@ -9,9 +9,11 @@ import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 _CHUNK = 65536
 
@@ -198,3 +200,17 @@ class Proxy:
             self._pipes = [other for other in self._pipes if other.source not in (pipe.source, pipe.target)]
         for sock in (pipe.source, pipe.target):
             sock.close()
+
+
+@contextlib.contextmanager
+def before(url: str, port: int) -> Iterator[tuple[Proxy, str]]:
+    """A proxy before a server, and the URL of that server that leads through it.
+
+    Args:
+        url: of the server, with its credentials.
+        port: the server's, where the URL names none.
+    """
+    parts = urlsplit(url)
+    credentials, at, _ = parts.netloc.rpartition("@")
+    with Proxy(parts.hostname or "127.0.0.1", parts.port or port) as proxy:
+        yield proxy, parts._replace(netloc=f"{credentials}{at}127.0.0.1:{proxy.port}").geturl()

@@ -11,21 +11,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ratios import LIMITS, RATIOS
-from tests.services import missing
-from tools import postgresql, rabbitmq
+from tests.services import need_servers
 from tools.environment import ROOT
-from tools.services import ServiceMissing
 
 pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.postgres]
 
 
 @pytest.mark.timeout(900)
 def test_a_quick_run_measures_everything_and_finds_nothing_lost_or_doubled(tmp_path: Path) -> None:
-    try:
-        rabbitmq.find_scripts()
-        postgresql.find_programs()
-    except ServiceMissing as error:
-        missing(error)
+    need_servers()
     environment = os.environ | {"QUICK": "1", "JSON": str(tmp_path / "found.json"), "SVG": str(tmp_path / "found.svg")}
     command = [sys.executable, "-m", "benchmarks"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=880, check=False)

@@ -11,14 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import missing
+from tests.services import need_servers
 from tests.waiting import wait_until
-from tools import postgresql, rabbitmq
 from tools.chaos.schedule import FAILOVER, KINDS, OPERATOR, PROCESSES
 from tools.chaos.stage import Stage
 from tools.environment import ROOT
 from tools.janitor import Janitor
-from tools.services import ServiceMissing
 
 pytestmark = [pytest.mark.chaos, pytest.mark.broker, pytest.mark.postgres]
 
@@ -51,7 +49,7 @@ def test_nothing_is_lost_or_doubled_but_what_a_copy_of_the_database_had_never_re
 
 @pytest.mark.slow
 def test_the_operator_sends_a_purged_round_again_whose_original_was_forgotten() -> None:
-    look_for_servers()
+    need_servers()
     folder, janitor = Path(tempfile.mkdtemp(prefix="messaging-chaos-")), Janitor()
     folder.chmod(0o755)  # PostgreSQL's account must reach its folder below
     janitor.remove(folder)
@@ -79,21 +77,13 @@ def test_the_operator_sends_a_purged_round_again_whose_original_was_forgotten() 
 
 def soak(**environment: str) -> str:
     """What a run says that passed."""
-    look_for_servers()
+    need_servers()
     values = os.environ | {"SEED": "17"} | environment
     command = [sys.executable, "-m", "tools.chaos"]
     done = subprocess.run(command, cwd=ROOT, env=values, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Passed: 0 lost, 0 doubled." in done.stdout
     return done.stdout
-
-
-def look_for_servers() -> None:
-    try:
-        rabbitmq.find_scripts()
-        postgresql.find_programs()
-    except ServiceMissing as error:
-        missing(error)
 
 
 def number(report: str, name: str) -> int:

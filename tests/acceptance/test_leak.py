@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import missing
-from tools import postgresql, rabbitmq
+from tests.services import need_servers
 from tools.environment import ROOT
-from tools.services import ServiceMissing
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,11 +22,7 @@ pytestmark = [
 
 @pytest.mark.timeout(600)
 def test_a_consumer_that_has_handled_many_messages_takes_no_more_memory_than_before() -> None:
-    try:
-        rabbitmq.find_scripts()
-        postgresql.find_programs()
-    except ServiceMissing as error:
-        missing(error)
+    need_servers()
     environment = os.environ | {"MESSAGES": "20000"}
     command = [sys.executable, "-m", "benchmarks.leak"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580, check=False)

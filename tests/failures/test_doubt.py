@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 import pytest
 
 from tests.failures.deeds import settled
-from tests.site import Site, SiteFactory
-from tools.proxy import Proxy
+from tests.site import SiteFactory
+from tools.proxy import before
 
 pytestmark = pytest.mark.broker
 
@@ -61,22 +58,13 @@ FROM messaging_processedmessage WHERE queue <> 'follow'
 EFFECTS = "SELECT key, value, COUNT(*) FROM app_effect GROUP BY key, value"
 
 
-@contextmanager
-def proxied(site: Site) -> Iterator[tuple[Proxy, dict[str, str]]]:
-    """A proxy before a site's database, and the environment of a process that is to go through it."""
-    url = urlsplit(site.database_url)
-    with Proxy(url.hostname or "", url.port or 5432) as proxy:
-        through = url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{proxy.port}")
-        yield proxy, {"DATABASE_URL": through.geturl()}
-
-
 @pytest.mark.mode(70)
 @pytest.mark.parametrize("concurrency", [len(CASES), pytest.param(1, marks=pytest.mark.slow)])
 def test_a_commit_whose_answer_is_lost_counts_as_what_it_was(site: SiteFactory, concurrency: int) -> None:
     doing = site("postgres", handlers=HANDLERS, options={"LEASE": LEASE})
-    with proxied(doing) as (proxy, through):
+    with before(doing.database_url, 5432) as (proxy, through):
         lost = {name: proxy.lose_commit(*map(str.encode, case[0])) for name, case in CASES.items()}
-        running = doing.start("consume", "--no-relay", f"--concurrency={concurrency}", env=through)
+        running = doing.start("consume", "--no-relay", f"--concurrency={concurrency}", env={"DATABASE_URL": through})
         running.wait_for_output("Connected to")
         relay = doing.start("relay")
         lines = [f'publish("{name}.a", {{}}, message_id="{name}-id")' for name in CASES]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -13,7 +12,7 @@ from tests.services import Database
 from tests.site import Running, Site, SiteFactory
 from tests.waiting import wait_until
 from tools.postgresql import PostgreSQL
-from tools.proxy import Proxy
+from tools.proxy import before
 
 pytestmark = pytest.mark.broker
 
@@ -201,9 +200,7 @@ def act_only(message):
 @pytest.mark.slow
 def test_a_database_that_hangs_keeps_no_other_ones_claims_from_being_renewed(site: SiteFactory) -> None:
     far = site("postgres")
-    url = urlsplit(far.database_url)
-    with Proxy(url.hostname or "", url.port or 5432) as proxy:
-        address = url._replace(netloc=url.netloc.replace(f":{url.port}", f":{proxy.port}")).geturl()
+    with before(far.database_url, 5432) as (proxy, address):
         doing = site(
             "postgres",
             handlers=HANDLERS + ELSEWHERE,

@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import pika
 
 from tests.site import Site
 from tests.waiting import wait_until
-from tools.proxy import Proxy
+from tools.proxy import Proxy, before
 
 HANDLERS = """
 from messaging import handler
@@ -114,7 +113,5 @@ def take_all(url: str, queue: str) -> list[bytes]:
 @contextmanager
 def proxied(site: Site) -> Iterator[tuple[Proxy, dict[str, str]]]:
     """A proxy in front of a site's broker, and the environment of a process that is to go through it."""
-    url = urlsplit(site.broker_url)
-    with Proxy(url.hostname or "localhost", url.port or 5672) as proxy:
-        through = url._replace(netloc=f"{url.username}:{url.password}@127.0.0.1:{proxy.port}")
-        yield proxy, {"MESSAGING_URL": through.geturl()}
+    with before(site.broker_url, 5672) as (proxy, through):
+        yield proxy, {"MESSAGING_URL": through}

@@ -24,7 +24,7 @@ from tools.chaos.schedule import FAILOVER
 from tools.commands import Commands
 from tools.janitor import Janitor
 from tools.postgresql import PostgreSQL
-from tools.proxy import Proxy
+from tools.proxy import Proxy, before
 from tools.rabbitmq import RabbitMQ, add_vhost, delete_vhost
 
 DATABASES = {"default": "chaos", "second": "chaos_second"}
@@ -349,11 +349,8 @@ class Stage:
             yield self.site.env | databases | {"MESSAGING_URL": broker}
 
     def _behind_proxy(self, name: str, url: str) -> str:
-        parts = urlsplit(url)
-        proxy = self._ending.enter_context(Proxy(parts.hostname or "127.0.0.1", parts.port or 5672))
-        self.proxies[name] = proxy
-        credentials = parts.netloc.rpartition("@")[0]
-        return parts._replace(netloc=f"{credentials}@127.0.0.1:{proxy.port}").geturl()
+        self.proxies[name], through = self._ending.enter_context(before(url, 5672))
+        return through
 
 
 def _list(keys: Collection[str]) -> str:
