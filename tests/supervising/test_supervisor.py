@@ -43,7 +43,10 @@ def order():
 def report(**facts):
     control.sendall(json.dumps(facts).encode() + b"\\n")
 def note(name, text=""):
-    (folder / f"{name}.{role['index']}.{os.getpid()}").write_text(text)
+    whole = folder / f"{name}.{role['index']}.{os.getpid()}"
+    begun = whole.with_name(f".{whole.name}")  # not found under its name before all of it is written
+    begun.write_text(text)
+    begun.replace(whole)
 def entry(**values):
     defaults = dict(alias="default", queue="q", key="k", digest="d", round=1, message_id="m", database="default",
         handler="shop.bill", started=time.time())
@@ -101,7 +104,7 @@ class Supervised:
         return self.pids(name, index)
 
     def crashed(self, index: int = 0) -> list[list[dict[str, str]]]:
-        return [json.loads(path.read_text() or "[]") for path in self.notes("crashed", index)]
+        return [json.loads(path.read_text()) for path in self.notes("crashed", index)]
 
     def output(self) -> str:
         return self.log.read_text()
