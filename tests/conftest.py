@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -20,6 +20,7 @@ from tests.settings import TEST_DB
 from tests.site import SiteFactory
 from tools.cluster import Cluster
 from tools.mariadb import MariaDB
+from tools.pgbouncer import PgBouncer
 from tools.postgresql import PostgreSQL
 from tools.rabbitmq import RabbitMQ
 from tools.services import ServiceMissing
@@ -220,6 +221,28 @@ def own_postgres(_own_postgres: PostgreSQL) -> PostgreSQL:
     if not _own_postgres.is_running:
         _own_postgres.start()
     return _own_postgres
+
+
+@pytest.fixture
+def own_services() -> Iterator[Services]:
+    """Services that this test alone uses, which end with it."""
+    own = Services()
+    yield own
+    own.close()
+
+
+@pytest.fixture
+def pgbouncer(own_services: Services) -> Callable[[str], PgBouncer]:
+    """Starts a PgBouncer before the PostgreSQL server of a URL."""
+
+    def start(server: str) -> PgBouncer:
+        try:
+            return own_services.pgbouncer(server)
+        except ServiceMissing as error:
+            missing(error)
+            raise
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.services import Database
 from tests.site import Running, Site, SiteFactory
 from tests.waiting import wait_until
 from tools.mariadb import MariaDB
+from tools.pgbouncer import PgBouncer
 from tools.postgresql import PostgreSQL
 
 HANDLERS = """
@@ -104,12 +106,16 @@ def test_a_frozen_consumers_messages_go_to_another_and_it_does_no_harm_when_it_w
 
 
 @pytest.mark.postgres
+@pytest.mark.parametrize("pooler", [False, pytest.param(True, marks=pytest.mark.slow, id="PgBouncer")])
 def test_what_a_frozen_consumer_keeps_from_the_others_is_theirs_once_its_handlers_timeout_is_over(
-    site: SiteFactory,
+    site: SiteFactory, request: pytest.FixtureRequest, pooler: bool
 ) -> None:
     brief = "from messaging.processing import execution\nexecution.MARGIN = 1.0\n"
     timed = brief + HANDLERS.replace("backoff=0.1", "backoff=0.1, timeout=5")
     made = site("postgres", handlers=timed, broker="database://", options={"LEASE": 1})
+    if pooler:
+        pgbouncer: Callable[[str], PgBouncer] = request.getfixturevalue("pgbouncer")
+        made.env["DATABASE_URL"] = pgbouncer(made.database_url).url_of(made.database_url)
     frozen = start_held(made, 1)
     freeze(made, frozen)
     (made.folder / "hold").unlink()

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.hosts.host import HostFactory
-from tests.services import Services
 
 
 @pytest.fixture(scope="session")
@@ -26,11 +25,3 @@ def host(_hosts: HostFactory) -> Iterator[HostFactory]:
     """`host("wagtail", "wagtail", "start", "mysite", ".")`: a project of others; see `HostFactory.__call__`."""
     yield _hosts
     _hosts.end()
-
-
-@pytest.fixture
-def own_services() -> Iterator[Services]:
-    """Services that this test alone uses, which end with it."""
-    services = Services()
-    yield services
-    services.close()

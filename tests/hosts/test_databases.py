@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from uuid import uuid4
 
 import psycopg
@@ -9,9 +10,9 @@ import pytest
 
 from tests.docs.blocks import find
 from tests.hosts.host import HostFactory, settings_of, tell_the_story
-from tests.services import Database, Services, missing
+from tests.services import Database, Services
+from tools.pgbouncer import PgBouncer
 from tools.postgresql import PostgreSQL
-from tools.services import ServiceMissing
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres]
 
@@ -82,15 +83,10 @@ def test_a_replica_that_lags_behind_a_router(
     assert found == (0,), "it did lag"
 
 
-def test_pgbouncer_in_transaction_mode(host: HostFactory, own_services: Services) -> None:
+def test_pgbouncer_in_transaction_mode(host: HostFactory, pgbouncer: Callable[[str], PgBouncer]) -> None:
     direct = host.database()
-    try:
-        pooler = own_services.pgbouncer(direct)
-    except ServiceMissing as error:
-        missing(error)
-        raise
     site = host()
-    site.install(database=pooler.url_of(direct))
+    site.install(database=pgbouncer(direct).url_of(direct))
     site.add('DATABASES["default"]["DISABLE_SERVER_SIDE_CURSORS"] = True\n')
     site.env["DATABASE_URL"] = direct
     site.manage("migrate", "--verbosity=0")
