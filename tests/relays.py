@@ -62,7 +62,7 @@ def relaying(count: int = 1, **options: Any) -> Iterator[list[Relay]]:
         for relay in relays:
             relay.wake()
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
         assert not any(thread.is_alive() for thread in threads)
 
 

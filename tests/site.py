@@ -21,7 +21,7 @@ import psycopg
 from tests.inside import Loaded
 from tests.mariadb import MariaDatabase
 from tests.services import Broker, Database
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 from tools.commands import Commands, command
 from tools.environment import ROOT
 from tools.janitor import Janitor
@@ -78,7 +78,7 @@ class Running:
         """Its exit status; negative for a signal, None while it runs."""
         return self._process.poll()
 
-    def wait_for_output(self, pattern: str, deadline: float = 60.0) -> re.Match[str]:
+    def wait_for_output(self, pattern: str, deadline: float = DEADLINE) -> re.Match[str]:
         """Wait up to `deadline` seconds until its output matches a regular expression."""
 
         def look() -> re.Match[str] | None:
@@ -94,7 +94,7 @@ class Running:
         assert found is not None
         return found
 
-    def wait(self, deadline: float = 60.0) -> int:
+    def wait(self, deadline: float = DEADLINE) -> int:
         """Wait up to `deadline` seconds for its end and return its exit status."""
         try:
             return self._process.wait(deadline)
@@ -105,7 +105,7 @@ class Running:
         """Send a signal to the process itself, not to its children."""
         self._process.send_signal(number)
 
-    def stop(self, deadline: float = 60.0) -> int:
+    def stop(self, deadline: float = DEADLINE) -> int:
         """Send SIGTERM, wait up to `deadline` seconds for its end, and return its exit status."""
         self.signal(signal.SIGTERM)
         return self.wait(deadline)

@@ -147,5 +147,5 @@ def send_one(relay: Relay, tracer: Tracer) -> None:
             row = publish("effects.house", {"text": "hello"})
         while PublishedMessage.objects.get(pk=row.pk).state != "published":
             relay.run_once(timeout=0.05)
-        wait_until(lambda: "ack_frame" in tracer.called, deadline=10, interval=0.005)
+        wait_until(lambda: "ack_frame" in tracer.called, interval=0.005)
     assert Effect.objects.filter(key=row.message_id).exists()

@@ -167,14 +167,14 @@ def elsewhere(act: Callable[[], object]) -> Iterator[None]:
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert done.wait(30)
+        assert done.wait(120)
         with connection.cursor() as cursor:
             setting = "lock_timeout = '2s'" if connection.vendor == "postgresql" else "innodb_lock_wait_timeout = 2"
             cursor.execute(f"SET {setting}")
         yield
     finally:
         end.set()
-        thread.join(30)
+        thread.join(120)
         connection.close()
 
 

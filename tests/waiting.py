@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+DEADLINE = 180.0  # seconds: a machine that stands still for a while fails no test
 
 
-def wait_until(predicate: Callable[[], T], *, deadline: float = 60.0, interval: float = 0.05, what: str = "") -> T:
+def wait_until(predicate: Callable[[], T], *, deadline: float = DEADLINE, interval: float = 0.05, what: str = "") -> T:
     """Call `predicate` until it returns something true, and return that.
 
     Args:

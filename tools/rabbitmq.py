@@ -279,7 +279,7 @@ def call_api(base: str, method: str, path: str, body: object = None) -> Any:
     request.add_header("Authorization", "Basic " + b64encode(credentials.encode()).decode())
     request.add_header("Content-Type", "application/json")
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             text = answer.read()
     except urllib.error.HTTPError as error:
         with error:

@@ -80,7 +80,7 @@ class Terminal:
             assert self.process.poll() is None, self.output
             return re.search(pattern, self.output)
 
-        found = wait_until(look, deadline=90, what=f"{pattern!r} in {self.log}")
+        found = wait_until(look, what=f"{pattern!r} in {self.log}")
         assert found is not None
         return found[1]
 
@@ -104,7 +104,7 @@ class Terminal:
         """Send a signal, wait for the end of the runner, and return its exit status."""
         self.process.send_signal(number)
         try:
-            return self.process.wait(60)
+            return self.process.wait(180)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"Signal {number} did not end it:\n{self.output}") from None
 

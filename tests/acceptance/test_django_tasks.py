@@ -112,7 +112,7 @@ def test_a_task_whose_process_is_killed_runs_again_and_has_one_effect(made: Site
     ids = enqueue(made, "once deadly-one", "repeatable deadly-two", "once calm", "asynchronous fine")
     assert set(results(made, ids)["once calm"][:1]) == {"READY"}
     consumer = made.start("consume", "--concurrency=1")
-    wait_until(lambda: made.states().get("processed") == 4, deadline=180, what="all tasks to be processed")
+    wait_until(lambda: made.states().get("processed") == 4, what="all tasks to be processed")
     assert consumer.stop() == 0
     found = results(made, ids)
     assert found.pop("once calm")[0] == "SUCCESSFUL"  # it may have run beside one that killed its process
@@ -135,7 +135,7 @@ def test_killed_between_a_tasks_end_and_its_acknowledgement_it_has_one_effect_an
     ids = enqueue(made, name)
     armed = {"MESSAGING_KILL_AT": point, "MESSAGING_KILL_FILE": str(marker)}
     consumer = made.start("consume", "--concurrency=1", env=armed)
-    wait_until(lambda: not marker.exists() and made.states() == {"processed": 1}, deadline=180)
+    wait_until(lambda: not marker.exists() and made.states() == {"processed": 1})
     assert consumer.stop() == 0
     [status, _, value, _] = results(made, ids)[name]
     assert (status, value["key"]) == ("SUCCESSFUL", "calm")

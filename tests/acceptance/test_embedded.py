@@ -42,7 +42,7 @@ def start_held(site: Site, count: int) -> Running:
     (site.folder / "hold").touch()
     consumer = site.start("consume", "--concurrency", "1")
     site.run(PUBLISH.format(count))
-    wait_until((site.folder / "started").exists, deadline=60)
+    wait_until((site.folder / "started").exists)
     held = "SELECT COUNT(*) FROM messaging_embeddedmessage WHERE holder_id IS NOT NULL"
     wait_until(lambda: site.value(held) == count, what="all messages to be taken")
     return consumer
@@ -79,7 +79,7 @@ def test_a_killed_consumers_messages_go_to_another_at_once(site: SiteFactory, ev
     (made.folder / "hold").unlink()
     consumer = made.start("consume")
     # Long before the lease of ten minutes ends: the process is known to be gone.
-    wait_until(lambda: made.states() == {"processed": 5}, deadline=60)
+    wait_until(lambda: made.states() == {"processed": 5})
     assert effects(made) == (5, 5)
     assert consumer.stop() == 0
 
@@ -94,9 +94,9 @@ def test_a_frozen_consumers_messages_go_to_another_and_it_does_no_harm_when_it_w
     consumer = made.start("consume")
     # Where the frozen handler's transaction has its record already, the copy of that message waits for it.
     count = 5 if every_db == "sqlite" else 4
-    wait_until(lambda: made.states() == {"processed": count}, deadline=60)
+    wait_until(lambda: made.states() == {"processed": count})
     os.killpg(frozen.pid, signal.SIGCONT)
-    wait_until(lambda: made.states() == {"processed": 5}, deadline=60)
+    wait_until(lambda: made.states() == {"processed": 5})
     frozen.wait_for_output("gave this consumer up")
     frozen.wait_for_output("Connected to .* again")
     wait_until(lambda: made.value("SELECT COUNT(*) FROM messaging_embeddedmessage") == 0)
@@ -123,7 +123,7 @@ def test_what_a_frozen_consumer_keeps_from_the_others_is_theirs_once_its_handler
     waits = "%waits for another process''s transaction: 1 message"
     status = f"SELECT COUNT(*) FROM messaging_worker WHERE status LIKE '{waits}'"
     wait_until(lambda: made.value(status) == 1 or made.states(), what="the other to say what it waits for")
-    wait_until(lambda: made.states() == {"processed": 1}, deadline=60)
+    wait_until(lambda: made.states() == {"processed": 1})
     os.killpg(frozen.pid, signal.SIGCONT)
     frozen.wait_for_output("gave this consumer up|longer than its timeout")
     wait_until(lambda: made.value("SELECT COUNT(*) FROM messaging_embeddedmessage") == 0)
@@ -168,7 +168,7 @@ def stop_for_a_while(made: Site, server: PostgreSQL | MariaDB) -> None:
     (made.folder / "hold").unlink()
     consumer.wait_for_output("cannot be used .*: consumption pauses")
     server.start()
-    wait_until(lambda: made.states() == {"processed": 5}, deadline=60)
+    wait_until(lambda: made.states() == {"processed": 5})
     assert effects(made) == (5, 5)
     assert consumer.stop() == 0
     assert "Traceback" not in consumer.output
@@ -183,7 +183,7 @@ def test_a_consumer_does_not_starve_where_the_site_uses_djangos_connection_pool(
     consumer = made.start("consume", env={"DJANGO_SETTINGS_MODULE": "pooled"})
     consumer.wait_for_output("Connected")
     made.run(PUBLISH.format(5))
-    wait_until(lambda: made.states() == {"processed": 5}, deadline=60)
+    wait_until(lambda: made.states() == {"processed": 5})
     assert consumer.stop() == 0
     assert "couldn't get a connection" not in consumer.output
 

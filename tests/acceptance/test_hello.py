@@ -7,7 +7,7 @@ import pytest
 from tests.acceptance.clients import declare, depth, publish_hello
 from tests.services import Broker
 from tests.site import Running, Site, SiteFactory
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 from tools.rabbitmq import RabbitMQ
 
 pytestmark = pytest.mark.broker
@@ -44,7 +44,7 @@ def effects(site: Site) -> int:
     return int(site.value("SELECT COUNT(*) FROM app_effect"))
 
 
-def wait_for_states(site: Site, *states: dict[str, int], deadline: float = 60) -> None:
+def wait_for_states(site: Site, *states: dict[str, int], deadline: float = DEADLINE) -> None:
     wait_until(lambda: site.states() in states, deadline=deadline, what=f"{states} in the inbox")
 
 

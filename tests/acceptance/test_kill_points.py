@@ -100,7 +100,7 @@ def settle(site: Site, consumer: Running) -> None:
             and site.value("SELECT COUNT(*) FROM messaging_embeddedmessage") == 0  # second copies are consumed as well
         )
 
-    wait_until(is_settled, deadline=60, what="every row published and processed, and the embedded queues empty")
+    wait_until(is_settled, what="every row published and processed, and the embedded queues empty")
     assert consumer.stop() == 0
 
 
@@ -133,11 +133,9 @@ def kill_the_consumer(steps: Site, point: str, routing_key: str) -> None:
     consumer = steps.start("consume", "--concurrency", "1", env=env)
     consumer.wait_for_output("Consuming")
     steps.run(PUBLISH.format(routing_key))
-    wait_until(lambda: not marker.exists(), deadline=60, what=f"{point} to be passed")
+    wait_until(lambda: not marker.exists(), what=f"{point} to be passed")
     followers = 1 if routing_key.startswith("steps") else 0
-    wait_until(
-        lambda: steps.states().get("processed") == 1 + followers, deadline=60, what="the messages to be processed"
-    )
+    wait_until(lambda: steps.states().get("processed") == 1 + followers, what="the messages to be processed")
     settle(steps, consumer)
     found = steps.sql("SELECT value, COUNT(*) FROM app_effect GROUP BY value ORDER BY value")
     assert found == [("next", 1), (routing_key, 1)][1 - followers :]
@@ -165,14 +163,14 @@ def test_killed_after_the_commit_it_is_published_later(steps: Site) -> None:
     assert (killed.returncode, marker.exists()) == (-9, False)
     assert steps.states("published") == {"pending": 1}
     consumer = steps.start("consume")
-    wait_until(lambda: steps.states() == {"processed": 2}, deadline=60, what="both messages")
+    wait_until(lambda: steps.states() == {"processed": 2}, what="both messages")
     settle(steps, consumer)
 
 
 def test_killed_while_requeueing_nothing_is_half_done(steps: Site) -> None:
     consumer = steps.start("consume")
     steps.run(PUBLISH.format("doomed.work"))
-    wait_until(lambda: steps.states() == {"failed": 1}, deadline=60, what="the failure")
+    wait_until(lambda: steps.states() == {"failed": 1}, what="the failure")
     steps.run('from tests.app.models import Effect; Effect.objects.create(key="k", value="cure")')
     env, marker = armed(steps, "operations.requeued")
     killed = steps.manage("requeue_messages", "--queue", "doomed", check=False, env=env)
@@ -181,7 +179,7 @@ def test_killed_while_requeueing_nothing_is_half_done(steps: Site) -> None:
     assert steps.states("published") == {"published": 1}
     assert steps.value("SELECT COUNT(*) FROM messaging_auditrecord") == 0
     steps.manage("requeue_messages", "--queue", "doomed")
-    wait_until(lambda: steps.states() == {"processed": 1}, deadline=60, what="the requeued message")
+    wait_until(lambda: steps.states() == {"processed": 1}, what="the requeued message")
     settle(steps, consumer)
     assert steps.value("SELECT COUNT(*) FROM app_effect WHERE value = 'doomed.work'") == 1
 
@@ -196,7 +194,7 @@ operations.edit(rows, Edit("another", {}, (), rows.get().round), operations.Oper
 def test_killed_while_editing_there_is_no_copy_and_later_exactly_one(steps: Site) -> None:
     consumer = steps.start("consume")
     steps.run(PUBLISH.format("doomed.work"))
-    wait_until(lambda: steps.states() == {"failed": 1}, deadline=60, what="the failure")
+    wait_until(lambda: steps.states() == {"failed": 1}, what="the failure")
     steps.run('from tests.app.models import Effect; Effect.objects.create(key="k", value="cure")')
     env, marker = armed(steps, "operations.requeued")
     killed = steps.manage("shell", "-c", EDIT, check=False, env=env)
@@ -204,7 +202,7 @@ def test_killed_while_editing_there_is_no_copy_and_later_exactly_one(steps: Site
     assert steps.states() == {"failed": 1}
     assert steps.states("published") == {"published": 1}
     steps.manage("shell", "-c", EDIT)
-    wait_until(lambda: steps.states() == {"superseded": 1, "processed": 1}, deadline=60, what="the copy")
+    wait_until(lambda: steps.states() == {"superseded": 1, "processed": 1}, what="the copy")
     assert consumer.stop() == 0
     assert steps.value("SELECT COUNT(*) FROM app_effect WHERE value = 'doomed.work'") == 1
     assert steps.value("SELECT body FROM messaging_processedmessage WHERE state = 'processed'") == "another"

@@ -82,7 +82,7 @@ def test_the_sums_of_all_processes_are_what_the_tables_hold(
         return {family.name: sum(one.sum(family.sample) for one in scrapes) for family in names.COUNTED[:7]}
 
     rows = told_by(own)
-    wait_until(lambda: total(read()) == rows, deadline=60, what=f"{rows}; {[total([one]) for one in read()]}")
+    wait_until(lambda: total(read()) == rows, what=f"{rows}; {[total([one]) for one in read()]}")
     scrapes = read()
     processed = rows[names.PROCESSED.name]
     for family in (names.DURATION, names.CRITICAL):

@@ -99,12 +99,12 @@ def test_a_worker_runs_what_was_asked_for_and_stores_what_came_of_it(
 def test_whose_worker_is_killed_ends_with_it_says_so_and_is_not_run_again(stage: Site) -> None:
     ask(stage, "stage.endless")
     worker = stage.start("shell", "-c", PATIENT)  # so that nothing else ends the process meanwhile
-    found = wait_until(lambda: list(stage.folder.rglob("runs")), deadline=60, what="the handler's beginning")
+    found = wait_until(lambda: list(stage.folder.rglob("runs")), what="the handler's beginning")
     runs = found[0]
     wait_until(lambda: runs.read_text().endswith("\n"), what="its process id")
     worker.kill_process()
     pid = int(runs.read_text())
-    wait_until(lambda: not _lives(pid), deadline=60, what="the end of the rehearsal's process")
+    wait_until(lambda: not _lives(pid), what="the end of the rehearsal's process")
     assert stage.sql("SELECT state FROM messaging_rehearsal") == [("running",)]
     assert "rehearsal" not in stage.manage("run_operations").stdout, "its claim may live"
     stage.run("from messaging.models import Rehearsal; Rehearsal.objects.update(leased_until='2020-01-01T00:00Z')")
@@ -120,7 +120,7 @@ def test_a_consumer_or_a_relay_runs_it_by_itself(stage: Site, command: str) -> N
     ask(stage, "stage.good")
     worker = stage.start(command)
     ended = "SELECT state FROM messaging_rehearsal WHERE ended_at IS NOT NULL"
-    wait_until(lambda: stage.sql(ended), deadline=120, what="its end")
+    wait_until(lambda: stage.sql(ended), what="its end")
     assert stage.sql(ended) == [("succeeded",)]
     assert worker.stop() == 0
     unchanged(stage)

@@ -116,7 +116,7 @@ def failures(site: Site) -> list[tuple[str, str, int]]:
 def wait_for(question: Callable[[Site], object], site: Site, answer: object) -> None:
     """Wait until a question about a site has this answer, and show the last one if it never does."""
     with contextlib.suppress(AssertionError):
-        wait_until(lambda: question(site) == answer, deadline=60)
+        wait_until(lambda: question(site) == answer)
     assert question(site) == answer
 
 

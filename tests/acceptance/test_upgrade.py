@@ -247,7 +247,7 @@ def test_nothing_is_lost_or_doubled_while_the_release_before_runs_beside_this_on
     running = [releases[name].start(*command) for name, command in programs]
     kill_each(releases, programs, running)
     for one in running[4:]:
-        assert one.wait(60) == 0, one.output
+        assert one.wait(180) == 0, one.output
     settle(site, "failed")
     (site.folder / "cure").touch()
     for name, other in OTHERS.items():
@@ -289,7 +289,7 @@ def test_a_supervisor_of_the_release_before_goes_on_with_this_one(releases: dict
     shutil.rmtree(site.root / "messaging")
     shutil.copytree(ROOT / "messaging", site.root / "messaging")
     releases["new"].shell("from messaging import publish\npublish('killer.one', {'key': 'killer'})")
-    wait_until(lambda: site.states() == {"processed": 1}, deadline=60, what="the message that kills")
+    wait_until(lambda: site.states() == {"processed": 1}, what="the message that kills")
     assert site.sql("SELECT number, crashed FROM messaging_attempt") == [(1, True)]
     assert site.value("SELECT COUNT(*) FROM app_effect") == 1
     assert supervisor.stop() == 0
@@ -390,7 +390,7 @@ def test_rows_of_every_state_that_the_release_before_wrote_can_be_read_and_acted
     old.manage("relay", "--burst")
     consumer = old.start("consume", "--no-relay")
     received = {"processed": 2, "retrying": 1, "failed": 3, "processing": 1}
-    wait_until(lambda: site.states() == received, deadline=60, what="what was published to be received")
+    wait_until(lambda: site.states() == received, what="what was published to be received")
     followed = "SELECT COUNT(*) FROM messaging_publishedmessage WHERE routing_key = 'plain.after'"
     wait_until(lambda: site.value(followed) == 1, what="the job to have published")
     consumer.kill()
@@ -424,7 +424,7 @@ def kill_each(releases: dict[str, Site], programs: list[tuple[str, tuple[str, ..
 def settle(site: Site, *states: str) -> None:
     """Wait until nothing is under way any more, in the tables or at the embedded broker; ended in `states` is ended."""
     try:
-        wait_until(lambda: not under_way(site, *states), deadline=90)
+        wait_until(lambda: not under_way(site, *states))
     except AssertionError as error:
         raise AssertionError(f"{error} Under way: {under_way(site, *states)}") from None
 

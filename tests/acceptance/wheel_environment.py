@@ -17,7 +17,9 @@ from tests.site import ROOT
 from tools.environment import UNREACHABLE
 from tools.services import ServiceMissing
 
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "var", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", "var", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"
+)
 
 STATES = """
 from messaging.models import ProcessedMessage, PublishedMessage
@@ -109,7 +111,7 @@ class Environment:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=500,
             check=False,
         )
 
@@ -136,7 +138,7 @@ def build(shared: Path) -> Path:
         if is_wanted:
             copy = shutil.copytree(ROOT, folder / "source", ignore=LEFT_OUT)
             command = [sys.executable, "-m", "build", "--outdir", str(folder), str(copy)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
             if done.returncode:
                 no_network(done.stdout + done.stderr)
             assert done.returncode == 0, done.stdout + done.stderr

@@ -62,6 +62,7 @@ def test_a_message_knows_the_transaction_that_keeps_it(row: Any, other: Any) -> 
 def test_long_transactions_are_listed_with_who_waits_for_them(
     row: Any, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(holders, "LONG", 3600)
     assert holders.long_ones() == []
     monkeypatch.setattr(holders, "LONG", 0)
     with closing(connection.copy()) as third:

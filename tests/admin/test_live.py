@@ -24,7 +24,7 @@ from tests.relays import Desk, relaying, state_is
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db
-LATER = timezone.now() + timedelta(hours=6)
+LATER = timezone.now() + timedelta(days=2)
 rows = PublishedMessage.objects
 
 

@@ -99,7 +99,7 @@ def test_a_consumer_says_soon_that_it_has_heard_and_still_after_a_restart(
         processor = Processor("default", "worker-1", handlers=Registry())
         keeper = Housekeeper("worker-1", ("billing",), processor, str, lambda: False, nothing, nothing)
         keeper.start()
-        assert keeper.has_looked.wait(30)
+        assert keeper.has_looked.wait(120)
         return keeper
 
     keeper = start()

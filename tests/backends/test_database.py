@@ -391,7 +391,7 @@ def test_messages_that_expire_in_crowds_are_seen_to_without_a_pause_between(
     receiver = backend.receiver(deliveries.on_delivery, deliveries.on_change)
     receiver.open()
     dead = f"{queue}.dead"
-    wait_until(lambda: backend.depths([dead])[0].ready == count, deadline=60, what="all to become dead letters")
+    wait_until(lambda: backend.depths([dead])[0].ready == count, what="all to become dead letters")
     receiver.close()
 
 

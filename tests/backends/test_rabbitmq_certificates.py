@@ -41,7 +41,7 @@ def port(authority: Authority) -> Iterator[int]:
         thread.start()
         yield listener.getsockname()[1]
         listener.shutdown(socket.SHUT_RDWR)
-        thread.join(30)
+        thread.join(120)
 
 
 def test_both_certificates_are_seen_before_they_end(authority: Authority, port: int, settings: Any) -> None:

@@ -13,7 +13,7 @@ from messaging.backends.allowance import Allowance
 from messaging.backends.base import Delivery, Fate, Outgoing, Sender, SendOutcome
 from messaging.wire.properties import Properties
 from tests.services import Broker
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 
 
 def unique(what: str) -> str:
@@ -30,7 +30,7 @@ def message(queue: str, body: bytes = b"body", **changes: Any) -> Outgoing:
     return Outgoing(uuid4().hex, exchange, key, properties, body, mandatory)
 
 
-def fates(sender: Sender, messages: list[Outgoing], deadline: float = 60.0) -> dict[str, SendOutcome]:
+def fates(sender: Sender, messages: list[Outgoing], deadline: float = DEADLINE) -> dict[str, SendOutcome]:
     """Wait for the outcome of each message, and that there is one only, by token."""
     found: dict[str, SendOutcome] = {}
     end = time.monotonic() + deadline
@@ -99,7 +99,7 @@ class Deliveries:
     def on_change(self) -> None:
         self.changes += 1
 
-    def wait(self, count: int, deadline: float = 60.0) -> list[Delivery]:
+    def wait(self, count: int, deadline: float = DEADLINE) -> list[Delivery]:
         """Wait until `count` deliveries have come."""
         wait_until(lambda: len(self.all) >= count, deadline=deadline, what=f"{count} deliveries")
         return list(self.all)

@@ -28,7 +28,7 @@ from messaging.wire.properties import Properties
 from tests.deliveries import Parcel
 from tests.services import Database
 from tests.site import ROOT, Running, Site, SiteFactory
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 from tools.postgresql import PostgreSQL
 from tools.rabbitmq import RabbitMQ
 
@@ -123,7 +123,7 @@ def consume(site: Site, *arguments: str) -> Running:
     return running
 
 
-def started(site: Site, name: str, count: int = 1, deadline: float = 60.0) -> None:
+def started(site: Site, name: str, count: int = 1, deadline: float = DEADLINE) -> None:
     wait_until(lambda: len(list(site.folder.glob(f"started-{name}.*"))) >= count, deadline=deadline, what=name)
 
 
@@ -238,7 +238,7 @@ def test_killers_are_counted_and_retried(
     site = make_site(db=any_db)
     running = consume(site, queue)
     publish(site, (f"{queue}.a", {"do": do}))
-    wait_until(lambda: has_processed(site, 1), deadline=60, what=running.output)
+    wait_until(lambda: has_processed(site, 1), what=running.output)
     (attempt,) = site.sql("SELECT exception_type, exception_message FROM messaging_attempt")
     assert error in attempt[0]
     assert text in attempt[1]
@@ -255,7 +255,7 @@ def test_a_killer_leaves_nothing_behind_whoever_takes_it_next(
     for message_id in ids:
         send(site, "work", {"do": "die"}, message_id)
     running = consume(site, "work", "--processes=2")
-    wait_until(lambda: has_processed(site, 1), deadline=60, what=running.output)
+    wait_until(lambda: has_processed(site, 1), what=running.output)
     wait_until(lambda: site.states() == {"processed": 1}, what=running.output)
     assert "could not be recorded" not in running.output
     assert running.stop() == 0

@@ -255,9 +255,9 @@ def test_a_union_within_a_union_costs_no_more_than_its_length() -> None:
     payload: Any = {"child": None, "end": "not a number"}
     for _ in range(60):  # tried again at each level, that would be 2 to the power of 60
         payload = {"child": payload, "end": 1}
-    began = time.monotonic()
+    began = time.process_time()
     reason(Left | Right, payload)
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
 
 
 def test_what_is_nested_too_deeply_does_not_fit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -99,7 +100,7 @@ class Started:
 
     def stop(self, name: str) -> int:
         os.kill(self.first, getattr(signal, name))
-        return self._outer.wait(60)
+        return self._outer.wait(180)
 
     def kill(self) -> None:
         if self._outer.poll() is None:
@@ -141,7 +142,7 @@ def test_the_image_consumes_as_nobody_and_stops_in_order(
         try:
             with psycopg.connect(url.geturl(), autocommit=True) as database:
                 query = "SELECT count(*) FROM messaging_processedmessage WHERE state = 'processed'"
-                wait_until(lambda: database.execute(query).fetchone() == (1,), deadline=120, what=consumer.said)
+                wait_until(lambda: database.execute(query).fetchone() == (1,), what=consumer.said)
             pid = consumer.first
             assert Path(f"/proc/{pid}/status").read_text().split("Uid:")[1].split()[0] == "10001"
             wait_until(lambda: not zombies_of(pid), what="the end of what the handler left behind")
@@ -155,5 +156,9 @@ def test_the_image_consumes_as_nobody_and_stops_in_order(
 
 def zombies_of(pid: int) -> list[int]:
     """The children of a process that have ended and were not waited for."""
-    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    return [child for child in children if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"]
+    found = []
+    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        with contextlib.suppress(OSError):  # it is gone
+            if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                found.append(child)
+    return found

@@ -223,7 +223,7 @@ def test_prometheus_itself_answers_each_query(served: Mapping[str, set[str]], tm
             assert found or title in alarms, f"{title}: {query} answers nothing"
     finally:
         prometheus.terminate()
-        prometheus.wait(60)
+        prometheus.wait(180)
 
 
 def test_what_is_to_be_scraped_is_where_it_is_served() -> None:

@@ -59,10 +59,10 @@ class PageTest(TestCase):
 
     def test_retry_in_a_task_says_when(self):
         jobs.send_receipt.enqueue(17)
-        with mock.patch("shop.receipts.send", side_effect=Retry(after=60)):
+        with mock.patch("shop.receipts.send", side_effect=Retry(after=6000)):
             self.assertEqual(len(drain(raise_errors=False).retrying), 1)
-        self.assertEqual(drain(within=50).processed, [])
-        self.assertEqual(len(drain(within=20).processed), 1)
+        self.assertEqual(drain(within=5000).processed, [])
+        self.assertEqual(len(drain(within=2000).processed), 1)
 
     def test_a_timer_on_two_hosts_has_one_effect(self):
         call_command("nightly")
@@ -203,7 +203,7 @@ DATABASES["default"] |= {{"NAME": "{tmp_path}/db.sqlite3", "OPTIONS": {options!r
         code = "from shop.orders import place; [place(n) for n in range(3, 6)]"
         said(tmp_path, env, sys.executable, "-m", "django", "shell", "-c", code)
         sent = tmp_path / "sent"
-        wait_until(lambda: sent.exists() and len(sent.read_text().splitlines()) >= 6, deadline=120, what="six receipts")
+        wait_until(lambda: sent.exists() and len(sent.read_text().splitlines()) >= 6, what="six receipts")
         lines = sorted(sent.read_text().splitlines())
         assert lines == [*(f"{n} by worker" for n in range(3)), *(f"{n} by consume" for n in range(3, 6))]
     except AssertionError as error:

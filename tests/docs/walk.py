@@ -163,7 +163,9 @@ class Walk:
         name, _, where = block.title.partition(", ")
         path = self.folder / name
         assert where in ("", "at the end"), block.title
-        path.write_text((path.read_text() + "\n" if where else "") + self._adapted(block.text))
+        whole = path.with_name(f".{path.name}.new")  # whoever watches the file never sees half of it
+        whole.write_text((path.read_text() + "\n" if where else "") + self._adapted(block.text))
+        whole.replace(path)
 
     def _adapted(self, text: str) -> str:
         """What a test has to change: addresses that are taken or not there, and questions at a terminal."""
@@ -203,11 +205,12 @@ class Terminal:
         """Wait until it has said these lines since the last time."""
 
         def look() -> re.Match[str] | None:
+            has_ended = self._process.poll() is not None
             found = re.compile(pattern_of(text), re.MULTILINE).search(self.output, self._position)
-            assert found or self._process.poll() is None, f"it ended without:\n{text}"
+            assert found or not has_ended, f"it ended without:\n{text}"
             return found
 
-        found = wait_until(look, deadline=60, what=text)
+        found = wait_until(look, deadline=300, what=text)
         assert found is not None
         self._position = found.end()
 
@@ -225,7 +228,7 @@ class Terminal:
 
     def wait(self) -> int:
         """Wait for its end; returns the exit status."""
-        return self._process.wait(60)
+        return self._process.wait(180)
 
 
 def pattern_of(text: str) -> str:

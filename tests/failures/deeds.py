@@ -10,7 +10,7 @@ from typing import Any
 import pika
 
 from tests.site import Running, Site
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 
 HANDLERS = """
 import asyncio, ctypes, os, re, resource, signal, sys, time, uuid
@@ -137,10 +137,10 @@ def starts(site: Site, do: str) -> list[tuple[float, int]]:
 
 def started(site: Site, do: str, count: int = 1) -> None:
     """Wait until a deed was started so often."""
-    wait_until(lambda: len(starts(site, do)) >= count, deadline=60, what=f"{count} starts of {do}")
+    wait_until(lambda: len(starts(site, do)) >= count, what=f"{count} starts of {do}")
 
 
-def settled(site: Site, deadline: float = 90.0, **states: int) -> None:
+def settled(site: Site, deadline: float = DEADLINE, **states: int) -> None:
     """Wait until the inbox holds so many messages in each state, and no others."""
     wait_until(lambda: site.states() == states, deadline=deadline, what=f"{states}, not {site.states()}")
 

@@ -12,7 +12,7 @@ from messaging.wire.properties import Properties
 from tests.backends.tools import confirmed, message
 from tests.backends.tools import send as send_and_wait
 from tests.site import Running, Site
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 
 HANDLERS = """
 import os, time, uuid
@@ -105,7 +105,7 @@ def go(site: Site) -> None:
     (site.folder / "go").touch()
 
 
-def processed(site: Site, count: int, deadline: float = 60.0) -> None:
+def processed(site: Site, count: int, deadline: float = DEADLINE) -> None:
     """Wait until so many messages were processed, and that nothing else is recorded."""
     try:
         wait_until(lambda: site.states() == {"processed": count}, deadline=deadline, what=f"{count} processed messages")

@@ -66,7 +66,7 @@ def test_a_broker_that_ends_and_comes_back_is_one_line_each_time(
     made.run(PUBLISH.format(20))
     running.wait_for_output("Trying again until it works")
     own_rabbitmq.start_app() if end == "stop_app" else own_rabbitmq.start()
-    processed(made, 21, deadline=90)
+    processed(made, 21)
     running.wait_for_output("Connected to .* again; consuming")
     assert (effects(made), attempts(made)) == ((21, 21), 0)
     assert running.stop() == 0
@@ -91,7 +91,7 @@ def test_during_an_alarm_publishing_stops_and_consuming_goes_on(
     finally:
         own_rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
     running.wait_for_output("takes messages again")
-    wait_until(lambda: made.states("published") == {"published": 5000}, deadline=90, what="the outbox sent")
+    wait_until(lambda: made.states("published") == {"published": 5000}, what="the outbox sent")
     assert running.stop() == 0
     assert_told_once(running, ALARM)
 
@@ -130,7 +130,7 @@ def test_a_connection_cut_while_handlers_run_loses_and_doubles_nothing(
             made.run(PUBLISH.format(100))
             wait_until(lambda seen=100 * cut: sum(made.states().values()) > seen, what="handlers that run")
             proxy.reset()
-        processed(made, 300, deadline=90)
+        processed(made, 300)
         assert running.stop() == 0
         made.manage("consume", "--burst")  # what the last cut gave back may not have come again before the stop
         assert (effects(made), attempts(made)) == ((300, 300), 0)
@@ -184,7 +184,7 @@ def test_rolling_restarts_dead_letter_nothing(site: SiteFactory) -> None:
         running.kill() if restart % 2 else running.stop()
     assert sum(made.states().values()) < 1000, "the backlog was too short to prove anything"
     running = consume(made, "--processes=2")
-    processed(made, 1000, deadline=90)
+    processed(made, 1000)
     assert ready(made, "work.dead") == ready(made, "long.dead") == 0
     assert made.value("SELECT COUNT(*) FROM app_effect WHERE value = 'done'") >= 1000
     assert made.value("SELECT COUNT(DISTINCT key) FROM app_effect") == 1000

@@ -138,7 +138,7 @@ def test_an_endless_loop_is_ended_by_its_time_limit_and_spares_the_others(doing:
     publish(doing, ("long.a", "wait"))
     started(doing, "wait")
     publish(doing, ("brief.a", do), *[("work.a", "nothing")] * 10)
-    wait_until(lambda: doing.states().get("failed") == 1, deadline=60, what=running.output)
+    wait_until(lambda: doing.states().get("failed") == 1, what=running.output)
     (doing.folder / "go").touch()
     settled(doing, failed=1, processed=11)
     assert attempts(doing) == {f"{do}-0": 2}

@@ -70,7 +70,7 @@ def test_a_commit_whose_answer_is_lost_counts_as_what_it_was(site: SiteFactory, 
         lines = [f'publish("{name}.a", {{}}, message_id="{name}-id")' for name in CASES]
         doing.run("\n".join(["from messaging import publish", *lines]))
         settled(doing, deadline=LEASE / 2, processed=2 * len(CASES))
-        assert [name for name, event in lost.items() if not event.wait(30)] == [], "each was lost"
+        assert [name for name, event in lost.items() if not event.wait(120)] == [], "each was lost"
         assert (running.stop(), relay.stop()) == (0, 0)
     doing.manage("consume", "--burst")  # what came back at the stop, since nobody knew that it was done
     assert doing.states() == {"processed": 2 * len(CASES)}

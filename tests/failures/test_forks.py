@@ -159,7 +159,7 @@ def test_the_orphan_of_a_killed_consumer_keeps_its_message_from_nobody(doing: Si
         running = consume(doing)
     else:
         os.kill(parent_of(orphan), signal.SIGKILL)
-    settled(doing, processed=1, deadline=30)
+    settled(doing, processed=1)
     assert is_alive(orphan)
     assert effects(doing) == {"die": 1}
     assert running.stop() == 0
@@ -168,7 +168,7 @@ def test_the_orphan_of_a_killed_consumer_keeps_its_message_from_nobody(doing: Si
 def test_a_statement_that_goes_on_when_its_process_is_dead_is_ended_and_counted(doing: Site) -> None:
     running = consume(doing)
     send(doing, "work", ("query-0", "query"))
-    settled(doing, failed=1, deadline=60)
+    settled(doing, failed=1)
     assert attempts(doing) == {"query-0": 2}
     wait_until(lambda: doing.value("SELECT COUNT(*) FROM pg_stat_activity WHERE query LIKE '%%pg_sleep(9%%'") <= 1)
     assert running.stop() == 0
@@ -181,7 +181,7 @@ def test_an_orphan_that_keeps_all_connections_does_not_keep_the_attempt_from_bei
     settled(doing, processed=1)
     # One alone: what other threads were about to claim at that moment is in no ledger.
     send(doing, "work", ("in-c", "fork in C"))
-    wait_until(lambda: doing.value("SELECT COUNT(*) FROM messaging_attempt") > 0, deadline=30, what="an attempt")
+    wait_until(lambda: doing.value("SELECT COUNT(*) FROM messaging_attempt") > 0, what="an attempt")
     wait_until(lambda: doing.value(IDLE) == 0, what="the end of its transaction")
     assert any(map(is_alive, pids(doing)))
     running.kill()

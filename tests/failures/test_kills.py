@@ -62,7 +62,7 @@ def assert_starts(site: SiteFactory, queue: str, *, attempts: int, processes: in
         publish(doing, (f"{queue}.a", "late"))
     else:
         send(doing, queue, (None, "late"))
-    settled(doing, deadline=180, failed=1)
+    settled(doing, failed=1)
     assert running.stop() == 0
     doing.manage("consume", queue, "--burst")  # the last copy may have come back since
     assert doing.states() == {"failed": 1}

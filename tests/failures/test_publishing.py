@@ -134,7 +134,7 @@ def test_a_connection_reset_in_the_middle_of_a_batch_leaves_the_unconfirmed_pend
         assert made.states("published") == {"published": 10, "pending": 1990}
         assert made.value("SELECT COUNT(*) FROM messaging_publishedmessage WHERE error <> ''") == 0
         proxy.heal()
-        wait_until(lambda: is_published(made, 2000), deadline=60, what="every row published")
+        wait_until(lambda: is_published(made, 2000), what="every row published")
     assert {int(body) for body in take_all(made.broker_url, "work")} == set(range(1, 2001))
 
 
@@ -150,10 +150,10 @@ def test_a_broker_that_is_killed_under_load_has_all_that_it_confirmed(alone: Sit
     count = stop_publishing()
     assert set(alone.states("published")) == {"published", "pending"}
     own_rabbitmq.start()
-    wait_until(lambda: is_published(alone, count), deadline=60, what="the rest published")
+    wait_until(lambda: is_published(alone, count), what="the rest published")
     assert running.stop() == 0
     consumer = alone.start("consume", "--no-relay")
-    wait_for_one_effect_each(alone, count, deadline=120)
+    wait_for_one_effect_each(alone, count)
     assert consumer.stop() == 0
 
 
@@ -188,7 +188,7 @@ def test_an_exchange_deleted_in_the_middle_of_a_batch_costs_its_own_messages_onl
         wait_until(lambda: states().get(Out.PUBLISHED, 0) > 0, interval=0.005, what="the first confirms")
         desk.channel.exchange_delete("doomed")
         publish_many([Message("work", str(n), **both[n % 2]) for n in range(1000, 1100)])
-        wait_until(lambda: Out.PENDING not in states(), deadline=120, what="every row at its end")
+        wait_until(lambda: Out.PENDING not in states(), what="every row at its end")
     ends = dict.fromkeys(range(1100), "")
     ends.update((int(row.body), row.state) for row in PublishedMessage.objects.all())
     assert {ends[n] for n in range(0, 1100, 2)} == {Out.PUBLISHED}
@@ -269,14 +269,14 @@ def test_during_a_memory_alarm_nothing_hangs_and_it_resumes(alone: Site, own_rab
         publish(alone, 3, 4000)
         held = "SELECT COUNT(*) FROM messaging_publishedmessage WHERE lease_token IS NOT NULL"
         assert alone.value(held) <= WINDOW
-        assert first.stop(deadline=30) == 0
+        assert first.stop() == 0
         assert alone.states("published") == {"published": 1, "pending": 3999}
         second = relay(alone)
         second.wait_for_output("takes no messages for now")
         assert alone.value(held) <= WINDOW
     finally:
         own_rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
-    wait_until(lambda: is_published(alone, 4000), deadline=60, what="every row published")
+    wait_until(lambda: is_published(alone, 4000), what="every row published")
     assert second.stop() == 0
     assert {int(body) for body in take_all(alone.broker_url, "work")} == set(range(1, 4001))
     for told in (first.output, second.output):
@@ -290,7 +290,7 @@ def test_two_relays_skip_no_row_and_send_none_twice(made: Site) -> None:
     made.env["MESSAGING_OPTIONS"] = json.dumps({"LEASE": 60})  # what lapses may be sent twice
     both = [relay(made), relay(made)]
     publish(made, 1, 10_000)
-    wait_until(lambda: is_published(made, 10_000), deadline=120, what="every row published")
+    wait_until(lambda: is_published(made, 10_000), what="every row published")
     assert [running.stop() for running in both] == [0, 0]
     assert sorted(map(int, take_all(made.broker_url, "work"))) == list(range(1, 10_001))
 

@@ -186,7 +186,7 @@ def test_a_clock_that_is_wrong_by_an_hour_neither_loses_nor_hurries_a_retry(site
         "from messaging import publish\n"
         "publish('work.a', 'flaky'); publish('long.a', 'flaky'); publish('work.a', 'later', delay=4)"
     )
-    processed(made, 3, deadline=40)
+    processed(made, 3)
 
     def ran(name: str) -> float:
         return float((made.folder / f"ran-{name}").read_text())
@@ -205,7 +205,7 @@ def test_two_requeues_at_once_are_one_new_run() -> None:
 
     def click() -> None:
         try:
-            both.wait(10)
+            both.wait(120)
             outcomes.append(
                 operations.requeue(ProcessedMessage.objects.filter(pk=row.pk), operations.Operator(name="twice"))
             )
@@ -216,7 +216,7 @@ def test_two_requeues_at_once_are_one_new_run() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert sorted(len(outcome.done) for outcome in outcomes) == [0, 1]
     assert [outcome.skipped_count for outcome in outcomes if not outcome.done] == [1]
     assert PublishedMessage.objects.filter(inbox=row).count() == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pika
 
 from tests.site import Site
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 from tools.proxy import Proxy, before
 
 HANDLERS = """
@@ -59,7 +59,7 @@ def publishing(site: Site, *routing_keys: str) -> Callable[[], int]:
 
     def stop() -> int:
         enough.touch()
-        assert running.wait(60) == 0, running.output
+        assert running.wait(180) == 0, running.output
         return int(site.value("SELECT COUNT(*) FROM messaging_publishedmessage"))
 
     return stop
@@ -85,7 +85,7 @@ def is_published(site: Site, count: int) -> bool:
     return site.states("published") == {"published": count}
 
 
-def wait_for_one_effect_each(site: Site, count: int, deadline: float = 60.0) -> None:
+def wait_for_one_effect_each(site: Site, count: int, deadline: float = DEADLINE) -> None:
     """Wait until the numbers from 1 to `count` were handled, and see that each was handled once."""
     wait_until(lambda: site.states() == {"processed": count}, deadline=deadline, what=f"{count} messages processed")
     effects = Counter(int(value) for (value,) in site.sql("SELECT value FROM app_effect"))

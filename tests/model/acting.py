@@ -11,7 +11,7 @@ from django.db import connections
 
 from messaging.supervising.ledger import Entry
 
-DEADLINE = 30.0  # seconds that a step may take
+DEADLINE = 120.0  # seconds that a step may take
 
 _current = threading.local()
 

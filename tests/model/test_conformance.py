@@ -112,7 +112,8 @@ NAMED = {world.name: world for world in WORLDS}
 
 @pytest.fixture(autouse=True)
 def _stepped(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
-    settings.MESSAGING = {"default": {"URL": "database://", "DATABASES": list(DATABASES)}}
+    leases = {"LEASE": 3600}  # they end when the model says so
+    settings.MESSAGING = {"default": {"URL": "database://", "DATABASES": list(DATABASES), **leases}}
     monkeypatch.setattr(killpoints, "_armed", Watch())
     monkeypatch.setattr(relay, "BATCH", 1)
     monkeypatch.setattr(elsewhere, "GAINED", -1.0)  # nothing is believed: each look asks

@@ -194,7 +194,7 @@ def test_a_message_that_changes_while_it_is_sent_is_sent_anew(recipient: Recipie
         sender.join(0.02)
     alerts.note(Findings([]), telling.channels(), home(Alert))
     recipient.go_on.set()
-    sender.join(30)
+    sender.join(120)
     alerts.send_due(telling.channels(), home(Alert))
     assert recipient.events == [("begins", "broker_away"), ("over", "broker_away")]
 
@@ -262,7 +262,7 @@ def test_a_thread_looks_until_it_is_asked_to_stop(recipient: Recipient, monkeypa
     thread.start()
     wait_until(lambda: len(recipient.told) == 2, what="that it is over")
     stop.set()
-    thread.join(30)
+    thread.join(120)
     assert recipient.events == [("begins", "broker_away"), ("over", "broker_away")]
 
 

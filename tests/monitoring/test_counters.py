@@ -234,7 +234,7 @@ def test_what_is_written_late_is_joined_the_next_time(now: int, monkeypatch: pyt
     delete = QuerySet.delete
 
     def delete_later(rows: QuerySet[Counter]) -> tuple[int, dict[str, int]]:
-        in_a_thread(lambda: row(now - 5, processed=1)).join(30)
+        in_a_thread(lambda: row(now - 5, processed=1)).join(120)
         return delete(rows)
 
     with monkeypatch.context() as patch:
@@ -253,17 +253,17 @@ def test_nobody_waits_for_another_who_joins(now: int, monkeypatch: pytest.Monkey
 
     def slowly(*args: Any) -> list[Counter]:
         is_held.set()
-        assert may_go_on.wait(30)
+        assert may_go_on.wait(120)
         return add_up(*args)
 
     monkeypatch.setattr(counters, "_sums", slowly)
     thread = in_a_thread(lambda: fewer.append(counters.join("default")))
-    assert is_held.wait(30)
+    assert is_held.wait(120)
     monkeypatch.setattr(counters, "_sums", add_up)
     assert counters.join("default") == 0
     assert thread.is_alive()
     may_go_on.set()
-    thread.join(30)
+    thread.join(120)
     assert fewer == [6]
     total(processed=40, failed=4)
 
@@ -308,7 +308,7 @@ def test_a_consumer_writes_the_rest_as_it_ends() -> None:
     nothing = lambda *_: None  # noqa: E731
     keeper = Housekeeper("worker-1", ("billing",), processor, str, lambda: False, nothing, nothing)
     keeper.start()
-    assert keeper.has_looked.wait(30)
+    assert keeper.has_looked.wait(120)
     assert not Counter.objects.exists()
     keeper.stop(30)
     total(processed=1)

@@ -154,10 +154,10 @@ def test_consumers_and_relays_tell_it_once_between_them(site: SiteFactory, tmp_p
             "INSERT INTO messaging_queuecontrol (alias, queue, paused, changed_at, changed_by, reason) "
             "VALUES ('default', 'work', 1, '2026-01-01 00:00:00', '', '')"
         )
-        wait_until(lambda: recipient.told, deadline=120, what="the first look")
+        wait_until(lambda: recipient.told, what="the first look")
         looked_at = "SELECT told_at FROM messaging_alert WHERE kind = 'beat'"
         first = doing.value(looked_at)
-        wait_until(lambda: doing.value(looked_at) != first, deadline=120, what="the second look")
+        wait_until(lambda: doing.value(looked_at) != first, what="the second look")
         assert [one.stop() for one in running] == [0, 0, 0]
         assert recipient.events == [("begins", "long_paused")]
         assert os.listdir(tmp_path / "state") == [], "who ends in order leaves nothing behind"
@@ -216,5 +216,5 @@ def statuses(plain: Site) -> set[str]:
 
 
 def is_well(doing: Site, plain: Site) -> None:
-    wait_until(lambda: health(doing)[0] == 0, deadline=120, what="health")
-    wait_until(lambda: statuses(plain) == {"running 0, waiting 0", ""}, deadline=120, what="the workers' own words")
+    wait_until(lambda: health(doing)[0] == 0, what="health")
+    wait_until(lambda: statuses(plain) == {"running 0, waiting 0", ""}, what="the workers' own words")

@@ -61,7 +61,7 @@ def test_a_function_that_never_comes_back_holds_nobody_up(settings: Any, monkeyp
         GO_ON.set()
         for thread in threading.enumerate():
             if thread.name == "messaging-alert-call":
-                thread.join(30)
+                thread.join(120)
         AlertMessage.objects.update(due_at=datetime(2026, 1, 1, tzinfo=UTC))
         assert note(AWAY) == 1
         assert CALLED == ["broker_away"] * 2

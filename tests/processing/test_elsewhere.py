@@ -754,7 +754,7 @@ def test_a_death_waits_beside_the_work_for_a_database_that_is_not_its_own(monkey
     finally:
         held_up.cancel()
         gone.end()
-    assert told.wait(30)
+    assert told.wait(120)
     deaths.finish()
     assert row(OLD).attempts == 1
 

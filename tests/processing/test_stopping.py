@@ -66,7 +66,7 @@ class Slow:
         """The handler."""
         Effect.objects.create(key=message.id or "none", value="once")
         self.begun.set()
-        self.end.wait(30)
+        self.end.wait(120)
 
     def run(self, processor: Processor, delivery: Arrived) -> None:
         """Have it run, and wait until it does."""
@@ -81,13 +81,13 @@ class Slow:
 
         self.thread = threading.Thread(target=process, daemon=True)
         self.thread.start()
-        assert self.begun.wait(30)
+        assert self.begun.wait(120)
 
     def finish(self) -> None:
         """Have it end, and wait until it is recorded."""
         self.end.set()
         if self.thread is not None:  # the test may have been skipped
-            self.thread.join(30)
+            self.thread.join(120)
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_marking_waits_for_a_database_that_is_away(
     wait_until(lambda: "gone fishing" in caplog.text)
     assert only_row().interrupted is None
     is_away.clear()
-    marking.join(10)
+    marking.join(120)
     assert only_row().interrupted
     assert caplog.text.count("gone fishing") == 1
 

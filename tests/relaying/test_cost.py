@@ -125,7 +125,7 @@ def test_what_goes_to_a_missing_exchange_ends_together(
     many(2000, exchange="no-such-exchange")
     statements.clear()
     with relaying():
-        wait_until(lambda: rows.filter(state=Out.FAILED).count() == 2000, what="every row failed", deadline=60)
+        wait_until(lambda: rows.filter(state=Out.FAILED).count() == 2000, what="every row failed")
     assert statements["UPDATE"] < 100
 
 

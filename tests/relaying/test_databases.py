@@ -46,6 +46,6 @@ def test_a_database_that_fails_does_not_stop_the_others(
             wait_until(lambda: "broken" in caplog.text, what="a line about the broken database")
         finally:
             stop.set()
-            thread.join(30)
+            thread.join(120)
     assert not thread.is_alive()
     assert caplog.text.count('Cannot use the database "broken"') == 1

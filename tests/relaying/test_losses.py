@@ -54,7 +54,7 @@ def test_a_message_over_which_connections_are_lost_ends_failed_alone(desk: Desk,
     culprit = publish(queue, POISON, queue=queue)
     many(queue, 100)
     with relaying(relays):
-        wait_until(lambda: states() == {Out.PUBLISHED: 200, Out.FAILED: 1}, deadline=90, what="every row at its end")
+        wait_until(lambda: states() == {Out.PUBLISHED: 200, Out.FAILED: 1}, what="every row at its end")
     culprit.refresh_from_db()
     assert culprit.state == Out.FAILED
     assert culprit.error.startswith(f"Each connection is lost over it: {OFTEN} times it was sent alone")
@@ -72,14 +72,14 @@ def test_others_are_sent_while_a_message_is_in_doubt(desk: Desk, proxy: Proxy, m
         lost = relay._judge.doubts._lost
         wait_until(lambda: OFTEN in list(lost.values()), what="the culprit in doubt, before the others can be as well")
         many(queue, 100)
-        wait_until(lambda: states().get(Out.PUBLISHED) == 100, deadline=60, what="all others published")
+        wait_until(lambda: states().get(Out.PUBLISHED) == 100, what="all others published")
         wait_until(lambda: relay._judge.doubts._lost_alone, what="the culprit sent alone")
         many(queue, 100)
-        wait_until(lambda: states().get(Out.PUBLISHED) == 200, deadline=60, what="those that came later as well")
+        wait_until(lambda: states().get(Out.PUBLISHED) == 200, what="those that came later as well")
         culprit.refresh_from_db()
         assert (culprit.state, culprit.attempts) == (Out.PENDING, 0)
         monkeypatch.undo()
-        wait_until(state_is(culprit, Out.FAILED), deadline=60, what="the culprit failed")
+        wait_until(state_is(culprit, Out.FAILED), what="the culprit failed")
 
 
 def _never_to_blame(self: object, held: Held) -> bool:
@@ -99,10 +99,10 @@ def test_a_network_that_carries_nothing_fails_nothing(desk: Desk, proxy: Proxy, 
     many(queue, 100)
     with relaying(relays):
         begun = proxy.accepted
-        wait_until(lambda: proxy.accepted >= begun + 40 * relays, deadline=90, what="many connections lost")
+        wait_until(lambda: proxy.accepted >= begun + 40 * relays, what="many connections lost")
         assert_none_spent()
         proxy.heal()
-        wait_until(lambda: states() == {Out.PUBLISHED: 100}, deadline=60, what="every row published")
+        wait_until(lambda: states() == {Out.PUBLISHED: 100}, what="every row published")
 
 
 @pytest.mark.broker
@@ -118,7 +118,7 @@ def test_a_network_that_cuts_each_connection_fails_nothing(
             many(queue, 10)
             time.sleep(dice.uniform(0, longest))  # this is the fault, not a wait for anything
             proxy.reset()
-        wait_until(lambda: states() == {Out.PUBLISHED: 600}, deadline=90, what="every row published")
+        wait_until(lambda: states() == {Out.PUBLISHED: 600}, what="every row published")
     assert_none_spent()
 
 
@@ -136,7 +136,7 @@ def test_a_broker_that_restarts_ten_times_fails_nothing(desk: Desk, proxy: Proxy
             proxy.reset()
             wait_until(lambda: relay._uplink._failures, what="a try in vain")
             proxy.heal()
-        wait_until(lambda: states() == {Out.PUBLISHED: 500}, deadline=90, what="every row published")
+        wait_until(lambda: states() == {Out.PUBLISHED: 500}, what="every row published")
     assert_none_spent()
 
 

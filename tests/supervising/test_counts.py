@@ -60,14 +60,14 @@ def test_no_count_is_lost_with_a_child_and_a_scrape_waits_for_none(supervise: Ca
     assert found.value(names.PROCESSES.sample, alias="default") == 2
     os.kill(second, signal.SIGCONT)
     running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(60) == 0
+    assert running.process.wait(180) == 0
 
 
 def test_a_port_that_is_taken_is_said(supervise: Callable[..., Supervised]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         running = supervise(COUNTING, "--alias=default", f"--metrics-port={port}")
-        assert running.process.wait(60) == 1
+        assert running.process.wait(180) == 1
     assert f"Error: Metrics cannot be served at 127.0.0.1:{port}: " in running.output()
     assert "Traceback" not in running.output()
 

@@ -80,7 +80,7 @@ def test_the_count_is_told_although_no_further_line_comes(lines: Lines) -> None:
     logger, _ = limited(most=1, seconds=0.2)
     for number in range(3):
         logger.error("message %d failed", number)
-    wait_until(lambda: len(lines.texts) == 2, deadline=10)
+    wait_until(lambda: len(lines.texts) == 2)
     assert lines.texts == ["message 0 failed", "2 more lines like this one were left out: message 0 failed"]
 
 

@@ -63,7 +63,7 @@ def test_its_file_goes_with_it_unless_it_is_killed(tmp_path: Path, monkeypatch: 
         told(second.pid)
         assert [one.facts["pid"] for one in states("here")] == [second.pid], "what its predecessor left is gone"
         second.terminate()
-        second.wait(60)
+        second.wait(180)
     assert list(tmp_path.iterdir()) == []
 
 

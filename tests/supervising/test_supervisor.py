@@ -18,7 +18,7 @@ from uuid import uuid4
 import pytest
 
 from messaging.supervising.child import describe
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 from tools.janitor import Janitor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +95,7 @@ class Supervised:
     def pids(self, name: str = "up", index: int = 0) -> list[int]:
         return [int(path.name.split(".")[2]) for path in self.notes(name, index)]
 
-    def wait_for(self, name: str, count: int = 1, index: int = 0, deadline: float = 60.0) -> list[int]:
+    def wait_for(self, name: str, count: int = 1, index: int = 0, deadline: float = DEADLINE) -> list[int]:
         wait_until(
             lambda: len(self.notes(name, index)) >= count,
             deadline=deadline,
@@ -152,7 +152,7 @@ def test_first_signal_lets_every_child_finish(supervise: Callable[..., Supervise
     supervised.wait_for("up")
     supervised.wait_for("up", index=1)
     os.killpg(supervised.process.pid, number)  # the whole group, as a terminal does
-    assert supervised.process.wait(60) == 0
+    assert supervised.process.wait(180) == 0
     assert "Traceback" not in supervised.output()
 
 
@@ -161,7 +161,7 @@ def test_a_hangup_that_is_to_be_ignored_is(supervise: Callable[..., Supervised])
     supervised.wait_for("up")
     supervised.process.send_signal(signal.SIGHUP)
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(60) == 0
+    assert supervised.process.wait(180) == 0
     assert supervised.output().count("Stopping") == 1
 
 
@@ -179,7 +179,7 @@ def test_closed_streams_are_not_mistaken_for_the_next_file(supervise: Callable[.
     )
     supervised.wait_for("up", 2)
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(60) == 0
+    assert supervised.process.wait(180) == 0
 
 
 @pytest.mark.mode(62)
@@ -201,7 +201,7 @@ def test_what_handlers_leave_behind_is_reaped(supervise: Callable[..., Supervise
     orphans = supervised.wait_for("orphan", 3)
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans))
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(60) == 0
+    assert supervised.process.wait(180) == 0
 
 
 LOGGING_CHILD = """
@@ -231,7 +231,7 @@ keep()
     )
     supervised.wait_for("up", 2)
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(60) == 0
+    assert supervised.process.wait(180) == 0
     lines = (supervised.folder / "lines").read_text()
     assert "was killed by signal 9 (SIGKILL) while it ran no handler" in lines
     assert "Stopping: what runs may finish" in lines
@@ -253,14 +253,14 @@ keep()
     written = supervised.folder / "lines"
     wait_until(lambda: written.exists() and "ran longer than its timeout of 0.2 s" in written.read_text())
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(60) == 0
+    assert supervised.process.wait(180) == 0
 
 
 def test_a_line_that_no_child_writes_goes_to_standard_error(supervise: Callable[..., Supervised]) -> None:
     supervised = supervise("time.sleep(600)", "--hand-over-lines", "--stop-timeout=0.2")
     supervised.wait_for("up")
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(60) == 1
+    assert supervised.process.wait(180) == 1
     assert "Stopping: what runs may finish" in supervised.output()
     assert "Handlers still run after 0.2 s" in supervised.output()
 
@@ -269,7 +269,7 @@ def test_few_open_files_are_said_once(supervise: Callable[..., Supervised]) -> N
     supervised = supervise(OBEDIENT, shell='ulimit -n 40; exec "$0" "$@"')
     supervised.wait_for("up")
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(60) == 0
+    assert supervised.process.wait(180) == 0
     assert supervised.output().count("may open 40 files here and needs about 72") == 1
 
 
@@ -280,7 +280,7 @@ def test_second_signal_ends_it_now(supervise: Callable[..., Supervised]) -> None
     supervised.wait_for("asked")
     assert supervised.process.poll() is None
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(60) == 1
+    assert supervised.process.wait(180) == 1
     assert not is_alive(pid)
 
 
@@ -296,14 +296,14 @@ def test_a_terminals_and_a_launchers_signal_are_one_wish(supervise: Callable[...
     # Both wait for it: however slow this machine is, they reach it together.
     for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
         supervised.process.send_signal(number)
-    assert supervised.process.wait(60) == 0
+    assert supervised.process.wait(180) == 0
 
 
 def test_the_deadline_ends_what_does_not_finish(supervise: Callable[..., Supervised]) -> None:
     supervised = supervise(DEAF, "--stop-timeout=0.5")
     (pid,) = supervised.wait_for("up")
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(60) == 1
+    assert supervised.process.wait(180) == 1
     assert not is_alive(pid)
 
 
@@ -326,7 +326,7 @@ def test_what_runs_is_handed_over_before_it_is_ended(supervise: Callable[..., Su
     if end == "second signal":
         supervised.process.send_signal(signal.SIGTERM)
     assert supervised.wait_for("released") == [pid]
-    assert supervised.process.wait(60) == 1
+    assert supervised.process.wait(180) == 1
     assert not is_alive(pid)
 
 
@@ -335,7 +335,7 @@ def test_who_does_not_hand_over_in_time_is_killed(supervise: Callable[..., Super
     (pid,) = supervised.wait_for("up")
     supervised.process.send_signal(signal.SIGTERM)
     supervised.wait_for("released")
-    assert supervised.process.wait(60) == 1
+    assert supervised.process.wait(180) == 1
     assert not is_alive(pid)
 
 
@@ -401,7 +401,7 @@ def test_a_dead_child_is_replaced_and_its_work_reported(supervise: Callable[...,
         "The process that ran it was killed by signal 9 (SIGKILL).",
     )
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(60) == 0
+    assert supervised.process.wait(180) == 0
 
 
 def test_a_crash_is_reported_until_it_is_recorded(supervise: Callable[..., Supervised]) -> None:
@@ -509,7 +509,7 @@ def test_a_process_that_cannot_be_started_is_tried_again(supervise: Callable[...
     python.symlink_to(sys.executable)
     supervised.wait_for("up")
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(60) == 0
+    assert supervised.process.wait(180) == 0
 
 
 def test_deaths_in_a_row_slow_down(supervise: Callable[..., Supervised]) -> None:
@@ -519,18 +519,18 @@ def test_deaths_in_a_row_slow_down(supervise: Callable[..., Supervised]) -> None
     assert pauses[0] < 0.3
     assert pauses[2] > pauses[0]
     supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(60) == 0
+    assert supervised.process.wait(180) == 0
 
 
 def test_a_configuration_error_ends_everything(supervise: Callable[..., Supervised]) -> None:
     supervised = supervise("sys.exit(78) if role['index'] else obey()", "--processes=2")
-    assert supervised.process.wait(60) == 1
+    assert supervised.process.wait(180) == 1
     assert len(supervised.notes("up", 1)) == 1
 
 
 def test_ends_when_every_child_is_done(supervise: Callable[..., Supervised]) -> None:
     supervised = supervise("report(finished=True)", "--processes=2")
-    assert supervised.process.wait(60) == 0
+    assert supervised.process.wait(180) == 0
     assert (len(supervised.notes("up")), len(supervised.notes("up", 1))) == (1, 1)
 
 

@@ -143,7 +143,7 @@ def stage(postgres: Database) -> Iterator[Stage]:
         with psycopg.connect(postgres.dsn, dbname=name, autocommit=True) as connection:
             connection.execute(tables.POSTGRESQL.encode())
             yield cast("Stage", SimpleNamespace(database=connection))
-        server.execute(f"DROP DATABASE {name}".encode())
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 def record(stage: Stage, at: str, *keys: str) -> None:

@@ -102,7 +102,9 @@ def test_the_proof_finds_what_is_lost_doubled_or_was_rolled_back(site: SiteFacto
     assert list(proof.count(made.sql, proof.COSTS).values()) == [1, 3, 1, 1, 1, 1, 3, 0, 0]
     assert proof.count(made.sql, proof.LEFT, made.sql) == {"failed": 2, "still on its way": 2}
     assert not proof.is_settled(made.sql)
-    made.sql("INSERT INTO workload_forgotten (kind, key) SELECT 'at', extract(epoch FROM now() - interval '5 s')::text")
+    within = "SELECT 'at', extract(epoch FROM ended_at - interval '5 s')::text FROM messaging_attempt"
+    ours = "message_id = (SELECT id FROM messaging_processedmessage WHERE queue = 'stranger-job')"
+    made.sql(f"INSERT INTO workload_forgotten (kind, key) {within} WHERE {ours}")
     assert proof.count(made.sql, proof.LEFT)["still on its way"] == 0
     assert proof.count(made.sql, proof.COSTS)["runs that died after their message and claim were forgotten"] == 1
     promoted = "SELECT 'at', extract(epoch FROM min(ended_at))::text FROM messaging_attempt"

@@ -170,9 +170,9 @@ class Pair:
 
 
 def _wait_for(server: PostgreSQL, condition: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 180
     with psycopg.connect(server.dsn, autocommit=True) as connection:
         while not connection.execute(condition.encode()).fetchone()[0]:  # type: ignore[index]
             if time.monotonic() > deadline:
-                raise ServiceFailed(f"The copy has not replayed what it received after 30 s: {server.folder}")
+                raise ServiceFailed(f"The copy has not replayed what it received after 180 s: {server.folder}")
             time.sleep(0.05)
