@@ -115,15 +115,22 @@ def stopping_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+PORTS = range(15000, 32000)  # below those that the kernel hands out for outgoing connections
 _given: set[int] = set()  # ports, by this process
 
 
+def _ports() -> range:
+    """Of the test processes of one run each has its own: what one was given, and does not yet use, is no other's."""
+    name, count = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    return PORTS[int(name[2:]) :: int(count)]
+
+
 def free_ports(count: int) -> list[int]:
-    """Free loopback ports below the range that the kernel hands out for outgoing connections; never the same twice."""
+    """Free loopback ports, never the same twice."""
     with contextlib.ExitStack() as stack:
         ports: list[int] = []
         while len(ports) < count:
-            port = random.randrange(15000, 32000)
+            port = random.choice(_ports())
             if port in _given:  # whoever asked for it may not listen yet
                 continue
             probe = stack.enter_context(socket.socket())

@@ -88,7 +88,7 @@ class Terminal:
         """A page of the site, as a browser that prefers this language gets it."""
         address = f"http://127.0.0.1:{self.port}/{path}"
         request = urllib.request.Request(address, headers={"Accept-Language": language})
-        with self._browser.open(request, timeout=30) as answer:
+        with self._browser.open(request, timeout=120) as answer:
             assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
             return str(answer.read().decode())
 
@@ -97,7 +97,7 @@ class Terminal:
         token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', self.page("admin/login/" if "admin" in path else ""))
         assert token
         form = urllib.parse.urlencode({"csrfmiddlewaretoken": token[1], **fields}).encode()
-        with self._browser.open(f"http://127.0.0.1:{self.port}/{path}", data=form, timeout=30) as answer:
+        with self._browser.open(f"http://127.0.0.1:{self.port}/{path}", data=form, timeout=120) as answer:
             return str(answer.read().decode())
 
     def stop(self, number: int = signal.SIGINT) -> int:

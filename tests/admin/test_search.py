@@ -24,7 +24,8 @@ on_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="payl
 
 
 @pytest.fixture(autouse=True)
-def _settings(settings: Any) -> Iterator[None]:
+def _settings(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(search, "PATIENCE", 60)
     settings.MESSAGING = {"default": {"URL": "amqp://guest:guest@127.0.0.1:1/", "QUEUES": {"billing": {}}}}
     settings.MESSAGING_CONSOLE = {"PAYLOAD_SEARCH": True}
     readings.forget()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.request import urlopen
 
@@ -10,7 +12,7 @@ import pytest
 
 from tests.hosts.host import Host, HostFactory, assert_all_billed
 from tests.site import Running
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 from tools.services import free_ports, is_listening
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.broker]
@@ -39,8 +41,7 @@ def test_a_preloaded_site_under_gunicorn(host: HostFactory, vhost_url: str) -> N
     port = free_ports(1)[0]
     options = ("--preload", "--workers=2", "--threads=2", f"--bind=127.0.0.1:{port}")
     server = site.launch([site.python, "-m"], "gunicorn", *options, "mysite.wsgi")
-    workers = everything_ordered_is_billed(site, server, port, "shop/{}/")
-    assert len(workers) == 2
+    workers = everything_ordered_is_billed(site, server, port, "shop/{}/", count=2)
     assert str(server.pid) not in workers
     assert "threads: [] connections: []" in server.output
 
@@ -54,8 +55,8 @@ def made(host: HostFactory, broker: str) -> Host:
     return site
 
 
-def everything_ordered_is_billed(site: Host, server: Running, port: int, path: str) -> set[str]:
-    """Order at a server from several threads, while a consumer runs; returns the processes that answered."""
+def everything_ordered_is_billed(site: Host, server: Running, port: int, path: str, count: int = 1) -> set[str]:
+    """Order at a server from several threads, while a consumer runs, until so many processes have answered: these."""
     consumer = site.start("consume", "--no-reload")
     wait_until(lambda: is_listening(port) or server.returncode is not None, what="the web server")
     assert server.returncode is None, server.output
@@ -64,11 +65,17 @@ def everything_ordered_is_billed(site: Host, server: Running, port: int, path: s
         with urlopen(f"http://127.0.0.1:{port}/{path.format(number)}", timeout=60) as answer:
             return str(answer.read().decode())
 
+    ordered, numbers = list(ORDERS), itertools.count(ORDERS.stop)
     with ThreadPoolExecutor(8) as customers:
-        workers = set(customers.map(order, ORDERS))
-    wait_until(lambda: site.states() == {"processed": len(ORDERS)}, what="all to be processed")
-    wait_until(lambda: site.states("published") == {"published": 2 * len(ORDERS)}, what="all to be sent")
-    assert_all_billed(site, list(ORDERS))
+        workers = set(customers.map(order, ordered))
+    deadline = time.monotonic() + DEADLINE
+    while len(workers) < count and time.monotonic() < deadline:  # one may have begun later than the others ended
+        ordered.append(next(numbers))
+        workers.add(order(ordered[-1]))
+    assert len(workers) == count
+    wait_until(lambda: site.states() == {"processed": len(ordered)}, what="all to be processed")
+    wait_until(lambda: site.states("published") == {"published": 2 * len(ordered)}, what="all to be sent")
+    assert_all_billed(site, ordered)
     assert server.stop() in (0, -signal.SIGTERM)  # uvicorn ends by the signal itself
     assert consumer.stop() == 0
     assert "Traceback" not in server.output + consumer.output
