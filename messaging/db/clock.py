@@ -90,5 +90,17 @@ class Now(functions.Now):
         return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
 
 
+def read_clock(rows: models.QuerySet[Any], field: str) -> datetime:
+    """The moment of a statement of its own, in UTC.
+
+    Args:
+        rows: of the database, which need not have any.
+        field: a MomentField of theirs.
+    """
+    now, params = rows.query.get_compiler(rows.db).compile(Now())
+    [row] = rows.raw(f"SELECT 0 AS id, {now} AS {field}", params)
+    return in_utc(getattr(row, field))
+
+
 def _read(value: datetime | None, *_: Any) -> datetime | None:
     return None if value is None else as_stored(value.replace(tzinfo=UTC))

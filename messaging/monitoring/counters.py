@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from django.db import transaction
 from django.db.models import CharField, Count, F, QuerySet, Sum, Value
 
-from messaging.db.clock import Now, in_utc
+from messaging.db.clock import in_utc, read_clock
 from messaging.models import Counter, Worker
 from messaging.models.base import written
 from messaging.models.counting import BOUNDS, RUNS, WAITS
@@ -285,7 +285,4 @@ def minute_of(moment: Any) -> int:
 
 def _this_minute(database: str) -> int:
     """By the database's clock, which all processes share."""
-    rows = Worker.objects.using(database)
-    now, params = rows.query.get_compiler(database).compile(Now())
-    [row] = rows.raw(f"SELECT 0 AS id, {now} AS seen_at", params)
-    return minute_of(row.seen_at)
+    return minute_of(read_clock(Worker.objects.using(database), "seen_at"))

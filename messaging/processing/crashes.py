@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import IntegrityError, OperationalError, connections, transaction
 from django.db.models import Q, QuerySet
 
 from messaging import signals
-from messaging.db.clock import Now
+from messaging.db.clock import read_clock
 from messaging.db.connections import brief_locks, is_conflict, is_lock_wait
 from messaging.exceptions import MessagingError
 from messaging.models import Attempt, AuditRecord, ProcessedMessage
@@ -65,9 +65,13 @@ class Crash:
         return cls(station, entry, error, since)
 
     @property
-    def began(self) -> Any:
-        """When the run began, by the database's clock; of the next statement alone, since age and clock go on."""
-        return Now() - timedelta(seconds=max(0.0, time.monotonic() - self.since) + RESOLUTION)
+    def began(self) -> datetime:
+        """When the run began, by the database's clock: rather earlier, by what it takes to ask it, than later.
+
+        What came of the run is younger, however soon it came.
+        """
+        now = read_clock(self.rows(), "received_at")
+        return now - timedelta(seconds=max(0.0, time.monotonic() - self.since) + RESOLUTION)
 
     def rows(self) -> QuerySet[ProcessedMessage]:
         """The inbox of its queue."""
