@@ -220,9 +220,9 @@ class Relay:
             return 0
         kill_point("relay.leased")
         light: list[Held] = []
+        if self._uplink.is_withholding:
+            held = [one for one in held if not self._is_withheld(one)]
         for one in held:
-            if self._is_withheld(one):
-                continue
             (light if one.row.size <= LIGHT else self._heavy).append(one)
             self._body_size = max(one.row.size, self._body_size * 0.95)
         return (self._hand_over(light) if light else 0) + self._send_heavy()
@@ -246,7 +246,7 @@ class Relay:
 
     def _is_withheld(self, held: Held) -> bool:
         """Whether a queue that is away would miss it; then it is left for later."""
-        reason = self._uplink.withholds(*address(held.row)) if self._uplink.is_withholding else ""
+        reason = self._uplink.withholds(*address(held.row))
         if reason:
             self._judge.withhold(held, reason)
         return bool(reason)
