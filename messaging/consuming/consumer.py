@@ -314,9 +314,11 @@ class Consumer:
             return False
         queues = (self._plan.dead_queues | frozenset(self._plan.queues)) - self._housekeeper.paused
         try:
-            return not any(depth.ready for depth in self._backend.depths(sorted(queues)))
+            depths = self._backend.depths(sorted(queues))
         except BrokerUnavailable:
             return False
+        # RabbitMQ says 0 of both for a quorum queue whose leader does not answer within 250 ms.
+        return not any(depth.ready or depth.consumers == 0 for depth in depths)
 
     def _has_work(self, found: Callable[[str], bool]) -> bool:
         """Whether a database holds work; one that does not answer cannot be said to hold none."""

@@ -26,7 +26,7 @@ from messaging.handlers import Handler
 from messaging.wire.envelope import DIED, KEY, QUEUE, ROUND
 from messaging.wire.properties import Properties
 from tests.deliveries import Parcel
-from tests.services import Database
+from tests.services import Broker, Database
 from tests.site import ROOT, Running, Site, SiteFactory
 from tests.waiting import DEADLINE, wait_until
 from tools.postgresql import PostgreSQL
@@ -156,6 +156,28 @@ def test_burst_does_what_there_is_and_ends(make_site: Callable[..., Site], any_d
     assert "Traceback" not in burst.output
     assert "ResourceWarning" not in burst.output
     assert site.value("SELECT COUNT(*) FROM messaging_worker") == 0
+
+
+def test_burst_does_not_take_a_queue_whose_leader_does_not_answer_for_empty(
+    make_site: Callable[..., Site], rabbitmq: Broker
+) -> None:
+    site = make_site(queues={"work": {"prefetch": 1}})
+    burst = site.start("consume", "work", "--burst", "--concurrency=1")
+    publish(site, ("work.a", {"do": "wait"}), ("work.a", {"name": "next"}))
+    started(site, "wait")
+    wait_until(lambda: ready(site, "work") == 1, what="the other message to wait")
+    leader = f"'{Broker(site.broker_url).vhost}_work'"
+    rabbitmq.ctl("eval", f"sys:suspend({leader}).")
+    try:
+        (site.folder / "go").touch()
+        wait_until(lambda: has_processed(site, 1))
+        ended = time.monotonic() + 5
+        wait_until(lambda: burst.returncode is not None or time.monotonic() > ended)
+        assert burst.returncode is None, burst.output
+    finally:
+        rabbitmq.ctl("eval", f"sys:resume({leader}).")
+    assert burst.wait() == 0, burst.output
+    assert site.states() == {"processed": 2}
 
 
 @pytest.mark.mode(32)
