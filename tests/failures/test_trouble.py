@@ -129,16 +129,17 @@ def test_a_message_that_no_handler_knows_is_parked_and_can_be_requeued(site: Sit
 
 @pytest.mark.mode(39)
 def test_a_key_that_only_a_newer_version_handles_waits_for_it(site: SiteFactory) -> None:
-    made = site(db="postgres", handlers=HANDLERS.replace('"work.#", backoff=0.1', '"work.#", backoff=3'))
+    handlers = HANDLERS.replace('"work.#", backoff=0.1', '"work.#", backoff=3')
+    made = site(db="postgres", handlers=handlers, options={"RETRY": {"max_attempts": 1000}})
     old = consume(made, "--no-reload")
     with channel(made) as broker:
         broker.queue_bind("work", "messaging", "brand.new")
         json = pika.BasicProperties(content_type="application/json", message_id="new")
         broker.basic_publish("messaging", "brand.new", b"{}", json, mandatory=True)
-    query = "SELECT state, attempts, retry_at - ended_at FROM messaging_processedmessage m, messaging_attempt a"
     wait_until(lambda: made.states() == {"retrying": 1}, what="the first retry")
-    ((state, attempts, pause),) = made.sql(f"{query} WHERE a.message_id = m.id AND number = 1")[:1]
-    assert (state, attempts) == ("retrying", 1)
+    assert made.value("SELECT MIN(number) FROM messaging_attempt") == 1
+    # One statement wrote both, however late this is read.
+    pause = made.value("SELECT publish_at - created_at FROM messaging_publishedmessage ORDER BY id LIMIT 1")
     assert 2 < pause.total_seconds() < 4, "the shortest back-off of the queue's handlers"
     source = made.folder / "extra" / "handlers.py"
     source.write_text(source.read_text().replace('"work", "work.#"', '"work", "work.#", "brand.new"'))
@@ -191,7 +192,7 @@ def test_a_clock_that_is_wrong_by_an_hour_neither_loses_nor_hurries_a_retry(site
     def ran(name: str) -> float:
         return float((made.folder / f"ran-{name}").read_text())
 
-    assert 2.5 < ran("flaky-2") - ran("flaky-1") < 30
+    assert 2.5 < ran("flaky-2") - ran("flaky-1") < 600
     assert ran("later-1") - begun > 4
     assert running.stop() == 0
     assert_told_once(running, besides=["attempt 1 failed and will be repeated: .*on purpose"])
