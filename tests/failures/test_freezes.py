@@ -11,17 +11,18 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.broker
 
 HANDLERS = """
-import ctypes, re
+import ctypes, os, re
 from messaging import handler
 from tests.app.models import Effect
 
-def hold(seconds):
-    ctypes.PyDLL(None).sleep(seconds)  # without letting go of the lock
+def hold(file):
+    # Without letting go of the lock; and on for a moment, so that the process itself has missed it for over 10 s.
+    ctypes.PyDLL(None).system(f"while [ ! -e '{file}' ]; do sleep 0.1; done; sleep 2".encode())
 
 @handler("work", "work.#", max_attempts=2, backoff=0.1)
 def work(message):
     if message.payload["do"] == "hold":
-        hold(13)
+        hold(os.environ["DATA_DIR"] + "/go")
     if message.payload["do"] == "for ever":
         re.match("(a+)+$", "a" * 60 + "b")
     Effect.objects.create(key=message.id, value=message.payload["do"])
@@ -31,17 +32,21 @@ def work(message):
 @pytest.mark.mode(61)
 def test_a_handler_that_lets_nothing_else_run_is_named_with_its_stack(site: SiteFactory, any_db: str) -> None:
     doing = site(any_db, handlers=HANDLERS)
+    # The supervisor writes its lines itself: the process that writes them for a site with a LOGGING is the one held.
+    (doing.folder / "unlogged.py").write_text("from tests.site_settings import *\nLOGGING = {}\n")
+    doing.env["DJANGO_SETTINGS_MODULE"] = "unlogged"
     running = consume(doing)
     send(doing, "work", ("hold-0", "hold"))
-    said = running.wait_for_output(r"Process \d+ has done nothing else for 1\d s: (\S+) holds the interpreter's lock")
+    said = running.wait_for_output(r"Process \d+ has done nothing else for \d+ s: (\S+) holds the interpreter's lock")
     assert said[1].endswith("handlers.work")
     running.wait_for_output(r'File ".*handlers.py", line \d+ in hold')
-    running.wait_for_output(r"Process \d+ goes on, after 1\d s")
+    (doing.folder / "go").touch()
+    running.wait_for_output(r"Process \d+ goes on, after \d+ s")
     settled(doing, processed=1)
     assert (attempts(doing), effects(doing)) == ({}, {"hold": 1})
-    told = "SELECT COUNT(*) FROM messaging_worker WHERE status LIKE '%a handler kept all else from running for 1%'"
+    told = "SELECT COUNT(*) FROM messaging_worker WHERE status LIKE '%a handler kept all else from running for %'"
     wait_until(lambda: doing.value(told.replace("%", "%%") if any_db == "postgres" else told) == 1, what="its status")
-    assert running.output.count("has done nothing else") == 1
+    assert running.output.count("holds the interpreter's lock") == 1
     assert running.stop() == 0
 
 
@@ -54,5 +59,5 @@ def test_a_handler_that_lets_nothing_else_run_is_ended_where_the_setting_says_so
     assert attempts(doing)["for-ever-0"] == 2
     error = doing.value("SELECT error FROM messaging_processedmessage WHERE state = 'failed'")
     assert "has done nothing beside one handler for more than 5 s, and was killed" in error
-    assert running.output.count("it is killed") == 2
+    assert running.output.count("it is killed") >= 2  # one that the system stopped for so long is, too
     assert running.stop() == 0
