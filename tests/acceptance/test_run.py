@@ -71,7 +71,6 @@ def test_one_command_starts_a_site_whose_orders_are_processed(
     terminal.press("order/")
     wait_until(
         lambda: "invoice written" in terminal.page() and "stock reserved" in terminal.page(),
-        deadline=60,
         what="the steps of the order",
     )
     host = urlsplit(given.get("MESSAGING_URL", "")).hostname or "127.0.0.1"

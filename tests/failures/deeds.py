@@ -97,7 +97,7 @@ def long(message):
 def consume(site: Site, *arguments: str) -> Running:
     """Start a consumer and wait until it consumes."""
     running = site.start("consume", *arguments)
-    running.wait_for_output(r"Connected to", 60)
+    running.wait_for_output(r"Connected to")
     return running
 
 

@@ -90,7 +90,7 @@ def ready(site: Site, queue: str) -> int:
 def consume(site: Site, *arguments: str, **options: Any) -> Running:
     """Start a consumer and wait until it consumes."""
     running = site.start("consume", *arguments, **options)
-    running.wait_for_output(r"Connected to", 60)
+    running.wait_for_output(r"Connected to")
     return running
 
 

@@ -246,5 +246,5 @@ def test_a_database_that_hangs_keeps_no_other_ones_claims_from_being_renewed(sit
 def site_consume(site: Site, address: str, *queues: str) -> Running:
     """A consumer that reaches the other database at an address of its own."""
     running = site.start("consume", *queues, env={"OTHER_URL": address})
-    running.wait_for_output(r"Connected to", 60)
+    running.wait_for_output(r"Connected to")
     return running

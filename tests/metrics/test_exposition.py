@@ -63,7 +63,7 @@ def test_what_was_counted_is_served(own: Tally, accept: str, parse: object) -> N
 def test_a_port_serves_the_same(own: Tally) -> None:
     port = free_ports(1)[0]
     exposition.serve(own.read, "127.0.0.1", port)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=120) as answer:
         assert answer.read() == exposition.page(own.read, "")[0]
     with pytest.raises(OSError, match=f"Metrics cannot be served at 127.0.0.1:{port}: "):
         exposition.serve(own.read, "127.0.0.1", port)
