@@ -28,6 +28,8 @@ from tools.services import ServiceFailed
 LINE_EVERY = 5.0  # seconds between two lines of progress
 LOOK_EVERY = 1.0  # seconds between two looks at the counts, when no fault is to come
 WARM = 60.0  # seconds within which the first effect is waited for, so that faults meet what is at work
+FAULTS, EFFECTS, STRANGERS = 3, 100, 20  # so many a run has met at least, however short it is to be
+LONGER = 180.0  # seconds for which it goes on for that
 REQUEUE_EVERY = 20.0  # seconds between an operator's looks at the failed messages, while faults go on
 REQUEUE_SOON = 2.0  # the same afterwards
 REPLAY_EVERY = 10.0  # seconds between two replays of what was lost on purpose, until all is done
@@ -72,8 +74,16 @@ def run(stage: Stage, seconds: float, kinds: Collection[str], say: Say) -> Resul
     began = watch.elapsed
     watch.look_every = LINE_EVERY
     injector.start()
+
+    def is_over() -> bool:
+        late = watch.elapsed - began - seconds
+        if injector.trouble or late > LONGER:
+            return True
+        has_enough = sum(injector.done.values()) >= min(FAULTS, len(faults)) and watch.expected >= EFFECTS
+        return late > 0 and has_enough and _confirmed_to_strangers(stage) >= STRANGERS
+
     try:
-        watch.until(lambda: watch.elapsed - began > seconds or bool(injector.trouble), injector)
+        watch.until(is_over, injector)
     finally:
         injector.stop()
     result = Result(faults=dict(injector.done), spoiled="; ".join(injector.trouble))
@@ -88,6 +98,11 @@ def run(stage: Stage, seconds: float, kinds: Collection[str], say: Say) -> Resul
         result.remarks.append(told)
         result.spoiled = told if any(result.flaws.values()) else ""
     return result
+
+
+def _confirmed_to_strangers(stage: Stage) -> int:
+    text = stage.ledger.read_text() if stage.ledger.exists() else ""
+    return sum(confirmed for _, confirmed in proof.strangers(text))
 
 
 def crashed_queues(log: str) -> Counter[str]:
@@ -118,6 +133,11 @@ class Watch:
     def elapsed(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self._began
+
+    @property
+    def expected(self) -> int:
+        """How many effects were expected at the last look."""
+        return self._counts[0]
 
     @property
     def has_begun(self) -> bool:
