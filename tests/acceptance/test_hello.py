@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 import pytest
 
 from tests.acceptance.clients import declare, depth, publish_hello
@@ -106,7 +108,7 @@ def test_a_broker_restart_loses_neither_queue_nor_message(site: SiteFactory, own
         "postgres",
         handlers=HANDLERS,
         queues={name: {"type": kind} for name in ("hello", "waiting")},
-        broker=own_rabbitmq.add_vhost("restart-" + kind),
+        broker=own_rabbitmq.add_vhost(f"restart-{uuid4().hex[:8]}"),
     )
     made.manage("topology")
     publish_hello(made.broker_url, "waiting")
@@ -115,8 +117,9 @@ def test_a_broker_restart_loses_neither_queue_nor_message(site: SiteFactory, own
     wait_for_states(made, {"processed": 1})
     own_rabbitmq.stop()
     own_rabbitmq.start()
-    assert depth(made.broker_url, "waiting") == 1
-    publish_hello(made.broker_url)  # the same consumer is back by itself
+    wait_until(lambda: depth(made.broker_url, "waiting") == 1, what="the message that waits")
+    consumer.wait_for_output("Connected to .* again")  # by itself
+    publish_hello(made.broker_url)
     wait_for_states(made, {"processed": 2})
     assert consumer.stop() == 0
 

@@ -108,12 +108,12 @@ def test_a_message_whose_confirm_is_lost_is_sent_again_and_handled_once(made: Si
         publish_more = ready_to_publish(made, 2, 20)
         proxy.silent_downstream = True
         publish_more()
-        wait_until(lambda: depth(made.broker_url, "work") == 20, what="the messages at the broker")
+        wait_until(lambda: depth(made.broker_url, "work") >= 20, what="the messages at the broker")
         assert made.states("published") == {"published": 1, "pending": 19}
         running.wait_for_output("was lost")
         proxy.heal()
         wait_until(lambda: is_published(made, 20), what="the second sending confirmed")
-    wait_until(lambda: depth(made.broker_url, "work") == 39, what="both copies")
+    wait_until(lambda: depth(made.broker_url, "work") >= 39, what="both copies")
     made.manage("consume", "--burst", "--no-relay")
     wait_for_one_effect_each(made, 20)
 
@@ -135,7 +135,7 @@ def test_a_connection_reset_in_the_middle_of_a_batch_leaves_the_unconfirmed_pend
         assert made.value("SELECT COUNT(*) FROM messaging_publishedmessage WHERE error <> ''") == 0
         proxy.heal()
         wait_until(lambda: is_published(made, 2000), what="every row published")
-    assert {int(body) for body in take_all(made.broker_url, "work")} == set(range(1, 2001))
+    assert {int(body) for body in take_all(made.broker_url, "work", 2000)} == set(range(1, 2001))
 
 
 @pytest.mark.mode(6)
@@ -216,7 +216,7 @@ def test_a_body_over_the_brokers_limit_fails_alone(alone: Site, own_rabbitmq: Ra
     assert length == 100_001
     assert "size" in error
     assert alone.states("published") == {"published": 49, "failed": 1}
-    assert len(take_all(alone.broker_url, "work")) >= 49
+    take_all(alone.broker_url, "work", 49)
 
 
 @pytest.mark.mode(11)
@@ -278,7 +278,7 @@ def test_during_a_memory_alarm_nothing_hangs_and_it_resumes(alone: Site, own_rab
         own_rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
     wait_until(lambda: is_published(alone, 4000), what="every row published")
     assert second.stop() == 0
-    assert {int(body) for body in take_all(alone.broker_url, "work")} == set(range(1, 4001))
+    assert {int(body) for body in take_all(alone.broker_url, "work", 4000)} == set(range(1, 4001))
     for told in (first.output, second.output):
         assert told.count("takes no messages for now") == 1
         assert "Traceback" not in told
@@ -292,7 +292,7 @@ def test_two_relays_skip_no_row_and_send_none_twice(made: Site) -> None:
     publish(made, 1, 10_000)
     wait_until(lambda: is_published(made, 10_000), what="every row published")
     assert [running.stop() for running in both] == [0, 0]
-    assert sorted(map(int, take_all(made.broker_url, "work"))) == list(range(1, 10_001))
+    assert sorted(map(int, take_all(made.broker_url, "work", 10_000))) == list(range(1, 10_001))
 
 
 @pytest.mark.mode(16)
@@ -316,7 +316,7 @@ def test_a_lower_id_that_is_committed_after_a_higher_one_is_sent_too(site: SiteF
     assert slow.wait() == 0
     wait_until(lambda: is_published(made, 2), what="the lower one published")
     assert running.stop() == 0
-    assert sorted(take_all(made.broker_url, "work")) == [b"1", b"2"]
+    assert sorted(take_all(made.broker_url, "work", 2)) == [b"1", b"2"]
 
 
 @pytest.mark.mode(17)

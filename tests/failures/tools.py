@@ -92,21 +92,28 @@ def wait_for_one_effect_each(site: Site, count: int, deadline: float = DEADLINE)
     assert effects == Counter(range(1, count + 1))
 
 
-def take_all(url: str, queue: str) -> list[bytes]:
-    """Take every message out of a queue."""
-    bodies = []
+def take_all(url: str, queue: str, least: int) -> list[bytes]:
+    """Take every message out of a queue, at least so many: one that is without a leader says that it has none."""
+    bodies: list[bytes] = []
+    looks = 0  # in a row that found nothing
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         channel: Any = connection.channel()
-        expected = channel.queue_declare(queue, passive=True).method.message_count
-        while len(bodies) < expected:
-            for method, _, body in channel.consume(queue, auto_ack=True, inactivity_timeout=5):
+
+        def is_empty() -> bool:
+            nonlocal looks
+            expected = channel.queue_declare(queue, passive=True).method.message_count
+            looks = 0 if expected else looks + 1
+            for _, (method, _, body) in zip(
+                range(expected), channel.consume(queue, inactivity_timeout=5), strict=False
+            ):
                 if method is None:
                     break
                 bodies.append(body)
-                if len(bodies) >= expected:
-                    break
+                channel.basic_ack(method.delivery_tag)
             channel.cancel()
-            expected = len(bodies) + channel.queue_declare(queue, passive=True).method.message_count
+            return looks > 1 and len(bodies) >= least
+
+        wait_until(is_empty, interval=0.2, what=f"{least} messages in {queue}")
     return bodies
 
 
