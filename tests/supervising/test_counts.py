@@ -41,11 +41,13 @@ def test_no_count_is_lost_with_a_child_and_a_scrape_waits_for_none(supervise: Ca
     running = supervise(COUNTING, "--processes=2", "--alias=default", f"--metrics-port={port}")
     first, second = (running.wait_for("counted", index=index, deadline=240)[0] for index in (0, 1))
 
-    def processed() -> float:
-        found = wait_until(lambda: scrape(port), what=running.output())
-        assert found.value(names.DUE.sample, alias="default") == 7
-        return found.sum(names.PROCESSED.sample, alias="default", queue="q", handler="shop.bill")
+    def scraped() -> Scrape:
+        return wait_until(lambda: scrape(port), what=running.output())
 
+    def processed() -> float:
+        return scraped().sum(names.PROCESSED.sample, alias="default", queue="q", handler="shop.bill")
+
+    assert scraped().value(names.DUE.sample, alias="default") == 7  # which is told for a minute
     assert processed() == 20
     os.kill(second, signal.SIGSTOP)  # it says nothing any more
     assert processed() == 20

@@ -96,12 +96,12 @@ def test_forgets_what_raised(ledger: Ledger) -> None:
 
 
 def test_overdue_are_only_those_beyond_their_timeout(ledger: Ledger) -> None:
-    quick, slow = replace(ENTRY, timeout=5.0), replace(ENTRY, timeout=50.0)
+    quick, slow = replace(ENTRY, timeout=500.0), replace(ENTRY, timeout=5000.0)
     with ledger.slot(0).running(quick), ledger.slot(1).running(slow), ledger.slot(2).running(ENTRY):
         now = time.monotonic()
         assert ledger.overdue(now) == []
-        assert [running.slot for running in ledger.overdue(now + 6)] == [0]
-        assert [running.slot for running in ledger.overdue(now + 60)] == [0, 1]
+        assert [running.slot for running in ledger.overdue(now + 600)] == [0]
+        assert [running.slot for running in ledger.overdue(now + 6000)] == [0, 1]
 
 
 def test_a_killed_process_leaves_its_entries(ledger: Ledger) -> None:
