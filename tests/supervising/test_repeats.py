@@ -77,7 +77,7 @@ def test_the_line_that_stands_for_others_is_about_no_one_message(lines: Lines) -
 
 
 def test_the_count_is_told_although_no_further_line_comes(lines: Lines) -> None:
-    logger, _ = limited(most=1, seconds=0.2)
+    logger, _ = limited(most=1, seconds=2)
     for number in range(3):
         logger.error("message %d failed", number)
     wait_until(lambda: len(lines.texts) == 2)
