@@ -13,7 +13,10 @@ from tests.waiting import wait_until
 HANDLERS = """
 import os
 from messaging import Reject, handler, publish
+from messaging.consuming import consumer
 from tests.app.models import Effect
+
+consumer.KEEP_CONSUMING = 120.0  # so long it waits for its first look at what is paused
 
 def note(message, value):
     Effect.objects.create(key=message.id, value=value)
