@@ -107,6 +107,7 @@ def test_a_heartbeat_carries_it(ledger: Ledger) -> None:
 def test_it_is_asked_what_is_usual_only_of_a_run_that_is_noticed_and_once(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(running, "NOTICED", 3600.0)
     ran(30)
     own = Running(ledger, "default")
     with ledger.slot(0).running(entry_of(arrived())):
@@ -124,6 +125,7 @@ def test_it_tells_of_the_row_that_there_is(ledger: Ledger, monkeypatch: pytest.M
     first, claimed, stranger = arrived(), arrived(), arrived()
     sent = outgoing(message_id=first.properties.message_id)
     entries = entry_of(first), entry_of(claimed, row=17), entry_of(stranger)
+    monkeypatch.setattr(running, "NOTICED", 3600.0)
     assert {"outgoing"} & {name for one in told(ledger, *entries) for name in one} == set()
     monkeypatch.setattr(running, "NOTICED", 0.0)
     found = [(one["row"], one.get("outgoing")) for one in told(ledger, *entries)]

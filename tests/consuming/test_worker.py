@@ -81,7 +81,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Bench]]:
     yield make
     for one in made:
         one.stop()
-    assert threading.active_count() < 20
+    assert sum(one.name.startswith("messaging-worker-") for one in threading.enumerate()) < 20
 
 
 def states() -> dict[str, str]:
