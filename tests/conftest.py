@@ -104,6 +104,31 @@ def _nothing_counted() -> None:
     counters._written_at = counters._joined_at = time.monotonic()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _time_for_brokers() -> Iterator[None]:
+    """Let no broker that stands still for a while be taken to be away. A test about a limit sets its own."""
+    from messaging.backends import rabbitmq
+    from messaging.backends.rabbitmq import certificates, management, sender, session
+    from messaging.backends.rabbitmq.connection import Connection
+    from messaging.monitoring import readings
+
+    long = 60.0  # seconds
+    connect = Connection.open
+
+    def connect_patiently(connection: Connection, timeout: float = 10.0) -> None:
+        connect(connection, long if timeout == 10.0 else timeout)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Connection, "open", connect_patiently)
+        patch.setattr(rabbitmq, "_READING_SECONDS", long)
+        patch.setattr(readings, "PATIENCE", 2 * long)
+        patch.setattr(certificates, "SECONDS", long)
+        patch.setattr(sender, "CONNECT_TIMEOUT", long)
+        patch.setattr(session.Session.__init__, "__defaults__", (long,))
+        patch.setattr(management.Management.__init__, "__defaults__", (long,))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_broker() -> Broker:
     """The broker of this run, at the virtual host that it came with."""

@@ -45,7 +45,7 @@ def served(answer: Answer) -> Iterator[tuple[int, list[bytes]]]:
             thread.join()
 
 
-def management(port: int, timeout: float = 5.0) -> Management:
+def management(port: int, timeout: float = 60.0) -> Management:
     url = f"http://who:hush@127.0.0.1:{port}"
     return Management(AliasSettings("default", **parse_url("amqp://"), management_url=url), timeout)
 
@@ -139,7 +139,7 @@ def test_bindings_are_tables_with_a_routing_key(body: bytes) -> None:
 def test_an_empty_table_may_be_written_as_an_empty_list() -> None:
     with served(http_answer(b'{"arguments": [], "policy": null, "messages_ready": 3}')) as (port, requests):
         assert management(port).queue("a/b") == {"arguments": {}, "policy": None, "messages_ready": 3}
-        [reading] = management(port).depths(["a/b"], 5.0)
+        [reading] = management(port).depths(["a/b"], 60.0)
     assert (reading.ready, reading.unacked) == (3, None)
     assert requests[0].startswith(b"GET /api/queues/%2F/a%2Fb HTTP/1.1\r\n")
     assert b"Authorization: Basic d2hvOmh1c2g=" in requests[0]

@@ -45,7 +45,10 @@ def test_a_broker_that_is_away_is_an_error_text_without_its_password(settings: A
     assert (reading.depths, reading.taken_at, reading.age) == ({}, None, None)
 
 
-def test_a_broker_that_says_nothing_holds_nobody_up(settings: Any, silent_port: int) -> None:
+def test_a_broker_that_says_nothing_holds_nobody_up(
+    settings: Any, silent_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("messaging.backends.rabbitmq._READING_SECONDS", 1.0)
     use(settings, f"amqp://user:hush-secret@127.0.0.1:{silent_port}/")
     reading = read("default", ["billing"])
     assert reading.error
@@ -62,6 +65,7 @@ def test_nobody_waits_for_an_answer_longer_than_for_patience(settings: Any, monk
         raise RuntimeError("an answer at last")
 
     monkeypatch.setattr(readings, "get_backend", hanging)
+    monkeypatch.setattr(readings, "PATIENCE", 2.5)
     error = read("default", ["billing"]).error
     assert not has_answered.is_set()
     page_is_done.set()
@@ -80,6 +84,7 @@ def test_many_readers_cause_one_connection(settings: Any, silent_port: int, monk
 
     monkeypatch.setattr(readings._Reader, "_take", counting)
     monkeypatch.setattr(readings, "FRESH", 600.0)
+    monkeypatch.setattr("messaging.backends.rabbitmq._READING_SECONDS", 1.0)
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda _: read("default", ["billing"]), range(8)))
     assert all(result.error for result in results)
@@ -110,7 +115,6 @@ def test_a_reading_is_real_cached_and_outlives_the_broker(
     settings: Any, vhost_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(settings, vhost_url)
-    monkeypatch.setattr(readings, "PATIENCE", 60.0)
     monkeypatch.setattr(readings, "FRESH", 600.0)
     backend = get_backend("default")
     backend.declare(Topology(queues=(QueueSpec("billing", type="classic"),)))
