@@ -287,9 +287,11 @@ class TestLosingTheConnection:
     @pytest.mark.mode(4)
     @pytest.mark.mode(45)
     def test_a_silent_broker_is_left_after_two_heartbeats(self, broker_url: str, proxy: Proxy, queue: str) -> None:
-        sender = through(broker_url, proxy, heartbeat=1).sender()
+        sender = through(broker_url, proxy).sender()
+        assert sender._stall_after == 2 * sender._settings.heartbeat
         sender.open()
-        proxy.silent_downstream = True  # else the broker hangs up first
+        sender._stall_after = 2.0
+        proxy.silent_downstream = True
         batch = [message(queue)]
         sender.send(batch)
         [outcome] = fates(sender, batch).values()
