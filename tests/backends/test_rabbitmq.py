@@ -306,8 +306,8 @@ class TestLosingTheConnection:
         batch = [message(queue)]
         sender.send(batch)
         sender.close(timeout=0.3)
-        assert not sender.is_open
-        assert [outcome.fate for outcome in sender.outcomes(1)] == [Fate.UNKNOWN]
+        wait_until(lambda: not sender.is_open, deadline=50, what="its end, before that by missing heartbeats")
+        assert [outcome.fate for outcome in sender.outcomes(60)] == [Fate.UNKNOWN]
 
     def test_a_slow_network_loses_nothing(self, broker_url: str, proxy: Proxy, queue: str) -> None:
         proxy.delay = 0.15
