@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -231,17 +232,30 @@ class TestLosingTheConnection:
         self, backend: RabbitMQ, queue: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The thread of the first is busy for longer than anybody waits for its end."""
-        is_free = threading.Event()
-        sender = backend.sender()
+        is_busy, is_free = threading.Event(), threading.Event()
+        sender, others = backend.sender(), set(threading.enumerate())
+
+        def hang(*_: object) -> None:
+            is_busy.set()
+            is_free.wait()
+
+        def is_open() -> bool:
+            with suppress(BrokerUnavailable):  # the first has not ended yet
+                sender.open()
+            return sender.is_open
+
         with monkeypatch.context() as busy:
             busy.setattr("messaging.backends.rabbitmq.sender.CONNECT_TIMEOUT", 0.1)
-            busy.setattr(sender, "_open_lane", lambda *_: is_free.wait())
+            busy.setattr(sender, "_open_lane", hang)
             with pytest.raises(BrokerUnavailable):
                 sender.open()
-        late = next(one for one in threading.enumerate() if one.name == "messaging-rabbitmq-publisher")
+            assert is_busy.wait(120)
+        [late] = [
+            one for one in threading.enumerate() if one.name == "messaging-rabbitmq-publisher" and one not in others
+        ]
         timer = threading.Timer(1, is_free.set)
         timer.start()
-        sender.open()
+        wait_until(is_open)
         timer.join()
         late.join()
         assert confirmed(send(sender, message(queue)))
