@@ -29,12 +29,19 @@ def declare_full(url: str) -> None:
     declare(url, "good", durable=True)
 
 
+@pytest.fixture
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker may take long to answer for what is under way on a channel that is to be replaced."""
+    monkeypatch.setattr("messaging.backends.rabbitmq.sender._PATIENCE", 600.0)
+
+
 def channels(rabbitmq: Broker, vhost: str) -> set[str]:
     """The channels in a virtual host."""
     lines = rabbitmq.ctl("list_channels", "pid", "vhost").splitlines()
     return {line.split()[0] for line in lines if line.split()[-1] == vhost}
 
 
+@pytest.mark.usefixtures("_patient")
 def test_after_a_refusal_the_next_messages_go_over_a_new_channel(rabbitmq: Broker, vhost_url: str) -> None:
     declare_full(vhost_url)
     sender = rabbitmq_backend(vhost_url).sender()
@@ -49,6 +56,7 @@ def test_after_a_refusal_the_next_messages_go_over_a_new_channel(rabbitmq: Broke
     sender.close()
 
 
+@pytest.mark.usefixtures("_patient")
 def test_no_outcome_is_lost_while_channels_are_replaced(vhost_url: str) -> None:
     declare_full(vhost_url)
     sender = rabbitmq_backend(vhost_url).sender()
