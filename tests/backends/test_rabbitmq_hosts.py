@@ -18,6 +18,11 @@ from tools.proxy import Proxy
 pytestmark = pytest.mark.broker
 
 
+@pytest.fixture(autouse=True)
+def _none_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parameters, "_failed", {})
+
+
 @pytest.fixture
 def ways(broker_url: str) -> Iterator[tuple[Proxy, Proxy]]:
     """Two ways to the broker, which look like two hosts."""
