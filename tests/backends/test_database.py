@@ -80,14 +80,16 @@ def stored(queue: str) -> int:
 
 
 def test_what_a_receiver_holds_goes_to_others_when_its_lease_ran_out(
-    backend: DatabaseBroker, queue: str, sender: Sender
+    backend: DatabaseBroker, queue: str, sender: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("messaging.backends.database.feed.CHORES", 3600.0)  # nobody sweeps but this test
     frozen, other = Deliveries(), Deliveries()
     first = backend.receiver(frozen.on_delivery, frozen.on_change)
     first.open()
     first.consume(queue, 1)
     send(sender, message(queue))
     [held] = frozen.wait(1)
+    wait_until(lambda: EmbeddedConnection.objects.get().queues == [queue], what="its renewal for the new consumer")
     late = EmbeddedConnection.objects.get()
     second = backend.receiver(other.on_delivery, other.on_change)
     second.open()
