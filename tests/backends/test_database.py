@@ -225,8 +225,8 @@ def test_a_deleted_queue_ends_its_consumer_and_no_other(backend: DatabaseBroker,
     receiver.consume(queue, 10)
     receiver.consume(gone, 10)
     backend.purge_and_delete(Topology(queues=(QueueSpec(gone),)))
-    wait_until(lambda: receiver.consuming == {queue})
-    assert deliveries.changes == 1
+    wait_until(lambda: deliveries.changes == 1)
+    assert receiver.consuming == {queue}
     assert gone in receiver.trouble
     send(sender, message(queue))
     assert deliveries.wait(1)[0].ack()
