@@ -67,7 +67,7 @@ class BackendContract:
         receiver.open()
         receiver.consume(queue, prefetch)
         yield receiver, deliveries
-        receiver.close()
+        receiver.close(60)
 
     def depth(self, backend: Backend, queue: str) -> int | None:
         return backend.depths([queue])[0].ready
@@ -199,7 +199,7 @@ class BackendContract:
         for number in range(6):
             deliveries.finish(deliveries.wait(number + 1)[number])
         assert deliveries.most == 2 * size
-        receiver.close()
+        receiver.close(60)
         assert self.depth(backend, queue) == 0
 
     def test_the_only_message_may_exceed_what_may_be_held_together(
@@ -214,7 +214,7 @@ class BackendContract:
         for number in range(2):
             deliveries.finish(deliveries.wait(number + 1)[number])
         assert deliveries.most == 1000
-        receiver.close()
+        receiver.close(60)
 
     def test_what_is_too_large_goes_to_a_file(self, backend: Backend, queue: str, sender: Sender) -> None:
         bodies = (b"x" * 100, b"\x00\xff" * (4 * MB) + b"end", b"y" * 2 * MB, b"z" * 100)
@@ -237,7 +237,7 @@ class BackendContract:
             deliveries.finish(delivery)
         assert found == list(bodies)
         assert deliveries.most <= 200
-        receiver.close()
+        receiver.close(60)
         assert self.depth(backend, queue) == 0
 
     def test_an_acknowledged_message_is_gone(self, backend: Backend, queue: str, sender: Sender) -> None:

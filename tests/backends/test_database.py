@@ -108,7 +108,7 @@ def test_what_a_receiver_holds_goes_to_others_when_its_lease_ran_out(
     assert not held.is_live
     assert stored(queue) == 1
     assert again.ack()
-    second.close()
+    second.close(60)
     assert stored(queue) == 0
 
 
@@ -158,7 +158,7 @@ def test_what_was_taken_while_the_answer_got_lost_is_delivered_all_the_same(
     assert set(found) == {bytes(lost[0].body), b"next"}
     assert not found[b"lost"].redelivered  # nobody has seen it
     assert all(delivery.ack() for delivery in found.values())
-    receiver.close()
+    receiver.close(60)
     assert stored(queue) == 0
 
 
@@ -178,7 +178,7 @@ def test_what_a_dead_process_held_is_free_before_its_lease_ends(
     [delivery] = deliveries.wait(1)
     assert delivery.redelivered
     assert delivery.ack()
-    receiver.close()
+    receiver.close(60)
     assert not EmbeddedConnection.objects.exists()
 
 
@@ -230,7 +230,7 @@ def test_a_deleted_queue_ends_its_consumer_and_no_other(backend: DatabaseBroker,
     assert gone in receiver.trouble
     send(sender, message(queue))
     assert deliveries.wait(1)[0].ack()
-    receiver.close()
+    receiver.close(60)
 
 
 def test_a_message_for_a_queue_that_was_deleted_is_unroutable(
@@ -273,7 +273,7 @@ def test_a_row_that_cannot_be_read_does_not_stop_those_behind_it(
     damaged, behind = deliveries.wait(2)
     assert (damaged.body, behind.body) == (b"damaged", b"behind")
     assert "cut short" in damaged.properties.problem
-    receiver.close()
+    receiver.close(60)
 
 
 @pytest.mark.skipif(TEST_DB != "postgres", reason="looks at PostgreSQL's plans")
@@ -311,7 +311,7 @@ def test_without_tables_every_door_says_what_to_do(backend: DatabaseBroker, queu
         receiver.open()
         with pytest.raises(BrokerUnavailable, match="migrate"):
             receiver.consume(queue, 1)
-        receiver.close()
+        receiver.close(60)
     finally:
         with connection.cursor() as cursor:
             cursor.execute("ALTER TABLE hidden RENAME TO messaging_embeddedqueue")
@@ -394,7 +394,7 @@ def test_messages_that_expire_in_crowds_are_seen_to_without_a_pause_between(
     receiver.open()
     dead = f"{queue}.dead"
     wait_until(lambda: backend.depths([dead])[0].ready == count, what="all to become dead letters")
-    receiver.close()
+    receiver.close(60)
 
 
 def test_an_expiration_that_is_no_number_is_refused(backend: DatabaseBroker, queue: str, sender: Sender) -> None:
@@ -414,7 +414,7 @@ def test_an_idle_receiver_writes_nothing_but_its_lease(backend: DatabaseBroker, 
     deadline = time.monotonic() + 1.0
     wait_until(lambda: time.monotonic() > deadline)
     assert list(until) == before
-    receiver.close()
+    receiver.close(60)
 
 
 # Letters

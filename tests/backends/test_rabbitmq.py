@@ -364,7 +364,7 @@ class TestLosingTheConnection:
         assert {delivery.body for delivery in new} == {b"1", b"2"}
         assert not any(delivery.ack() for delivery in old)
         assert new[0].ack()
-        receiver.close()
+        receiver.close(60)
         wait_until(lambda: backend.depths([queue])[0].ready == 1)
 
 
@@ -411,7 +411,7 @@ class TestReceiving:
         assert "406" in receiver.trouble
         assert held[queue].ack() is False
         assert held[other].ack() is True
-        receiver.close()
+        receiver.close(60)
         wait_until(lambda: backend.depths([other, queue])[0].ready == 0)
         assert backend.depths([queue])[0].ready == 1
         channel.queue_delete(other)
