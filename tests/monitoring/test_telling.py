@@ -19,6 +19,7 @@ from messaging.monitoring.evaluation import Findings
 from messaging.monitoring.snapshot import Pause, Snapshot
 from messaging.supervising import state
 from tests.recipients import Recipient
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -29,7 +30,7 @@ CALLED: list[str] = []
 
 def hang(content: dict[str, Any]) -> None:
     CALLED.append(content["kind"])
-    GO_ON.wait(60)
+    GO_ON.wait(180)
 
 
 @pytest.fixture(autouse=True)
@@ -57,11 +58,13 @@ def test_a_function_that_never_comes_back_holds_nobody_up(settings: Any, monkeyp
         for message in AlertMessage.objects.all():
             AlertMessage.objects.filter(pk=message.pk).update(due_at=message.due_at - timedelta(minutes=1))
         assert note(AWAY) == 0
+        wait_until(lambda: CALLED, what="the call before to begin")
         assert CALLED == ["broker_away"], "the call before still runs, and is not joined by a second one"
         GO_ON.set()
         for thread in threading.enumerate():
             if thread.name == "messaging-alert-call":
                 thread.join(120)
+        monkeypatch.setattr(telling, "CALL_SECONDS", 60.0)
         AlertMessage.objects.update(due_at=datetime(2026, 1, 1, tzinfo=UTC))
         assert note(AWAY) == 1
         assert CALLED == ["broker_away"] * 2
