@@ -34,6 +34,11 @@ def call(content: dict[str, Any]) -> None:
     CALLED.append(content)
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telling, "SECONDS", 120.0)
+
+
 @pytest.fixture
 def recipient(settings: Any) -> Iterator[Recipient]:
     with Recipient() as own:

@@ -34,7 +34,8 @@ def hang(content: dict[str, Any]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(telling, "SECONDS", 120.0)
     CALLED.clear()
     GO_ON.clear()
     readings.forget()
