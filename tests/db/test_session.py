@@ -14,6 +14,7 @@ from messaging.db.connections import brief_locks
 from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
+from messaging.processing import durations
 from messaging.processing.processor import Processor
 from tests.app.models import Effect
 from tests.deliveries import arrived, registered
@@ -129,7 +130,8 @@ def test_a_round_that_was_recorded_before_finds_a_clean_session() -> None:
 
 
 @postgres
-def test_a_session_that_is_as_it_was_is_kept_and_asked_nothing() -> None:
+def test_a_session_that_is_as_it_was_is_kept_and_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durations, "BRIEF", 3600.0)
     registry = Registry()
     registered(registry, lambda message: None)
     processor = Processor("default", "worker-1", handlers=registry)

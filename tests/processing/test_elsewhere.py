@@ -22,6 +22,7 @@ from messaging.exceptions import DatabaseUnavailable, ProcessDied
 from messaging.handlers import Registry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
+from messaging.processing import durations
 from messaging.processing.elsewhere import Elsewhere
 from messaging.processing.processor import Processor
 from messaging.supervising.ledger import Entry
@@ -150,6 +151,7 @@ def at_rest() -> bool:
 @pytest.mark.parametrize("kind", ["first", "redelivered", "round", "without id", "batch", "dead", "unknown"])
 def test_a_site_with_one_database_pays_nothing(kind: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.MESSAGING = {"default": {"URL": "database://"}}
+    monkeypatch.setattr(durations, "BRIEF", 3600.0)
 
     def statements() -> list[str]:
         options: dict[str, Any] = {"batch": 2} if kind == "batch" else {}

@@ -16,7 +16,7 @@ from messaging.exceptions import DatabaseUnavailable
 from messaging.handlers import Registry, registry
 from messaging.message import ReceivedMessage
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage
-from messaging.processing import execution, failures
+from messaging.processing import durations, execution, failures
 from messaging.processing.processor import Processor
 from messaging.testing import drain
 from tests.app.models import Effect
@@ -315,7 +315,10 @@ def test_the_driver_knows_without_a_statement(
 
 @on_postgresql
 @pytest.mark.parametrize("timeout", [None, 3.0])
-def test_a_first_run_costs_one_statement_of_ours(make: Make, timeout: float | None) -> None:
+def test_a_first_run_costs_one_statement_of_ours(
+    make: Make, timeout: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durations, "BRIEF", 3600.0)
     processor = make(lambda message: None, timeout=timeout)
     with CaptureQueriesContext(connection) as queries:
         processor.process(arrived(), lambda: None)
