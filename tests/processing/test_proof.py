@@ -408,8 +408,8 @@ def test_one_that_slept_past_it_and_asks_nothing_more_has_failed_at_its_commit(
     runs: list[int] = []
 
     def sleep(message: ReceivedMessage) -> None:
-        Effect.objects.create(key="before")
         runs.append(connection.connection.info.backend_pid)
+        Effect.objects.create(key="before")
         with closing(connection.copy()) as other:
             wait_until(lambda: not is_running(other, runs[0]), what="the server to end the session")
 
