@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from django.db import OperationalError, connection, connections
+from pytest_django import Settings
 
 from messaging.db.clock import Now
 from messaging.db.patience import bound, note_line, sever
@@ -26,6 +27,7 @@ from messaging.supervising.ledger import Entry
 from messaging.testing.draining import Arrival
 from tests.app.models import Effect
 from tests.deliveries import Arrived, arrived, envelope_of, registered
+from tests.options import set_options
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -38,8 +40,9 @@ def nothing(*_: object) -> None:
 
 
 @pytest.fixture
-def handle() -> Handle:
-    """Builds a processor with one handler, that trusts the leases it finds."""
+def handle(settings: Settings) -> Handle:
+    """Builds a processor with one handler, that trusts the leases it finds. None runs out but where a test says so."""
+    set_options(settings, LEASE=600)
 
     def build(function: Callable[..., Any] = nothing, **options: Any) -> Processor:
         registry = Registry()
