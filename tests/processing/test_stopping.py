@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -507,12 +508,19 @@ def test_connections_are_bounded_without_touching_the_sites_settings() -> None:
 def test_a_connection_on_which_another_thread_waits_can_be_cut() -> None:
     if connection.vendor == "sqlite":
         pytest.skip("there is none")
+    own, sleep, end = {
+        "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_sleep(120)", "SELECT pg_terminate_backend(%s)"),
+        "mysql": ("SELECT CONNECTION_ID()", "SELECT SLEEP(120)", "KILL %s"),
+    }[connection.vendor]
     waiting = connection.copy()
     with waiting.cursor() as cursor:
-        cursor.execute("SELECT 1")
+        cursor.execute(own)
+        session = cursor.fetchone()
     note_line(waiting)
     cutter = threading.Timer(0.2, sever, [waiting])
     cutter.start()
     with pytest.raises(OperationalError), waiting.cursor() as cursor:
-        cursor.execute("SELECT pg_sleep(2)" if connection.vendor == "postgresql" else "SELECT SLEEP(2)")
+        cursor.execute(sleep)
     waiting.close()
+    with suppress(OperationalError), connection.cursor() as cursor:  # it has ended already
+        cursor.execute(end, session)
