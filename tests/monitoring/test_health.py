@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,8 +63,11 @@ def levels(kind: health.Kind = "consumer") -> list[tuple[str, str]]:
         ({"stepped": None}, "warning", "nothing has been consumed yet"),
     ],
 )
-def test_a_process_lives_and_is_ready_or_not(told: dict[str, Any], level: str, words: str) -> None:
+def test_a_process_lives_and_is_ready_or_not(
+    told: dict[str, Any], level: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = time.monotonic()
+    monkeypatch.setattr(health, "time", SimpleNamespace(monotonic=lambda: now))  # ages are told in words
     values = {name: now + value if type(value) is int else value for name, value in told.items()}
     file = consumer(**values)
     found = health.of_processes("consumer")
