@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
@@ -26,6 +27,7 @@ from messaging.publishing import rounds
 from messaging.wire.envelope import key_of, new_epoch
 from tests.admin_rows import incoming, outgoing
 from tests.deliveries import in_a_thread
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db
 BY = Operator(name="script", reason="test")
@@ -167,20 +169,22 @@ def test_a_row_that_a_running_handler_locks_is_left_out_and_does_not_make_operat
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_operation_that_meets_a_relay_in_a_deadlock_is_done_again() -> None:
+def test_an_operation_that_meets_a_relay_in_a_deadlock_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
     if connection.vendor != "postgresql":
         pytest.skip("needs row locks, and one who is patient in a deadlock")
+    monkeypatch.setattr(acting, "LOCK_WAIT", 60.0)
     row = incoming("retrying")
     retry = round_of(row, "pending")
     PublishedMessage.objects.filter(pk=retry.pk).update(lease_owner="relay", lease_token=uuid.uuid4())
     retry.refresh_from_db()
-    relay_waits, operator_waits = threading.Event(), threading.Event()
+    relay_waits, operator_waits, sessions = threading.Event(), threading.Event(), list[int]()
 
     def fail_the_round() -> None:
         def wrap(execute: Any, sql: str, *arguments: Any) -> Any:
             if sql.startswith("UPDATE") and "processedmessage" in sql:
+                sessions.append(connection.connection.info.backend_pid)
                 relay_waits.set()
-                assert operator_waits.wait(60)
+                assert operator_waits.wait(120)
             return execute(sql, *arguments)
 
         with transaction.atomic(), connection.execute_wrapper(wrap):
@@ -189,19 +193,28 @@ def test_an_operation_that_meets_a_relay_in_a_deadlock_is_done_again() -> None:
 
     def wrap(execute: Any, sql: str, *arguments: Any) -> Any:
         result = execute(sql, *arguments)
-        if "FOR UPDATE" in sql:
+        if "FOR UPDATE" in sql and not operator_waits.is_set():
             operator_waits.set()
+            # Who waits last finds the deadlock, and gives way.
+            wait_until(lambda: is_blocked(other, sessions[0]), what="the relay to wait for the operator")
         return result
 
     relay = in_a_thread(fail_the_round)
-    assert relay_waits.wait(60)
-    with connection.execute_wrapper(wrap):
+    assert relay_waits.wait(120)
+    with closing(connection.copy()) as other, connection.execute_wrapper(wrap):
         outcome = operations.requeue(ProcessedMessage.objects.all(), BY)
     relay.join()
     assert outcome.done == [row.pk]
     assert outcome.skipped == {}
     row.refresh_from_db()
     assert row.state == "requeued"
+
+
+def is_blocked(other: Any, session: int) -> bool:
+    """Whether a session of PostgreSQL's waits for another one's lock."""
+    with other.cursor() as cursor:
+        cursor.execute("SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s", [session])
+        return cursor.fetchone() == (True,)
 
 
 def test_a_selection_of_several_batches_is_done_whole(monkeypatch: pytest.MonkeyPatch) -> None:
