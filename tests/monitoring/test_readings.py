@@ -139,11 +139,21 @@ def test_a_reading_is_real_cached_and_outlives_the_broker(
 
 
 @pytest.mark.broker
-def test_a_glance_waits_for_nobody_and_knows_what_was_read_meanwhile(settings: Any, vhost_url: str) -> None:
+def test_a_glance_waits_for_nobody_and_knows_what_was_read_meanwhile(
+    settings: Any, vhost_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_read, take = threading.Event(), readings._Reader._take
+
+    def late(self: Any, queues: tuple[str, ...]) -> None:
+        assert may_read.wait(120)
+        take(self, queues)
+
+    monkeypatch.setattr(readings._Reader, "_take", late)
     use(settings, vhost_url)
     get_backend("default").declare(Topology(queues=(QueueSpec("billing", type="classic"),)))
     wanted = [("default", "billing"), ("default", "absent"), ("nowhere", "billing")]
     assert readings.ready(wanted) == {}, "it has begun to read"
+    may_read.set()
     wait_until(lambda: readings.ready(wanted) == {("default", "billing"): 0}, what="the reading")
     settings.MESSAGING = {"default": {"URL": "amqp://u:p@127.0.0.1:1/"}}
     assert readings.ready(wanted) == {}, "of another broker nothing is known"
@@ -155,7 +165,7 @@ def test_a_table_that_gives_no_sign_holds_nobody_else_up(settings: Any, monkeypa
 
     def hanging(alias: str) -> Any:
         is_asked.set()
-        goes_on.wait(60)
+        goes_on.wait(120)
         raise RuntimeError("an answer at last")
 
     monkeypatch.setattr(readings, "get_backend", hanging)
