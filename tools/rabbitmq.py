@@ -216,6 +216,8 @@ class RabbitMQ:
             "management.tcp.port": str(self.management_port),
             "collect_statistics_interval": "1000",
             "raft.wal_max_size_bytes": str(64 * 1024 * 1024),
+            "handshake_timeout": "120000",  # milliseconds: a client may stand still for a while
+            "ssl_handshake_timeout": "120000",
         } | self._config
         (self.folder / "rabbitmq.conf").write_text("".join(f"{key} = {value}\n" for key, value in config.items()))
         (self.folder / "advanced.config").write_text("[].\n")

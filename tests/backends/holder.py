@@ -9,9 +9,13 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from contextlib import suppress
 
 import django
 from django.conf import settings
+
+from messaging.exceptions import BrokerUnavailable
+from tests.waiting import wait_until
 
 
 def main() -> None:
@@ -27,7 +31,13 @@ def main() -> None:
 
     enough = threading.Semaphore(0)
     receiver = get_backend("default").receiver(lambda _: enough.release(), lambda: None)
-    receiver.open()
+
+    def is_open() -> bool:
+        with suppress(BrokerUnavailable):
+            receiver.open()
+        return receiver.is_open
+
+    wait_until(is_open)
     receiver.consume(order["queue"], order["count"])
     for _ in range(order["count"]):
         enough.acquire()
