@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
@@ -299,14 +300,26 @@ def vhost_of(url: str) -> str:
 def add_vhost(base: str, name: str, user: str) -> None:
     """Create a virtual host in which `user` may do everything."""
     path = quote(name, safe="")
-    call_api(base, "PUT", f"/api/vhosts/{path}", {})
+    _put(base, f"/api/vhosts/{path}", {})
     everything = {"configure": ".*", "write": ".*", "read": ".*"}
-    call_api(base, "PUT", f"/api/permissions/{path}/{quote(user, safe='')}", everything)
+    _put(base, f"/api/permissions/{path}/{quote(user, safe='')}", everything)
 
 
 def delete_vhost(base: str, name: str) -> None:
     """Delete a virtual host with all it holds; its connections are closed."""
     call_api(base, "DELETE", f"/api/vhosts/{quote(name, safe='')}")
+
+
+def _put(base: str, path: str, body: object) -> None:
+    """Again where it failed: a node that stood still gives up what others there were waiting for."""
+    for tries_left in (2, 1, 0):
+        try:
+            call_api(base, "PUT", path, body)
+            return
+        except ServiceFailed:
+            if not tries_left:
+                raise
+            time.sleep(1)
 
 
 def _cluster_with(peer: RabbitMQ) -> dict[str, str]:
