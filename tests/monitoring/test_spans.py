@@ -114,7 +114,7 @@ def here() -> int:
 def test_one_trace_leads_from_a_request_to_the_second_handler_through_a_retry_and_a_requeue(
     vhost_url: str, settings: Settings, traced: Traced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings.MESSAGING = {"default": {"URL": vhost_url, "POLL_INTERVAL": 0.05}}
+    settings.MESSAGING = {"default": {"URL": vhost_url, "POLL_INTERVAL": 0.05, "LEASE": 600}}
     monkeypatch.setattr(registry, "_handlers", {})
     seen: list[int] = []
 
@@ -173,7 +173,7 @@ def test_one_trace_leads_from_a_request_to_the_second_handler_through_a_retry_an
 @pytest.mark.broker
 @pytest.mark.django_db(transaction=True)
 def test_a_try_to_send_that_comes_to_nothing_says_why(desk: Desk, settings: Settings, traced: Traced) -> None:
-    set_options(settings, UNROUTABLE=[])  # never
+    set_options(settings, UNROUTABLE=[], LEASE=600)  # never tried again
     row = publish("nobody.cares", {})
     burst()
     row.refresh_from_db()
