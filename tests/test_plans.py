@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from itertools import product
@@ -80,7 +80,7 @@ def full() -> None:
 
 
 @pytest.fixture
-def overtaken() -> None:
+def overtaken() -> Iterator[None]:
     """The same when there were no statistics since a backlog began, as after an outage."""
     if connection.vendor != "postgresql":
         pytest.skip("only its plans follow from statistics that are gathered now and then")
@@ -96,6 +96,10 @@ def overtaken() -> None:
     many_rows.create(outgoing(0, state=Out.FAILED), MANY)
     for state in (In.FAILED, In.RETRYING, In.PROCESSING):
         many_rows.create(incoming(0, state=state), MANY)
+    yield
+    with connection.cursor() as cursor:
+        for table in TABLES:
+            cursor.execute(f"ALTER TABLE {table} RESET (autovacuum_enabled)")
 
 
 @pytest.fixture
