@@ -31,7 +31,7 @@ LEFT_IN_POSTGRESQL = {
     "another path": "SET search_path TO pg_catalog, public",
     "role": "SET ROLE pg_monitor",
     "read-only": "SET default_transaction_read_only TO on",
-    "statement timeout": "SET statement_timeout TO 1",
+    "statement timeout": "SET statement_timeout TO 30",
     "longer statement timeout": "SET statement_timeout TO 50",
     "prepared statements": "DEALLOCATE ALL",
     "isolation": "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE",
@@ -45,7 +45,7 @@ SEEN_IN_POSTGRESQL = (
 )
 LEFT_IN_MARIADB = {
     "read-only": "SET SESSION TRANSACTION READ ONLY",
-    "statement timeout": "SET SESSION max_statement_time = 0.05",
+    "statement timeout": "SET SESSION max_statement_time = 0.09",
     "isolation": "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE",
     "time zone": "SET time_zone = '+09:00'",
     "mode": "SET SESSION sql_mode = ''",
