@@ -88,7 +88,7 @@ print(registry.queues("default"))
 
 def started(tasks: Any) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", SITE % (tasks,)], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60
+        [sys.executable, "-c", SITE % (tasks,)], capture_output=True, text=True, cwd=ROOT, check=True, timeout=240
     )
     return done.stdout.splitlines()
 

@@ -58,10 +58,10 @@ def test_an_id_tells_its_time() -> None:
     now = time.time()
     made = made_at(new_id())
     assert made is not None
-    assert abs(made - now) < 5
+    assert abs(made - now) < 60
     later = made_at(new_id(3600))
     assert later is not None
-    assert 3590 < later - now < 3610
+    assert 3540 < later - now < 3660
     for other in ("", "17", "6a1f0000-0000-4000-8000-000000000000", "x" * 14 + "7" + "x" * 21):
         assert made_at(other) is None
 
@@ -99,10 +99,12 @@ def test_waits_and_runs_are_counted_into_their_steps() -> None:
 
 @pytest.mark.django_db
 def test_of_a_large_batch_some_tell_the_wait_of_their_neighbours() -> None:
-    counters.add_processed("default", "billing", 0.25, [new_id(-60 if number < 250 else -3) for number in range(500)])
+    counters.add_processed(
+        "default", "billing", 0.25, [new_id(-3600 if number < 250 else -60) for number in range(500)]
+    )
     counters.write("default")
     row = Counter.objects.get()
-    long, short = (getattr(row, WAITS[bisect_left(BOUNDS, seconds)]) for seconds in (60.0, 3.0))
+    long, short = (getattr(row, WAITS[bisect_left(BOUNDS, seconds)]) for seconds in (3600.0, 60.0))
     assert abs(long - 250) <= 500 / counters.ASKED
     assert long + short == 500, "as many as there were"
 

@@ -82,13 +82,13 @@ def test_renewing_claims_does_not_wait_for_a_handler_that_locks_its_row(handle: 
 
     def slow(message: ReceivedMessage) -> None:
         entered.set()
-        leave.wait(60)
+        leave.wait(120)
 
     processor = handle(slow)
     runner = in_a_thread(lambda: processor.process(arrived(redelivered=True), nothing))
     assert entered.wait(60)
     renewer = in_a_thread(processor.renew_claims)
-    renewer.join(20)
+    renewer.join(60)
     held_up = renewer.is_alive()
     processor.outages.up_since["default"] = -1e9
     swept = processor.sweep()

@@ -134,7 +134,7 @@ def test_a_failure_after_a_crash_that_was_counted_meanwhile_is_the_second_attemp
 
 def test_a_crash_without_id_whose_redelivery_was_faster_leaves_no_row_behind(handle: Handle) -> None:
     processor, delivery = handle(), arrived(message_id=None, redelivered=True)
-    entry = entry_of(arrived(), key=str(uuid.uuid4()), message_id="", started=time.time() - 1)
+    entry = entry_of(arrived(), key=str(uuid.uuid4()), message_id="", started=time.time() - 60)
     processor.process(delivery, nothing)
     processor.record_crash(entry, ProcessDied("killed"))
     assert only_row().state == State.PROCESSED
@@ -148,7 +148,7 @@ def test_recording_a_crash_does_not_wait_for_the_handler_that_runs_the_message_a
     runner = in_a_thread(lambda: processor.process(delivery, nothing))
     assert held.entered.wait(60)
     recorder = in_a_thread(lambda: processor.record_crash(entry_of(delivery), ProcessDied("killed")))
-    recorder.join(20)
+    recorder.join(60)
     held_up = recorder.is_alive()
     held.leave.set()
     runner.join()

@@ -195,7 +195,7 @@ def test_a_crash_whose_message_is_claimed_while_it_is_counted_goes_over_into_the
     handle: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processor, delivery = handle(), arrived(message_id=None)
-    entry, since = entry_without_id(delivery), time.monotonic() - 5
+    entry, since = entry_without_id(delivery), time.monotonic() - 60
     insert = crashes._insert
     monkeypatch.setattr(crashes, "_insert", lambda crash: (claimed(delivery), insert(crash))[1])
     assert processor.record_crash(entry, KILLED, since)

@@ -184,7 +184,8 @@ def test_a_site_with_one_database_pays_nothing(kind: str, settings: Settings, mo
     assert found == statements()
 
 
-def test_a_queue_that_only_one_database_knows_costs_one_look_in_a_while() -> None:
+def test_a_queue_that_only_one_database_knows_costs_one_look_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("messaging.processing.elsewhere.GAINED", 3600.0)
     processor = consumer(NEW)
     with CaptureQueriesContext(connections[OLD]) as queries:
         for _ in range(5):
@@ -391,7 +392,7 @@ def test_a_dead_letter_without_id_belongs_to_the_claim_that_another_database_has
 
 
 def test_a_crash_without_id_is_counted_where_its_message_has_come_again_since() -> None:
-    delivery, since = again(arrived(message_id=None)), time.monotonic() - 1
+    delivery, since = again(arrived(message_id=None)), time.monotonic() - 60
     key, digest = str(uuid.uuid4()), str(delivery.envelope.digest)
     entry = Entry("default", "work", key, digest, 1, "", OLD, "tests.die", 1_700_000_000.0)
     processor = consumer(NEW, fail)
@@ -748,7 +749,7 @@ def test_a_death_waits_beside_the_work_for_a_database_that_is_not_its_own(monkey
     entry = died_before_it_was_recorded(arrived())
     report = {"entry": entry.to_json(), "error": "ProcessDied", "text": "killed", "since": time.monotonic()}
     deaths, gone = Deaths([report], processor, told.set, stopping), Away(monkeypatch, NEW)  # for this thread
-    held_up = threading.Timer(20, stopping.set)
+    held_up = threading.Timer(120, stopping.set)
     held_up.start()
     try:
         deaths.record()

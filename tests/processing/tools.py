@@ -43,7 +43,7 @@ class Held:
 
     def run(self, message: ReceivedMessage) -> None:
         self.entered.set()
-        self.leave.wait(60)
+        self.leave.wait(120)
         if self._error is not None:
             raise self._error
 
