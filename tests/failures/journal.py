@@ -65,20 +65,25 @@ def lines_of(running: Running) -> list[Line]:
     return found
 
 
-def assert_told_once(running: Running, *troubles: Trouble, besides: Iterable[str] = ()) -> None:
+def assert_told_once(
+    running: Running, *troubles: Trouble, besides: Iterable[str] = (), may_recur: bool = False
+) -> None:
     """Each trouble began with one line and ended with a later one, and nothing else was worth a warning.
 
     Args:
         running: a command whose scenario is over.
         troubles: what happened, once each and to one process.
         besides: patterns of further warnings that belong to the scenario.
+        may_recur: whether a machine that stands still for a while is the same trouble, and it may have come again.
     """
     lines = [line for line in lines_of(running) if line.level not in ("DEBUG", "INFO")]
     told = "\n".join(map(str, lines))
     for trouble in troubles:
         begins, ends = (_positions(lines, trouble.logger, pattern) for pattern in (trouble.begins, trouble.ends))
-        assert len(begins) == len(ends) == 1, f"{trouble} was told {len(begins)} and {len(ends)} times:\n{told}"
-        assert begins < ends, told
+        assert len(begins) == len(ends) > 0, f"{trouble} was told {len(begins)} and {len(ends)} times:\n{told}"
+        assert may_recur or len(begins) == 1, f"{trouble} was told {len(begins)} times:\n{told}"
+        moments = [moment for pair in zip(begins, ends, strict=True) for moment in pair]
+        assert moments == sorted(moments), told
     known = [pattern for trouble in troubles for pattern in (trouble.begins, trouble.ends)] + list(besides)
     strange = [line for line in lines if not any(re.search(pattern, line.text) for pattern in known)]
     assert not strange, f"{strange} among\n{told}"

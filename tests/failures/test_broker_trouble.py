@@ -19,7 +19,7 @@ from tools.proxy import Proxy
 from tools.rabbitmq import RabbitMQ, add_vhost, delete_vhost, vhost_of
 
 # Two heartbeats of a second with their grace, and what a busy machine takes; with heartbeats of a minute it were 130 s.
-NOTICED = 2 * (1 + 5) + 30
+NOTICED = 2 * (1 + 5) + 90
 PUBLISH = "from messaging import publish\nfor number in range({}): publish('work.a', {{}})"
 SLOW_COMMITS = """
 CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1.5); RETURN NULL; END $$;
@@ -114,7 +114,7 @@ def test_a_silent_network_is_noticed_within_two_heartbeats(site: SiteFactory, vh
         running.wait_for_output("Connected to .* again; consuming")
         assert (effects(made), attempts(made)) == ((21, 21), 0)
         assert running.stop() == 0
-        assert_told_once(running, CONSUMER, RELAY)
+        assert_told_once(running, CONSUMER, RELAY, may_recur=True)
 
 
 @pytest.mark.mode(34)

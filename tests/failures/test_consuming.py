@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import pytest
@@ -18,7 +19,7 @@ ON_SQLITE_TOO = ["postgres", pytest.param("sqlite", marks=pytest.mark.slow)]
 @pytest.fixture(params=ON_SQLITE_TOO)
 def doing(site: SiteFactory, request: pytest.FixtureRequest) -> Site:
     """A site whose handlers do what messages say."""
-    return site(request.param, handlers=HANDLERS, options={"HEARTBEAT": 1, "LEASE": 5})
+    return site(request.param, handlers=HANDLERS, options={"LEASE": 5})
 
 
 @pytest.mark.mode(19)
@@ -64,13 +65,20 @@ def test_the_same_id_with_another_body_is_kept_and_flagged(doing: Site) -> None:
 @pytest.mark.parametrize("do", ["busy", "pause"])
 @pytest.mark.slow
 def test_a_handler_that_outlasts_the_heartbeat_has_one_effect(doing: Site, do: str) -> None:
+    doing.env["MESSAGING_OPTIONS"] = json.dumps({"HEARTBEAT": 1, "LEASE": 5})
     running = consume(doing, "work")
-    publish(doing, ("work.a", do))
-    settled(doing, processed=1)
-    assert effects(doing) == {do: 1}
-    assert attempts(doing) == {}
-    if do == "busy":  # one that lets nothing else run costs its connection, and nothing more
-        assert (len(starts(doing, do)), running.output.count("Connected to")) == (1, 1)
+
+    def keeps_its_connection(number: int) -> bool:
+        before = len(starts(doing, do)), running.output.count("Connected to")
+        send(doing, "work", (f"{do}-{number}", do))
+        settled(doing, processed=number)
+        assert effects(doing) == {do: number}
+        assert attempts(doing) == {}
+        return (len(starts(doing, do)), running.output.count("Connected to")) == (before[0] + 1, before[1])
+
+    is_kept = keeps_its_connection(1)
+    if do == "busy":  # one that lets nothing else run costs its connection, and nothing more; as a machine's halt does
+        assert is_kept or any(map(keeps_its_connection, range(2, 6)))
     assert running.stop() == 0
 
 
