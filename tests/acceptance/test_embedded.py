@@ -34,6 +34,11 @@ def work(message):
     Effect.objects.create(key=message.id, value="done")
 """
 
+# Whose consumer that is to hang stands still as soon as its handler runs, within the time that this one alone has.
+FREEZING = "import signal\nfrom messaging.processing import execution\nexecution.MARGIN = 1.0\n" + HANDLERS.replace(
+    "backoff=0.1", 'backoff=0.1, timeout=5 if (FOLDER / "hold").exists() else 600'
+).replace("    while (", '    if (FOLDER / "hold").exists():\n        os.killpg(0, signal.SIGSTOP)\n    while (')
+
 PUBLISH = "from messaging import publish\nfor number in range({}): publish('work.one', number)"
 
 
@@ -110,14 +115,12 @@ def test_a_frozen_consumers_messages_go_to_another_and_it_does_no_harm_when_it_w
 def test_what_a_frozen_consumer_keeps_from_the_others_is_theirs_once_its_handlers_timeout_is_over(
     site: SiteFactory, request: pytest.FixtureRequest, pooler: bool
 ) -> None:
-    brief = "from messaging.processing import execution\nexecution.MARGIN = 1.0\n"
-    timed = brief + HANDLERS.replace("backoff=0.1", "backoff=0.1, timeout=5")
-    made = site("postgres", handlers=timed, broker="database://", options={"LEASE": 1})
+    made = site("postgres", handlers=FREEZING, broker="database://", options={"LEASE": 1})
     if pooler:
         pgbouncer: Callable[[str], PgBouncer] = request.getfixturevalue("pgbouncer")
         made.env["DATABASE_URL"] = pgbouncer(made.database_url).url_of(made.database_url)
     frozen = start_held(made, 1)
-    freeze(made, frozen)
+    wait_until(lambda: set(states_of_group(frozen.pid)) == {"T"}, what="it to stand still")
     (made.folder / "hold").unlink()
     consumer = made.start("consume")
     waits = "%waits for another process''s transaction: 1 message"
@@ -135,7 +138,8 @@ def test_what_a_frozen_consumer_keeps_from_the_others_is_theirs_once_its_handler
 
 
 def test_a_stopping_consumer_gives_back_what_it_has_not_started(site: SiteFactory, every_db: str) -> None:
-    made = site(every_db, handlers=HANDLERS, broker="database://", options={"LEASE": 600})
+    options = {"LEASE": 600, "STOP_TIMEOUT": 120}
+    made = site(every_db, handlers=HANDLERS, broker="database://", options=options)
     consumer = start_held(made, 5)
     consumer.signal(signal.SIGTERM)
     free = "SELECT COUNT(*) FROM messaging_embeddedmessage WHERE holder_id IS NULL"

@@ -56,7 +56,7 @@ ON_POSTGRES = [pytest.mark.broker, pytest.mark.postgres]
 def test_every_effect_happens_exactly_once_while_processes_are_killed(
     site: SiteFactory, db: str, broker: str | None, count: int
 ) -> None:
-    made = site(db, handlers=HANDLERS, options={"LEASE": 3}, broker=broker)
+    made = site(db, handlers=HANDLERS, options={"LEASE": 3, "STOP_TIMEOUT": 120}, broker=broker)
     made.manage("topology")
     commands = [("relay",), ("relay",), ("consume", "--no-relay"), ("consume", "--no-relay")]
     running = [made.start(*command) for command in commands]

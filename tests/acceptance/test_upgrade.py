@@ -203,7 +203,8 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def releases(site: SiteFactory, before: Path, request: pytest.FixtureRequest) -> dict[str, Site]:
     """One site, run by the old code and by the new."""
     db, broker = request.param
-    made = site(db, handlers=HANDLERS, broker=broker, options={"LEASE": 3}, env={"RELEASE": "new"})
+    options = {"LEASE": 3, "STOP_TIMEOUT": 120}
+    made = site(db, handlers=HANDLERS, broker=broker, options=options, env={"RELEASE": "new"})
     made.manage("topology")
     return {"old": made.beside(before, RELEASE="old"), "new": made}
 
