@@ -11,7 +11,7 @@ from django.db import connection
 from django.utils import timezone as django_timezone
 
 from messaging import Retry, publish
-from messaging.db.clock import Now, in_utc
+from messaging.db.clock import Now, in_utc, read_clock
 from messaging.exceptions import PublishError
 from messaging.handlers import Registry
 from messaging.models import Attempt, ProcessedMessage, PublishedMessage, QueueControl, Worker
@@ -54,6 +54,11 @@ def test_the_systems_own_time_zone_will_do(settings: Any) -> None:
     row = publish("k", 1, at=datetime.now() + 2 * SOON)  # noqa: DTZ005
     row.refresh_from_db()
     assert abs(in_utc(row.publish_at) - datetime.now(UTC) - 2 * SOON) < SOON
+
+
+def test_the_databases_clock_is_read_in_utc() -> None:
+    before = datetime.now(UTC)
+    assert before - SOON < read_clock(ProcessedMessage.objects.all(), "received_at") < before + SOON
 
 
 def handled(function: Callable[..., Any], delivery: Any, **options: Any) -> ProcessedMessage:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
-from django.db import models
+from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import functions
 from django.utils import timezone
@@ -98,8 +98,12 @@ def read_clock(rows: models.QuerySet[Any], field: str) -> datetime:
         field: a MomentField of theirs.
     """
     now, params = rows.query.get_compiler(rows.db).compile(Now())
+    has_zones = connections[rows.db].features.supports_timezones
+    if has_zones:  # else a driver returns local time where `USE_TZ` is off, of which one hour in a year comes twice
+        now = f"{now} AT TIME ZONE 'UTC'"
     [row] = rows.raw(f"SELECT 0 AS id, {now} AS {field}", params)
-    return in_utc(getattr(row, field))
+    moment: datetime = getattr(row, field)
+    return moment.replace(tzinfo=UTC) if has_zones else in_utc(moment)
 
 
 def _read(value: datetime | None, *_: Any) -> datetime | None:
