@@ -317,8 +317,9 @@ class Consumer:
             depths = self._backend.depths(sorted(queues))
         except BrokerUnavailable:
             return False
+        consuming = self._subscription.consuming
         # RabbitMQ says 0 of both for a quorum queue whose leader does not answer within 250 ms.
-        return not any(depth.ready or depth.consumers == 0 for depth in depths)
+        return not any(depth.ready or (depth.consumers == 0 and depth.queue in consuming) for depth in depths)
 
     def _has_work(self, found: Callable[[str], bool]) -> bool:
         """Whether a database holds work; one that does not answer cannot be said to hold none."""

@@ -119,6 +119,11 @@ class Subscription:
         return self._was_well and not self._in_trouble
 
     @property
+    def consuming(self) -> frozenset[str]:
+        """The queues that deliver. From any thread."""
+        return self._receiver.consuming
+
+    @property
     def away(self) -> frozenset[str]:
         """The queues that are wanted and cannot be used now. From any thread."""
         return frozenset(list(self._away))
