@@ -101,6 +101,7 @@ def _without_halts(lines: Iterable[Line]) -> list[Line]:
             halted.discard(line.logger)
         else:
             kept.append(line)
+    assert not halted, f"{halted} did not connect again"
     return kept
 
 

@@ -64,6 +64,14 @@ def obey():
     os._exit(0)
 """
 
+# Each child has two minutes to hand over in.
+IN_PEACE = """
+import sys
+from messaging.supervising import __main__, child
+child.RELEASE_TIME = 120.0
+sys.exit(__main__.main())
+"""
+
 # No child is killed before it has noted that it was to hand over.
 TOLD_FIRST = """
 import pathlib, sys
@@ -332,19 +340,20 @@ note("asked")
 assert order() == {"release": True}
 note("released")
 time.sleep(float("%s"))
+note("handed over")
 os._exit(1)
 """
 
 
 @pytest.mark.parametrize("end", ["deadline", "second signal"])
 def test_what_runs_is_handed_over_before_it_is_ended(supervise: Callable[..., Supervised], end: str) -> None:
-    supervised = supervise(RELEASED % 0.2, f"--stop-timeout={0.5 if end == 'deadline' else 60}", code=TOLD_FIRST)
+    supervised = supervise(RELEASED % 0.2, f"--stop-timeout={0.5 if end == 'deadline' else 60}", code=IN_PEACE)
     (pid,) = supervised.wait_for("up")
     supervised.process.send_signal(signal.SIGTERM)
     supervised.wait_for("asked")
     if end == "second signal":
         supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.wait_for("released") == [pid]
+    assert supervised.wait_for("handed over") == [pid]
     assert supervised.process.wait(180) == 1
     assert not is_alive(pid)
 
@@ -356,6 +365,7 @@ def test_who_does_not_hand_over_in_time_is_killed(supervise: Callable[..., Super
     supervised.wait_for("released")
     assert supervised.process.wait(180) == 1
     assert not is_alive(pid)
+    assert supervised.notes("handed over") == []
 
 
 def test_a_replaced_child_hands_over_what_still_runs_and_is_not_blamed(
@@ -376,7 +386,7 @@ def test_a_replaced_child_hands_over_what_still_runs_and_is_not_blamed(
         """,
         "--reload",
         "--stop-timeout=0.5",
-        code=TOLD_FIRST,
+        code=IN_PEACE,
     )
     change_until(supervised, source, "released")
     supervised.wait_for("up", 2)

@@ -28,8 +28,8 @@ from tools.services import ServiceFailed
 LINE_EVERY = 5.0  # seconds between two lines of progress
 LOOK_EVERY = 1.0  # seconds between two looks at the counts, when no fault is to come
 WARM = 60.0  # seconds within which the first effect is waited for, so that faults meet what is at work
-FAULTS, EFFECTS, STRANGERS = 3, 100, 20  # so many a run has met at least, however short it is to be
-LONGER = 180.0  # seconds for which it goes on for that
+FAULTS, EFFECTS, STRANGERS = 3, 100, 20  # so many a run is to meet, however short
+LONGER = 180.0  # seconds for which it goes on for that, at most
 REQUEUE_EVERY = 20.0  # seconds between an operator's looks at the failed messages, while faults go on
 REQUEUE_SOON = 2.0  # the same afterwards
 REPLAY_EVERY = 10.0  # seconds between two replays of what was lost on purpose, until all is done
