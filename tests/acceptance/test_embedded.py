@@ -7,11 +7,11 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from tests.mariadb import MariaDatabase
+from tests.processes import states_of_group
 from tests.services import Database
 from tests.site import Running, Site, SiteFactory
 from tests.waiting import wait_until
@@ -60,17 +60,6 @@ def freeze(site: Site, consumer: Running) -> None:
         connection.execute("BEGIN IMMEDIATE")
         os.killpg(consumer.pid, signal.SIGSTOP)
         wait_until(lambda: all(state == "T" for state in states_of_group(consumer.pid)), what="them to stand still")
-
-
-def states_of_group(leader: int) -> list[str]:
-    """The letter that the system gives for the state of each process of a group (Linux)."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
-            if int(group) == leader and state != "Z":
-                found.append(state)
-    return found
 
 
 def effects(site: Site) -> tuple[int, int]:

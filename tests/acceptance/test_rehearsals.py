@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
+from tests.processes import is_alive
 from tests.site import Site, SiteFactory
 from tests.waiting import wait_until
 
@@ -108,7 +107,7 @@ def test_whose_worker_is_killed_ends_with_it_says_so_and_is_not_run_again(stage:
     wait_until(lambda: runs.read_text().endswith("\n"), what="its process id")
     worker.kill_process()
     pid = int(runs.read_text())
-    wait_until(lambda: not _lives(pid), what="the end of the rehearsal's process")
+    wait_until(lambda: not is_alive(pid), what="the end of the rehearsal's process")
     assert stage.sql("SELECT state FROM messaging_rehearsal") == [("running",)]
     assert "rehearsal" not in stage.manage("run_operations").stdout, "its claim may live"
     stage.run("from messaging.models import Rehearsal; Rehearsal.objects.update(leased_until='2020-01-01T00:00Z')")
@@ -134,11 +133,3 @@ def test_from_a_terminal(stage: Site) -> None:
     row = ask(stage, "stage.good")
     assert "It would succeed: 2 rows, 1 messages, 1 mails" in stage.manage("rehearse_message", row).stdout
     unchanged(stage)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ import psycopg
 import pytest
 
 from tests.deploy.files import DEPLOY
+from tests.processes import stat_of
 from tests.services import Database, missing
 from tests.site import ROOT
 from tests.waiting import wait_until
@@ -156,9 +156,5 @@ def test_the_image_consumes_as_nobody_and_stops_in_order(
 
 def zombies_of(pid: int) -> list[int]:
     """The children of a process that have ended and were not waited for."""
-    found = []
-    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
-        with contextlib.suppress(OSError):  # it is gone
-            if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                found.append(child)
-    return found
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [child for child in children if stat_of(child)[:1] == ["Z"]]

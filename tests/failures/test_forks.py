@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.failures.deeds import attempts, consume, effects, send, settled
+from tests.processes import is_alive, stat_of
 from tests.site import Site, SiteFactory
 from tests.waiting import wait_until
 
@@ -123,13 +123,6 @@ def pids(site: Site) -> list[int]:
     return [int(line) for line in file.read_text().split()] if file.exists() else []
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; not one that only waits for its status to be read."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
 @pytest.fixture
 def doing(site: SiteFactory) -> Iterator[Site]:
     made = site("postgres", handlers=HANDLERS)
@@ -192,8 +185,7 @@ def test_an_orphan_that_keeps_all_connections_does_not_keep_the_attempt_from_bei
 
 
 def parent_of(pid: int) -> int:
-    with open(f"/proc/{pid}/stat") as file:
-        return int(file.read().rpartition(")")[2].split()[1])
+    return int(stat_of(pid)[1])
 
 
 def test_a_forked_process_has_a_database_session_of_its_own_and_records_nothing(doing: Site) -> None:

@@ -36,7 +36,7 @@ from datetime import timedelta
 from django.db import transaction
 from messaging.db.clock import Now
 from messaging.models import ProcessedMessage
-from tests.acceptance.test_embedded import states_of_group
+from tests.processes import states_of_group
 from tests.waiting import wait_until
 with transaction.atomic():
     ProcessedMessage.objects.update(leased_until=Now() + timedelta(minutes=1))  # from now on nobody else writes to it

@@ -18,6 +18,7 @@ from uuid import uuid4
 import pytest
 
 from messaging.supervising.child import describe
+from tests.processes import is_alive
 from tests.waiting import DEADLINE, wait_until
 from tools.janitor import Janitor
 
@@ -162,14 +163,6 @@ def supervise(tmp_path: Path, janitor: Janitor) -> Iterator[Callable[..., Superv
             os.killpg(one.process.pid, signal.SIGKILL)
         one.process.wait()
         janitor.forget(one.process.pid)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # FileNotFoundError, or ProcessLookupError where it is gone since the file was opened
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.mode(62)
